@@ -1,0 +1,165 @@
+"""Folders of photos to people: identity, photo, caption. Names decide; no picture is opened here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperdreambooth.runs import InputError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_KINDS = "png, jpg, webp, bmp, tiff or gif"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of one person.
+
+    Attributes:
+        path: the file.
+        identity: whose photo it is.
+        caption: what it shows, where somebody wrote it down.
+    """
+
+    path: Path
+    identity: str
+    caption: str | None
+
+
+def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
+    """Read a folder of many people.
+
+    ``folder/identity/*.png`` is one identity a subfolder; a folder of nothing but photos is one identity a
+    photo, named by the file's stem (CelebA's way). Captions come from ``photo.txt`` beside the photo or a
+    ``metadata.jsonl`` (``{"file_name": …, "text": …}``) in the folder or the subfolder. Hidden names, and
+    subfolders that hold no photo, are passed over.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        Identity → its photos, both sorted by name.
+
+    Raises:
+        InputError: not a folder, no photo in it, or photos beside the people's subfolders.
+    """
+    _check_folder(folder)
+    captions = _metadata(folder)
+    loose = _photos(folder)
+    people: dict[str, list[Path]] = {}
+    for inner in _children(folder):
+        if inner.is_dir() and (photos := _photos(inner)):
+            people[inner.name] = photos
+            captions |= _metadata(inner)
+    if loose and people:
+        raise InputError(
+            f"{folder}: has photos beside people's folders; move {loose[0].name} into one of them"
+        )
+    for path in loose:
+        people.setdefault(path.stem, []).append(path)
+    if not people:
+        raise InputError(f"{folder}: no photo found; expected {folder.name}/PERSON/*.jpg ({_KINDS})")
+    return {name: _label(paths, name, captions) for name, paths in sorted(people.items())}
+
+
+def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
+    """Read the photos of one person, named after the first file or folder.
+
+    Args:
+        photos: files, or folders of photos; the same file twice counts once.
+
+    Returns:
+        The photos in the order given, those of a folder sorted by name.
+
+    Raises:
+        InputError: nothing given, something missing, or a folder without photos.
+    """
+    if not photos:
+        raise InputError("no photo given; expected a photo of the person, or a folder of them")
+    found: dict[Path, Path] = {}
+    captions: dict[Path, str] = {}
+    for given in photos:
+        if given.is_file():
+            found.setdefault(given.resolve(), given)
+            captions |= _metadata(given.parent)
+            continue
+        _check_folder(given)
+        inside = _photos(given)
+        if not inside:
+            raise InputError(
+                f"{given}: no photo found; expected the photos of one person ({_KINDS}) right in it"
+            )
+        captions |= _metadata(given)
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    first = photos[0].resolve()
+    return _label(found.values(), first.stem if first.is_file() else first.name, captions)
+
+
+def photo_hash(path: Path) -> str:
+    """32 hex digits of the file's content; its name and date do not matter."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the photo ({error.strerror})") from None
+
+
+def _check_folder(folder: Path) -> None:
+    """Missing, or not a folder: say which."""
+    if not folder.exists():
+        raise InputError(f"{folder}: no such photo or folder of photos")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of photos, found a file")
+
+
+def _children(folder: Path) -> list[Path]:
+    """What is in a folder, hidden names left out, sorted by name."""
+    try:
+        return sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: path.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read the folder ({error.strerror})") from None
+
+
+def _photos(folder: Path) -> list[Path]:
+    """The photos right in a folder; never deeper, so a symlink that leads back is harmless."""
+    return [path for path in _children(folder) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+
+
+def _label(paths: Iterable[Path], identity: str, captions: dict[Path, str]) -> tuple[Photo, ...]:
+    """Attach the captions; a text file beside the photo beats metadata.jsonl."""
+    return tuple(Photo(path, identity, _beside(path) or captions.get(path)) for path in paths)
+
+
+def _beside(path: Path) -> str | None:
+    """The text file beside a photo, as one line."""
+    text = path.with_suffix(".txt")
+    return " ".join(_read(text).split()) if text.is_file() else None
+
+
+def _read(path: Path) -> str:
+    """A text file, or one line on why not."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected captions as UTF-8 text ({error})") from None
+
+
+def _metadata(folder: Path) -> dict[Path, str]:
+    """The captions of a folder's ``metadata.jsonl``, as Hugging Face's image folders have it."""
+    file = folder / "metadata.jsonl"
+    captions: dict[Path, str] = {}
+    for number, line in enumerate(_read(file).split("\n") if file.is_file() else [], start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if text := entry.get("text"):
+                captions[folder / entry["file_name"]] = " ".join(str(text).split())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            expected = 'expected {"file_name": …, "text": …}'
+            raise InputError(f"{file}: line {number}: {expected}, got {line[:60]}") from None
+    return captions

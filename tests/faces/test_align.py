@@ -1,0 +1,247 @@
+"""Photos of every kind open the way people see them; broken ones say so in one line."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hyperdreambooth.faces import align
+from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
+from hyperdreambooth.runs import InputError, draw
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def split(size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    return image
+
+
+def corner(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    pixel = image.getpixel((x % image.width, y % image.height))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+def close(a: tuple[int, ...], b: tuple[int, ...], tolerance: int = 3) -> bool:
+    return all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
+def test_every_format(tmp_path: Path, suffix: str) -> None:
+    split().save(tmp_path / f"a.{suffix}")
+    image = open_photo(tmp_path / f"a.{suffix}")
+    assert image.mode == "RGB" and image.size == (64, 48)
+    assert close(corner(image, 0, 0), RED) and close(corner(image, -1, 0), BLUE)
+
+
+def test_a_phones_picture_of_pictures(tmp_path: Path) -> None:
+    split().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))])
+    image = open_photo(tmp_path / "a.jpg")
+    assert close(corner(image, 0, 0), RED) and close(corner(image, -1, 0), BLUE)
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    split().save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert open_photo(tmp_path / "a.jpg").size == (64, 48)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
+    upright = split()
+    turns = {
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],  # the inverse of what a viewer does
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = upright
+    for turn in turns[orientation]:
+        stored = stored.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert open_photo(tmp_path / "a.png").tobytes() == upright.tobytes()
+
+
+def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(ramp).save(tmp_path / "a.tif")
+    Image.fromarray(ramp.astype(np.float32) / 65535).save(tmp_path / "float.tif")
+    Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "int.tif")
+    Image.fromarray((ramp // 257).astype(np.float32)).save(tmp_path / "bytes.tif")
+    wanted = (ramp / 257).round()
+    for name in ("a.png", "a.tif", "float.tif", "int.tif", "bytes.tif"):
+        image = np.asarray(open_photo(tmp_path / name)).astype(float)
+        assert image.shape == (64, 64, 3)
+        assert np.abs(image - wanted[..., None]).max() <= 1, name
+
+
+def test_sixteen_bit_colour(tmp_path: Path) -> None:
+    """Pillow cannot write such a PNG: it is made by hand."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (40).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
+    row = b"\0" + np.array([65535, 32896, 0] * 40, dtype=">u2").tobytes()
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 40)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    assert close(corner(open_photo(tmp_path / "a.png"), 20, 20), (255, 128, 0), 1)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    for suffix in ("jpg", "tif"):
+        split().convert("CMYK").save(tmp_path / f"a.{suffix}")
+        image = open_photo(tmp_path / f"a.{suffix}")
+        assert close(corner(image, 0, 0), RED) and close(corner(image, -1, 0), BLUE)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparent_is_white(tmp_path: Path, mode: str) -> None:
+    grey = Image.new("LA", (40, 40), (90, 255))
+    grey.paste((10, 0), (20, 0, 40, 40))
+    target = tmp_path / ("a.tif" if mode == "PA" else "a.png")
+    if mode == "P":
+        palette = Image.new("P", (40, 40), 0)
+        palette.putpalette([90, 90, 90, 10, 10, 10])
+        palette.paste(1, (20, 0, 40, 40))
+        palette.save(target, transparency=1)
+    elif mode == "PA":
+        image = Image.new("PA", (40, 40), (0, 255))
+        image.putpalette([90, 90, 90])
+        image.paste((0, 0), (20, 0, 40, 40))
+        assert corner(align._rgb(image), -1, 0) == WHITE
+        return
+    else:
+        grey.convert(mode).save(target)
+    image = open_photo(target)
+    assert corner(image, 0, 0) == (90, 90, 90) and corner(image, -1, 0) == WHITE
+
+
+def test_half_transparent_is_mixed(tmp_path: Path) -> None:
+    Image.new("RGBA", (40, 40), (255, 0, 0, 128)).save(tmp_path / "a.png")
+    assert close(corner(open_photo(tmp_path / "a.png"), 3, 3), (255, 127, 127), 1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_few_colours(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGB", (40, 40), (0, 0, 0))
+    image.paste(WHITE, (20, 0, 40, 40))
+    image.convert(mode).save(tmp_path / "a.png")
+    opened = open_photo(tmp_path / "a.png")
+    assert corner(opened, 0, 0) == (0, 0, 0) and corner(opened, -1, 0) == WHITE
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_an_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    assert close(corner(open_photo(tmp_path / f"a.{suffix}"), 5, 5), RED)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
+@pytest.mark.parametrize("part", [0.3, 0.7])
+def test_truncated(tmp_path: Path, suffix: str, part: float) -> None:
+    file = tmp_path / f"a.{suffix}"
+    noise = torch.randint(0, 256, (64, 64, 3), generator=draw(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(file)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
+    with pytest.raises(InputError) as caught:
+        open_photo(file)
+    assert f"a.{suffix}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(st.data())
+def test_broken_bytes_never_give_another_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    suffix = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]))
+    buffer = io.BytesIO()
+    split().save(buffer, suffix)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))
+    file = tmp_path_factory.getbasetemp() / "broken"
+    file.write_bytes(content)
+    try:
+        assert open_photo(file).mode == "RGB"
+    except InputError as error:
+        assert "broken" in str(error) and "\n" not in str(error)
+
+
+def test_not_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n")
+    for name in ("a.jpg", "empty.jpg", "a.eps"):
+        with pytest.raises(InputError, match=f"{name}: not a PNG, JPEG"):
+            open_photo(tmp_path / name)
+    with pytest.raises(InputError, match="no such photo"):
+        open_photo(tmp_path / "b.jpg")
+    with pytest.raises(InputError, match="found a folder"):
+        open_photo(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(9_000, 9_000), (10_000, 10_000), (40_000, 40_000)])
+def test_a_bomb_is_not_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    """81 MP is over ours, 100 MP over Pillow's warning, 1600 MP over its error; only the header is real."""
+    buffer = io.BytesIO()
+    Image.new("1", (64, 64)).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    content[16:24] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"bomb\.png.*more than 80 million pixels"):
+        open_photo(tmp_path / "bomb.png")
+
+
+def test_too_small(tmp_path: Path) -> None:
+    split((200, 31)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="200×31 pixels, expected at least 32"):
+        open_photo(tmp_path / "a.png")
+    split((32, 32)).save(tmp_path / "a.png")
+    assert open_photo(tmp_path / "a.png").size == (32, 32)
+
+
+@given(width=st.integers(32, 90), height=st.integers(32, 90), size=st.integers(1, 70))
+def test_pixels_are_the_centre_square(width: int, height: int, size: int) -> None:
+    noise = torch.randint(0, 256, (height, width, 3), generator=draw(width, height), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+    pixels = to_pixels(image, size)
+    assert pixels.shape == (3, size, size) and pixels.dtype == torch.float32 and pixels.is_contiguous()
+    assert pixels.min() >= -1 and pixels.max() <= 1
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    assert to_image(pixels).tobytes() == square.tobytes()
+
+
+def test_pictures_and_pixels_are_inverse() -> None:
+    ramp = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).expand(16, 16, 3)
+    image = Image.fromarray(ramp.numpy())
+    pixels = to_pixels(image, 16)
+    assert to_image(pixels).tobytes() == image.tobytes()
+    assert pixels[0, 0, 0] == -1 and pixels[0, 15, 15] == 1
+
+
+def test_pixels_out_of_range_are_clamped() -> None:
+    wild = torch.tensor([-9.0, 9.0, float("nan")]).reshape(3, 1, 1).expand(3, 2, 2).requires_grad_()
+    assert to_image(wild).getpixel((0, 0)) == (0, 255, 128)
+    assert to_image(torch.ones(3, 2, 2, dtype=torch.bfloat16)).getpixel((1, 1)) == WHITE
