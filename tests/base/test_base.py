@@ -1,0 +1,95 @@
+"""The frozen base: what it encodes, how it noises, which layers it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, target
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.runs import InputError
+from hyperdreambooth.shapes import Site, canonical, site_fingerprint
+
+
+def test_sites_are_all_attention_projections(micro_base: Base) -> None:
+    names = {s.name for s in micro_base.sites}
+    assert len(names) == len(micro_base.sites) == 40
+    assert "text_encoder.encoder.layers.1.self_attn.out_proj" in names
+    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0" in names
+    assert list(micro_base.sites) == sorted(micro_base.sites)
+
+
+def test_text_encoder_can_stay_out(micro_dir: Path) -> None:
+    assert {s.component for s in load_base(micro_dir, "cpu", text_encoder=False).sites} == {"unet"}
+
+
+@pytest.mark.parametrize(
+    "path", ["text_model.encoder.layers.0.q", "encoder.layers.0.q", "module._orig_mod.encoder.layers.0.base_layer.q"]
+)
+def test_canonical_names_ignore_wrappers(path: str) -> None:
+    assert canonical("text_encoder", path) == "text_encoder.encoder.layers.0.q"
+
+
+def test_site_fingerprint_follows_the_list() -> None:
+    one, two = Site("unet.a", 4, 4), Site("unet.b", 4, 8)
+    assert site_fingerprint([one, two]) == site_fingerprint([two, one])
+    assert site_fingerprint([one]) != site_fingerprint([one, two])
+
+
+def test_fingerprint_names_the_weights(micro_dir: Path, micro_base: Base) -> None:
+    again = load_base(micro_dir, "cpu")
+    assert again.fingerprint == micro_base.fingerprint
+    with torch.no_grad():
+        next(micro_base.pipe.unet.parameters()).add_(0.1)
+    changed = Base(micro_base.pipe, "x", trigger="sks", class_word="face")
+    assert changed.fingerprint != again.fingerprint
+
+
+def test_nothing_of_the_base_is_trainable(micro_base: Base) -> None:
+    assert not any(p.requires_grad for m in micro_base.components.values() for p in m.parameters())
+
+
+def test_noise_is_what_the_scheduler_adds(micro_base: Base) -> None:
+    latents, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    expected = micro_base.pipe.scheduler.add_noise(latents, noise, t)
+    torch.testing.assert_close(add_noise(micro_base, latents, noise, t), expected)
+
+
+def test_velocity_is_what_the_scheduler_asks_for(micro_base: Base) -> None:
+    micro_base.pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    latents, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    expected = micro_base.pipe.scheduler.get_velocity(latents, noise, t)
+    torch.testing.assert_close(target(micro_base, latents, noise, t), expected)
+
+
+def test_loss_is_one_value_a_sample_and_masks(micro_base: Base) -> None:
+    latents, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+    cond = micro_base.encode_prompts(micro_base.tokenize(["a photo of a [V] face"] * 2))
+    plain = denoise_loss(micro_base, latents, cond, noise, t)
+    ones = denoise_loss(micro_base, latents, cond, noise, t, mask=torch.ones(2, 1, 8, 8))
+    assert plain.shape == (2,)
+    torch.testing.assert_close(plain, ones)
+
+
+def test_noise_is_a_function_of_its_key(micro_base: Base) -> None:
+    a, b, c = (draw_noise(micro_base, (4, 8, 8), 0, who, 5) for who in ("ana", "ana", "bob"))
+    assert torch.equal(a[0], b[0]) and a[1] == b[1]
+    assert not torch.equal(a[0], c[0])
+
+
+def test_the_trigger_replaces_the_placeholder(micro_base: Base) -> None:
+    assert micro_base.prompt("a [V] face") == "a sks face"
+    assert torch.equal(micro_base.tokenize(["a [V] face"]), micro_base.tokenize(["a sks face"]))
+
+
+def test_plain_diffusers_loads_the_folder(micro_dir: Path) -> None:
+    assert type(DiffusionPipeline.from_pretrained(micro_dir)).__name__ == "StableDiffusionPipeline"
+
+
+def test_no_pipeline_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model_index\.json") as caught:
+        load_base(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,38 @@
+"""Fixtures: a micro base and micro people, made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if TYPE_CHECKING:
+    from hyperdreambooth.base.load import Base
+
+
+@pytest.fixture(scope="session")
+def micro_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved micro StableDiffusionPipeline (32 px, 8×8×4 latents)."""
+    import micro
+
+    return micro.save(tmp_path_factory.mktemp("micro") / "base")
+
+
+@pytest.fixture(scope="session")
+def micro_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six people, three 32-pixel photos each, with captions."""
+    import micro
+
+    return micro.photos(tmp_path_factory.mktemp("people") / "photos")
+
+
+@pytest.fixture
+def micro_base(micro_dir: Path) -> Base:
+    """The micro base, freshly loaded: a test may wear what it likes."""
+    from hyperdreambooth.base.load import load_base
+
+    return load_base(micro_dir, device="cpu")

@@ -1,0 +1,101 @@
+"""A micro Stable Diffusion pipeline and a folder of micro people: the real classes, random weights, milliseconds a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WORDS = ("a", "photo", "of", "sks", "face", "smiling", "hat", "wearing")
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Bytes plus a few whole words, so that every text can be tokenized and the trigger is one token."""
+    vocab: dict[str, int] = {}
+    for ending in ("", "</w>"):
+        for byte in sorted(ByteLevel.alphabet()):
+            vocab[byte + ending] = len(vocab)
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        left = word[0] if len(word) > 1 else ""
+        for index, letter in enumerate(word[1:], 1):
+            right = letter + ("</w>" if index == len(word) - 1 else "")
+            if (left, right) not in merges:
+                merges.append((left, right))
+            left += right
+            vocab.setdefault(left, len(vocab))
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16, pad_token="<|endoftext|>")
+
+
+def text_encoder(tok: CLIPTokenizer) -> CLIPTextModel:
+    """Two layers of width 16."""
+    torch.manual_seed(1)
+    config = CLIPTextConfig(
+        vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
+        max_position_embeddings=16, projection_dim=16, bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )  # fmt: skip
+    return CLIPTextModel(config).eval()
+
+
+def vae() -> AutoencoderKL:
+    """32 pixels → 8×8×4 latents."""
+    torch.manual_seed(2)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=32, mid_block_add_attention=False,
+    ).eval()  # fmt: skip
+
+
+def unet() -> UNet2DConditionModel:
+    """Two levels (16, 32), attention on the lower one and in the middle."""
+    torch.manual_seed(3)
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
+def pipeline() -> StableDiffusionPipeline:
+    """The whole micro pipeline, the same weights on every call."""
+    tok = tokenizer()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae(), text_encoder=text_encoder(tok), tokenizer=tok, unet=unet(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save(folder: Path) -> Path:
+    """Saves the micro pipeline with its trigger, as a base folder."""
+    pipeline().save_pretrained(folder)
+    (folder / "hyperdreambooth.json").write_text(json.dumps({"trigger": "sks", "class_word": "face"}))
+    return folder
+
+
+def photos(folder: Path, identities: int = 6, each: int = 3) -> Path:
+    """Ordinary photo folders: a colour blob a person, moved from photo to photo, with captions."""
+    for person in range(identities):
+        rng = np.random.default_rng(person)
+        colours = rng.integers(0, 255, (2, 3))
+        home = folder / f"person-{person}"
+        home.mkdir(parents=True)
+        for k in range(each):
+            pixels = np.tile(colours[0], (32, 32, 1)).astype(np.uint8)
+            pixels[8 + k : 24 + k, 8 - k : 24 - k] = colours[1]
+            Image.fromarray(pixels).save(home / f"{k}.png")
+            (home / f"{k}.txt").write_text("a photo of a [V] face" + (", smiling" if k else ""))
+    return folder
