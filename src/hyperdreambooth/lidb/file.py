@@ -1,0 +1,190 @@
+"""One person on disk: a flat tensor a component and a small header, about 4 bytes a number.
+
+The aux bases and the site list are not in the file: the first come back from the seed (or the hypernetwork
+folder), the second from the base. Fingerprints in the header make sure that what comes back is what the
+numbers were made for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
+from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.runs import InputError, load_tensors, save_tensors
+from hyperdreambooth.shapes import Site, site_fingerprint
+
+FORMAT = "1"
+_FIELDS = (
+    "base_fingerprint", "base_source", "sites_fingerprint", "basis", "basis_fingerprint",
+    "rank", "down_dim", "up_dim", "trigger",
+)  # fmt: skip
+
+
+@dataclass
+class Lidb:
+    """One person's numbers and what they were made for.
+
+    Attributes:
+        numbers: `(P,)` float32.
+        layout: where each site's numbers lie.
+        basis_source: `seed:N` or `hypernet:FINGERPRINT`.
+        basis_fingerprint: of the bases the numbers were trained over.
+        base_fingerprint: of the base they were trained on.
+        trigger: the rare word that calls this person.
+        base_source: folder or hub id of that base; information only.
+    """
+
+    numbers: Tensor
+    layout: Layout
+    basis_source: str
+    basis_fingerprint: str
+    base_fingerprint: str
+    trigger: str
+    base_source: str
+
+
+def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> None:
+    """Writes the file whole.
+
+    Args:
+        path: `NAME.lidb.safetensors`.
+        lidb: the person.
+        dtype: `torch.float32` or `torch.float16`, which halves the file.
+
+    Raises:
+        InputError: the numbers are NaN, infinite or too large for `dtype`.
+        ValueError: the numbers are not `(P,)`.
+    """
+    if tuple(lidb.numbers.shape) != (lidb.layout.size,):
+        raise ValueError(f"numbers of shape ({lidb.layout.size},) expected, got {tuple(lidb.numbers.shape)}")
+    numbers = lidb.numbers.detach().to(dtype)
+    if not numbers.isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        raise InputError(
+            f"{path}: nothing was written, the numbers are NaN, infinite or too large for {name}"
+        )
+    parts = {part: numbers[span] for part, span in lidb.layout.components.items()}
+    save_tensors(path, parts, _header(lidb))
+
+
+def lidb_header(path: Path) -> dict[str, str] | None:
+    """The header of a LiDB file without its numbers, or None for any other file, readable or not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return None
+    return metadata if "lidb_format" in metadata else None
+
+
+def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
+    """Reads a LiDB file.
+
+    Args:
+        path: the file.
+        sites: all sites of the base that is to wear it; a file made without the text encoder uses the others.
+
+    Returns:
+        The person, numbers in float32. Whether base and basis fit is for `check_fits` to say.
+
+    Raises:
+        InputError: not a whole LiDB file, of a newer format, of another site list, or NaN or wrong shapes.
+    """
+    tensors, header = load_tensors(path)
+    _check_header(path, header)
+    own = _worn_sites(sites, tensors)
+    if not own or site_fingerprint(own) != header["sites_fingerprint"]:
+        raise InputError(
+            f"{path}: made for site list {header['sites_fingerprint']} of base {header['base_source']}, "
+            f"this base has site list {site_fingerprint(own or sites)}; use the base it was made for"
+        )
+    layout = Layout(own, *(int(header[field]) for field in ("rank", "down_dim", "up_dim")))
+    return Lidb(
+        _numbers(path, tensors, layout), layout, header["basis"], header["basis_fingerprint"],
+        header["base_fingerprint"], header["trigger"], header["base_source"],
+    )  # fmt: skip
+
+
+def check_fits(
+    lidb: Lidb, base_fingerprint: str, sites: Sequence[Site], basis: Basis, name: str | Path = "LiDB"
+) -> None:
+    """Refuses a LiDB of another base, site list or basis: it would load and paint somebody else.
+
+    Args:
+        lidb: the person.
+        base_fingerprint: of the base that is to wear it.
+        sites: all sites of that base.
+        basis: the bases its numbers would be read over.
+        name: what messages call it, usually its file.
+
+    Raises:
+        InputError: naming both fingerprints.
+    """
+    if lidb.base_fingerprint != base_fingerprint:
+        raise InputError(
+            f"{name}: made for base {lidb.base_fingerprint} ({lidb.base_source}), "
+            f"this base is {base_fingerprint}; use the base it was made for"
+        )
+    made_for, here = lidb.layout.fingerprint, site_fingerprint(_worn_sites(sites, lidb.layout.components))
+    if made_for != here:
+        raise InputError(f"{name}: made for site list {made_for}, this base has {here}; use its own base")
+    if lidb.basis_fingerprint != (found := basis_fingerprint(basis)):
+        raise InputError(
+            f"{name}: made over basis {lidb.basis_fingerprint} ({lidb.basis_source}), this basis is {found} "
+            f"({basis.source}); use the hypernetwork or seed it was made with"
+        )
+
+
+def _header(lidb: Lidb) -> dict[str, str]:
+    """Everything the numbers need to be understood again, as the strings safetensors allows."""
+    layout = lidb.layout
+    values = (
+        lidb.base_fingerprint, lidb.base_source, layout.fingerprint,
+        lidb.basis_source, lidb.basis_fingerprint,
+        str(layout.rank), str(layout.down_dim), str(layout.up_dim), lidb.trigger,
+    )  # fmt: skip
+    return {"lidb_format": FORMAT, **dict(zip(_FIELDS, values, strict=True))}
+
+
+def _check_header(path: Path, header: dict[str, str]) -> None:
+    """Refuses other files, newer formats and headers with holes."""
+    if "lidb_format" not in header:
+        raise InputError(
+            f"{path}: expected a LiDB file, the header has no lidb_format; load it as an adapter"
+        )
+    if header["lidb_format"] != FORMAT:
+        raise InputError(
+            f"{path}: LiDB format {header['lidb_format']}, this version reads format {FORMAT}; "
+            "update hyperdreambooth"
+        )
+    if missing := [field for field in _FIELDS if field not in header]:
+        raise InputError(f"{path}: the LiDB header lacks {', '.join(missing)}; get the file again")
+    for field in ("rank", "down_dim", "up_dim"):
+        if not re.fullmatch(r"[1-9][0-9]{0,5}", header[field]):
+            told = header[field][:20]
+            raise InputError(f"{path}: {field} in the header is {told!r}, expected a whole number above 0")
+
+
+def _worn_sites(sites: Sequence[Site], components: Container[str]) -> tuple[Site, ...]:
+    """The base's sites in the components the LiDB has numbers for (it may leave the text encoder alone)."""
+    return tuple(sorted(site for site in sites if site.component in components))
+
+
+def _numbers(path: Path, tensors: dict[str, Tensor], layout: Layout) -> Tensor:
+    """The flat `(P,)` row from a tensor a component."""
+    for part, tensor in tensors.items():
+        span = layout.components.get(part, slice(0, 0))
+        if tensor.shape != (span.stop - span.start,) or tensor.dtype not in (torch.float32, torch.float16):
+            raise InputError(
+                f"{path}: tensor {part} has shape {tuple(tensor.shape)} and type {tensor.dtype}, expected "
+                f"({span.stop - span.start},) in float32 or float16; get the file again"
+            )
+    return torch.cat([tensors[part].float() for part in layout.components])

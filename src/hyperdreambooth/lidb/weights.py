@@ -1,0 +1,203 @@
+"""Numbers ↔ LoRA factors: pure functions whose first axis is always the identity.
+
+One identity is a flat row of `P = Σ r · (a_site + d_site)` numbers: for each site, in order of name, `A_train
+(r, a)` and then `B_train (d, r)`, row-major. Nothing here mixes rows, so what one identity gets never depends
+on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperdreambooth.lidb.basis import Basis, site_dims
+from hyperdreambooth.lora.relax import thin_svd
+from hyperdreambooth.runs import draw
+from hyperdreambooth.shapes import Factors, Site, site_fingerprint
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every site's numbers lie in the flat row; hashable, no tensors.
+
+    Attributes:
+        sites: the adapted layers; put in order of name, whatever order they come in.
+        rank: `r`.
+        down_dim: `a`.
+        up_dim: `d`.
+    """
+
+    sites: tuple[Site, ...]
+    rank: int
+    down_dim: int
+    up_dim: int
+
+    def __post_init__(self) -> None:
+        if not self.sites or min(self.rank, self.down_dim, self.up_dim) < 1:
+            raise ValueError("a layout needs at least one site and rank, down_dim and up_dim of at least 1")
+        object.__setattr__(self, "sites", tuple(sorted(self.sites)))
+
+    def dims(self, site: Site) -> tuple[int, int]:
+        """`(a_site, d_site)`."""
+        return site_dims(site, self.down_dim, self.up_dim)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers each site has, `r · (a_site + d_site)`."""
+        return tuple(self.rank * sum(self.dims(site)) for site in self.sites)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """`s + 1` positions: site `k` owns `numbers[:, offsets[k]:offsets[k + 1]]`."""
+        return tuple(accumulate(self.sizes, initial=0))
+
+    @property
+    def size(self) -> int:
+        """`P`, the numbers of one identity."""
+        return self.offsets[-1]
+
+    @cached_property
+    def components(self) -> dict[str, slice]:
+        """Component → its numbers: one stretch each, as it leads the name and the sites are in order."""
+        spans: dict[str, slice] = {}
+        for site, start, end in zip(self.sites, self.offsets, self.offsets[1:], strict=False):
+            first = spans[site.component].start if site.component in spans else start
+            spans[site.component] = slice(first, end)
+        return spans
+
+    def split(self, numbers: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Views of the numbers, site by site.
+
+        Args:
+            numbers: `(n, P)`.
+
+        Returns:
+            Site name → `(A_train (n, r, a_site), B_train (n, d_site, r))`.
+
+        Raises:
+            ValueError: the numbers are not `(n, P)`.
+        """
+        if numbers.ndim != 2 or numbers.shape[1] != self.size:
+            raise ValueError(f"numbers of shape (n, {self.size}) expected, got {tuple(numbers.shape)}")
+        parts: dict[str, tuple[Tensor, Tensor]] = {}
+        for site, chunk in zip(self.sites, numbers.split(self.sizes, dim=1), strict=True):
+            a, d = self.dims(site)
+            left, right = chunk.split((self.rank * a, d * self.rank), dim=1)
+            parts[site.name] = (left.unflatten(1, (self.rank, a)), right.unflatten(1, (d, self.rank)))
+        return parts
+
+    def join(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """The inverse of `split`: site name → `(A_train, B_train)` to `(n, P)`."""
+        return torch.cat([part.flatten(1) for site in self.sites for part in parts[site.name]], dim=1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as plain data, for manifests and configs."""
+        sites = [[site.name, site.in_features, site.out_features] for site in self.sites]
+        return {"rank": self.rank, "down_dim": self.down_dim, "up_dim": self.up_dim, "sites": sites}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Layout:
+        """The inverse of `to_json`."""
+        sites = tuple(Site(str(name), int(i), int(o)) for name, i, o in data["sites"])
+        return Layout(sites, int(data["rank"]), int(data["down_dim"]), int(data["up_dim"]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the site list (not of the dims, which files name in clear)."""
+        return site_fingerprint(self.sites)
+
+
+def factors(layout: Layout, basis: Basis, numbers: Tensor) -> Factors:
+    """The LoRA factors of every identity at every site (paper, section 4.1); differentiable, bases included.
+
+    Always float32: the products are tiny beside the base's own, and bf16 would cost half of the digits.
+
+    Args:
+        layout: where the numbers lie.
+        basis: the aux bases of at least the layout's sites.
+        numbers: `(n, P)`.
+
+    Returns:
+        Site name → (`A_train @ A_aux (n, r, i)`, `B_aux @ B_train (n, o, r)`).
+    """
+    made: Factors = {}
+    with torch.autocast(numbers.device.type, enabled=False):
+        for name, (a_train, b_train) in layout.split(numbers.float()).items():
+            down = a_train @ basis.down[name]
+            # one plain product over all identities instead of n small ones
+            made[name] = (down, F.linear(b_train.mT, basis.up[name]).mT)
+    return made
+
+
+def start(layout: Layout, seed: int) -> Tensor:
+    """The one point every identity starts from: random `A_train`, zero `B_train`, hence `ΔW = 0`.
+
+    An own draw an identity would be noise that no network can predict (METHOD 3.1); both factors zero would
+    be a dead start (METHOD 3.3). Rows of `A_train` have a norm of about 1.
+
+    Returns:
+        `(P,)` float32, a function of the seed and the site names only.
+    """
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    for site in layout.sites:
+        a, d = layout.dims(site)
+        generator = draw(seed, site.name, "start")
+        gauss = torch.randn(1, layout.rank, a, dtype=torch.float64, generator=generator) / a**0.5
+        parts[site.name] = (gauss.to(torch.float32), torch.zeros(1, d, layout.rank))
+    return layout.join(parts)[0]
+
+
+def delta_products(layout: Layout, numbers: Tensor) -> dict[str, Tensor]:
+    """`B_train @ A_train`: ΔW in the coordinates of the aux bases, so distances are those of ΔW (METHOD 3.2).
+
+    Float32 outside autocast, and never expanded into Gram matrices, which cancel.
+
+    Args:
+        layout: where the numbers lie.
+        numbers: `(n, P)`.
+
+    Returns:
+        Site name → `(n, d_site, a_site)`.
+    """
+    with torch.autocast(numbers.device.type, enabled=False):
+        return {name: b @ a for name, (a, b) in layout.split(numbers.float()).items()}
+
+
+def balance(layout: Layout, numbers: Tensor, reference: Tensor) -> Tensor:
+    """Picks one of the many numbers of the same ΔW: equal norms of down and up, turned towards the reference.
+
+    `(A, B)` and `(C A, B C⁻¹)` are the same ΔW (METHOD 3.2). Both factors get the square root of the singular
+    values; the rotation that is left (a sign at rank 1) is the one nearest to the reference, because a rule
+    such as "largest entry positive" jumps between similar people. Repeating it changes nothing. It makes
+    targets, so no gradient passes.
+
+    Args:
+        layout: where the numbers lie.
+        numbers: `(n, P)`.
+        reference: `(P,)`, usually the bank's shared start.
+
+    Returns:
+        `(n, P)` of the same ΔW; zero where ΔW is zero.
+    """
+    towards = layout.split(reference.detach()[None].double().cpu())
+    parts = layout.split(numbers.detach().double().cpu())
+    turned = {name: _balance_site(a, b, *towards[name]) for name, (a, b) in parts.items()}
+    return layout.join(turned).to(numbers)
+
+
+def _balance_site(a: Tensor, b: Tensor, a_reference: Tensor, b_reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Square roots of the singular values on both sides, then the orthogonal Procrustes rotation (k, r)."""
+    u, s, vh = thin_svd(a, b)
+    half = s.sqrt()
+    up, down = u * half[:, None, :], half[:, :, None] * vh
+    agreement = down @ a_reference.mT + up.mT @ b_reference
+    left, _, right = torch.linalg.svd(agreement, full_matrices=False)
+    rotation = left @ right
+    return rotation.mT @ down, up @ rotation
