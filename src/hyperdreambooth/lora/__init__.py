@@ -1,0 +1,1 @@
+"""Low-rank adapters as the diffusion world knows them: worn, re-ranked, read and written."""

@@ -1,0 +1,302 @@
+"""Wearing adapters: ordinary PEFT LoRA layers whose factors may differ from sample to sample.
+
+`wear` puts PEFT's own LoRA layers into the frozen base, so that whatever a user knows (`set_adapters`,
+`fuse_lora`, `disable_lora`, scales) keeps working. One adapter without gradients lives in PEFT's own weights.
+Otherwise each layer holds `(n, r, i)` and `(n, o, r)` tensors and every sample of a batch is changed by its
+own identity: `n` people share one frozen forward and backward (paper, section 4.1, trained side by side). The
+hook is PEFT's `lora_variant`, the table through which a LoRA layer delegates its low-rank term.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hyperdreambooth.shapes import Factors, canonical
+
+
+def routing(batch: int, n: int, images: int) -> int:
+    """How many samples in a row belong to one identity.
+
+    The batch is identity-major with `images` samples each, and the whole is repeated for guidance, in
+    diffusers' order `[negative, positive]`. A text encoder sees one prompt an identity, whatever `images` is.
+
+    Args:
+        batch: samples `b`.
+        n: identities worn.
+        images: samples an identity, asked for in `wear` or `set`.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+    for run in (images, 1):
+        if batch % (n * run) == 0:
+            return run
+    raise ValueError(f"a batch of {batch} samples cannot be shared out to {n} identities x {images} images")
+
+
+def add_delta(result: Tensor, x: Tensor, down: Tensor, up: Tensor, images: int) -> Tensor:
+    """Adds every sample's own `x @ down.T @ up.T` to the frozen layer's result, in one fused pass.
+
+    Args:
+        result: `(b, …, o)`, what the frozen layer gives for `x`.
+        x: `(b, …, i)`.
+        down: `(n, r, i)`.
+        up: `(n, o, r)`.
+        images: samples in a row of one identity, see `routing`.
+
+    Returns:
+        `(b, …, o)` in the format of `result`. Factors are cast, activations never: factors are small.
+    """
+    down, up = down.to(x.dtype), up.to(result.dtype)
+    n, run = len(down), routing(len(x), len(down), images)
+    if n == 1:
+        hidden = F.linear(x, down[0]).flatten(0, -2).to(result.dtype)
+        return torch.addmm(result.flatten(0, -2), hidden, up[0].mT).view(result.shape)
+    repeats = len(x) // (n * run)
+    if repeats > 1:
+        down, up = down.repeat(repeats, 1, 1), up.repeat(repeats, 1, 1)
+    hidden = torch.bmm(x.reshape(n * repeats, -1, x.shape[-1]), down.mT).to(result.dtype)
+    return torch.baddbmm(result.reshape(n * repeats, -1, result.shape[-1]), hidden, up.mT).view(result.shape)
+
+
+class SiteWear:
+    """What one LoRA layer wears under one name; sits in PEFT's `layer.lora_variant`.
+
+    Attributes:
+        factors: down `(n, r, i)` and up `(n, o, r)`, or None: the layer's own `lora_A` and `lora_B`.
+        images: samples in a row of one identity.
+    """
+
+    def __init__(self) -> None:
+        self.factors: tuple[Tensor, Tensor] | None = None
+        self.images = 1
+        self._unfused: Tensor | None = None
+
+    def forward(self, module: LoraLinear, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        """The layer's result `(b, …, o)` with this adapter's term added."""
+        down, up = self.factors or _own_weights(module, active_adapter)
+        scale = module.scaling[active_adapter]
+        return add_delta(result, x, down, up if scale == 1 else up * scale, self.images)
+
+    def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight `(o, i)` with the adapter fused; the old one is kept, so unfusing restores every bit."""
+        down, up = self.factors or _own_weights(module, active_adapter)
+        if len(down) != 1:
+            raise ValueError(
+                f"adapter {active_adapter!r} wears {len(down)} identities: only one can be fused"
+            )
+        self._unfused = orig_weight.detach().clone()
+        delta = up[0].detach().float() @ down[0].detach().float() * module.scaling[active_adapter]
+        return (self._unfused.float() + delta).to(orig_weight.dtype)
+
+    def merge_unsafe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> None:
+        """Fuses in place."""
+        orig_weight.data.copy_(self.merge_safe(module, active_adapter, orig_weight))
+
+    def unmerge(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight `(o, i)` as it was before the fuse, bit for bit."""
+        del module, active_adapter
+        before, self._unfused = self._unfused, None
+        return orig_weight if before is None else before
+
+    def supports_lora_conversion(self) -> bool:
+        """PEFT asks: this is a plain LoRA."""
+        return True
+
+
+class WornLinear(LoraLinear):
+    """PEFT's LoRA layer, except that it casts no activations for adapters that cast their factors instead."""
+
+    def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
+        ours = all(name in self.lora_variant for name in self.active_adapters)
+        return x if ours else super()._cast_input_dtype(x, dtype)
+
+
+class Worn:
+    """An adapter on a base: `set` swaps what is worn, `take_off` or the end of `with` removes it."""
+
+    def __init__(self, components: Mapping[str, nn.Module], factors: Factors, name: str) -> None:
+        self.name, self._components = name, dict(components)
+        self._paths = _paths(components, factors)
+        self._before = {part: _Before(components[part]) for part in self._paths}
+        self._layers: dict[str, LoraLinear] = {}
+        self._sites = {site: SiteWear() for site in factors}
+        rank = next(iter(factors.values()))[0].shape[1]
+        for part, paths in self._paths.items():
+            _inject(components[part], list(paths.values()), rank, name)
+            for site, path in paths.items():
+                layer: Any = components[part].get_submodule(path)
+                layer.lora_variant[name] = self._sites[site]
+                self._layers[site] = layer
+
+    def set(self, factors: Factors, images: int = 1) -> None:
+        """Swaps what is worn, in place.
+
+        Factors that need gradients must stay worn until the backward pass has ended: gradient checkpointing
+        reads them again, and would silently use whatever is worn by then.
+
+        Args:
+            factors: the sites given to `wear`, down `(n, r, i)` and up `(n, o, r)`, of the same rank.
+            images: samples in a row of one identity in every batch.
+
+        Raises:
+            ValueError: other sites, another rank, or the adapter is fused.
+        """
+        self._check(factors)
+        ordinary = all(len(d) == 1 and not (d.requires_grad or u.requires_grad) for d, u in factors.values())
+        for site, (down, up) in factors.items():
+            own_down, own_up = _own_weights(self._layers[site], self.name)
+            self._sites[site].images = images
+            self._sites[site].factors = None if ordinary else (down.to(own_down.device), up.to(own_up.device))
+            if ordinary:
+                own_down.data.copy_(down)
+                own_up.data.copy_(up)
+
+    def _check(self, factors: Factors) -> None:
+        if factors.keys() != self._layers.keys():
+            odd = sorted(factors.keys() ^ self._layers.keys())
+            raise ValueError(f"adapter {self.name!r} is worn at other sites ({odd[0]} differs); wear it anew")
+        for site, (down, _) in factors.items():
+            layer = self._layers[site]
+            if down.shape[1] != layer.r[self.name]:
+                ranks = f"rank {down.shape[1]}, expected rank {layer.r[self.name]}"
+                raise ValueError(f"{site}: {ranks} as worn under {self.name!r}; wear it anew")
+            if self.name in layer.merged_adapters:
+                raise ValueError(f"adapter {self.name!r} is fused into the base; unfuse it first")
+
+    def take_off(self) -> None:
+        """Leaves the base as it was: module tree, state_dict keys, weights bit for bit. Twice is once."""
+        layers, self._layers = self._layers, {}
+        for part, paths in self._paths.items():
+            component = self._components[part]
+            for layer in _lora_layers(component) if layers else ():
+                layer.set_adapter([a for a in layer.active_adapters if a != self.name], inference_mode=True)
+            for site, path in paths.items():
+                if site in layers:
+                    _strip(component, path, layers[site], self.name)
+            self._before[part].restore(component, self.name)
+
+    def __enter__(self) -> Worn:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.take_off()
+
+
+def wear(
+    components: Mapping[str, nn.Module], factors: Factors, *, name: str = "person", images: int = 1
+) -> Worn:
+    """Puts an adapter on a base, beside whatever it wears already.
+
+    Args:
+        components: the base's adaptable parts, such as `unet` and `text_encoder`.
+        factors: site → down `(n, r, i)`, up `(n, o, r)`; one rank for all. Other sites stay bare.
+        name: the adapter's name in PEFT and diffusers; each adapter worn at one time needs its own.
+        images: samples in a row of one identity in every batch.
+
+    Raises:
+        ValueError: unknown site, mixed ranks, no site at all, or the name is taken.
+    """
+    if len({down.shape[1] for down, _ in factors.values()}) != 1:
+        raise ValueError(f"adapter {name!r}: expected factors of one rank at one site or more")
+    taken = sorted(part for part, m in components.items() if name in getattr(m, "peft_config", {}))
+    if taken:
+        raise ValueError(f"an adapter named {name!r} is already worn by {', '.join(taken)}; use another name")
+    worn = Worn(components, factors, name)
+    try:
+        worn.set(factors, images)
+    except BaseException:
+        worn.take_off()
+        raise
+    return worn
+
+
+class _Before:
+    """What PEFT changes on a component besides its layers, noted to be put back."""
+
+    def __init__(self, component: nn.Module) -> None:
+        self.trainable = [p for p in component.parameters() if p.requires_grad]
+        self.first = not getattr(component, "peft_config", {})
+
+    def restore(self, component: Any, name: str) -> None:
+        configs = getattr(component, "peft_config", {})
+        configs.pop(name, None)
+        if not configs:
+            component.__dict__.pop("peft_config", None)
+            component.__dict__.pop("_hf_peft_config_loaded", None)
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+
+
+def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, dict[str, str]]:
+    """Component → site → path, of the sites of `factors`."""
+    found = {part: _locate(part, component) for part, component in components.items()}
+    unknown = sorted(site for site in factors if site not in found.get(site.split(".", 1)[0], {}))
+    if unknown:
+        raise ValueError(
+            f"the base has no linear layer {unknown[0]} ({len(unknown)} of {len(factors)} unknown)"
+        )
+    chosen = {part: {s: path for s, path in sites.items() if s in factors} for part, sites in found.items()}
+    return {part: sites for part, sites in chosen.items() if sites}
+
+
+def _own_weights(layer: Any, name: str) -> tuple[Tensor, Tensor]:
+    return layer.lora_A[name].weight[None], layer.lora_B[name].weight[None]
+
+
+def _lora_layers(component: nn.Module) -> list[LoraLayer]:
+    return [module for module in component.modules() if isinstance(module, LoraLayer)]
+
+
+def _locate(part: str, component: nn.Module) -> dict[str, str]:
+    """Site name → path of the component's linear layer; PEFT's inner layers are not sites."""
+    found: dict[str, str] = {}
+    inside: tuple[str, ...] = ()
+    for path, module in component.named_modules():
+        if isinstance(module, LoraLayer):
+            inside += (f"{path}.",)
+        if isinstance(module, LoraLayer | nn.Linear) and not path.startswith(inside):
+            found[canonical(part, path)] = path
+    return found
+
+
+def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:
+    """PEFT's own injection, at exactly these paths, frozen, leaving the global random state alone."""
+    active = next((list(layer.active_adapters) for layer in _lora_layers(component)), [])
+    config: Any = LoraConfig(r=rank, lora_alpha=rank, target_modules=paths)
+    config._register_custom_module({nn.Linear: WornLinear})
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant here
+        inject_adapter_in_model(config, component, name)
+    component._hf_peft_config_loaded = True
+    for layer in _lora_layers(component):
+        layer.set_adapter([*active, name], inference_mode=True)
+        if name in layer.lora_A:  # PEFT makes them float32 even on a bfloat16 base
+            layer.lora_A[name].to(layer.weight.dtype)
+            layer.lora_B[name].to(layer.weight.dtype)
+
+
+def _strip(component: nn.Module, path: str, layer: LoraLinear, name: str) -> None:
+    """Takes one adapter out of one layer, and the layer out of the base once it is empty."""
+    if name not in layer.lora_A:  # the user was faster, with `pipe.delete_adapters`
+        return
+    fused = [other for other in layer.merged_adapters if other != name]
+    if name in layer.merged_adapters:
+        layer.unmerge()
+    layer.delete_adapter(name)
+    if fused and not layer.merged:
+        layer.merge(adapter_names=fused)
+    if not layer.lora_A and component.get_submodule(path) is layer:
+        component.set_submodule(path, layer.base_layer)

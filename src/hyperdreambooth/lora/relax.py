@@ -1,0 +1,136 @@
+"""Changing the rank of an adapter without changing what it does (paper, section 4.4, "rank-relaxed").
+
+The trap: merging a zero-initialised LoRA before any training leaves a matrix of the old rank, and padding
+*both* factors with zeros leaves slots that never receive a gradient. Two ways are exact at step 0 and alive
+in every slot: `relax` fills the spare rows of `down` with an orthonormal complement while `up` stays zero
+there; `concatenate` puts a trainable LoRA beside the frozen one, merged after training by `truncate`. All of
+it goes through a thin SVD of the factors: the full `(o, i)` matrix is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.runs import draw
+from hyperdreambooth.shapes import Factors, Site
+
+NEGLIGIBLE = 1e-6  # of the largest singular value: what float32 factors cannot tell from zero
+
+
+def thin_svd(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The SVD of `up @ down` from two thin QRs, computed in float64 on the CPU.
+
+    Args:
+        down: `(n, r, i)`.
+        up: `(n, o, r)`.
+
+    Returns:
+        `U (n, o, k)`, `S (n, k)` descending and `Vh (n, k, i)`, with `k = min(r, o, i)`, in the format and on
+        the device of `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is zero.
+    """
+    left, left_core = torch.linalg.qr(up.double().cpu())
+    right, right_core = torch.linalg.qr(down.double().cpu().mT)
+    u, s, vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
+    return (left @ u).to(down), s.to(down), (vh @ right.mT).to(down)
+
+
+@torch.no_grad()
+def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
+    """Raises the rank: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`; same ΔW, every slot alive.
+
+    Where `rank` exceeds the site's in_features there is no further direction to complement with: those slots,
+    and only those, are zero in both factors, because files demand one rank for all sites.
+
+    Args:
+        factors: down `(n, r, i)`, up `(n, o, r)`.
+        rank: the new rank, at least the numeric rank of every ΔW.
+        seed: names the draw of the complement.
+
+    Returns:
+        Detached factors of the new rank, in the format and on the device of the given ones.
+
+    Raises:
+        ValueError: some ΔW does not fit into `rank`.
+    """
+    return {site: _relax_site(down, up, rank, f"{seed}/{site}") for site, (down, up) in factors.items()}
+
+
+def _relax_site(down: Tensor, up: Tensor, rank: int, key: str) -> tuple[Tensor, Tensor]:
+    u, s, vh = thin_svd(down.double().cpu(), up.double().cpu())
+    needed = int((s > NEGLIGIBLE * s[:, :1]).sum(1).max())
+    if needed > rank:
+        raise ValueError(f"{key.partition('/')[2]}: rank {needed} does not fit into {rank}; use truncate")
+    kept = min(rank, s.shape[1])
+    rows = _complement(vh[:, :kept], rank, key)
+    return rows.to(down), _pad((u * s[:, None])[..., :kept], rank).to(up)
+
+
+def _complement(rows: Tensor, rank: int, key: str) -> Tensor:
+    """Orthonormal rows `(n, k, i)` grown to `(n, rank, i)` by random orthonormal ones, zeros past `i`."""
+    n, k, i = rows.shape
+    spare = max(min(rank, i) - k, 0)
+    noise = torch.randn(n, i, spare, dtype=torch.float64, generator=draw("relax", key))
+    basis = torch.linalg.qr(torch.cat([rows.mT, noise], 2))[0].mT
+    return _pad(torch.cat([rows, basis[:, k:]], 1).mT, rank).mT
+
+
+def _pad(columns: Tensor, rank: int) -> Tensor:
+    """Zero columns appended: `(n, o, k)` → `(n, o, rank)`."""
+    return torch.nn.functional.pad(columns, (0, rank - columns.shape[-1]))
+
+
+def fresh(sites: Sequence[Site], rank: int, seed: int = 0) -> Factors:
+    """A LoRA to train from nothing: ΔW = 0, random `down` rows of norm about 1, `up` zero; one identity.
+
+    Args:
+        sites: what to adapt.
+        rank: the rank everywhere.
+        seed: names the draw.
+    """
+    made: Factors = {}
+    for site in sites:
+        rows = torch.randn(1, rank, site.in_features, generator=draw("fresh", seed, site.name))
+        made[site.name] = rows / site.in_features**0.5, torch.zeros(1, site.out_features, rank)
+    return made
+
+
+def concatenate(a: Factors, b: Factors) -> Factors:
+    """Two adapters side by side as one of rank `r_a + r_b`: ΔW is the sum, gradients flow to both.
+
+    Args:
+        a: down `(n, r_a, i)`, up `(n, o, r_a)`; detach it to freeze it.
+        b: the same sites and identities.
+
+    Raises:
+        ValueError: the sites differ.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(
+            f"adapters of different sites, side by side: {sorted(a.keys() ^ b.keys())[0]} differs"
+        )
+    return {s: (torch.cat([a[s][0], b[s][0]], 1), torch.cat([a[s][1], b[s][1]], 2)) for s in a}
+
+
+@torch.no_grad()
+def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
+    """The best adapter of a given rank, singular values absorbed into `up` (paper, section 4.4).
+
+    Args:
+        factors: down `(n, r, i)`, up `(n, o, r)`.
+        rank: the new rank; sites of smaller rank are zero-padded to it.
+
+    Returns:
+        The factors, and the relative error `‖ΔW − ΔW'‖ / ‖ΔW‖` over all sites and identities together.
+    """
+    kept: Factors = {}
+    lost = total = 0.0
+    for site, (down, up) in factors.items():
+        u, s, vh = thin_svd(down.double().cpu(), up.double().cpu())
+        lost += float(s[:, rank:].square().sum())
+        total += float(s.square().sum())
+        rows, columns = vh[:, :rank].mT, (u * s[:, None])[..., :rank]
+        kept[site] = _pad(rows, rank).mT.to(down), _pad(columns, rank).to(up)
+    return kept, (lost / total) ** 0.5 if total else 0.0

@@ -1,0 +1,312 @@
+"""LoRA files: what others load from ours, and what we load from others'."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.lora import formats
+from hyperdreambooth.lora.formats import read_lora, write_lora
+from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.runs import InputError
+from hyperdreambooth.shapes import Factors, Site
+
+SITES = (
+    Site("text_encoder.encoder.layers.0.self_attn.out_proj", 5, 6),
+    Site("text_encoder.encoder.layers.0.self_attn.q_proj", 6, 5),
+    Site("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0", 8, 4),
+    Site("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 7, 8),
+)
+TEXT, OUT = SITES[1].name, SITES[2].name
+FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
+FACTS: dict[str, Any] = {"trigger": "sks", "base_name": "micro", "resolution": 32, "title": "Ana"}
+State = dict[str, Tensor]
+
+
+def random_factors(sites: tuple[Site, ...], rank: int = 2, scale: float = 1.0) -> Factors:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        s.name: (
+            torch.randn(1, rank, s.in_features, generator=generator) / s.in_features**0.5,
+            torch.randn(1, s.out_features, rank, generator=generator) * scale,
+        )
+        for s in sites
+    }
+
+
+def same_delta(got: Factors, wanted: Factors, scale: float = 1.0) -> None:
+    assert got.keys() == wanted.keys()
+    for site, (down, up) in wanted.items():
+        torch.testing.assert_close(got[site][1] @ got[site][0], scale * (up @ down), rtol=1e-5, atol=1e-5)
+
+
+def header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("text", [True, False])
+def test_a_plain_pipeline_loads_it(
+    micro_base: Base, micro_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    form: Literal["diffusers", "kohya"], text: bool,
+) -> None:  # fmt: skip
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
+
+    sites = tuple(s for s in micro_base.sites if text or s.component == "unet")
+    factors = random_factors(sites)
+    path = tmp_path / "ana.safetensors"
+    write_lora(path, factors, form, **FACTS)
+
+    def picture(pipe: Any) -> Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        noise = torch.Generator().manual_seed(0)
+        made = pipe(
+            "a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np"
+        )
+        return torch.from_numpy(made.images)
+
+    bare = picture(micro_base.pipe)
+    with torch.no_grad(), wear(micro_base.components, factors):
+        live = picture(micro_base.pipe)
+    plain = StableDiffusionPipeline.from_pretrained(micro_dir)
+    logging.enable_propagation()  # zero unexpected, missing or unloaded keys: they are only ever logged
+    caplog.clear()
+    plain.load_lora_weights(str(tmp_path), weight_name=path.name)
+    logging.disable_propagation()
+    warned = [r.getMessage() for r in caplog.records if r.levelname != "INFO"]
+    expected = [] if text else ["No LoRA keys associated to CLIPTextModel"]
+    assert [w[: len("No LoRA keys associated to CLIPTextModel")] for w in warned] == expected
+    torch.testing.assert_close(picture(plain), live, rtol=0, atol=1e-5)
+    assert (live - bare).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_read_back(tmp_path: Path, form: Literal["diffusers", "kohya"], dtype: torch.dtype) -> None:
+    factors = random_factors(SITES)
+    write_lora(tmp_path / "ana.safetensors", factors, form, dtype=dtype, **FACTS)
+    got, _ = read_lora(tmp_path / "ana.safetensors", SITES)
+    rounded = {s: (down.to(dtype).float(), up.to(dtype).float()) for s, (down, up) in factors.items()}
+    same_delta(got, rounded)
+    assert list(tmp_path.iterdir()) == [tmp_path / "ana.safetensors"]
+
+
+def test_names_and_header_of_the_diffusers_form(tmp_path: Path) -> None:
+    path = tmp_path / "ana.safetensors"
+    write_lora(path, random_factors(SITES), "diffusers", **FACTS)
+    keys = load_file(path).keys()
+    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in keys
+    assert f"{OUT}.lora_B.weight" in keys
+    told = json.loads(header(path)["lora_adapter_metadata"])
+    assert {key.partition(".")[2] for key in told} == {"r", "lora_alpha", "target_modules"}
+    assert told["unet.r"] == told["unet.lora_alpha"] == 2
+
+
+def test_names_and_header_of_the_kohya_form(tmp_path: Path) -> None:
+    path = tmp_path / "ana.safetensors"
+    factors = random_factors(SITES)
+    factors[TEXT] = tuple(f[:, :1] if f.shape[1] == 2 else f[..., :1] for f in factors[TEXT])  # type: ignore[assignment]
+    write_lora(path, factors, "kohya", **FACTS)
+    tensors, told = load_file(path), header(path)
+    out = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    assert {
+        f"{m}.{half}" for m in (out, text) for half in ("lora_down.weight", "lora_up.weight", "alpha")
+    } <= set(tensors)
+    assert all(t.ndim == 0 and t == 2 for key, t in tensors.items() if key.endswith(".alpha"))
+    assert all(len(t) == 2 for key, t in tensors.items() if "lora_down" in key)  # one rank, zero-padded
+    same_delta(read_lora(path, SITES)[0], factors)
+    assert told["ss_network_module"] == "networks.lora" and told["ss_output_name"] == "ana"
+    assert (told["ss_v2"], told["ss_base_model_version"]) == ("False", "sd_v1")
+    assert told["ss_network_dim"] == "2" and float(told["ss_network_alpha"]) == 2
+    assert "sks" in json.loads(told["ss_tag_frequency"])["person"]
+    assert told["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert told["modelspec.trigger_phrase"] == "sks" and told["modelspec.resolution"] == "32x32"
+    assert re.fullmatch("0x[0-9a-f]{64}", told["modelspec.hash_sha256"])
+
+
+def kohya(
+    factors: Factors, te: str = "lora_te_", model: str = "text_model_", alpha: float | None = 1.0
+) -> State:
+    state: State = {}
+    for site, (down, up) in factors.items():
+        part, _, inner = site.partition(".")
+        name = ("lora_unet_" if part == "unet" else te + model) + inner.replace(".", "_")
+        state |= {f"{name}.lora_down.weight": down[0], f"{name}.lora_up.weight": up[0]}
+        if alpha is not None:
+            state[f"{name}.alpha"] = torch.tensor(alpha)
+    return state
+
+
+def dotted(
+    factors: Factors, start: str = "", model: str = "", halves: tuple[str, str] = ("lora_A", "lora_B")
+) -> State:
+    state: State = {}
+    for site, (down, up) in factors.items():
+        part, _, inner = site.partition(".")
+        name = start + part + "." + (model if part == "text_encoder" else "") + inner
+        state |= {f"{name}.{halves[0]}.weight": down[0], f"{name}.{halves[1]}.weight": up[0]}
+    return state
+
+
+def componentless(factors: Factors) -> State:
+    return {
+        key.replace("unet.", "base_model.model."): t for key, t in dotted(factors).items() if "unet." in key
+    }
+
+
+@pytest.mark.parametrize(
+    ("spell", "scale"),
+    [
+        (kohya, 0.5),
+        (lambda f: kohya(f, alpha=None), 1.0),
+        (lambda f: kohya(f, te="lora_te1_"), 0.5),
+        (lambda f: kohya(f, te="lora_te1_", model=""), 0.5),
+        (lambda f: kohya(f, model=""), 0.5),
+        (dotted, 1.0),
+        (lambda f: dotted(f, model="text_model."), 1.0),
+        (lambda f: dotted(f, halves=("lora_A.default", "lora_B.default")), 1.0),
+        (lambda f: dotted(f, halves=("base_layer.lora_A.person", "base_layer.lora_B.person")), 1.0),
+        (lambda f: dotted(f, start="base_model.model."), 1.0),
+        (lambda f: dotted(f, halves=("lora.down", "lora.up")), 1.0),
+        (lambda f: {key: t.half().contiguous() for key, t in dotted(f).items()}, 1.0),
+    ],
+)
+def test_every_spelling_is_read(tmp_path: Path, spell: Callable[[Factors], State], scale: float) -> None:
+    factors = {s: (d.half().float(), u.half().float()) for s, (d, u) in random_factors(SITES).items()}
+    save_file(spell(factors), tmp_path / "their.safetensors")
+    got, _ = read_lora(tmp_path / "their.safetensors", SITES)
+    same_delta(got, factors, scale)
+    assert all(f.dtype == torch.float32 and len(f) == 1 for pair in got.values() for f in pair)
+
+
+def test_alpha_of_the_header_is_honoured(tmp_path: Path) -> None:
+    factors, path = random_factors(SITES), tmp_path / "their.safetensors"
+    config: dict[str, Any] = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 1}}
+    config |= {"text_encoder.lora_alpha": 6, "text_encoder.use_rslora": True}
+    save_file(dotted(factors), path, metadata={"lora_adapter_metadata": json.dumps(config)})
+    got, metadata = read_lora(path, SITES)
+    for site, scale in ((OUT, 4.0), (SITES[3].name, 0.5), (TEXT, 6 / 2**0.5)):
+        same_delta({site: got[site]}, {site: factors[site]}, scale)
+    assert json.loads(metadata["lora_adapter_metadata"]) == config
+
+
+def test_a_peft_folder(tmp_path: Path) -> None:
+    factors, path = random_factors(SITES[2:]), tmp_path / "adapter_model.safetensors"
+    save_file(componentless(factors), path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    same_delta(read_lora(path, SITES)[0], factors, 3.0)
+
+
+def test_mixed_ranks_are_padded(tmp_path: Path) -> None:
+    factors = random_factors(SITES[:2]) | random_factors(SITES[2:], rank=3)
+    save_file(kohya(factors, alpha=None), tmp_path / "their.safetensors")
+    got, _ = read_lora(tmp_path / "their.safetensors", SITES)
+    same_delta(got, factors)
+    assert {down.shape[1] for down, _ in got.values()} == {3}
+
+
+def without(state: State, ending: str) -> State:
+    doomed = next(key for key in state if key.endswith(ending))
+    return {key: t for key, t in state.items() if key != doomed}
+
+
+def with_nan(state: State) -> State:
+    return {key: t.clone().fill_(torch.nan) for key, t in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda s: s | {"unet.conv_in.lora_A.weight": torch.zeros(2, 3)},
+            "fit no site.*: unet.conv_in.lora_A",
+        ),
+        (lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)}, "fit no site.*dora_scale"),
+        (lambda s: s | {f"{OUT}.lora_B.bias": torch.zeros(4)}, r"fit no site.*lora_B\.bias"),
+        (lambda s: s | {f"unet.x{k}.lora_A.weight": torch.zeros(2, 3) for k in range(9)}, "and 4 more"),
+        (lambda s: without(s, "lora_B.weight"), "only its down matrix"),
+        (lambda s: without(s, "lora_A.weight"), "only its up matrix"),
+        (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 9)}, r"expected down \(r, 8\).*another base"),
+        (lambda s: s | {f"{OUT}.lora_B.weight": torch.zeros(4, 3)}, r"got \(2, 8\) and \(4, 3\)"),
+        (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 8, 1, 1)}, r"got \(2, 8, 1, 1\)"),
+        (
+            lambda s: (
+                s | {f"{OUT}.lora_A.weight": torch.zeros(0, 8), f"{OUT}.lora_B.weight": torch.zeros(4, 0)}
+            ),
+            "got",
+        ),
+        (lambda s: s | {f"{OUT}.lora_A.other.weight": torch.zeros(2, 8)}, "two down matrices"),
+        (with_nan, "NaN"),
+        (lambda s: {f"{OUT}.alpha": torch.tensor(1.0)}, "expected a LoRA"),
+    ],
+)
+def test_damage_is_one_clear_line(tmp_path: Path, damage: Callable[[State], State], message: str) -> None:
+    path = tmp_path / "their.safetensors"
+    save_file(damage(dotted(random_factors(SITES))), path)
+    with pytest.raises(InputError, match=message) as error:
+        read_lora(path, SITES)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "expected an object"),
+        ('{"unet.lora_alpha": "much"}', "are not numbers"),
+        ('{"unet.alpha_pattern": [1]}', "are not numbers"),
+    ],
+)
+def test_a_broken_header(tmp_path: Path, field: str, message: str) -> None:
+    path = tmp_path / "their.safetensors"
+    save_file(dotted(random_factors(SITES)), path, metadata={"lora_adapter_metadata": field})
+    with pytest.raises(InputError, match=message):
+        read_lora(path, SITES)
+
+
+def test_truncated_and_missing_files(tmp_path: Path) -> None:
+    path = tmp_path / "ana.safetensors"
+    write_lora(path, random_factors(SITES), "kohya", **FACTS)
+    path.write_bytes(path.read_bytes()[:-20])
+    for name in ("ana.safetensors", "nobody.safetensors"):
+        with pytest.raises(InputError, match=name):
+            read_lora(tmp_path / name, SITES)
+
+
+def test_what_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = random_factors(SITES)
+    for name in ("ana-checkpoint.safetensors", "ana.bin"):
+        with pytest.raises(InputError, match=r"ends in \.safetensors, without checkpoint"):
+            write_lora(tmp_path / name, factors, "diffusers", **FACTS)
+    huge = random_factors(SITES, scale=1e6)
+    with pytest.raises(InputError, match=r"infinite numbers in torch\.float16"):
+        write_lora(tmp_path / "ana.safetensors", huge, "kohya", dtype=torch.float16, **FACTS)
+    two = {s: (d.repeat(2, 1, 1), u.repeat(2, 1, 1)) for s, (d, u) in factors.items()}
+    with pytest.raises(ValueError, match="one identity, not 2"):
+        write_lora(tmp_path / "ana.safetensors", two, "kohya", **FACTS)
+    with pytest.raises(ValueError, match="no name for transformer"):
+        write_lora(
+            tmp_path / "ana.safetensors", random_factors((Site("transformer.q", 3, 3),)), "kohya", **FACTS
+        )
+    monkeypatch.setattr(
+        formats, "read_lora", lambda *_: ({s: (d, u * 1.01) for s, (d, u) in factors.items()}, {})
+    )
+    with pytest.raises(RuntimeError, match="relative error"):
+        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", **FACTS)
+    monkeypatch.setattr(formats, "read_lora", lambda *_: ({}, {}))
+    with pytest.raises(RuntimeError, match="wrote 4 sites, read back 0"):
+        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", **FACTS)
+    assert list(tmp_path.iterdir()) == []
