@@ -1,0 +1,57 @@
+"""The prompt score: the share of the attributes asked for that are in the picture (AVATARS, "Scores")."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+
+def asked(prompt: str, phrases: Mapping[str, str]) -> list[str]:
+    """The attributes a prompt asks for, in the order they stand in it.
+
+    Args:
+        prompt: any text.
+        phrases: label (`hat:red`) → the phrase that asks for it (`wearing a red hat`).
+
+    Returns:
+        Labels whose phrase stands in the prompt as whole words. Where two overlap the longer one wins: "a red
+        hat with a feather" does not ask for "a red hat" as well.
+    """
+    found: list[tuple[int, int, str]] = []
+    for label, phrase in sorted(phrases.items(), key=lambda item: (-len(item[1]), item[0])):
+        pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+        for match in re.finditer(pattern, prompt, flags=re.IGNORECASE) if phrase else ():
+            if all(match.end() <= start or match.start() >= end for start, end, _ in found):
+                found.append((match.start(), match.end(), label))
+    return list(dict.fromkeys(label for _, _, label in sorted(found)))
+
+
+def groups(labels: Sequence[str]) -> dict[str, list[int]]:
+    """Group → the columns of its values, of labels written `group:value`."""
+    columns: dict[str, list[int]] = {}
+    for column, label in enumerate(labels):
+        columns.setdefault(label.split(":", 1)[0], []).append(column)
+    return columns
+
+
+def found_share(logits: Tensor, labels: Sequence[str], wanted: Sequence[str]) -> float | None:
+    """The share of the wanted labels that the reader finds in one picture.
+
+    Args:
+        logits: `(l,)` of one picture.
+        labels: the name of each column, `group:value`; one value a group is true.
+        wanted: what the prompt asks for.
+
+    Returns:
+        0 to 1; None where nothing was asked for.
+    """
+    if not wanted:
+        return None
+    columns = groups(labels)
+    hits = 0
+    for label in wanted:
+        own = columns[label.split(":", 1)[0]]
+        hits += labels[own[int(logits[own].argmax())]] == label
+    return hits / len(wanted)

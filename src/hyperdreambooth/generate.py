@@ -1,0 +1,160 @@
+"""Prompts and adapters → pictures, by the base's own pipeline."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TypeAlias
+
+import torch
+from PIL import Image
+
+from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.base.load import PLACEHOLDER, Base
+from hyperdreambooth.lora.inject import Worn, wear
+from hyperdreambooth.progress import Progress
+from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.shapes import Factors
+
+Weighted: TypeAlias = Adapter | tuple[Adapter, float]
+
+
+def generate(
+    base: Base,
+    prompts: Sequence[str],
+    adapters: Sequence[Weighted] = (),
+    *,
+    per_prompt: Factors | None = None,
+    seed: int | Sequence[int] = 0,
+    steps: int = 25,
+    guidance: float = 4.0,
+    images: int = 1,
+    negative: str | None = None,
+    size: int | None = None,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """Draws pictures; the base is as before afterwards.
+
+    A picture starts from noise that (seed, prompt, its number) name, so its neighbours do not change it.
+
+    Args:
+        base: the frozen base.
+        prompts: `[V]` stands for the person.
+        adapters: worn together, each with a weight (1 where none is given): a person and a style, say.
+        per_prompt: factors with `n = len(prompts)`: another person for each prompt.
+        seed: of all pictures, or one a prompt.
+        steps: denoising steps.
+        guidance: classifier-free guidance; 1 or less for none.
+        images: pictures a prompt.
+        negative: what the pictures should not show.
+        size: pixels; None for the base's own.
+        batch: pictures drawn together.
+        progress: moved on by one a picture.
+
+    Returns:
+        `len(prompts) * images` pictures, prompt by prompt.
+
+    Raises:
+        InputError: an adapter of another base, or a size the base cannot draw.
+    """
+    pairs = [(a, 1.0) if isinstance(a, Adapter) else a for a in adapters]
+    texts = _texts(base, prompts, [adapter for adapter, _ in pairs])
+    _check_size(base, size)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    jobs = [(at, number) for at in range(len(prompts)) for number in range(images)]
+    done: list[Image.Image] = []
+    with ExitStack() as stack:
+        for index, (adapter, weight) in enumerate(pairs):
+            factors = scaled(_fitting(base, adapter), weight)
+            stack.enter_context(wear(base.components, factors, name=f"adapter_{index}"))
+        first = _of(per_prompt, [0]) if per_prompt else None
+        worn = stack.enter_context(wear(base.components, first, name="each")) if first else None
+        for start in range(0, len(jobs), batch):
+            part = jobs[start : start + batch]
+            _change(worn, per_prompt, [at for at, _ in part])
+            generators = [draw(seeds[at], "generate", prompts[at], number) for at, number in part]
+            done += _draw(base, [texts[at] for at, _ in part], generators, steps, guidance, negative, size)
+            if progress is not None:
+                progress.update(len(part))
+    return done
+
+
+def _draw(
+    base: Base,
+    texts: list[str],
+    generators: list[torch.Generator],
+    steps: int,
+    guidance: float,
+    negative: str | None,
+    size: int | None,
+) -> list[Image.Image]:
+    """One call of the base's pipeline, with a generator a picture (the scheduler's own noise included)."""
+    against = [base.prompt(negative)] * len(texts) if negative else None
+    side = size or base.resolution
+    return base.pipe(
+        prompt=texts,
+        negative_prompt=against,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators,
+        height=side,
+        width=side,
+    ).images
+
+
+def scaled(factors: Factors, weight: float) -> Factors:
+    """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
+    return {name: (down, up * weight) for name, (down, up) in factors.items()}
+
+
+def _of(factors: Factors, identities: list[int]) -> Factors:
+    return {name: (down[identities], up[identities]) for name, (down, up) in factors.items()}
+
+
+def _change(worn: Worn | None, factors: Factors | None, identities: list[int]) -> None:
+    if worn is not None and factors is not None:
+        worn.set(_of(factors, identities))
+
+
+def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
+    """The prompts with `[V]` replaced by the trigger of the person worn, else by the base's own.
+
+    Warns where a person is worn whom no prompt calls: the adapter then does little, and nobody can see why.
+    """
+    triggers = [adapter.trigger for adapter in adapters if adapter.trigger]
+    texts = [
+        base.prompt(prompt.replace(PLACEHOLDER, triggers[0])) if triggers else base.prompt(prompt)
+        for prompt in prompts
+    ]
+    for trigger in triggers:
+        if not any(re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) for text in texts):
+            warnings.warn(
+                f"no prompt names the person: write [V] or {trigger!r} where they should appear", stacklevel=3
+            )
+    return texts
+
+
+def _fitting(base: Base, adapter: Adapter) -> Factors:
+    """The adapter's factors, or InputError where it was made for another base."""
+    known = {site.name for site in base.sites}
+    foreign = sorted(set(adapter.factors) - known)
+    if adapter.base_fingerprint not in ("", base.fingerprint) or foreign:
+        reason = (
+            f"changes {foreign[0]}, which this base has not"
+            if foreign
+            else f"made for base {adapter.base_fingerprint}"
+        )
+        raise InputError(
+            f"adapter: {reason}; this base {base.source} is {base.fingerprint}; load the base it was made for"
+        )
+    return adapter.factors
+
+
+def _check_size(base: Base, size: int | None) -> None:
+    if size is not None and (size <= 0 or size % 8):
+        raise InputError(
+            f"size: expected a positive multiple of 8, got {size}; this base draws {base.resolution}"
+        )

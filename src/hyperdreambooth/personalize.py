@@ -1,0 +1,252 @@
+"""One photo of a person → prediction → relaxed → finetuned: the whole method behind one class."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+
+from hyperdreambooth.adapter import Adapter, Format
+from hyperdreambooth.base.load import EMBEDDED, Base, load_base
+from hyperdreambooth.faces.align import open_photo, to_pixels
+from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.finetune.train import FinetuneConfig, finetune
+from hyperdreambooth.generate import generate
+from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
+from hyperdreambooth.progress import Progress
+from hyperdreambooth.runs import InputError, environment, whole_folder, write_json
+
+EMBEDDED_HYPERNET = EMBEDDED.parent / "hypernet"
+FILES: dict[Format, str] = {
+    "lidb": "person.lidb.safetensors",
+    "kohya": "person.safetensors",
+    "diffusers": "pytorch_lora_weights.safetensors",
+}
+"""What each form of a person is called in a folder of its own."""
+
+Photos: TypeAlias = str | Path | Sequence[str | Path]
+"""A photo, a folder of photos, or several of either: always of one person."""
+
+
+class Personalizer:
+    """A base and the hypernetwork trained on it.
+
+    Attributes:
+        base: the frozen base.
+        predictor: the hypernetwork.
+        seconds: stage → seconds spent in it so far (`load`, `predict`, `relax`, `finetune`, `generate`).
+    """
+
+    def __init__(self, base: Base, predictor: Predictor) -> None:
+        predictor.check_fits(base.fingerprint)
+        self.base, self.predictor = base, predictor
+        self.seconds: dict[str, float] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path | None = None,
+        hypernet: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+    ) -> Personalizer:
+        """Loads both.
+
+        Args:
+            base: pipeline folder or hub id; None for the embedded avatars.
+            hypernet: hypernetwork folder or hub id; None for the one of the embedded base.
+            device: `auto`, `cpu`, `cuda`, `mps`.
+            dtype: number format of the frozen base.
+
+        Raises:
+            InputError: another base without a hypernetwork, or two that do not belong together.
+        """
+        began = time.perf_counter()
+        if hypernet is None and base is not None and Path(base) != EMBEDDED:
+            raise InputError(
+                f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
+            )
+        loaded = load_base(base, device, dtype)
+        person = cls(loaded, load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device))
+        person.seconds["load"] = time.perf_counter() - began
+        return person
+
+    @contextmanager
+    def _stage(self, name: str) -> Generator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def predict(self, photos: Photos) -> Adapter:
+        """The hypernetwork's answer, nothing trained (paper, section 4.2).
+
+        Args:
+            photos: of one person; the predictions of several are averaged.
+
+        Raises:
+            InputError: no photo, or an unreadable one.
+        """
+        with self._stage("predict"):
+            pixels = torch.stack([to_pixels(open_photo(p.path), self.base.resolution) for p in _read(photos)])
+            numbers, facts = self.predictor.average(pixels), self.predictor.facts
+            made = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
+            lidb = self.predictor.lidb(numbers)
+            return Adapter(made, facts.trigger, self.base.fingerprint, self.base.source, lidb)
+
+    def personalize(
+        self,
+        photos: Photos,
+        rank: int = 4,
+        steps: int = 40,
+        seed: int = 0,
+        *,
+        prediction: Adapter | None = None,
+        **fields: Any,
+    ) -> Adapter:
+        """Predict, relax, finetune: a standard LoRA of the person.
+
+        Args:
+            photos: of one person; one will do.
+            rank: of the LoRA.
+            steps: of the finetune; 25 to 40 do.
+            seed: of the relaxation and the training.
+            prediction: what `predict` gave for these photos, if it is at hand.
+            fields: other fields of `FinetuneConfig`.
+
+        Raises:
+            InputError: no photo or an unreadable one, or a rank below the prediction's.
+        """
+        config = FinetuneConfig(rank=rank, steps=steps, seed=seed, **fields)
+        adapter = prediction or self.predict(photos)
+        with self._stage("relax"):
+            if config.way == "complement":
+                adapter = adapter.relax(rank, seed)
+        with self._stage("finetune"):
+            return finetune(self.base, adapter, _read(photos), config, sample=self._class_images)
+
+    def _class_images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """What prior preservation trains beside the person: the bare base's own pictures."""
+        return generate(self.base, prompts, seed=seeds)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        adapter: Adapter | None = None,
+        seed: int = 0,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Pictures of the prompts; `[V]` stands for the person.
+
+        Args:
+            prompts: what to draw.
+            adapter: the person; None for the bare base.
+            seed: of the starting noise, which is the same for every adapter.
+            progress: moved on by one a picture.
+            options: others of `hyperdreambooth.generate.generate`.
+        """
+        with self._stage("generate"):
+            worn = () if adapter is None else (adapter,)
+            return generate(self.base, prompts, worn, seed=seed, progress=progress, **options)
+
+    def stages(
+        self, prompts: Sequence[str], prediction: Adapter, finetuned: Adapter, seed: int = 0, **options: Any
+    ) -> dict[str, list[Image.Image]]:
+        """The same prompts from the same noise by `base`, `prediction` and `finetuned`."""
+        worn = {"base": None, "prediction": prediction, "finetuned": finetuned}
+        total = len(worn) * len(prompts) * options.get("images", 1)
+        with Progress("generate", total) as bar:
+            return {
+                name: self.generate(prompts, one, seed, progress=bar, **options) for name, one in worn.items()
+            }
+
+
+def predict(photos: Photos, **loading: Any) -> Adapter:
+    """`Personalizer.from_pretrained(**loading).predict(photos)`."""
+    return Personalizer.from_pretrained(**loading).predict(photos)
+
+
+def personalize(photos: Photos, rank: int = 4, steps: int = 40, seed: int = 0, **loading: Any) -> Adapter:
+    """`Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)`."""
+    return Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)
+
+
+def check_out(folder: Path) -> None:
+    """Refuses to replace a folder that is not an earlier result; ask before the work too.
+
+    Raises:
+        InputError: a file, or a folder with other things in it.
+    """
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file()
+    ):
+        raise InputError(
+            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
+        )
+
+
+def save_person(
+    out: Path,
+    base: Base,
+    prediction: Adapter,
+    adapter: Adapter,
+    *,
+    pictures: Mapping[str, Image.Image],
+    seconds: Mapping[str, float],
+    scores: Mapping[str, Any],
+    seed: int,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes a personalization as one folder, whole or not at all.
+
+    Args:
+        out: the folder; an earlier result there is replaced.
+        base: the base it was made for.
+        prediction: saved as LiDB.
+        adapter: the finetuned LoRA, saved in kohya and in diffusers form.
+        pictures: name → picture, saved as `NAME.png`.
+        seconds: stage → seconds; their sum becomes `total` where none is given.
+        scores: `identity` and `prompt`, of `base`, `prediction`, `finetuned`; null where nothing can judge.
+        seed: of it all.
+        facts: what else belongs in the report (config, prompts, …).
+
+    Returns:
+        The report, as written to `report.json`.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    check_out(out)
+    files: dict[str, str] = {**FILES, **{name: f"{name}.png" for name in pictures}}
+    report: dict[str, Any] = {
+        "seconds": {
+            k: round(v, 3)
+            for k, v in {**seconds, "total": seconds.get("total", sum(seconds.values()))}.items()
+        },
+        "scores": dict(scores),
+        "files": files,
+        "steps": int(adapter.metadata.get("steps", 0)),
+        "rank": adapter.rank,
+        "trigger": adapter.trigger,
+        "seed": seed,
+        **facts,
+        "environment": environment(),
+    }
+    with whole_folder(out) as part:
+        for form, name in FILES.items():
+            (prediction if form == "lidb" else adapter).save(part / name, form, base.resolution)
+        for name, picture in pictures.items():
+            picture.save(part / f"{name}.png")
+        write_json(part / "report.json", report)
+    return report
+
+
+def _read(photos: Photos) -> tuple[Photo, ...]:
+    paths = [photos] if isinstance(photos, str | Path) else list(photos)
+    return read_person([Path(path) for path in paths])

@@ -1,0 +1,187 @@
+"""The judges against naive arithmetic, on tiny random ResNets beside a copy of the micro base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn.functional import cosine_similarity
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.evaluate.identity import Calibration, identity_scores
+from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.evaluate.text import asked, found_share, groups
+from hyperdreambooth.faces.align import to_pixels
+from hyperdreambooth.runs import InputError
+
+LABELS = ["hat:none", "hat:red", "hat:top", "mood:smiling", "mood:sad", "trait:age", "trait:nose"]
+PHRASES = {
+    "hat:none": "",
+    "hat:red": "red hat",
+    "hat:top": "red hat with a feather",
+    "mood:smiling": "smiling",
+    "mood:sad": "sad",
+}
+
+
+def save_judge(folder: Path, labels: list[str], seed: int, **facts: object) -> None:
+    torch.manual_seed(seed)
+    config = ResNetConfig(
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: k for k, label in enumerate(labels)},
+    )
+    config.image_size = 16
+    for name, value in facts.items():
+        setattr(config, name, value)
+    ResNetForImageClassification(config).save_pretrained(folder)
+
+
+@pytest.fixture
+def judged_base(micro_dir: Path, tmp_path: Path) -> Base:
+    place = Path(shutil.copytree(micro_dir, tmp_path / "base"))
+    save_judge(
+        place / "scorers" / "identity",
+        [f"embedding:{k}" for k in range(5)],
+        0,
+        calibration={"same": 0.9, "stranger": 0.2},
+    )
+    save_judge(place / "scorers" / "attributes", LABELS, 1, phrases=PHRASES)
+    return load_base(place, device="cpu")
+
+
+@pytest.fixture
+def scorers(judged_base: Base) -> Scorers:
+    found = load_scorers(judged_base)
+    assert found is not None
+    return found
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_a_base_without_judges_has_none(micro_base: Base) -> None:
+    assert load_scorers(micro_base) is None
+
+
+def test_identity_is_the_calibrated_mean_cosine(scorers: Scorers) -> None:
+    generated, others = pictures(3), pictures(2, seed=1)
+    model = scorers.encoder.model
+    with torch.no_grad():
+        ours = [model(to_pixels(image, 16)[None]).logits[0] for image in generated]
+        theirs = [model(to_pixels(image, 16)[None]).logits[0] for image in others]
+    for score, one in zip(scorers.identity(generated, others), ours, strict=True):
+        cosines = [float(cosine_similarity(one, other, dim=0)) for other in theirs]
+        assert score == pytest.approx(sum((c - 0.2) / 0.7 for c in cosines) / 2, abs=1e-4)
+    torch.testing.assert_close(scorers.embed(generated).norm(dim=1), torch.ones(3))
+    with pytest.raises(ValueError, match="besides the reference"):
+        scorers.identity(generated, [])
+
+
+@given(same=st.floats(0.5, 1.0), stranger=st.floats(-0.5, 0.4), m=st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_the_person_scores_one_and_a_stranger_zero(same: float, stranger: float, m: int) -> None:
+    other = torch.tensor([[1.0, 0.0]])
+    at = torch.tensor([same, stranger] * m)
+    generated = torch.stack([at, (1 - at.square()).sqrt()], dim=1)
+    scores = identity_scores(generated, other, Calibration(same=same, stranger=stranger))
+    torch.testing.assert_close(scores, torch.tensor([1.0, 0.0] * m), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels"),
+    [
+        ("a [V] face", []),
+        ("a [V] face, Smiling, in a red hat", ["mood:smiling", "hat:red"]),
+        ("a face in a red hat with a feather", ["hat:top"]),
+        ("a red hat with a feather beside a red hat", ["hat:top", "hat:red"]),
+        ("unsmiling, sadly", []),
+        ("sad, sad, sad", ["mood:sad"]),
+    ],
+)
+def test_asked_takes_whole_phrases_and_the_longest(prompt: str, labels: list[str]) -> None:
+    assert asked(prompt, PHRASES) == labels
+
+
+@given(st.lists(st.floats(-5, 5), min_size=5, max_size=5, unique=True))
+@settings(max_examples=50, deadline=None)
+def test_found_share_counts_the_winner_of_each_group(values: list[float]) -> None:
+    labels = LABELS[:5]
+    hat = max(labels[:3], key=lambda label: values[labels.index(label)])
+    mood = max(labels[3:], key=lambda label: values[labels.index(label)])
+    for wanted in (["hat:red"], ["hat:top", "mood:sad"], labels):
+        expected = sum(label in (hat, mood) for label in wanted) / len(wanted)
+        assert found_share(torch.tensor(values, dtype=torch.float64), labels, wanted) == pytest.approx(
+            expected
+        )
+    assert found_share(torch.tensor(values), labels, []) is None
+    assert groups(labels) == {"hat": [0, 1, 2], "mood": [3, 4]}
+
+
+def test_prompt_and_traits_against_one_by_one(scorers: Scorers) -> None:
+    images = pictures(3)
+    prompts = ["a face, smiling, in a red hat", "a face", "sad"]
+    with torch.no_grad():
+        logits = [scorers.reader.model(to_pixels(image, 16)[None]).logits[0] for image in images]
+    scores = scorers.prompt(images, prompts)
+    assert scores[1] is None
+    hats = [LABELS[int(row[:3].argmax())] == "hat:red" for row in logits]
+    moods = [LABELS[3 + int(row[3:5].argmax())] for row in logits]
+    assert scores[0] == (hats[0] + (moods[0] == "mood:smiling")) / 2
+    assert scores[2] == float(moods[2] == "mood:sad")
+    assert scorers.trait_names == ("age", "nose")
+    torch.testing.assert_close(
+        scorers.traits(images), torch.stack([row[5:].sigmoid() for row in logits]), atol=1e-5, rtol=0
+    )
+
+
+def test_summary_is_null_where_there_is_nothing_to_judge_by(scorers: Scorers) -> None:
+    images = pictures(2)
+    nothing = scorers.summary(images, ["a face", "a [V] face"])
+    assert nothing == {"identity": None, "prompt": None}
+    full = scorers.summary(images, ["sad", "a face"], pictures(1, seed=4))
+    assert full["identity"] == pytest.approx(sum(scorers.identity(images, pictures(1, seed=4))) / 2)
+    assert full["prompt"] == scorers.prompt(images[:1], ["sad"])[0]
+    assert scorers.embed([]).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("identity", {"calibration": None}, "calibration"),
+        ("identity", {"calibration": {"same": "high"}}, "same"),
+        ("attributes", {"phrases": None}, "phrases"),
+        ("attributes", {"phrases": {"hat:blue": "blue hat"}}, "hat:blue"),
+    ],
+)
+def test_a_broken_judge_is_named(judged_base: Base, part: str, change: dict[str, object], words: str) -> None:
+    file = judged_base.scorers / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(InputError, match=words) as caught:
+        load_scorers(judged_base)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_cut_judge_is_one_line(judged_base: Base) -> None:
+    weights = judged_base.scorers / "identity" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="identity"):
+        load_scorers(judged_base)
+    shutil.rmtree(judged_base.scorers / "identity")
+    with pytest.raises(InputError, match="identity"):
+        load_scorers(judged_base)

@@ -1,0 +1,288 @@
+"""One loop for the finetune and for DreamBooth: exact starts, live slots, resume, prior preservation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.finetune import train as finetune_train
+from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
+from hyperdreambooth.finetune.shots import Conditioner, Shots, class_shots, photo_shots
+from hyperdreambooth.finetune.train import dreambooth, finetune, learning_rate, step_loss
+from hyperdreambooth.generate import generate
+from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
+from hyperdreambooth.lidb.file import Lidb
+from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.runs import InputError
+from hyperdreambooth.shapes import Factors
+
+
+@pytest.fixture
+def person(micro_photos: Path) -> tuple[Photo, ...]:
+    return read_person([micro_photos / "person-0"])
+
+
+@pytest.fixture
+def prediction(micro_base: Base) -> Adapter:
+    """A rank-1 LiDB that visibly changes the base."""
+    layout, basis = Layout(micro_base.sites, 1, 8, 4), seeded_basis(micro_base.sites, 8, 4, 0)
+    numbers = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    lidb = Lidb(
+        numbers,
+        layout,
+        basis.source,
+        basis_fingerprint(basis),
+        micro_base.fingerprint,
+        "sks",
+        micro_base.source,
+    )
+    return Adapter.from_lidb(lidb, basis)
+
+
+def delta(factors: Factors) -> dict[str, Tensor]:
+    return {name: (up @ down)[0] for name, (down, up) in factors.items()}
+
+
+def assert_same_delta(one: Factors, other: Factors) -> None:
+    for name, matrix in delta(one).items():
+        torch.testing.assert_close(
+            matrix, delta(other)[name], rtol=0, atol=1e-5 * float(matrix.abs().max() + 1)
+        )
+
+
+def fixed_loss(base: Base, adapter: Adapter | None, photos: Sequence[Photo]) -> float:
+    """The loss over noise that no training has drawn."""
+    shots = photo_shots(base, photos, "a photo of a [V] {class_word}")
+    drawn = [draw_noise(base, tuple(shots.latents.shape[1:]), "held out", k) for k in range(16)]
+    noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
+    latents = shots.latents[[k % len(shots.captions) for k in range(16)]]
+    captions = [shots.captions[k % len(shots.captions)] for k in range(16)]
+    with torch.no_grad():
+        if adapter is None:
+            return (
+                denoise_loss(base, latents, base.encode_prompts(base.tokenize(captions)), noise, timesteps)
+                .mean()
+                .item()
+            )
+        with wear(base.components, adapter.factors):
+            return (
+                denoise_loss(base, latents, base.encode_prompts(base.tokenize(captions)), noise, timesteps)
+                .mean()
+                .item()
+            )
+
+
+@pytest.mark.parametrize("way", ["complement", "side_by_side"])
+def test_no_steps_change_nothing(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], way: str
+) -> None:
+    config = FinetuneConfig(steps=0, rank=3, way=way)  # type: ignore[arg-type]
+    relaxed = finetune(micro_base, prediction, person, config)
+    assert relaxed.rank == 3
+    assert relaxed.kind == "lora"
+    assert_same_delta(prediction.factors, relaxed.factors)
+    before, after = (generate(micro_base, ["a [V] face"], [a], steps=2)[0] for a in (prediction, relaxed))
+    worst = torch.tensor([a - b for a, b in zip(before.tobytes(), after.tobytes(), strict=True)]).abs().max()
+    assert worst <= 1
+
+
+@pytest.mark.parametrize("way", ["complement", "side_by_side"])
+def test_finetune_fits_the_photo_with_every_slot(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], way: str
+) -> None:
+    before = {name: p.clone() for name, p in micro_base.pipe.unet.state_dict().items()}
+    config = FinetuneConfig(steps=25, lr=1e-2, rank=3, way=way)  # type: ignore[arg-type]
+    tuned = finetune(micro_base, prediction, person[:1], config)
+    assert fixed_loss(micro_base, tuned, person[:1]) < 0.97 * fixed_loss(micro_base, prediction, person[:1])
+    for matrix in delta(tuned.factors).values():
+        assert torch.linalg.matrix_rank(matrix, rtol=1e-5) == 3
+    after = micro_base.pipe.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(p.requires_grad for m in micro_base.components.values() for p in m.parameters())
+
+
+def test_side_by_side_keeps_the_prediction_and_reports_what_truncation_loses(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
+) -> None:
+    exact = finetune(micro_base, prediction, person[:1], FinetuneConfig(steps=3, rank=3, way="side_by_side"))
+    down, _ = next(iter(exact.factors.values()))
+    torch.testing.assert_close(down[:, :1], next(iter(prediction.factors.values()))[0])
+    assert float(exact.metadata["truncation_error"]) == 0
+    wide = FinetuneConfig(steps=3, rank=3, way="side_by_side", trained_rank=6, lr=1e-2)
+    cut = finetune(micro_base, prediction, person[:1], wide)
+    assert cut.rank == 3
+    assert 0 < float(cut.metadata["truncation_error"]) < 1
+
+
+@pytest.mark.parametrize("method", ["lidb", "lora"])
+def test_dreambooth_fits_the_photo(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, method: str
+) -> None:
+    config = DreamboothConfig(method=method, steps=25, lr=2e-2, rank=1, down_dim=8, up_dim=8)  # type: ignore[arg-type]
+    trained = dreambooth(micro_base, person[:1], tmp_path / "run", config)
+    assert trained.kind == method
+    assert fixed_loss(micro_base, trained, person[:1]) < 0.97 * fixed_loss(micro_base, None, person[:1])
+    trained.save(tmp_path / "person.safetensors", "lidb" if method == "lidb" else "kohya")
+
+
+@pytest.mark.parametrize("method", ["lidb", "lora"])
+def test_killed_and_run_again_is_the_same_to_the_bit(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DreamboothConfig(method=method, steps=7, save_every=2, down_dim=8, up_dim=8)  # type: ignore[arg-type]
+    whole = dreambooth(micro_base, person, tmp_path / "whole", config)
+
+    def killed(*args: object) -> Tensor:
+        if args[-1] == 5:
+            raise KeyboardInterrupt
+        return step_loss(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune_train, "step_loss", killed)
+        dreambooth(micro_base, person, tmp_path / "killed", config)
+    resumed = dreambooth(micro_base, person, tmp_path / "killed", config)
+    again = dreambooth(micro_base, person, tmp_path / "killed", config)
+    for name, pair in whole.factors.items():
+        for end in (0, 1):
+            assert torch.equal(pair[end], resumed.factors[name][end])
+            assert torch.equal(pair[end], again.factors[name][end])
+    logs = [(tmp_path / run / "log.jsonl").read_text().count("\n") for run in ("whole", "killed")]
+    assert logs == [7, 7]
+
+
+def test_a_run_of_another_config_or_other_photos_is_refused(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path
+) -> None:
+    config = DreamboothConfig(steps=1, down_dim=4, up_dim=4)
+    dreambooth(micro_base, person, tmp_path / "run", config)
+    with pytest.raises(InputError, match="lr"):
+        dreambooth(micro_base, person, tmp_path / "run", config.model_copy(update={"lr": 0.5}))
+    with pytest.raises(InputError, match="photos"):
+        dreambooth(micro_base, person[:1], tmp_path / "run", config)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_step_loss_is_the_weighted_mean_of_single_samples(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], prior: bool
+) -> None:
+    config = TrainConfig(batch=2, seed=5)
+    groups = [photo_shots(micro_base, person, "a [V] {class_word}")]
+    if prior:
+        groups.append(Shots(torch.randn(3, *groups[0].latents.shape[1:]), ("a face",) * 3, weight=0.25))
+    captions = [caption for shots in groups for caption in shots.captions]
+    expected = torch.zeros(())
+    with torch.no_grad(), wear(micro_base.components, prediction.factors):
+        encode = Conditioner(micro_base, captions, text_worn=True)
+        got = step_loss(micro_base, groups, encode, config, step=4)
+        for place in range(2 * len(groups)):
+            shots, index = groups[place // 2], (8 + place % 2) % 3
+            noise, timestep = draw_noise(micro_base, tuple(shots.latents.shape[1:]), 5, "finetune", 4, place)
+            conditioning = micro_base.encode_prompts(micro_base.tokenize([shots.captions[index]]))
+            loss = denoise_loss(micro_base, shots.latents[[index]], conditioning, noise[None], timestep[None])
+            expected += shots.weight * loss[0] / 2
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("text_worn", [False, True])
+def test_conditioner_encodes_each_caption_as_alone(micro_base: Base, text_worn: bool) -> None:
+    captions = ["a sks face", "a hat", "a sks face", "a photo"]
+    with torch.no_grad():
+        got = Conditioner(micro_base, captions, text_worn)(captions)["hidden"]
+        alone = torch.cat([micro_base.encode_prompts(micro_base.tokenize([c]))["hidden"] for c in captions])
+    torch.testing.assert_close(got, alone)
+
+
+def test_captions_are_the_photos_own_or_the_configs(micro_base: Base, person: tuple[Photo, ...]) -> None:
+    bare = Photo(person[0].path, person[0].identity, None)
+    shots = photo_shots(micro_base, (bare, person[1]), "a photo of a [V] {class_word}")
+    assert shots.captions == ("a photo of a sks face", "a photo of a sks face, smiling")
+
+
+def test_class_images_are_drawn_once_and_completed(micro_base: Base, tmp_path: Path) -> None:
+    calls: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        calls.append((tuple(prompts), tuple(seeds)))
+        return [Image.new("RGB", (32, 32), (seed % 256, 0, 0)) for seed in seeds]
+
+    first = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample, tmp_path / "class")
+    assert [len(prompts) for prompts, _ in calls] == [8, 2]
+    assert calls[0][0][0] == "a photo of a face"
+    assert len({seed for _, seeds in calls for seed in seeds}) == 10
+    (tmp_path / "class" / "00004.png").unlink()
+    seeds, calls[:] = calls[0][1], []
+    second = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample, tmp_path / "class")
+    assert calls == [(("a photo of a face",), (seeds[4],))]
+    torch.testing.assert_close(first.latents, second.latents)
+    assert second.weight == 0.5
+
+
+def test_prior_preservation_trains_and_needs_a_sampler(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path
+) -> None:
+    config = DreamboothConfig(steps=2, prior_weight=1.0, prior_images=3, down_dim=4, up_dim=4)
+    with pytest.raises(ValueError, match="sample"):
+        dreambooth(micro_base, person, tmp_path / "none", config)
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        return generate(micro_base, prompts, seed=seeds, steps=2)
+
+    trained = dreambooth(micro_base, person, tmp_path / "run", config, sample=sample)
+    assert len(list((tmp_path / "run" / "class").glob("*.png"))) == 3
+    without = dreambooth(
+        micro_base, person, tmp_path / "bare", config.model_copy(update={"prior_weight": 0.0})
+    )
+    assert any(
+        not torch.equal(trained.factors[name][1], without.factors[name][1]) for name in trained.factors
+    )
+
+
+def test_lower_precision_trains_close_to_float32(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
+) -> None:
+    full, half = (
+        finetune(micro_base, prediction, person, FinetuneConfig(steps=2, precision=precision))
+        for precision in ("float32", "bf16")
+    )
+    assert all(pair[0].dtype == torch.float32 for pair in half.factors.values())
+    assert abs(float(full.metadata["loss"]) - float(half.metadata["loss"])) < 0.05
+
+
+def test_what_does_not_fit_is_refused_in_one_line(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
+) -> None:
+    foreign = Adapter(prediction.factors, "sks", "0" * 16, "another")
+    wide = prediction.relax(4)
+    cases = [
+        (foreign, FinetuneConfig(steps=0), "0000000000000000"),
+        (wide, FinetuneConfig(steps=0, rank=2), "rank"),
+        (wide, FinetuneConfig(steps=0, rank=4, way="side_by_side"), "leaves nothing"),
+    ]
+    for adapter, config, words in cases:
+        with pytest.raises(InputError, match=words) as caught:
+            finetune(micro_base, adapter, person, config)
+        assert "\n" not in str(caught.value)
+
+
+@given(steps=st.integers(1, 500), lr=st.floats(1e-6, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_cosine_falls_from_lr_towards_zero(steps: int, lr: float) -> None:
+    config = TrainConfig(steps=steps, lr=lr, schedule="cosine")
+    rates = [learning_rate(config, step) for step in range(steps)]
+    assert rates[0] == pytest.approx(lr)
+    assert all(a >= b > 0 for a, b in pairwise(rates))
+    assert learning_rate(TrainConfig(steps=steps, lr=lr), steps - 1) == lr

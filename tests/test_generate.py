@@ -1,0 +1,143 @@
+"""Generation: the base's own pipeline, whatever is worn, whoever shares the batch."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.generate import generate, scaled
+from hyperdreambooth.lora.relax import concatenate
+from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.shapes import Factors
+
+PROMPTS = ["a [V] face", "a photo of a [V] face smiling", "a [V] face wearing a hat"]
+
+
+def people(base: Base, n: int, seed: int = 0, rank: int = 2, size: float = 0.3) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        s.name: (
+            torch.randn(n, rank, s.in_features, generator=generator) * size,
+            torch.randn(n, s.out_features, rank, generator=generator) * size,
+        )
+        for s in base.sites
+    }
+
+
+def adapter(base: Base, factors: Factors, trigger: str = "sks") -> Adapter:
+    return Adapter(factors, trigger, base.fingerprint, base.source)
+
+
+def worst(one: list[Image.Image], other: list[Image.Image]) -> int:
+    """The largest difference of any colour value, of 255."""
+    assert len(one) == len(other)
+    return max(
+        int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_it_is_the_pipelines_own_answer(micro_base: Base) -> None:
+    ours = generate(micro_base, PROMPTS[:1], seed=3, steps=3, guidance=2.0, negative="a hat")
+    theirs = micro_base.pipe(
+        "a sks face",
+        negative_prompt="a hat",
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        generator=draw(3, "generate", PROMPTS[0], 0),
+    ).images
+    assert worst(ours, theirs) == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_person_for_each_prompt_equals_one_by_one(micro_base: Base, guidance: float) -> None:
+    factors = people(micro_base, 3)
+    together = generate(
+        micro_base, PROMPTS, per_prompt=factors, images=2, steps=3, guidance=guidance, batch=4
+    )
+    alone: list[Image.Image] = []
+    for k, prompt in enumerate(PROMPTS):
+        own = {name: (down[[k]], up[[k]]) for name, (down, up) in factors.items()}
+        alone += generate(
+            micro_base, [prompt], [adapter(micro_base, own)], images=2, steps=3, guidance=guidance
+        )
+    assert worst(together, alone) <= 1
+    assert worst(together, generate(micro_base, PROMPTS, images=2, steps=3, guidance=guidance)) > 5
+
+
+def test_a_picture_does_not_depend_on_its_batch(micro_base: Base) -> None:
+    worn = [adapter(micro_base, people(micro_base, 1))]
+    whole = generate(micro_base, PROMPTS, worn, images=2, steps=2, batch=6)
+    assert worst(whole, generate(micro_base, PROMPTS, worn, images=2, steps=2, batch=1)) <= 1
+    assert worst(whole[4:], generate(micro_base, PROMPTS[2:], worn, images=2, steps=2)) <= 1
+    assert worst(whole[:1], whole[1:2]) > 5
+    seeds = generate(micro_base, [PROMPTS[0], PROMPTS[0]], worn, seed=[0, 1], steps=2)
+    assert worst(seeds[:1], whole[:1]) <= 1
+    assert worst(seeds[:1], seeds[1:]) > 5
+
+
+def test_a_person_and_a_style_add_up_with_their_weights(micro_base: Base) -> None:
+    person, style = people(micro_base, 1, 1), people(micro_base, 1, 2, rank=3)
+    both = generate(
+        micro_base, PROMPTS, [adapter(micro_base, person), (adapter(micro_base, style, ""), 0.5)], steps=2
+    )
+    summed = concatenate(person, scaled(style, 0.5))
+    assert worst(both, generate(micro_base, PROMPTS, [adapter(micro_base, summed)], steps=2)) <= 1
+    nothing = generate(micro_base, PROMPTS, [(adapter(micro_base, person), 0.0)], steps=2)
+    assert worst(nothing, generate(micro_base, PROMPTS, steps=2)) == 0
+
+
+def test_the_base_is_bare_afterwards_even_after_an_error(
+    micro_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: p.clone() for name, p in micro_base.pipe.unet.state_dict().items()}
+    worn = [adapter(micro_base, people(micro_base, 1))]
+    generate(micro_base, PROMPTS, worn, steps=1)
+
+    def fail(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(micro_base.pipe), "__call__", fail)
+    with pytest.raises(KeyboardInterrupt):
+        generate(micro_base, PROMPTS, worn, per_prompt=people(micro_base, 3), steps=1)
+    after = micro_base.pipe.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_it_warns_when_nobody_calls_the_person(micro_base: Base) -> None:
+    person = adapter(micro_base, people(micro_base, 1))
+    with pytest.warns(UserWarning, match="no prompt names the person"):
+        generate(micro_base, ["a face asksed"], [person], steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(micro_base, ["a sks face", "a hat"], [person], steps=1)
+        generate(micro_base, ["a face"], [adapter(micro_base, people(micro_base, 1), trigger="")], steps=1)
+        generate(micro_base, ["a face"], steps=1)
+
+
+def test_the_placeholder_is_the_worn_persons_trigger(micro_base: Base) -> None:
+    other = adapter(micro_base, people(micro_base, 1), trigger="zwx")
+    named = generate(micro_base, ["a [V] face"], [other], steps=2)
+    tokens = micro_base.tokenize(["a [V] face", "a zwx face"])
+    assert not torch.equal(tokens[0], tokens[1])
+    own = generate(micro_base, ["a [V] face"], [adapter(micro_base, other.factors)], steps=2)
+    assert worst(named, own) > 0
+
+
+def test_what_cannot_be_drawn_is_refused(micro_base: Base) -> None:
+    foreign = Adapter(people(micro_base, 1), "sks", "f" * 16, "another")
+    with pytest.raises(InputError, match=micro_base.fingerprint):
+        generate(micro_base, PROMPTS, [foreign], steps=1)
+    with pytest.raises(InputError, match="multiple of 8"):
+        generate(micro_base, PROMPTS, size=33, steps=1)
+    stray = {"unet.nowhere.to_q": next(iter(people(micro_base, 1).values()))}
+    with pytest.raises(InputError, match=r"unet\.nowhere"):
+        generate(micro_base, PROMPTS, [adapter(micro_base, stray)], steps=1)
+    assert generate(micro_base, PROMPTS[:1], size=40, steps=1)[0].size == (40, 40)

@@ -1,0 +1,179 @@
+"""The class users meet: prediction, the whole way, the folder that it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ResNetConfig, ResNetModel
+
+from hyperdreambooth import personalize as module
+from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.faces.align import open_photo, to_pixels
+from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.encoder import load_encoder
+from hyperdreambooth.hypernet.predictor import Facts, Predictor
+from hyperdreambooth.lidb.basis import seeded_basis
+from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.personalize import FILES, Personalizer, check_out, save_person
+from hyperdreambooth.runs import InputError
+
+
+@pytest.fixture(scope="module")
+def hypernet(micro_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained hypernetwork whose predictions differ from person to person."""
+    folder = tmp_path_factory.mktemp("hypernet")
+    base = load_base(micro_dir, device="cpu")
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    config.image_size = 16
+    ResNetModel(config).save_pretrained(folder / "eye")
+    encoder = load_encoder(folder / "eye")
+    features = encoder(torch.rand(4, 3, 32, 32) * 2 - 1)
+    layout = Layout(base.sites, 1, 6, 4)
+    shape = Shape(features.shape[1], features.shape[2], width=8, layers=1, heads=2, refinements=1)
+    network = HyperNetwork(layout, shape, seeded_basis(base.sites, 6, 4, 0))
+    network.normalise(torch.randn(layout.size) * 0.3, torch.ones(layout.size), features)
+    torch.nn.init.normal_(network.head)
+    facts = Facts(base.fingerprint, base.source, "sks", "face", base.resolution)
+    Predictor(network, encoder, facts).save(folder / "made")
+    return folder / "made"
+
+
+@pytest.fixture
+def me(micro_dir: Path, hypernet: Path) -> Personalizer:
+    return Personalizer.from_pretrained(micro_dir, hypernet, device="cpu")
+
+
+def test_a_prediction_is_the_average_over_the_photos(me: Personalizer, micro_photos: Path) -> None:
+    photos = sorted((micro_photos / "person-1").glob("*.png"))
+    one = me.predict(photos[0])
+    assert one.kind == "lidb"
+    assert one.lidb is not None
+    alone = [me.predictor.predict(to_pixels(open_photo(photo), 32)[None])[0] for photo in photos]
+    torch.testing.assert_close(one.lidb.numbers, alone[0])
+    every = me.predict(micro_photos / "person-1").lidb
+    assert every is not None
+    torch.testing.assert_close(every.numbers, torch.stack(alone).mean(0))
+    again = me.predict([str(photo) for photo in photos]).lidb
+    assert again is not None
+    torch.testing.assert_close(again.numbers, every.numbers)
+    stranger = me.predict(micro_photos / "person-2").lidb
+    assert stranger is not None
+    assert (stranger.numbers - every.numbers).abs().max() > 1e-3
+
+
+def test_personalize_is_predict_relax_finetune(me: Personalizer, micro_photos: Path) -> None:
+    photo = micro_photos / "person-0" / "0.png"
+    prediction = me.predict(photo)
+    untrained = me.personalize(photo, rank=3, steps=0)
+    for name, (down, up) in prediction.factors.items():
+        relaxed_down, relaxed_up = untrained.factors[name]
+        torch.testing.assert_close(relaxed_up @ relaxed_down, up @ down, atol=1e-5, rtol=1e-4)
+    for way in ("complement", "side_by_side"):
+        trained = me.personalize(photo, rank=3, steps=2, way=way, prediction=prediction, batch=2)
+        assert (trained.rank, trained.kind, trained.trigger) == (3, "lora", "sks")
+        assert trained.metadata["steps"] == "2"
+    me.personalize(photo, rank=2, steps=1, prediction=prediction, prior_weight=0.5, prior_images=1)
+    images = me.generate(["a [V] face"], adapter=untrained, steps=1)
+    assert [image.size for image in images] == [(32, 32)]
+    assert set(me.seconds) == {"load", "predict", "relax", "finetune", "generate"}
+    assert all(seconds >= 0 for seconds in me.seconds.values())
+
+
+def test_personalize_is_a_function_of_photo_and_seed(me: Personalizer, micro_photos: Path) -> None:
+    photo = micro_photos / "person-0" / "0.png"
+    one, same, other = (me.personalize(photo, rank=2, steps=2, seed=seed) for seed in (0, 0, 1))
+    for name, (_, up) in one.factors.items():
+        assert torch.equal(up, same.factors[name][1])
+    assert any(not torch.equal(up, other.factors[name][1]) for name, (_, up) in one.factors.items())
+
+
+def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Path, tmp_path: Path) -> None:
+    photo, prompts = micro_photos / "person-0" / "0.png", ["a [V] face", "a [V] face smiling"]
+    prediction = me.predict(photo)
+    adapter = me.personalize(photo, rank=2, steps=1, prediction=prediction)
+    rows = me.stages(prompts, prediction, adapter, steps=1)
+    assert {name: len(images) for name, images in rows.items()} == {
+        "base": 2,
+        "prediction": 2,
+        "finetuned": 2,
+    }
+    scores = {"identity": {name: None for name in rows}, "prompt": {name: 0.5 for name in rows}}
+
+    def write(picture: Image.Image) -> dict[str, object]:
+        return save_person(
+            tmp_path / "out",
+            me.base,
+            prediction,
+            adapter,
+            pictures={"picture": picture},
+            seconds=me.seconds,
+            scores=scores,
+            seed=0,
+            facts={"prompts": prompts},
+        )
+
+    report = write(rows["finetuned"][0])
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert report["files"] == {**FILES, "picture": "picture.png"}
+    assert (report["steps"], report["rank"], report["trigger"], report["scores"]) == (1, 2, "sks", scores)
+    stages = {"load", "predict", "relax", "finetune", "generate", "total"}
+    assert stages == set(report["seconds"])  # type: ignore[call-overload]
+    for form, name in FILES.items():
+        read = load_adapter(tmp_path / "out" / name, me.base.sites, me.base.fingerprint)
+        wanted = prediction if form == "lidb" else adapter
+        for site, (down, up) in wanted.factors.items():
+            torch.testing.assert_close(read.factors[site][1] @ read.factors[site][0], up @ down)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(AttributeError):
+        write(None)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    write(rows["base"][0])
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    check_out(tmp_path / "new")
+    check_out(tmp_path)
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+    for taken in (tmp_path, tmp_path / "holiday.jpg"):
+        with pytest.raises(InputError, match="another --out"):
+            check_out(taken)
+
+
+def test_what_does_not_belong_together_is_refused(
+    micro_dir: Path, micro_base: Base, hypernet: Path, tmp_path: Path, micro_photos: Path
+) -> None:
+    with pytest.raises(InputError, match="hypernet: expected the one trained for base"):
+        Personalizer.from_pretrained(micro_dir)
+    with pytest.raises(InputError, match="no such folder"):
+        Personalizer.from_pretrained(micro_dir, tmp_path / "nowhere", device="cpu")
+    predictor = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu").predictor
+    micro_base.fingerprint = "0" * 16
+    with pytest.raises(InputError, match="0000000000000000"):
+        Personalizer(micro_base, predictor)
+    me = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu")
+    with pytest.raises(InputError, match=r"gone\.png"):
+        me.predict(tmp_path / "gone.png")
+    with pytest.raises(InputError, match="no photo"):
+        me.personalize([])
+    with pytest.raises(InputError, match="rank"):
+        me.personalize(micro_photos / "person-0", rank=1, way="side_by_side")
+
+
+def test_nothing_given_means_the_embedded_pack(
+    micro_dir: Path, hypernet: Path, micro_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperdreambooth.base.load.EMBEDDED", micro_dir)
+    monkeypatch.setattr(module, "EMBEDDED", micro_dir)
+    monkeypatch.setattr(module, "EMBEDDED_HYPERNET", hypernet)
+    me = Personalizer.from_pretrained(device="cpu")
+    assert me.base.source == str(micro_dir)
+    assert Personalizer.from_pretrained(micro_dir, device="cpu").base.source == str(micro_dir)
+    photo = micro_photos / "person-0" / "0.png"
+    assert module.predict(photo, device="cpu").rank == 1
+    assert module.personalize(photo, rank=2, steps=1, device="cpu").rank == 2
