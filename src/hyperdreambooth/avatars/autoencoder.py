@@ -1,0 +1,73 @@
+"""The avatars' VAE: 128 pixels → 16×16×8 latents, trained on crops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from hyperdreambooth.avatars.fit import StageConfig, fit
+from hyperdreambooth.avatars.pictures import Pictures
+from hyperdreambooth.runs import draw
+
+CROP = 64
+
+
+def new_vae(seed: int) -> AutoencoderKL:
+    """A fully convolutional `AutoencoderKL`; no attention, so it can be trained on crops."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=8, norm_num_groups=8, layers_per_block=1,
+        sample_size=128, mid_block_add_attention=False, scaling_factor=1.0,
+    )  # fmt: skip
+    # A posterior that starts as wide as its mean drowns the picture for the first thousand steps.
+    torch.nn.init.constant_(vae.quant_conv.bias[8:], -6.0)  # type: ignore[index]
+    return vae
+
+
+def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> AutoencoderKL:
+    """Absolute and squared error of pixels, and a whisper of KL."""
+    vae = new_vae(config.seed).to(device)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        pixels = crops(pictures, config, step).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        answer = vae.decode(posterior.sample()).sample.float()
+        absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        return {"loss": absolute + 2 * squared + 1e-4 * kl, "absolute": absolute, "squared": squared, "kl": kl}
+
+    fit("vae", vae, loss_of, config, folder, device)
+    vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
+    return vae
+
+
+def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
+    """Random crops `(b, 3, 64, 64)`, a function of seed and step."""
+    generator = draw("vae", config.seed, step)
+    rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
+    pixels = pictures.batch(rows)
+    corners = torch.randint(0, pixels.shape[-1] - CROP + 1, (config.batch, 2), generator=generator).tolist()
+    return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(pixels, corners, strict=True)])
+
+
+@torch.no_grad()
+def _spread(vae: AutoencoderKL, pictures: Pictures, device: str) -> float:
+    """Standard deviation of the latents: the base is trained on unit-sized ones."""
+    rows = torch.arange(0, len(pictures), max(1, len(pictures) // 256))[:256]
+    means = [vae.encode(pictures.batch(part).to(device)).latent_dist.mode() for part in rows.split(32)]
+    return float(torch.cat(means).std())
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: Pictures, device: str) -> float:
+    """Mean peak signal-to-noise ratio in dB of whole pictures through the VAE."""
+    values: list[Tensor] = []
+    for rows in torch.arange(len(pictures)).split(32):
+        pixels = pictures.batch(rows).to(device)
+        answer = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        values.append(10 * torch.log10(4 / (answer - pixels).square().mean(dim=(1, 2, 3))))
+    return float(torch.cat(values).mean())

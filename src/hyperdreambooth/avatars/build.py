@@ -1,0 +1,154 @@
+"""Builds the embedded world from seeds: VAE → base → scorers → encoder, and the figures that describe them.
+
+Every stage is a resumable run folder under `out/`; a finished stage is not done again. `pack` puts what ships
+(float16, shards of at most 15 MB) into one folder, with figures and logs beside the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from hyperdreambooth.avatars import measure
+from hyperdreambooth.avatars.autoencoder import psnr, train_vae
+from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.diffusion import CLASS_WORD, TRIGGER, train_base
+from hyperdreambooth.avatars.fit import StageConfig
+from hyperdreambooth.avatars.pictures import Pictures, pictures
+from hyperdreambooth.avatars.readers import train_attributes, train_encoder, train_identity
+from hyperdreambooth.runs import InputError, environment, read_json, whole_folder, write_json
+
+STAGES = ("vae", "base", "scorers", "encoder")
+SHARD = "15MB"
+
+
+class BuildConfig(BaseModel):
+    """What `hdb avatars build` makes; the defaults are the shipped world's."""
+
+    model_config = ConfigDict(extra="forbid")
+    vae: StageConfig = StageConfig(steps=4000, batch=16, lr=2e-3, people=2000)
+    base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3, ema=0.998)
+    identity: StageConfig = StageConfig(steps=800, batch=64, ema=0.99)
+    attributes: StageConfig = StageConfig(steps=800, batch=64, ema=0.99)
+    encoder: StageConfig = StageConfig(steps=800, batch=64, ema=0.99)
+    judged_people: int = 200
+    judged_pictures: int = 128
+
+
+def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> dict[str, Any]:
+    """Runs one stage, or all of them in order, and returns the figures seen.
+
+    Args:
+        stage: `vae`, `base`, `scorers`, `encoder` or `all`.
+        out: working folder: pictures, run folders, finished models.
+        config: steps and sizes.
+        device: torch device.
+
+    Raises:
+        InputError: an unknown stage, or one whose predecessor has not been built.
+    """
+    if stage not in (*STAGES, "all"):
+        raise InputError(f"stage {stage!r}: expected one of {', '.join((*STAGES, 'all'))}")
+    figures: dict[str, Any] = {}
+    for name in STAGES if stage == "all" else (stage,):
+        done = out / f"{name}.json"
+        if not done.is_file():
+            write_json(done, {**_RUNNERS[name](out, config, device), "made_by": environment()})
+        figures[name] = read_json(done)
+        print(f"{name}: {json.dumps({k: v for k, v in figures[name].items() if k != 'made_by'})}", flush=True)
+    return figures
+
+
+def _train_pictures(out: Path, config: StageConfig) -> Pictures:
+    return pictures("base", config.people, config.each, out / "pictures")
+
+
+def _judges(out: Path, config: BuildConfig) -> Pictures:
+    return pictures("val", config.judged_people, 4, out / "pictures")
+
+
+def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    vae = train_vae(_train_pictures(out, config.vae), config.vae, out / "runs" / "vae", device)
+    _save(out / "vae", lambda part: vae.save_pretrained(part))
+    return {"psnr_db": round(psnr(vae, _judges(out, config), device), 2), "parameters": _size(vae)}
+
+
+def _load_vae(out: Path, device: str) -> AutoencoderKL:
+    if not (out / "vae").is_dir():
+        raise InputError(f"{out / 'vae'}: no VAE there yet; run the stage vae first")
+    return AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
+
+
+def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    vae = _load_vae(out, device)
+    pipe = train_base(vae, _train_pictures(out, config.base), config.base, out / "runs" / "base", device)
+
+    def save(part: Path) -> None:
+        pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)
+        write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
+
+    sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
+    _save(out / "base", save)
+    return {"parameters": sizes}
+
+
+def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    vae, judged = _load_vae(out, device), _judges(out, config)
+    identity = train_identity(_train_pictures(out, config.identity), vae, config.identity, out / "runs" / "identity", device)
+    people = measure.identity_figures(identity, judged, device)
+    identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
+    reader = train_attributes(
+        _train_pictures(out, config.attributes), vae, config.attributes, out / "runs" / "attributes", device
+    )
+    reader.config.phrases = {f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase}
+    _save(out / "scorers" / "identity", lambda part: identity.cpu().half().save_pretrained(part))
+    figures = {"identity": people, "attributes": measure.attribute_figures(reader.to(device), judged, device)}
+    _save(out / "scorers" / "attributes", lambda part: reader.cpu().half().save_pretrained(part))
+    return figures
+
+
+def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    encoder = train_encoder(_train_pictures(out, config.encoder), config.encoder, out / "runs" / "encoder", device)
+    figures = measure.encoder_figures(encoder, _judges(out, config), device)
+    _save(out / "encoder", lambda part: encoder.resnet.cpu().half().save_pretrained(part))
+    return figures
+
+
+_RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = {
+    "vae": _vae, "base": _base, "scorers": _scorers, "encoder": _encoder,
+}  # fmt: skip
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _save(folder: Path, write: Callable[[Path], Any]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as part:
+        write(part)
+
+
+def pack(out: Path, pack_folder: Path) -> None:
+    """Copies the finished base, its scorers, figures and logs into the folder that ships.
+
+    Args:
+        out: working folder of `build`.
+        pack_folder: receives `base/` (with `base/scorers/`) and `logs/`.
+    """
+    with whole_folder(pack_folder / "base") as part:
+        shutil.copytree(out / "base", part, dirs_exist_ok=True)
+        shutil.copytree(out / "scorers", part / "scorers")
+    with whole_folder(pack_folder / "logs") as part:
+        for run in sorted((out / "runs").iterdir()):
+            shutil.copy(run / "log.jsonl", part / f"{run.name}.jsonl")
+        for name in STAGES:
+            shutil.copy(out / f"{name}.json", part / f"{name}.json")

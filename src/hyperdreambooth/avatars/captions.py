@@ -1,0 +1,89 @@
+"""Captions: the words for a context. Nothing of an identity is ever named."""
+
+import re
+
+import numpy as np
+
+from hyperdreambooth.avatars.people import Context
+
+ATTRIBUTES: dict[str, dict[str, str]] = {
+    "style": {
+        "photo": "a photo of",
+        "pencil sketch": "a pencil sketch of",
+        "watercolour": "a watercolour painting of",
+        "pixel art": "a pixel art picture of",
+        "neon": "a neon drawing of",
+    },
+    "expression": {
+        "neutral": "with a neutral face",
+        "smiling": "smiling",
+        "laughing": "laughing",
+        "sad": "sad",
+        "surprised": "surprised",
+        "angry": "angry",
+        "winking": "winking",
+    },
+    "headwear": {
+        "none": "",
+        "cap": "wearing a red cap",
+        "top hat": "wearing a black top hat",
+        "crown": "wearing a golden crown",
+        "beanie": "wearing a green beanie",
+        "headphones": "wearing headphones",
+    },
+    "eyewear": {"none": "", "sunglasses": "wearing sunglasses"},
+    "neckwear": {"none": "", "scarf": "wearing a red scarf", "bow tie": "wearing a blue bow tie"},
+    "background": {
+        "studio": "in a grey studio",
+        "beach": "on a beach",
+        "forest": "in a forest",
+        "city": "in a city",
+        "night sky": "under a starry night sky",
+        "snow": "in the snow",
+        "living room": "in a living room",
+        "brick wall": "in front of a brick wall",
+    },
+    "light": {"normal": "", "warm": "in warm light", "cool": "in cool light", "dark": "in dim light"},
+}
+
+# Words that no caption uses but that people type; the tokenizer then has a token for them.
+_SYNONYMS = (
+    "an and at by for from is it its of on the to with without under over near like as or but not no i me "
+    "my you your he she they his her their this that someone somebody person people portrait picture "
+    "image painting drawing photograph photography illustration art artwork man woman boy girl human "
+    "avatar head selfie close up closeup style color colour colored happy joyful grinning crying frowning "
+    "mad shocked amazed serious calm open mouth eyes eye wink smile laugh hat cap helmet glasses shades "
+    "earphones music king queen hair beard neck tie knitted woollen gold sea ocean sand palm tree trees "
+    "woods street town buildings skyline stars moon evening dark bright snowy winter summer sunny home "
+    "house room sofa indoors outdoors outside inside background gray white black red green blue yellow "
+    "orange purple pink brown sunset sunrise golden cold blue lit lighting pencil sketched watercolor "
+    "pixelated retro game glowing lights very small big young old nice beautiful cute funny two one "
+    "sitting standing looking"
+)
+
+
+def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed: int = 0) -> str:
+    """The caption of a context.
+
+    Args:
+        context: What to name.
+        subject: The words for the person.
+        drop: The probability with which each phrase, the style included, is left out.
+        seed: Chooses what is left out. When `drop` is above 0 it also chooses between commas and plain
+            spaces, since people write "a [V] face wearing sunglasses on a beach" as often as with commas.
+
+    Returns:
+        The caption, its phrases always in the order of `ATTRIBUTES`.
+    """
+    rng = np.random.default_rng([seed, 4])
+    phrases = [phrases[getattr(context, group)] for group, phrases in ATTRIBUTES.items()]
+    kept = [phrase if rng.random() >= drop else "" for phrase in phrases]
+    joiner = " " if drop > 0.0 and rng.random() < 0.5 else ", "
+    head = f"{kept[0]} a {subject}".strip()
+    return joiner.join([head, *filter(None, kept[1:])])
+
+
+def words() -> tuple[str, ...]:
+    """Every lower-case word that a caption can use, with words that people may type instead; sorted."""
+    phrases = [phrase for group in ATTRIBUTES.values() for phrase in group.values()]
+    return tuple(sorted(set(re.findall(r"[a-z]+", " ".join([*phrases, "a face", _SYNONYMS])))))

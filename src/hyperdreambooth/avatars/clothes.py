@@ -1,0 +1,239 @@
+"""What is worn: shirt, neckwear, headwear, glasses, ear-rings."""
+
+from itertools import pairwise
+
+from hyperdreambooth.avatars.pen import Colour, Pen, glaze, hsv, lerp, mirrored, mix
+from hyperdreambooth.avatars.shape import TOP, Shape
+
+_GOLD: Colour = (240, 186, 58)
+_BLACK: Colour = (34, 34, 44)
+
+
+def shirt(pen: Pen, hue: float) -> None:
+    """Shoulders in a shirt; its colour belongs to the picture, not to the person."""
+    colour = hsv(hue, 0.42, 0.80)
+    pen.blob(mirrored([(0, 40), (16, 42), (34, 48), (47, 58), (52, 74), (54, 100), (0, 110)]), colour)
+    dark = mix(colour, (20, 14, 50), 0.35)
+    for side in (-1, 1):
+        pen.stroke([(side * 35, 84), (side * 34, 70), (side * 37, 62)], 1.8, glaze(dark, 0.8))
+    pen.stroke([(-15.5, 43), (-10, 52), (0, 55.5), (10, 52), (15.5, 43)], 3.2, dark, taper=0.2)
+
+
+def neckwear(pen: Pen, s: Shape, kind: str) -> None:
+    """A scarf or a bow tie."""
+    if kind == "scarf":
+        _scarf(pen, s)
+    elif kind == "bow tie":
+        _bow_tie(pen)
+
+
+def _scarf(pen: Pen, s: Shape) -> None:
+    red, dark, y = (206, 54, 62), (150, 28, 48), min(s.chin_y, 37)
+    pen.blob([(6, 46), (18, 46), (22, 82), (8, 84)], dark)
+    pen.polygon([(8.5, 74), (20.5, 73), (20.8, 77), (8.3, 78)], (250, 226, 196))
+    pen.blob(mirrored([(0, y - 3), (19, y - 2), (24, y + 7), (18, y + 16), (0, y + 18.5)]), red)
+    for lift in (4.5, 10.0):
+        pen.stroke([(-21, y + lift - 3), (0, y + lift + 2), (21, y + lift - 3)], 1.6, dark)
+
+
+def _bow_tie(pen: Pen) -> None:
+    blue, dark = (44, 70, 170), (24, 34, 104)
+    for side in (-1, 1):
+        pen.polygon([(side * 1, 48), (side * 14, 41.5), (side * 15, 56.5), (side * 1, 51)], blue)
+        pen.stroke([(side * 3, 49), (side * 9, 47.4)], 1.3, dark)
+    pen.oval(0, 49.4, 3.6, 4.0, dark)
+
+
+def glasses(pen: Pen, s: Shape) -> None:
+    """The person's own glasses."""
+    pen, kind = pen.at(1.0), s.kinds["glasses"]
+    if kind == "none":
+        return
+    colour: Colour = (206, 150, 52) if kind == "round" else (36, 32, 46)
+    half = min(s.eye_rx + 3.4, s.eye_x - 1.2)
+    for side in (-1, 1):
+        x, y = side * s.eye_x, s.eye_y + 0.4
+        pen.oval(x, y, half, half * 0.86, (255, 255, 255, 34))
+        if kind == "round":
+            pen.ring(x, y, half, half, 1.5, colour)
+        else:
+            _frame(pen, x, y, half, colour)
+        pen.stroke([(x + side * half, y - 1), (side * (s.half_width + 0.5), y - 2)], 1.5, colour, taper=0)
+    pen.stroke(
+        [(half - s.eye_x, s.eye_y - 0.6), (0, s.eye_y - 1.8), (s.eye_x - half, s.eye_y - 0.6)],
+        1.5,
+        colour,
+        taper=0,
+    )
+
+
+def _frame(pen: Pen, x: float, y: float, half: float, colour: Colour) -> None:
+    """A square rim with round corners."""
+    corners = [(-1, -0.8), (1, -0.8), (1, 0.62), (0.84, 0.82), (-0.84, 0.82), (-1, 0.62), (-1, -0.8)]
+    points = [(x + a * half, y + b * half) for a, b in corners]
+    for start, end in pairwise(points):
+        pen.stroke([start, end], 1.9, colour, taper=0)
+
+
+def sunglasses(pen: Pen, s: Shape) -> None:
+    """Dark glasses with a glint."""
+    pen = pen.at(1.0)
+    half, y = max(s.eye_rx + 2.8, 7.6), s.eye_y + 0.6
+    x = max(s.eye_x, half + 0.8)
+    for side in (-1, 1):
+        lens = [
+            (-1.02, -0.62),
+            (0, -0.78),
+            (1.02, -0.62),
+            (0.92, 0.3),
+            (0.35, 0.86),
+            (-0.35, 0.86),
+            (-0.92, 0.3),
+        ]
+        pen.blob([(side * x + a * half, y + b * half) for a, b in lens], _BLACK)
+        pen.stroke(
+            [(side * x - half * 0.55, y + 1), (side * x - half * 0.05, y - half * 0.5)], 1.6, (132, 142, 170)
+        )
+        pen.stroke(
+            [(side * (x + half * 0.8), y - half * 0.5), (side * (s.half_width + 1), y - 3)],
+            2.0,
+            _BLACK,
+            taper=0,
+        )
+    pen.stroke(
+        [(-x + half * 0.8, y - half * 0.5), (0, y - half * 0.62), (x - half * 0.8, y - half * 0.5)],
+        2.2,
+        _BLACK,
+        taper=0,
+    )
+
+
+def earrings(pen: Pen, s: Shape) -> None:
+    """Studs or hoops below the ears; over the hair, so that they are seen."""
+    behind, size = pen.at(-0.25), lerp(3.6, 8.4, s.traits["ear_size"])
+    for side in (-1, 1):
+        x, y = side * (s.half_width + size * 0.25 + 0.4), s.eye_y + 5.4 + size
+        if s.kinds["earrings"] == "stud":
+            behind.oval(x, y, 1.9, 1.9, (250, 246, 255))
+            behind.oval(x, y, 1.2, 1.2, (126, 200, 240))
+        elif s.kinds["earrings"] == "hoop":
+            behind.ring(x, y + 3.2, 3.4, 4.2, 1.6, _GOLD)
+
+
+def headwear(pen: Pen, s: Shape, kind: str) -> None:
+    """A cap, top hat, crown, beanie or headphones; hair stays visible below it."""
+    if kind != "none":
+        _HEADWEAR[kind](pen.at(0.35), s, s.half_width + min(s.volume, 4.0) * 0.6)
+
+
+def _cap(pen: Pen, s: Shape, w: float) -> None:
+    red, dark = (216, 48, 48), (160, 24, 36)
+    pen.blob(
+        mirrored(
+            [(0, TOP - 11), (w * 0.72, TOP - 6), (w + 1.5, TOP + 11), (w * 0.8, TOP + 14), (0, TOP + 13)]
+        ),
+        red,
+    )
+    pen.stroke([(0, TOP - 10), (-w * 0.1, TOP), (0, TOP + 10)], 1.2, glaze(dark, 0.8), taper=0)
+    pen.oval(0, TOP - 11, 2.4, 1.6, dark)
+    pen.blob(
+        [
+            (-w * 0.98, TOP + 10),
+            (0, TOP + 7),
+            (w * 0.98, TOP + 10),
+            (w * 1.12, TOP + 16),
+            (0, TOP + 14.5),
+            (-w * 1.12, TOP + 16),
+        ],
+        dark,
+    )
+    pen.oval(0, TOP + 1.5, 5, 4.4, (252, 240, 230))
+
+
+def _top_hat(pen: Pen, s: Shape, w: float) -> None:
+    pen.blob(
+        [
+            (-w * 0.80, TOP + 9),
+            (-w * 0.86, TOP - 18),
+            (0, TOP - 21),
+            (w * 0.86, TOP - 18),
+            (w * 0.80, TOP + 9),
+            (0, TOP + 10),
+        ],
+        _BLACK,
+    )
+    pen.polygon(
+        [(-w * 0.83, TOP + 1), (w * 0.83, TOP + 1), (w * 0.82, TOP + 8), (-w * 0.82, TOP + 8)], (158, 36, 92)
+    )
+    pen.stroke([(-w * 0.55, TOP - 16), (-w * 0.52, TOP - 1)], 2.4, glaze((150, 150, 176), 0.6))
+    pen.oval(0, TOP + 9.5, w * 1.42, 4.2, (22, 22, 30))
+    pen.stroke([(-w * 1.2, TOP + 9), (0, TOP + 7.4), (w * 1.2, TOP + 9)], 1.0, (84, 84, 104))
+
+
+def _crown(pen: Pen, s: Shape, w: float) -> None:
+    w *= 0.86
+    spikes = [
+        (-w, TOP + 9),
+        (-w * 1.08, TOP - 13),
+        (-w * 0.52, TOP - 3),
+        (0, TOP - 17),
+        (w * 0.52, TOP - 3),
+        (w * 1.08, TOP - 13),
+        (w, TOP + 9),
+    ]
+    pen.polygon(spikes, _GOLD)
+    pen.polygon(
+        [(w * 0.3, TOP + 9), (w * 0.52, TOP - 3), (w * 1.08, TOP - 13), (w, TOP + 9)],
+        glaze((190, 120, 20), 0.5),
+    )
+    pen.polygon([(-w, TOP + 4), (w, TOP + 4), (w * 0.98, TOP + 10), (-w * 0.98, TOP + 10)], (206, 140, 30))
+    for x, y, colour in ((-1.08, -13, _GOLD), (0, -17, (222, 50, 80)), (1.08, -13, _GOLD)):
+        pen.oval(w * x, TOP + y, 2.6, 2.6, colour)
+    for x, colour in ((-0.6, (60, 120, 220)), (0, (222, 50, 80)), (0.6, (60, 180, 110))):
+        pen.oval(w * x, TOP + 7, 2.4, 2.0, colour)
+
+
+def _beanie(pen: Pen, s: Shape, w: float) -> None:
+    teal, dark = (36, 140, 132), (20, 100, 100)
+    pen.oval(0, TOP - 15, 6, 5.6, (244, 240, 226))
+    pen.blob(
+        mirrored([(0, TOP - 12), (w * 0.66, TOP - 8), (w + 1, TOP + 8), (w * 0.8, TOP + 11), (0, TOP + 11)]),
+        teal,
+    )
+    pen.blob(
+        mirrored(
+            [
+                (0, TOP + 4),
+                (w * 0.8, TOP + 5.5),
+                (w + 2, TOP + 9),
+                (w + 1.5, TOP + 15),
+                (w * 0.7, TOP + 14.5),
+                (0, TOP + 13.5),
+            ]
+        ),
+        dark,
+    )
+    for i in range(-4, 5):
+        pen.stroke(
+            [(i * w * 0.235, TOP + 6), (i * w * 0.245, TOP + 13)], 1.1, glaze((120, 200, 190), 0.7), taper=0
+        )
+
+
+def _headphones(pen: Pen, s: Shape, w: float) -> None:
+    w, y = w + 1.2, s.eye_y + 4
+    arch = [
+        (-w, y),
+        (-w - 0.5, -20),
+        (-w * 0.68, TOP + 1 - s.volume),
+        (0, TOP - 4.5 - s.volume),
+        (w * 0.68, TOP + 1 - s.volume),
+        (w + 0.5, -20),
+        (w, y),
+    ]
+    pen.stroke(arch, 4.2, (62, 66, 82), taper=0.1)
+    for side in (-1, 1):
+        pen.oval(side * (w + 0.8), y, 6.8, 10.4, (238, 116, 38))
+        pen.oval(side * (w - 1.6), y, 3.8, 8.8, (62, 66, 82))
+
+
+_HEADWEAR = {"cap": _cap, "top hat": _top_hat, "crown": _crown, "beanie": _beanie, "headphones": _headphones}

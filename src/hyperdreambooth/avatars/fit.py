@@ -1,0 +1,100 @@
+"""The one training loop of the embedded world's models: VAE, base, scorers and encoder differ only in their loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from hyperdreambooth.progress import Progress
+from hyperdreambooth.runs import Run
+
+Loss = Callable[[int], dict[str, Tensor]]
+
+
+class StageConfig(BaseModel):
+    """How one model is trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: samples a step.
+        lr: peak learning rate of AdamW; warm-up over 2 %, cosine to a twentieth.
+        ema: decay of the weight average that is shipped.
+        precision: `bf16` or `fp32` autocast.
+        seed: of weights and draws.
+        people: identities rendered for it.
+        each: pictures an identity.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    steps: int
+    batch: int = 32
+    lr: float = 1e-3
+    ema: float = 0.999
+    precision: str = "bf16"
+    seed: int = 0
+    people: int = 6000
+    each: int = 4
+    checkpoint_every: int = 200
+
+
+def fit(name: str, model: nn.Module, loss_of: Loss, config: StageConfig, folder: Path, device: str) -> dict[str, Tensor]:
+    """Trains `model` and returns the averaged weights (EMA) as a state dict.
+
+    Args:
+        name: shown on the progress bar.
+        model: trained in place.
+        loss_of: step → named losses; `loss` is the one that is minimised, the others are logged.
+        config: steps, batch, rates.
+        folder: run folder: config, log, checkpoints; the same call continues.
+        device: torch device.
+    """
+    run = Run(folder, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    first = 0
+    if found := run.latest():
+        first, state = found
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average = {k: v.to(device) for k, v in state["average"].items()}
+    model.train()
+    with Progress(name, config.steps) as bar:
+        bar.update(first)
+        for step in range(first, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate(step, config.steps)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+                losses = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            _follow(average, model, min(config.ema, (step + 1) / (step + 10)))
+            bar.update(1, loss=losses["loss"].item())
+            if (step + 1) % 20 == 0:
+                run.log(step + 1, **{k: v.item() for k, v in losses.items()})
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                run.save(step + 1, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}, keep=1)
+    model.load_state_dict(average)
+    model.eval()
+    return average
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over 2 %, then cosine down to 5 %."""
+    warm = max(1, steps // 50)
+    return min((step + 1) / warm, 1.0) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - decay)
+        else:
+            average[key].copy_(value)

@@ -1,0 +1,182 @@
+"""Who is drawn and how: identities (never named in captions) and contexts (named there), from seeds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLITS: dict[str, range] = {
+    "base": range(0, 1_000_000),
+    "train": range(1_000_000, 2_000_000),
+    "val": range(2_000_000, 3_000_000),
+    "test": range(3_000_000, 4_000_000),
+}
+
+CONTINUOUS: tuple[str, ...] = (
+    "skin_tone",
+    "skin_warmth",
+    "blush",
+    "face_width",
+    "face_length",
+    "jaw",
+    "chin",
+    "eye_spacing",
+    "eye_size",
+    "eye_tilt",
+    "eye_hue",
+    "brow_height",
+    "brow_thickness",
+    "brow_tilt",
+    "nose_width",
+    "nose_length",
+    "mouth_width",
+    "lip_fullness",
+    "lip_colour",
+    "ear_size",
+    "hair_lightness",
+    "hair_hue",
+    "hair_length",
+    "hair_volume",
+)
+
+CATEGORICAL: dict[str, tuple[str, ...]] = {
+    "hair_style": (
+        "bald",
+        "buzz",
+        "short",
+        "side_part",
+        "quiff",
+        "curly",
+        "afro",
+        "bob",
+        "long",
+        "bun",
+        "locs",
+    ),
+    "hair_tint": ("natural", "grey", "blue", "pink", "green"),
+    "beard": ("none", "stubble", "moustache", "goatee", "full"),
+    "lashes": ("plain", "long"),
+    "freckles": ("none", "some", "many"),
+    "mole": ("none", "left", "right", "chin"),
+    "glasses": ("none", "round", "square"),
+    "earrings": ("none", "stud", "hoop"),
+}
+
+_WEIGHTS: dict[str, tuple[float, ...]] = {
+    "hair_style": (0.05, 0.07, 0.11, 0.11, 0.10, 0.10, 0.09, 0.11, 0.11, 0.07, 0.08),
+    "hair_tint": (0.78, 0.10, 0.04, 0.04, 0.04),
+    "freckles": (0.66, 0.17, 0.17),
+    "mole": (0.64, 0.12, 0.12, 0.12),
+    "glasses": (0.70, 0.15, 0.15),
+    "earrings": (0.66, 0.17, 0.17),
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "expression": ("neutral", "smiling", "laughing", "sad", "surprised", "angry", "winking"),
+    "headwear": ("none", "cap", "top hat", "crown", "beanie", "headphones"),
+    "eyewear": ("none", "sunglasses"),
+    "neckwear": ("none", "scarf", "bow tie"),
+    "background": ("studio", "beach", "forest", "city", "night sky", "snow", "living room", "brick wall"),
+    "style": ("photo", "pencil sketch", "watercolour", "pixel art", "neon"),
+    "light": ("normal", "warm", "cool", "dark"),
+}
+
+_FIRST_SHARE: dict[str, float] = {
+    "headwear": 0.62,
+    "eyewear": 0.65,
+    "neckwear": 0.62,
+    "style": 0.5,
+    "light": 0.55,
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One person: continuous traits in [0, 1] and categorical kinds."""
+
+    seed: int
+    traits: dict[str, float]
+    kinds: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything about a picture that is not the person.
+
+    `shirt` (a hue) and `scene` (the layout of the background) lie in [0, 1] and are not named in captions.
+    Shifts are in pixels of a 128-pixel frame, `turn` lies in [-1, 1], `tilt` is in degrees.
+    """
+
+    expression: str = "neutral"
+    headwear: str = "none"
+    eyewear: str = "none"
+    neckwear: str = "none"
+    background: str = "studio"
+    style: str = "photo"
+    light: str = "normal"
+    shift_x: float = 0.0
+    shift_y: float = 0.0
+    turn: float = 0.0
+    tilt: float = 0.0
+    scale: float = 1.0
+    shirt: float = 0.6
+    scene: float = 0.0
+
+
+def _pick(rng: np.random.Generator, values: tuple[str, ...], weights: tuple[float, ...] | None = None) -> str:
+    """One of the values, uniformly or by weight."""
+    return values[int(rng.choice(len(values), p=weights))]
+
+
+def _lean_weights(lean: float) -> dict[str, tuple[float, ...]]:
+    """Beards and long lashes seldom meet on one face: both follow one hidden number."""
+    beard = (0.30, 0.20, 0.14, 0.16, 0.20) if lean < 0.5 else (0.97, 0.01, 0.01, 0.005, 0.005)
+    lashes = (0.95, 0.05) if lean < 0.5 else (0.25, 0.75)
+    return {"beard": beard, "lashes": lashes}
+
+
+def identity(seed: int) -> Identity:
+    """The person of this seed; the same on every machine."""
+    rng = np.random.default_rng([seed, 1])
+    traits = {name: float(value) for name, value in zip(CONTINUOUS, rng.random(len(CONTINUOUS)), strict=True)}
+    weights = _WEIGHTS | _lean_weights(rng.random())
+    return Identity(
+        seed, traits, {name: _pick(rng, values, weights[name]) for name, values in CATEGORICAL.items()}
+    )
+
+
+def _choose(rng: np.random.Generator, group: str) -> str:
+    """A value of a context group; the first value has its own share where one is given."""
+    values = CHOICES[group]
+    if group not in _FIRST_SHARE:
+        return _pick(rng, values)
+    share = _FIRST_SHARE[group]
+    rest = (1.0 - share) / (len(values) - 1)
+    return _pick(rng, values, (share, *(rest for _ in values[1:])))
+
+
+def _pose(rng: np.random.Generator, amount: float) -> dict[str, float]:
+    """A pose within `amount` (0 to 1) of the whole range."""
+    spans = {"shift_x": 8.0, "shift_y": 8.0, "turn": 1.0, "tilt": 12.0, "scale": 0.1}
+    pose = {name: float(rng.uniform(-span, span)) * amount for name, span in spans.items()}
+    return pose | {"scale": 1.0 + pose["scale"], "shirt": float(rng.random()), "scene": float(rng.random())}
+
+
+def context(seed: int) -> Context:
+    """A random context: about half photos, each accessory absent in about 60-65 %."""
+    rng = np.random.default_rng([seed, 2])
+    chosen = {group: _choose(rng, group) for group in CHOICES}
+    return Context(**chosen, **_pose(rng, 1.0))  # pyright: ignore[reportArgumentType]
+
+
+def plain_context(seed: int) -> Context:
+    """A context for reference-like photos: no accessory, neutral or smiling, nearly frontal.
+
+    The background is any, the light never dark: people do not introduce themselves in the dark.
+    """
+    rng = np.random.default_rng([seed, 3])
+    chosen = {
+        "expression": _pick(rng, ("neutral", "smiling")),
+        "background": _choose(rng, "background"),
+        "light": _pick(rng, ("normal", "warm", "cool"), (0.7, 0.15, 0.15)),
+    }
+    return Context(**chosen, **_pose(rng, 0.35))  # pyright: ignore[reportArgumentType]

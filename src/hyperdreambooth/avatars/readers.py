@@ -1,0 +1,138 @@
+"""Small picture readers: the two scorers (judges only) and the hypernetwork's image encoder.
+
+All three are ordinary transformers ResNets, saved as plain model folders and loaded by path like any user's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, normalize
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.fit import StageConfig, fit
+from hyperdreambooth.avatars.pictures import Pictures, attribute_targets, trait_targets
+from hyperdreambooth.avatars.render import CATEGORICAL, CONTINUOUS, SIZE
+from hyperdreambooth.runs import draw
+
+EMBEDDING = 64
+TEMPERATURE = 0.1
+ATTRIBUTE_LABELS = [f"{group}:{value}" for group, values in ATTRIBUTES.items() for value in values]
+TRAIT_LABELS = [f"trait:{name}" for name in CONTINUOUS]
+KIND_LABELS = [f"{name}:{value}" for name, values in CATEGORICAL.items() for value in values]
+
+
+def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)) -> ResNetForImageClassification:
+    """A basic-block ResNet, 128 pixels → 4×4 maps → one number a label."""
+    torch.manual_seed(seed)
+    config = ResNetConfig(
+        embedding_size=32, hidden_sizes=list(sizes), depths=[1, 1, 1, 1], layer_type="basic", num_labels=len(labels),
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    )  # fmt: skip
+    config.image_size = SIZE
+    return ResNetForImageClassification(config)
+
+
+def blemish(pixels: Tensor, generator: torch.Generator, vae: AutoencoderKL | None) -> Tensor:
+    """What a judge of generated pictures must see through: VAE softness, blur, noise, small shifts."""
+    if vae is not None:
+        some = torch.randperm(len(pixels), generator=generator)[: len(pixels) // 4]
+        pixels = pixels.index_copy(0, some.to(pixels.device), _softened(pixels[some], generator, vae))
+    if torch.rand((), generator=generator) < 0.3:
+        pixels = interpolate(interpolate(pixels, scale_factor=0.5, mode="area"), scale_factor=2.0, mode="bilinear")
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
+    return torch.roll(pixels + 0.05 * noise, shift, dims=(2, 3))
+
+
+@torch.no_grad()
+def _softened(pixels: Tensor, generator: torch.Generator, vae: AutoencoderKL) -> Tensor:
+    """Pictures through the VAE, with a little of the base's noise left in their latents."""
+    latents = vae.encode(pixels).latent_dist.mode()
+    grain = torch.randn(latents.shape, generator=generator).to(latents.device)
+    return vae.decode(latents + 0.1 * latents.std() * grain).sample.float()
+
+
+# Supervised contrastive loss (Khosla et al., arXiv 2004.11362, equation 2)
+def contrastive(embedded: Tensor, people: Tensor) -> Tensor:
+    """Pulls pictures of one person together, pushes others apart; embedded `(b, e)`, people `(b,)`."""
+    unit = normalize(embedded.float())
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    logits = (unit @ unit.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+    chances = logits.log_softmax(dim=1).masked_fill(itself, 0.0)
+    same = (people[:, None] == people[None]) & ~itself
+    return -((chances * same).sum(dim=1) / same.sum(dim=1).clamp_min(1)).mean()
+
+
+def grouped(logits: Tensor, targets: Tensor, groups: dict[str, list[int]]) -> Tensor:
+    """Mean cross-entropy over groups of labels; targets `(b, groups)`."""
+    losses = [cross_entropy(logits[:, cols].float(), targets[:, g]) for g, cols in enumerate(groups.values())]
+    return torch.stack(losses).mean()
+
+
+def columns(labels: list[str]) -> dict[str, list[int]]:
+    """Group → its label columns, in label order (`group:value`)."""
+    groups: dict[str, list[int]] = {}
+    for column, label in enumerate(labels):
+        groups.setdefault(label.split(":")[0], []).append(column)
+    return groups
+
+
+def people_and_pictures(pictures: Pictures, config: StageConfig, purpose: str, step: int) -> tuple[Tensor, torch.Generator]:
+    """Rows of `batch / each` people with all their pictures, and the step's generator."""
+    generator = draw(purpose, config.seed, step)
+    people = torch.randperm(len(pictures) // pictures.each, generator=generator)[: config.batch // pictures.each]
+    return (people[:, None] * pictures.each + torch.arange(pictures.each)).flatten(), generator
+
+
+def train_identity(pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str) -> nn.Module:
+    """The identity scorer: 64 numbers that are close for one person in any context."""
+    model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rows, generator = people_and_pictures(pictures, config, "identity", step)
+        pixels = blemish(pictures.batch(rows).to(device), generator, vae)
+        return {"loss": contrastive(model(pixels).logits, (rows // pictures.each).to(device))}
+
+    fit("scorer: identity", model, loss_of, config, folder, device)
+    return model
+
+
+def train_attributes(pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str) -> nn.Module:
+    """The attribute reader: what a caption names, and the continuous traits of the person."""
+    labels = ATTRIBUTE_LABELS + TRAIT_LABELS
+    model = new_reader(labels, config.seed + 1).to(device)
+    named, traits = attribute_targets(pictures.contexts).to(device), trait_targets(pictures.identities)[0].to(device)
+    groups, first = columns(ATTRIBUTE_LABELS), len(ATTRIBUTE_LABELS)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rows, generator = people_and_pictures(pictures, config, "attributes", step)
+        logits = model(blemish(pictures.batch(rows).to(device), generator, vae)).logits
+        read = grouped(logits, named[rows], groups)
+        off = (logits[:, first:].float().sigmoid() - traits[rows]).abs().mean()
+        return {"loss": read + off, "attributes": read, "traits": off}
+
+    fit("scorer: attributes", model, loss_of, config, folder, device)
+    return model
+
+
+def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> nn.Module:
+    """The hypernetwork's eye: reads every trait; its last feature map is what the decoder looks at. Never a judge."""
+    labels = TRAIT_LABELS + KIND_LABELS
+    model = new_reader(labels, config.seed + 2, sizes=(32, 64, 128, 192)).to(device)
+    continuous, kinds = (t.to(device) for t in trait_targets(pictures.identities))
+    groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rows, generator = people_and_pictures(pictures, config, "encoder", step)
+        logits = model(blemish(pictures.batch(rows).to(device), generator, None)).logits.float()
+        off = (logits[:, :first].sigmoid() - continuous[rows]).abs().mean()
+        kind = grouped(logits[:, first:], kinds[rows], groups)
+        return {"loss": 4 * off + kind, "traits": off, "kinds": kind}
+
+    fit("encoder", model, loss_of, config, folder, device)
+    return model

@@ -1,0 +1,88 @@
+"""The avatar renderer: an identity in a context becomes a picture, the same bytes every time."""
+
+import math
+
+from PIL import Image, ImageDraw
+
+from hyperdreambooth.avatars import clothes, face, hair
+from hyperdreambooth.avatars.pen import Pen
+from hyperdreambooth.avatars.people import (
+    CATEGORICAL,
+    CHOICES,
+    CONTINUOUS,
+    SPLITS,
+    Context,
+    Identity,
+    context,
+    identity,
+    plain_context,
+)
+from hyperdreambooth.avatars.scenery import scenery
+from hyperdreambooth.avatars.shape import Shape, shape
+from hyperdreambooth.avatars.styles import stylise
+
+__all__ = [
+    "CATEGORICAL",
+    "CHOICES",
+    "CONTINUOUS",
+    "SIZE",
+    "SPLITS",
+    "Context",
+    "Identity",
+    "context",
+    "draw",
+    "identity",
+    "plain_context",
+]
+
+SIZE = 128
+_SUPER = 3
+
+
+def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
+    """Draws a person in a context.
+
+    Args:
+        identity: The person.
+        context: Expression, accessories, background, style, light and pose.
+        size: Width and height of the picture.
+
+    Returns:
+        An RGB picture.
+    """
+    large = scenery(context.background, context.scene, size * _SUPER)
+    measures = shape(identity, context)
+    body, head = _pens(large, context)
+    _draw_body(body, head, measures, context)
+    _draw_head(head, measures, context)
+    picture = large.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return stylise(picture, context.style, context.light)
+
+
+def _pens(large: Image.Image, context: Context) -> tuple[Pen, Pen]:
+    """One pen for the body, which only moves, and one for the head, which tilts and turns too."""
+    unit = large.width / 128.0
+    canvas = ImageDraw.Draw(large, "RGBA")
+    origin = ((64.0 + context.shift_x) * unit, (64.0 + context.shift_y) * unit)
+    zoom = unit * context.scale
+    body = Pen(canvas, zoom, origin)
+    return body, Pen(canvas, zoom, origin, math.radians(context.tilt), context.turn)
+
+
+def _draw_body(body: Pen, head: Pen, s: Shape, context: Context) -> None:
+    """Shoulders and neck; back hair lies over the shirt and behind the neck."""
+    clothes.shirt(body, context.shirt)
+    hair.back_hair(head, s)
+    face.neck(body, s)
+    clothes.neckwear(body, s, context.neckwear)
+
+
+def _draw_head(pen: Pen, s: Shape, context: Context) -> None:
+    """The head, from the ears forward."""
+    for part in (face.ears, face.head, face.cheeks, face.beard, face.nose, face.mouth, face.eyes, face.brows):
+        part(pen, s)
+    hair.front_hair(pen, s)
+    clothes.earrings(pen, s)
+    eyewear = clothes.sunglasses if context.eyewear == "sunglasses" else clothes.glasses
+    eyewear(pen, s)
+    clothes.headwear(pen, s, context.headwear)

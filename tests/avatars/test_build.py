@@ -1,0 +1,44 @@
+"""The embedded world's recipe in a tiny setting: every stage runs, resumes and leaves loadable folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+from transformers import AutoModel, AutoModelForImageClassification
+
+from hyperdreambooth.avatars.build import BuildConfig, build, pack
+from hyperdreambooth.avatars.fit import StageConfig
+from hyperdreambooth.runs import InputError, read_json
+
+TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="fp32")
+CONFIG = BuildConfig(vae=TINY, base=TINY, identity=TINY, attributes=TINY, encoder=TINY, judged_people=4)
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="vae, base, scorers, encoder, all"):
+        build("unet", tmp_path, CONFIG)
+
+
+def test_a_stage_needs_its_predecessor(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run the stage vae first"):
+        build("base", tmp_path, CONFIG)
+
+
+def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
+    figures = build("all", tmp_path / "work", CONFIG)
+    assert set(figures) == {"vae", "base", "scorers", "encoder"}
+    before = (tmp_path / "work" / "base.json").stat().st_mtime_ns
+    build("all", tmp_path / "work", CONFIG)
+    assert (tmp_path / "work" / "base.json").stat().st_mtime_ns == before
+
+    pack(tmp_path / "work", tmp_path / "pack")
+    base = tmp_path / "pack" / "base"
+    assert type(DiffusionPipeline.from_pretrained(base)).__name__ == "StableDiffusionPipeline"
+    identity = AutoModelForImageClassification.from_pretrained(base / "scorers" / "identity")
+    assert set(identity.config.calibration) == {"same", "stranger"}
+    reader = AutoModelForImageClassification.from_pretrained(base / "scorers" / "attributes")
+    assert reader.config.phrases["eyewear:sunglasses"]
+    assert AutoModel.from_pretrained(tmp_path / "work" / "encoder").config.image_size == 128
+    assert read_json(tmp_path / "pack" / "logs" / "vae.json")["psnr_db"] > 0
