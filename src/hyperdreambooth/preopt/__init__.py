@@ -1,0 +1,1 @@
+"""Stage 2: LiDB numbers of many identities, trained side by side into a bank."""
