@@ -1,4 +1,4 @@
-"""A micro Stable Diffusion pipeline and a folder of micro people: the real classes, random weights, milliseconds a step."""
+"""A micro Stable Diffusion pipeline and micro people: the real classes, random weights, fast."""
 
 from __future__ import annotations
 
@@ -39,10 +39,17 @@ def text_encoder(tok: CLIPTokenizer) -> CLIPTextModel:
     """Two layers of width 16."""
     torch.manual_seed(1)
     config = CLIPTextConfig(
-        vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
-        max_position_embeddings=16, projection_dim=16, bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id,
+        vocab_size=len(tok),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        max_position_embeddings=16,
+        projection_dim=16,
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
         pad_token_id=tok.pad_token_id,
-    )  # fmt: skip
+    )
     return CLIPTextModel(config).eval()
 
 
@@ -50,31 +57,55 @@ def vae() -> AutoencoderKL:
     """32 pixels → 8×8×4 latents."""
     torch.manual_seed(2)
     return AutoencoderKL(
-        block_out_channels=(8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=32, mid_block_add_attention=False,
-    ).eval()  # fmt: skip
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=32,
+        mid_block_add_attention=False,
+    ).eval()
 
 
 def unet() -> UNet2DConditionModel:
     """Two levels (16, 32), attention on the lower one and in the middle."""
     torch.manual_seed(3)
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
-    ).eval()  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).eval()
 
 
 def pipeline() -> StableDiffusionPipeline:
     """The whole micro pipeline, the same weights on every call."""
     tok = tokenizer()
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     pipe = StableDiffusionPipeline(
-        vae=vae(), text_encoder=text_encoder(tok), tokenizer=tok, unet=unet(), scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae(),
+        text_encoder=text_encoder(tok),
+        tokenizer=tok,
+        unet=unet(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

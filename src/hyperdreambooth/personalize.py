@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, Format
-from hyperdreambooth.base.load import EMBEDDED, Base, load_base
+from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.finetune.train import FinetuneConfig, finetune
@@ -67,11 +67,11 @@ class Personalizer:
             InputError: another base without a hypernetwork, or two that do not belong together.
         """
         began = time.perf_counter()
-        if hypernet is None and base is not None and Path(base) != EMBEDDED:
+        loaded = load_base(base, device, dtype)
+        if hypernet is None and loaded.source != EMBEDDED_NAME:
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
-        loaded = load_base(base, device, dtype)
         person = cls(loaded, load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device))
         person.seconds["load"] = time.perf_counter() - began
         return person

@@ -1,7 +1,7 @@
 """The words shared by every folder: sites, factors, and the shape letters.
 
-Shape letters used in docstrings and annotations: `b` batch, `n` identities, `s` sites, `r` rank, `a` down_dim,
-`d` up_dim, `i`/`o` in and out features of a site, `t` tokens, `c h w` image or latent, `P` the numbers of one
+Shape letters used in docstrings: `b` batch, `n` identities, `s` sites, `r` rank, `a` down_dim, `d` up_dim,
+ `i`/`o` in and out features of a site, `t` tokens, `c h w` image or latent, `P` the numbers of one
 identity, `K` refinements.
 """
 
@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-_WRAPPERS = ("text_model.", "base_layer.", "_orig_mod.", "module.")
+_WRAPPERS = {"text_model", "base_layer", "_orig_mod", "module"}
 
 
 @dataclass(frozen=True, order=True)
@@ -45,13 +45,10 @@ Factors: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 def canonical(component: str, path: str) -> str:
     """Names a module the same way whatever the library version or wrapper.
 
-    transformers 5.6 dropped `text_model.` from module paths, compilation and DDP add prefixes of their own; seeds
-    and file keys must not follow them.
+    transformers 5.6 dropped `text_model.` from module paths, compilation and DDP add prefixes of their own;
+    seeds and file keys must not follow them.
     """
-    dotted = f"{path}."
-    for wrapper in _WRAPPERS:
-        dotted = dotted.replace(wrapper, "") if dotted.startswith(wrapper) else dotted.replace(f".{wrapper}", ".")
-    return f"{component}.{dotted.rstrip('.')}"
+    return ".".join([component, *(part for part in path.split(".") if part not in _WRAPPERS)])
 
 
 def site_fingerprint(sites: Sequence[Site]) -> str:

@@ -27,7 +27,8 @@ def test_text_encoder_can_stay_out(micro_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["text_model.encoder.layers.0.q", "encoder.layers.0.q", "module._orig_mod.encoder.layers.0.base_layer.q"]
+    "path",
+    ["text_model.encoder.layers.0.q", "encoder.layers.0.q", "module._orig_mod.encoder.layers.0.base_layer.q"],
 )
 def test_canonical_names_ignore_wrappers(path: str) -> None:
     assert canonical("text_encoder", path) == "text_encoder.encoder.layers.0.q"

@@ -253,7 +253,7 @@ def test_config_errors_are_one_line(sets: list[str], told: str) -> None:
 
 
 KILLED = """
-import multiprocessing, random, sys, time
+import multiprocessing, random, resource, signal, sys
 from pathlib import Path
 import torch
 from hyperdreambooth.base.load import load_base
@@ -264,27 +264,31 @@ source, photos, out, kills, steps = sys.argv[1:]
 base = load_base(source, "cpu")
 config = PreoptConfig(down_dim=8, up_dim=6, steps=int(steps), lr=5e-3, identities_per_batch=1)
 
+def work(folder, seconds):
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing, so a busy machine changes nothing
+    preoptimize(base, Path(photos), Path(out, folder), config)
+
 def finished(folder, seconds):
-    fork = multiprocessing.get_context("fork")
-    child = fork.Process(target=preoptimize, args=(base, Path(photos), Path(out, folder), config))
+    child = multiprocessing.get_context("fork").Process(target=work, args=(folder, seconds))
     child.start()
-    child.join(seconds)
-    child.kill()
     child.join()
-    assert child.exitcode in (0, -9), child.exitcode
+    assert child.exitcode in (0, -signal.SIGPROF), child.exitcode
     return child.exitcode == 0
 
-began = time.monotonic()
-assert finished("whole", 600)
-seconds, rng, killed = time.monotonic() - began, random.Random(0), 0
-while not finished("killed", rng.uniform(0, 0.4) * seconds if killed < int(kills) else 600):
+assert finished("whole", 0)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+seconds, rng, killed = used.ru_utime + used.ru_stime, random.Random(0), 0
+while not finished("killed", rng.uniform(0.01, 0.4) * seconds if killed < int(kills) else 0):
     killed += 1
 print(killed)
 """
 
 
 def killed_and_resumed(base: Path, photos: Path, out: Path, kills: int, steps: int) -> int:
-    """Runs a bank through in one go, and another killed at random moments; one interpreter, a fork each."""
+    """Runs a bank through in one go, and another killed at random moments; one interpreter, a fork each.
+
+    The kernel kills, by a signal nobody handles: like kill -9, not a line of Python runs after it.
+    """
     command = [sys.executable, "-c", KILLED, str(base), str(photos), str(out), str(kills), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -308,4 +312,4 @@ def test_killed_at_random_moments_is_the_same_bank(
 
 @pytest.mark.slow
 def test_killed_ten_times_is_the_same_bank(micro_dir: Path, micro_photos: Path, tmp_path: Path) -> None:
-    assert killed_and_resumed(micro_dir, micro_photos, tmp_path, kills=10, steps=20) >= 4
+    assert killed_and_resumed(micro_dir, micro_photos, tmp_path, kills=10, steps=20) >= 2

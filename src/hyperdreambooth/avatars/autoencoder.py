@@ -19,10 +19,16 @@ def new_vae(seed: int) -> AutoencoderKL:
     """A fully convolutional `AutoencoderKL`; no attention, so it can be trained on crops."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
-        block_out_channels=(16, 32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=8, norm_num_groups=8, layers_per_block=1,
-        sample_size=128, mid_block_add_attention=False, scaling_factor=1.0,
-    )  # fmt: skip
+        block_out_channels=(16, 32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=8,
+        norm_num_groups=8,
+        layers_per_block=1,
+        sample_size=128,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
     # A posterior that starts as wide as its mean drowns the picture for the first thousand steps.
     torch.nn.init.constant_(vae.quant_conv.bias[8:], -6.0)  # type: ignore[index]
     return vae
@@ -38,7 +44,12 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
         answer = vae.decode(posterior.sample()).sample.float()
         absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        return {"loss": absolute + 2 * squared + 1e-4 * kl, "absolute": absolute, "squared": squared, "kl": kl}
+        return {
+            "loss": absolute + 2 * squared + 1e-4 * kl,
+            "absolute": absolute,
+            "squared": squared,
+            "kl": kl,
+        }
 
     fit("vae", vae, loss_of, config, folder, device)
     vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))

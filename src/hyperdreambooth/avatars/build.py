@@ -102,13 +102,17 @@ def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 
 def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     vae, judged = _load_vae(out, device), _judges(out, config)
-    identity = train_identity(_train_pictures(out, config.identity), vae, config.identity, out / "runs" / "identity", device)
+    identity = train_identity(
+        _train_pictures(out, config.identity), vae, config.identity, out / "runs" / "identity", device
+    )
     people = measure.identity_figures(identity, judged, device)
     identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
     reader = train_attributes(
         _train_pictures(out, config.attributes), vae, config.attributes, out / "runs" / "attributes", device
     )
-    reader.config.phrases = {f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase}
+    reader.config.phrases = {
+        f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase
+    }
     _save(out / "scorers" / "identity", lambda part: identity.cpu().half().save_pretrained(part))
     figures = {"identity": people, "attributes": measure.attribute_figures(reader.to(device), judged, device)}
     _save(out / "scorers" / "attributes", lambda part: reader.cpu().half().save_pretrained(part))
@@ -116,15 +120,20 @@ def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 
 
 def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    encoder = train_encoder(_train_pictures(out, config.encoder), config.encoder, out / "runs" / "encoder", device)
+    encoder = train_encoder(
+        _train_pictures(out, config.encoder), config.encoder, out / "runs" / "encoder", device
+    )
     figures = measure.encoder_figures(encoder, _judges(out, config), device)
     _save(out / "encoder", lambda part: encoder.resnet.cpu().half().save_pretrained(part))
     return figures
 
 
 _RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = {
-    "vae": _vae, "base": _base, "scorers": _scorers, "encoder": _encoder,
-}  # fmt: skip
+    "vae": _vae,
+    "base": _base,
+    "scorers": _scorers,
+    "encoder": _encoder,
+}
 
 
 def _size(model: nn.Module) -> int:

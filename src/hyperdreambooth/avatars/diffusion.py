@@ -19,12 +19,12 @@ TRIGGER = "sks"
 CLASS_WORD = "face"
 MAX_TOKENS = 40
 WIDTH = 128
-# Half the captions name "somebody" by the trigger, so that it is an ordinary word for a face before anybody wears it.
+# Half the captions name "somebody" by the trigger: it is an ordinary word for a face before anybody wears it.
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer in which every caption word and the trigger is one token; other text falls to bytes."""
+    """Every caption word and the trigger is one token of this CLIP tokenizer; other text falls to bytes."""
     vocab: dict[str, int] = {}
     for ending in ("", "</w>"):
         for byte in sorted(ByteLevel.alphabet()):
@@ -40,36 +40,55 @@ def new_tokenizer() -> CLIPTokenizer:
     # The specials come last: transformers finds the end of a text at the largest token number.
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
+    return CLIPTokenizer(
+        vocab=vocab, merges=list(merges), model_max_length=MAX_TOKENS, pad_token="<|endoftext|>"
+    )
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Three layers of width 128."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=4,
-            num_hidden_layers=3, max_position_embeddings=MAX_TOKENS, projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_attention_heads=4,
+            num_hidden_layers=3,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def new_unet(latent_channels: int) -> UNet2DConditionModel:
-    """Attention at 8×8 and 4×4 only: at 16×16 it cost a third of the step and brought no likeness worth it."""
+    """Attention at 8×8 and 4×4 only: at 16×16 it costs nearly half of the step (docs/LOG.md)."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
-        block_out_channels=(64, 128, 192), attention_head_dim=4, norm_num_groups=16, cross_attention_dim=WIDTH,
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 192),
+        attention_head_dim=4,
+        norm_num_groups=16,
+        cross_attention_dim=WIDTH,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    )
 
 
 def scheduler() -> DDIMScheduler:
     """Stable Diffusion's schedule."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
         steps_offset=1,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
@@ -93,7 +112,9 @@ def train_base(
     """Trains UNet and text encoder together on rendered pictures and their captions."""
     torch.manual_seed(config.seed)
     tokenizer = new_tokenizer()
-    model = nn.ModuleDict({"unet": new_unet(vae.config.latent_channels), "text_encoder": new_text_encoder(tokenizer)}).to(device)
+    model = nn.ModuleDict(
+        {"unet": new_unet(vae.config.latent_channels), "text_encoder": new_text_encoder(tokenizer)}
+    ).to(device)
     latents = latents_of(vae, pictures, folder.parent / "latents.safetensors", device)
     alphas = scheduler().alphas_cumprod.to(device)
 
@@ -103,13 +124,15 @@ def train_base(
         timesteps = torch.randint(0, 1000, (config.batch,), generator=generator).to(device)
         noise = torch.randn(config.batch, *latents.shape[1:], generator=generator).to(device)
         texts = [training_caption(pictures, row, config.seed, step) for row in rows.tolist()]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+            device
+        )
         signal = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * latents[rows].float().to(device) + (1 - signal).sqrt() * noise
         hidden = model["text_encoder"](tokens)[0]
         answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
         error = (answer - noise).square().mean(dim=(1, 2, 3))
-        # Min-SNR weighting (Hang et al., arXiv 2303.09556, γ = 5): nearly clean latents teach little and dominate otherwise.
+        # Min-SNR weighting (Hang et al., arXiv 2303.09556, γ = 5): nearly clean latents would dominate.
         snr = (signal / (1 - signal)).flatten()
         return {"loss": (error * (5 / snr).clamp(max=1)).mean(), "error": error.mean()}
 
@@ -132,8 +155,14 @@ def assemble(
 ) -> StableDiffusionPipeline:
     """An ordinary pipeline of the parts, ready to save."""
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler(),  # type: ignore[arg-type]
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(),  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe

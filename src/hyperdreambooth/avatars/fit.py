@@ -1,4 +1,4 @@
-"""The one training loop of the embedded world's models: VAE, base, scorers and encoder differ only in their loss."""
+"""The one training loop of the embedded world: VAE, base, scorers and encoder differ only in their loss."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class StageConfig(BaseModel):
     checkpoint_every: int = 200
 
 
-def fit(name: str, model: nn.Module, loss_of: Loss, config: StageConfig, folder: Path, device: str) -> dict[str, Tensor]:
+def fit(
+    name: str, model: nn.Module, loss_of: Loss, config: StageConfig, folder: Path, device: str
+) -> dict[str, Tensor]:
     """Trains `model` and returns the averaged weights (EMA) as a state dict.
 
     Args:
@@ -79,7 +81,11 @@ def fit(name: str, model: nn.Module, loss_of: Loss, config: StageConfig, folder:
             if (step + 1) % 20 == 0:
                 run.log(step + 1, **{k: v.item() for k, v in losses.items()})
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                run.save(step + 1, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}, keep=1)
+                run.save(
+                    step + 1,
+                    {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average},
+                    keep=1,
+                )
     model.load_state_dict(average)
     model.eval()
     return average

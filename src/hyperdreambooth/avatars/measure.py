@@ -26,17 +26,28 @@ def identity_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[
     cosine, same = unit @ unit.T, people[:, None] == people[None]
     pairs, strangers = cosine[upper & same], cosine[upper & ~same]
     ranks = torch.searchsorted(strangers.sort().values, pairs).double() / len(strangers)
-    return {"auc": round(float(ranks.mean()), 4), "same": round(float(pairs.mean()), 4), "stranger": round(float(strangers.mean()), 4)}
+    return {
+        "auc": round(float(ranks.mean()), 4),
+        "same": round(float(pairs.mean()), 4),
+        "stranger": round(float(strangers.mean()), 4),
+    }
 
 
 def attribute_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
     """Share of right answers a caption group, their mean, and the mean error of the continuous traits."""
     logits, first = read(model, pictures, device), len(ATTRIBUTE_LABELS)
     named, groups = attribute_targets(pictures.contexts), columns(ATTRIBUTE_LABELS)
-    right = {g: float((logits[:, groups[g]].argmax(1) == named[:, i]).float().mean()) for i, g in enumerate(ATTRIBUTES)}
+    right = {
+        g: float((logits[:, groups[g]].argmax(1) == named[:, i]).float().mean())
+        for i, g in enumerate(ATTRIBUTES)
+    }
     off = (logits[:, first:].sigmoid() - trait_targets(pictures.identities)[0]).abs().mean()
     mean = sum(right.values()) / len(right)
-    return {**{g: round(v, 4) for g, v in right.items()}, "mean": round(mean, 4), "trait_error": round(float(off), 4)}
+    return {
+        **{g: round(v, 4) for g, v in right.items()},
+        "mean": round(mean, 4),
+        "trait_error": round(float(off), 4),
+    }
 
 
 def encoder_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
@@ -45,5 +56,7 @@ def encoder_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[s
     continuous, kinds = trait_targets(pictures.identities)
     off = (logits[:, :first].sigmoid() - continuous).abs().mean()
     groups = columns(KIND_LABELS).values()
-    right = [(logits[:, first:][:, cols].argmax(1) == kinds[:, g]).float().mean() for g, cols in enumerate(groups)]
+    right = [
+        (logits[:, first:][:, cols].argmax(1) == kinds[:, g]).float().mean() for g, cols in enumerate(groups)
+    ]
     return {"trait_error": round(float(off), 4), "kinds_right": round(float(torch.stack(right).mean()), 4)}

@@ -88,7 +88,7 @@ def _complete(file: Path, seeds: list[tuple[int, int]]) -> bool:
     return file.is_file() and len(np.load(file, mmap_mode="r")) >= len(seeds)
 
 
-def _pool_map(jobs: list[tuple[Path, list[tuple[int, int]]]], workers: int):  # noqa: ANN202
+def _pool_map(jobs: list[tuple[Path, list[tuple[int, int]]]], workers: int):
     if workers == 1 or len(jobs) < 2:
         yield from map(_chunk, jobs)
         return
@@ -109,10 +109,14 @@ def _chunk(job: tuple[Path, list[tuple[int, int]]]) -> None:
 def trait_targets(people: list[Identity]) -> tuple[Tensor, Tensor]:
     """Continuous traits `(m, c)` in [0, 1] and categorical ones `(m, k)` as indices."""
     continuous = torch.tensor([[p.traits[name] for name in CONTINUOUS] for p in people])
-    kinds = torch.tensor([[values.index(p.kinds[name]) for name, values in CATEGORICAL.items()] for p in people])
+    kinds = torch.tensor(
+        [[values.index(p.kinds[name]) for name, values in CATEGORICAL.items()] for p in people]
+    )
     return continuous, kinds
 
 
 def attribute_targets(contexts: list[Context]) -> Tensor:
     """The value's index in every group of `ATTRIBUTES`, `(m, groups)`."""
-    return torch.tensor([[list(values).index(getattr(c, group)) for group, values in ATTRIBUTES.items()] for c in contexts])
+    return torch.tensor(
+        [[list(values).index(getattr(c, group)) for group, values in ATTRIBUTES.items()] for c in contexts]
+    )

@@ -26,13 +26,20 @@ TRAIT_LABELS = [f"trait:{name}" for name in CONTINUOUS]
 KIND_LABELS = [f"{name}:{value}" for name, values in CATEGORICAL.items() for value in values]
 
 
-def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)) -> ResNetForImageClassification:
+def new_reader(
+    labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)
+) -> ResNetForImageClassification:
     """A basic-block ResNet, 128 pixels → 4×4 maps → one number a label."""
     torch.manual_seed(seed)
     config = ResNetConfig(
-        embedding_size=32, hidden_sizes=list(sizes), depths=[1, 1, 1, 1], layer_type="basic", num_labels=len(labels),
-        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
-    )  # fmt: skip
+        embedding_size=32,
+        hidden_sizes=list(sizes),
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+    )
     config.image_size = SIZE
     return ResNetForImageClassification(config)
 
@@ -43,7 +50,9 @@ def blemish(pixels: Tensor, generator: torch.Generator, vae: AutoencoderKL | Non
         some = torch.randperm(len(pixels), generator=generator)[: len(pixels) // 4]
         pixels = pixels.index_copy(0, some.to(pixels.device), _softened(pixels[some], generator, vae))
     if torch.rand((), generator=generator) < 0.3:
-        pixels = interpolate(interpolate(pixels, scale_factor=0.5, mode="area"), scale_factor=2.0, mode="bilinear")
+        pixels = interpolate(
+            interpolate(pixels, scale_factor=0.5, mode="area"), scale_factor=2.0, mode="bilinear"
+        )
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
     return torch.roll(pixels + 0.05 * noise, shift, dims=(2, 3))
@@ -82,14 +91,20 @@ def columns(labels: list[str]) -> dict[str, list[int]]:
     return groups
 
 
-def people_and_pictures(pictures: Pictures, config: StageConfig, purpose: str, step: int) -> tuple[Tensor, torch.Generator]:
+def people_and_pictures(
+    pictures: Pictures, config: StageConfig, purpose: str, step: int
+) -> tuple[Tensor, torch.Generator]:
     """Rows of `batch / each` people with all their pictures, and the step's generator."""
     generator = draw(purpose, config.seed, step)
-    people = torch.randperm(len(pictures) // pictures.each, generator=generator)[: config.batch // pictures.each]
+    people = torch.randperm(len(pictures) // pictures.each, generator=generator)[
+        : config.batch // pictures.each
+    ]
     return (people[:, None] * pictures.each + torch.arange(pictures.each)).flatten(), generator
 
 
-def train_identity(pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str) -> nn.Module:
+def train_identity(
+    pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str
+) -> nn.Module:
     """The identity scorer: 64 numbers that are close for one person in any context."""
     model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
 
@@ -102,11 +117,16 @@ def train_identity(pictures: Pictures, vae: AutoencoderKL, config: StageConfig, 
     return model
 
 
-def train_attributes(pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str) -> nn.Module:
+def train_attributes(
+    pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str
+) -> nn.Module:
     """The attribute reader: what a caption names, and the continuous traits of the person."""
     labels = ATTRIBUTE_LABELS + TRAIT_LABELS
     model = new_reader(labels, config.seed + 1).to(device)
-    named, traits = attribute_targets(pictures.contexts).to(device), trait_targets(pictures.identities)[0].to(device)
+    named, traits = (
+        attribute_targets(pictures.contexts).to(device),
+        trait_targets(pictures.identities)[0].to(device),
+    )
     groups, first = columns(ATTRIBUTE_LABELS), len(ATTRIBUTE_LABELS)
 
     def loss_of(step: int) -> dict[str, Tensor]:
@@ -121,7 +141,7 @@ def train_attributes(pictures: Pictures, vae: AutoencoderKL, config: StageConfig
 
 
 def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> nn.Module:
-    """The hypernetwork's eye: reads every trait; its last feature map is what the decoder looks at. Never a judge."""
+    """The hypernetwork's eye: reads every trait; the decoder looks at its last feature map. Never a judge."""
     labels = TRAIT_LABELS + KIND_LABELS
     model = new_reader(labels, config.seed + 2, sizes=(32, 64, 128, 192)).to(device)
     continuous, kinds = (t.to(device) for t in trait_targets(pictures.identities))

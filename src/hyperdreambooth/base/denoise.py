@@ -1,4 +1,4 @@
-"""Noising and the denoising loss, the same for every family that predicts noise, velocity or the sample itself."""
+"""Noising and the denoising loss, the same for every family that predicts noise or velocity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def target(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Ten
 
 # E‖ε - ε_θ(x_t, c, t)‖²   (paper, equation 1), one value a sample
 def denoise_loss(
-    base: Base, latents: Tensor, conditioning: Conditioning, noise: Tensor, timesteps: Tensor, mask: Tensor | None = None
+    base: Base,
+    latents: Tensor,
+    conditioning: Conditioning,
+    noise: Tensor,
+    timesteps: Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the denoiser's answer, a value a sample.
 

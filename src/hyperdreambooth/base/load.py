@@ -17,7 +17,9 @@ from hyperdreambooth.base.sd import Conditioning
 from hyperdreambooth.runs import InputError, read_json
 from hyperdreambooth.shapes import Site
 
-EMBEDDED = Path(__file__).parent.parent / "avatars" / "assets" / "base"
+EMBEDDED = Path(__file__).resolve().parent.parent / "avatars" / "assets" / "base"
+EMBEDDED_NAME = "hyperdreambooth/avatars"
+"""What files and cards call the embedded base: where it happens to be installed means nothing to others."""
 FAMILIES: dict[str, ModuleType] = {"StableDiffusionPipeline": sd}
 PLACEHOLDER = "[V]"
 
@@ -27,14 +29,16 @@ class Base:
 
     Attributes:
         pipe: the diffusers pipeline; no parameter requires a gradient.
-        source: folder or hub id it was loaded from.
+        source: folder or hub id it was loaded from, or `EMBEDDED_NAME`.
         fingerprint: sixteen hex digits of its weights.
         trigger: the rare word for "this person"; replaces `[V]` in prompts.
         class_word: what a person is called in captions (`face`, `person`).
         sites: the linear layers an adapter changes, sorted by name.
     """
 
-    def __init__(self, pipe: Any, source: str, *, trigger: str, class_word: str, text_encoder: bool = True) -> None:
+    def __init__(
+        self, pipe: Any, source: str, *, trigger: str, class_word: str, text_encoder: bool = True
+    ) -> None:
         self.pipe, self.source, self.trigger, self.class_word = pipe, source, trigger, class_word
         self.family = FAMILIES[type(pipe).__name__]
         self.components: dict[str, nn.Module] = self.family.components(pipe)
@@ -60,7 +64,7 @@ class Base:
     @property
     def scorers(self) -> Path:
         """Where the base's own judges lie, if it has any."""
-        return Path(self.source) / "scorers"
+        return (EMBEDDED if self.source == EMBEDDED_NAME else Path(self.source)) / "scorers"
 
     def prompt(self, text: str) -> str:
         """Replaces the placeholder `[V]` by this base's trigger."""
@@ -90,17 +94,18 @@ class Base:
 
 
 def weights_fingerprint(components: dict[str, nn.Module]) -> str:
-    """Sixteen hex digits from names, shapes and a float64 sum of every weight.
+    """Sixteen hex digits from the name, shape and first 64 numbers of every weight.
 
-    Sums rather than bytes: a base cast to another device keeps its name to three digits, so float32 and float16
-    copies of one base accept the same adapters.
+    The numbers are read as float16, so that float32 and float16 copies of a base accept the same adapters.
     """
     lines = [
         f"{part}.{name}:{tuple(p.shape)}"
         for part, module in sorted(components.items())
         for name, p in sorted(module.named_parameters())
     ]
-    probes = [p.detach().flatten()[:64].half().cpu().numpy().tobytes() for m in _ordered(components) for p in m]
+    probes = [
+        p.detach().flatten()[:64].half().cpu().numpy().tobytes() for m in _ordered(components) for p in m
+    ]
     return hashlib.sha256("\n".join(lines).encode() + b"".join(probes)).hexdigest()[:16]
 
 
@@ -123,7 +128,7 @@ def load_base(
     """Loads and freezes a pipeline.
 
     Args:
-        source: folder or hub id; None for the embedded avatars.
+        source: folder or hub id; None (or `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
         dtype: number format of the frozen weights.
         text_encoder: whether text-encoder projections count as sites.
@@ -132,23 +137,34 @@ def load_base(
         InputError: no pipeline there, or one of a family this package does not drive.
     """
     import diffusers
+    import transformers
 
-    place = str(source or EMBEDDED)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    place = str(EMBEDDED if source in (None, EMBEDDED_NAME) else source)
     if Path(place).is_absolute() and not (Path(place) / "model_index.json").is_file():
-        raise InputError(f"base {place}: expected a diffusers pipeline folder with model_index.json, found none")
+        raise InputError(
+            f"base {place}: expected a diffusers pipeline folder with model_index.json, found none"
+        )
     try:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"base {place}: cannot be loaded ({first}); pass a pipeline folder or a hub id") from error
+        raise InputError(
+            f"base {place}: cannot be loaded ({first}); pass a pipeline folder or a hub id"
+        ) from error
     if type(pipe).__name__ not in FAMILIES:
         raise InputError(f"base {place}: {type(pipe).__name__} is not one of {', '.join(FAMILIES)}")
     pipe.set_progress_bar_config(disable=True)
     facts = _facts(Path(place))
+    name = EMBEDDED_NAME if Path(place).resolve() == EMBEDDED else place
     return Base(
-        pipe.to(pick_device(device)), place, trigger=facts.get("trigger", "sks"),
-        class_word=facts.get("class_word", "person"), text_encoder=text_encoder,
-    )  # fmt: skip
+        pipe.to(pick_device(device)),
+        name,
+        trigger=facts.get("trigger", "sks"),
+        class_word=facts.get("class_word", "person"),
+        text_encoder=text_encoder,
+    )
 
 
 def _facts(folder: Path) -> dict[str, str]:

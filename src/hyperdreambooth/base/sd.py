@@ -34,14 +34,20 @@ def _linears(component: str, module: nn.Module, endings: tuple[str, ...]) -> lis
     return [
         Site(canonical(component, path), layer.in_features, layer.out_features)
         for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and path.endswith(tuple(f".{end}" for end in endings)) and "attn" in path
+        if isinstance(layer, nn.Linear)
+        and path.endswith(tuple(f".{end}" for end in endings))
+        and "attn" in path
     ]
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
     """Token numbers `(b, t)`, padded to the tokenizer's length and cut there."""
     encoded = pipe.tokenizer(
-        prompts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        prompts,
+        padding="max_length",
+        max_length=pipe.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     )
     return encoded.input_ids
 
@@ -52,7 +58,7 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
 
 
 def encode_images(pipe: Any, pixels: Tensor) -> Tensor:
-    """Pixels `(b, 3, h, w)` in [-1, 1] → scaled latents `(b, c, h/8, w/8)`: the posterior's mode, so it can be cached."""
+    """Pixels `(b, 3, h, w)` in [-1, 1] → scaled latents `(b, c, h/8, w/8)`: the mode, so it can be cached."""
     return pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
 
 

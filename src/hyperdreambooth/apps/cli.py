@@ -1,0 +1,85 @@
+"""`hdb`: the commands, and what a user sees when something is wrong.
+
+Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 interrupted. Torch and everything heavy is imported
+inside the command functions, so `hdb --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import typer
+import typer.core
+
+from hyperdreambooth.apps import demo, doctor, files, teach, use, world
+
+UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
+
+
+def explain(error: Any) -> tuple[str, int] | None:
+    """One line and an exit code for what is not a bug; None for what is."""
+    if isinstance(error, UsageError):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "hdb"
+        return f"error: {' '.join(error.format_message().split())} See: {command} --help", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to continue", 130
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        return "error: the disk is full; free some space and run the same command again", 1
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        return f"error: {' '.join(str(error).split())}", 1
+    if type(error).__name__ == "OutOfMemoryError":
+        return "error: the device has too little memory; take a smaller batch, or --device cpu", 1
+    return _bad_input(error)
+
+
+def _bad_input(error: BaseException) -> tuple[str, int] | None:
+    from pydantic import ValidationError
+
+    from hyperdreambooth.runs import InputError
+
+    if isinstance(error, InputError):
+        return f"error: {error}", 2
+    if isinstance(error, ValidationError):
+        found = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return f"error: {'; '.join(found)}", 2
+    return None
+
+
+class Explained(typer.core.TyperGroup):
+    """A group whose errors are one line on stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; user errors become an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, typer.Exit | typer.Abort) or (found := explain(error)) is None:
+                raise
+            typer.echo(found[0], err=True)
+            raise typer.Exit(found[1]) from None
+
+
+app = typer.Typer(
+    cls=Explained,
+    name="hdb",
+    help="One photo of a person to a LoRA, in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (
+    demo.demo, use.personalize, use.predict, files.relax, teach.finetune, use.generate, files.export,
+    files.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
+):  # fmt: skip
+    app.command()(command)
+app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")
+
+
+def main() -> None:
+    """The entry point of `hdb` and `python -m hyperdreambooth`."""
+    app()

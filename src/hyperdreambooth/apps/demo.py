@@ -1,0 +1,73 @@
+"""`hdb demo`: the whole job on the embedded avatars, for a person that no training has seen."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hyperdreambooth.apps.options import (
+    BaseName,
+    ConfigFile,
+    Device,
+    DryRun,
+    HypernetName,
+    Seed,
+    Sets,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OTHERS = 6  # more photos of the person, for scores only
+
+
+def demo(
+    photo: Annotated[
+        Path | None, typer.Option("--photo", help="Your own photo [a held-out avatar's].", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for adapters, picture and report.json.")] = Path(
+        "demo"
+    ),
+    seed: Seed = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """The whole job on an avatar, offline.
+
+    Photo to prediction to finetuned LoRA to one picture of it all.
+    """
+    began = time.perf_counter()
+    from hyperdreambooth.apps import job, show
+
+    settings = resolve("demo", show.ShowConfig, config, sets, seed=seed, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    if photo is not None:
+        show.show("demo", settings, [shot.path for shot in job.person([photo])], [], out, hypernet, began)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        reference, others = held_out(settings.own.seed, Path(folder))
+        show.show("demo", settings, [reference], others, out, hypernet, began)
+
+
+def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
+    """A test avatar's reference photo, as a file in `folder`, and further photos of the same avatar."""
+    from hyperdreambooth.avatars.folder import photo
+    from hyperdreambooth.avatars.render import SPLITS
+    from hyperdreambooth.runs import InputError
+
+    if not 0 <= seed < len(SPLITS["test"]):
+        raise InputError(f"seed: expected 0 to {len(SPLITS['test']) - 1}, got {seed}")
+    person = SPLITS["test"].start + seed
+    reference = folder / f"avatar-{person}.png"
+    photo(person, 0)[0].save(reference)
+    return reference, [photo(person, number)[0] for number in range(1, OTHERS + 1)]

@@ -1,0 +1,179 @@
+"""Commands on adapter files: relax, export, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hyperdreambooth.apps.options import (
+    BaseName,
+    ConfigFile,
+    Device,
+    DryRun,
+    HypernetName,
+    Nothing,
+    Rank,
+    Relaxation,
+    Seed,
+    Sets,
+    resolve,
+)
+from hyperdreambooth.apps.report import Report
+
+if TYPE_CHECKING:
+    from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.base.load import Base
+
+
+def relax(
+    file: Annotated[Path, typer.Argument(help="A LiDB or a LoRA.")],
+    out: Annotated[Path, typer.Option("--out", help="The LoRA to write (.safetensors).")],
+    rank: Rank = None,
+    form: Annotated[Literal["diffusers", "kohya"], typer.Option("--format")] = "diffusers",
+    seed: Seed = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Adapter to LoRA of a higher rank.
+
+    The same at step 0, with room to be finetuned.
+    """
+    settings = resolve("relax", Relaxation, config, sets, rank=rank, seed=seed, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    from hyperdreambooth.apps import job
+
+    job.check_file(out)
+    report = Report("relax", settings.plain())
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        adapter = job.open_adapter(file, frozen, hypernet)
+    with report.stage("relax"):
+        relaxed = adapter.relax(settings.own.rank, settings.own.seed)
+    relaxed.save(out, form, frozen.resolution)
+    report.write(out, source=str(file), rank=relaxed.rank, trigger=relaxed.trigger)
+    typer.echo(str(out))
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="A bank, or an adapter file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    identity: Annotated[
+        str | None, typer.Option("--identity", help="Who, of a bank.", show_default=False)
+    ] = None,
+    form: Annotated[
+        Literal["diffusers", "kohya", "lidb", "all"],
+        typer.Option("--format", help="all: each the source has."),
+    ] = "all",
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Bank or adapter to standard LoRA files."""
+    settings = resolve("export", Nothing, config, sets, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    from hyperdreambooth.apps import job
+
+    report = Report("export", settings.plain())
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        adapter = (
+            _of_bank(source, identity, frozen)
+            if source.is_dir()
+            else job.open_adapter(source, frozen, hypernet)
+        )
+    with report.stage("write"):
+        files = job.save_forms(adapter, out, frozen.resolution, form)
+    facts = {"rank": adapter.rank, "trigger": adapter.trigger, "identity": identity}
+    report.write(out, source=str(source), files=files, **facts)
+    job.tell(out, files)
+
+
+def _of_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
+    """One identity of a bank, checked against the base."""
+    from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.lidb.bank import Bank
+    from hyperdreambooth.lidb.basis import seed_of, seeded_basis
+    from hyperdreambooth.lidb.file import check_fits
+    from hyperdreambooth.runs import InputError
+
+    bank = Bank.open(folder)
+    if identity is None:
+        known = ", ".join(bank.identities[:5])
+        raise InputError(f"{folder}: a bank of {len(bank)} people ({known}, …); name one with --identity")
+    layout, seed = bank.layout, seed_of(bank.manifest["basis_source"])
+    if seed is None:
+        source = bank.manifest["basis_source"]
+        raise InputError(
+            f"{folder}: expected a basis seed:N, its manifest says {source}; make the bank again"
+        )
+    basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
+    lidb = bank.lidb(identity, basis)
+    check_fits(lidb, base.fingerprint, base.sites, basis, folder)
+    return Adapter.from_lidb(lidb, basis)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An adapter file.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another one to compare.", show_default=False)
+    ] = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """What an adapter file is, and if it fits."""
+    settings = resolve("inspect", Nothing, config, sets, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    from hyperdreambooth.adapter import summary
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.lidb.file import lidb_header
+
+    frozen, header = job.load(settings.place), lidb_header(file)
+    told: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size if file.is_file() else None}
+    if header is not None and header.get("base_fingerprint") != frozen.fingerprint:
+        made_for = header.get("base_fingerprint")
+        told |= {**header, "fits": f"no: made for base {made_for}, this base is {frozen.fingerprint}"}
+    else:
+        adapter = job.open_adapter(file, frozen, hypernet)
+        told |= {**summary(adapter), "fits": f"yes: base {frozen.fingerprint} ({frozen.source})"}
+        if against is not None:
+            other = job.open_adapter(against, frozen, hypernet)
+            told["against"] = {"file": str(against), **_compare(adapter, other)}
+    typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def _compare(one: Adapter, other: Adapter) -> dict[str, float | int]:
+    """Cosine and relative distance of two ΔW over all sites, from the factors alone."""
+    here, there = _dot(one, one), _dot(other, other)
+    both = _dot(one, other)
+    distance = max(here + there - 2 * both, 0.0) ** 0.5
+    return {
+        "cosine": both / max((here * there) ** 0.5, 1e-30),
+        "relative_distance": distance / max(here**0.5, 1e-30),
+        "shared_sites": len(one.factors.keys() & other.factors.keys()),
+    }
+
+
+def _dot(one: Adapter, other: Adapter) -> float:
+    """`Σ ⟨ΔW, ΔW'⟩ = Σ ⟨upᵀ up', down down'ᵀ⟩`, without forming `(o, i)` matrices."""
+    total = 0.0
+    for name in one.factors.keys() & other.factors.keys():
+        (down, up), (down2, up2) = ([t[0].double() for t in each.factors[name]] for each in (one, other))
+        total += ((up.T @ up2) * (down @ down2.T)).sum().item()
+    return total

@@ -1,0 +1,128 @@
+"""What several commands do with the method: load, open an adapter by name, save it in every form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import huggingface_hub.utils
+import transformers
+import typer
+from PIL import Image
+
+from hyperdreambooth.adapter import Adapter, load_adapter
+from hyperdreambooth.apps.options import Form, Place
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.faces.align import open_photo
+from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.generate import generate
+from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
+from hyperdreambooth.hypernet.validate import Sample, Score
+from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
+from hyperdreambooth.runs import InputError
+from hyperdreambooth.shapes import Factors
+
+
+def load(place: Place) -> Base:
+    """The base that a command's config names."""
+    _only_our_bars()
+    return load_base(place.base, place.device, place.dtype)
+
+
+def load_personalizer(place: Place, hypernet: str | None) -> Personalizer:
+    """The base with its hypernetwork; None for the embedded ones."""
+    _only_our_bars()
+    return Personalizer.from_pretrained(place.base, hypernet, place.device, place.dtype)
+
+
+def _only_our_bars() -> None:
+    """Loading local files needs no bar, and an error should stand alone; downloads keep theirs."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
+
+
+def person(photos: Sequence[Path]) -> tuple[Photo, ...]:
+    """The photos of one person."""
+    return read_person(list(photos))
+
+
+def class_sampler(base: Base) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
+    """Draws class images for prior preservation: prompts and a seed for each → pictures."""
+    return lambda prompts, seeds: generate(base, prompts, seed=list(seeds))
+
+
+def load_predictor(hypernet: str | None, base: Base) -> Predictor:
+    """The hypernetwork by folder or hub id; by default the one that belongs to the embedded avatars."""
+    return load_hypernet(hypernet or EMBEDDED_HYPERNET, base.device)
+
+
+def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter:
+    """Any adapter file, checked against the base; learned bases come from the hypernetwork that predicted it.
+
+    Raises:
+        InputError: damaged, or of another base or basis.
+    """
+
+    def basis_of(source: str) -> Basis:
+        found = load_predictor(hypernet, base).basis
+        if found.source != source:
+            raise InputError(f"{file}: made over basis {source}, not {found.source}; pass its own --hypernet")
+        return found
+
+    return load_adapter(file, base.sites, base.fingerprint, basis_of)
+
+
+def check_file(out: Path) -> None:
+    """Refuses an output that is no safetensors file, before the work."""
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise InputError(f"out {out}: expected a file that ends in .safetensors; pass another --out")
+
+
+def save_forms(
+    adapter: Adapter, out: Path, resolution: int, form: Form | Literal["all"] = "all"
+) -> dict[str, str]:
+    """Writes one form of an adapter, or every form it has, into a folder; form → file name."""
+    having: list[Form] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
+    files: dict[Form, str] = {one: FILES[one] for one in (having if form == "all" else (form,))}
+    for one, name in files.items():
+        adapter.save(out / name, one, resolution)
+    return {str(one): name for one, name in files.items()}
+
+
+def tell(out: Path, files: Mapping[str, str]) -> None:
+    """Says where everything is."""
+    for name, file in files.items():
+        typer.echo(f"{name:12} {out / file}")
+
+
+def is_main_process() -> bool:
+    """False in the second and later processes of `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def validation(base: Base) -> tuple[Sample, Score | None]:
+    """How a hypernetwork in training shows itself: pictures of held-out people, and their mean scores."""
+
+    def sample(prompts: Sequence[str], factors: Factors) -> list[Image.Image]:
+        return generate(base, prompts, per_prompt=factors)
+
+    scorers = load_scorers(base)
+    return sample, partial(_mean_scores, scorers) if scorers is not None else None
+
+
+def _mean_scores(
+    scorers: Scorers, images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Sequence[Path]]
+) -> dict[str, float]:
+    """Mean `identity`, of people who have another photo, and mean `prompt`; left out where there is none."""
+    known = [(image, paths) for image, paths in zip(images, others, strict=True) if paths]
+    likeness = [scorers.identity([image], [open_photo(path) for path in paths])[0] for image, paths in known]
+    identity = sum(likeness) / len(likeness) if likeness else None
+    figures = {"identity": identity, "prompt": scorers.summary(images, prompts)["prompt"]}
+    return {name: value for name, value in figures.items() if value is not None}

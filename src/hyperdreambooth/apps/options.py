@@ -1,0 +1,164 @@
+"""The options that commands share, and how a config is resolved: file, then `--set`, then flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+ConfigFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML, YAML or JSON file, or the name of a preset.", show_default=False),
+]
+Sets: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="key=value, over the file; repeat it.", metavar="KEY=VALUE", show_default=False
+    ),
+]
+DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+BaseName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--base", help="Pipeline folder or hub id [the embedded avatars].", show_default=False),
+]
+Device: TypeAlias = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, mps.", show_default=False)
+]
+HypernetName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--hypernet", help="Folder or hub id [the embedded avatars'].", show_default=False),
+]
+Seed: TypeAlias = Annotated[
+    int | None, typer.Option("--seed", help="Of everything drawn.", show_default=False)
+]
+Rank: TypeAlias = Annotated[int | None, typer.Option("--rank", help="Rank of the LoRA.", show_default=False)]
+Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Training steps.", show_default=False)]
+Form = Literal["diffusers", "kohya", "lidb"]
+
+PRESETS = Path(__file__).parent.parent / "presets"
+TABLES = ("dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "generate")
+"""Commands that a config file may have a table for, so that one file holds a whole recipe."""
+
+
+class Place(BaseModel):
+    """Which base a command works on, and where: keys that every config accepts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: str | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Nothing(BaseModel):
+    """The config of a command that has no settings of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Relaxation(BaseModel):
+    """The config of `relax`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(4, ge=1)
+    seed: int = 0
+
+
+class Sampling(BaseModel):
+    """How pictures are drawn: the config of `generate`.
+
+    Attributes:
+        steps: denoising steps.
+        guidance: classifier-free guidance; 1 for none.
+        images: pictures a prompt.
+        negative: what they should not show.
+        size: pixels; None for the base's own.
+        batch: pictures drawn together.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 0
+    steps: int = Field(25, ge=1)
+    guidance: float = Field(4.0, ge=0)
+    images: int = Field(1, ge=1)
+    negative: str | None = None
+    size: int | None = Field(None, ge=8)
+    batch: int = Field(8, ge=1)
+
+
+Method = TypeVar("Method", bound=BaseModel)
+
+
+class Resolved(Generic[Method]):
+    """A resolved config: `place` for the base, `own` for the command's method."""
+
+    def __init__(self, place: Place, own: Method) -> None:
+        self.place, self.own = place, own
+
+    def plain(self) -> dict[str, Any]:
+        """One flat table, as `--dry-run` prints it and `--config` reads it."""
+        return {**self.place.model_dump(mode="json"), **self.own.model_dump(mode="json")}
+
+    def show(self) -> None:
+        """Prints the config as YAML."""
+        show(self.plain())
+
+
+def show(config: Mapping[str, Any]) -> None:
+    """Prints a config as YAML, which `--config` reads."""
+    import yaml
+
+    typer.echo(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def resolve(
+    command: str, model: type[Method], file: Path | None, sets: Sequence[str] | None, **flags: Any
+) -> Resolved[Method]:
+    """Merges and checks a command's config.
+
+    Args:
+        command: its name; a table of that name in the file counts as if it stood at the top, other commands'
+            tables are passed over.
+        model: the method's config.
+        file: a config file or the name of a preset.
+        sets: `key=value` words.
+        flags: the command's own flags; None where not given.
+
+    Raises:
+        InputError: one line naming the key.
+    """
+    from hyperdreambooth.config import load_config
+
+    own_table: Any = model_validator(mode="before")(partial(_flatten, command))
+    both = create_model(f"{command}Config", __base__=(model, Place), __validators__={"own_table": own_table})
+    merged = load_config(both, _preset(file), tuple(sets or ()), **flags).model_dump()
+    place = Place(**{key: merged[key] for key in Place.model_fields})
+    return Resolved(place, model(**{key: merged[key] for key in model.model_fields}))
+
+
+def resolve_alone(model: type[Method], file: Path | None, sets: Sequence[str] | None, **flags: Any) -> Method:
+    """The config of a command that works on no base."""
+    from hyperdreambooth.config import load_config
+
+    return load_config(model, _preset(file), tuple(sets or ()), **flags)
+
+
+def _flatten(command: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's own table under the keys at the top; the tables of other commands are dropped."""
+    tables = {name: value for name, value in data.items() if name in TABLES and isinstance(value, dict)}
+    top = {name: value for name, value in data.items() if name not in tables}
+    return {**tables.get(command, {}), **top}
+
+
+def _preset(file: Path | None) -> Path | None:
+    """`--config paper` names the packaged preset, unless such a file is there."""
+    if file is None or file.exists():
+        return file
+    packaged = PRESETS / f"{file}.toml"
+    return packaged if len(file.parts) == 1 and packaged.is_file() else file

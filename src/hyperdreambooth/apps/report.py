@@ -1,0 +1,40 @@
+"""`report.json`: what ran, with which config, versions and seed, and how many seconds each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Report:
+    """Collects the seconds of stages and writes the report beside the result.
+
+    Args:
+        command: its name.
+        config: the resolved config, flat.
+    """
+
+    def __init__(self, command: str, config: Mapping[str, Any]) -> None:
+        self.command, self.config = command, dict(config)
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Adds the seconds that the block takes to stage `name`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+
+    def write(self, target: Path, **facts: Any) -> Path:
+        """Writes `target/report.json` for a folder, `target.report.json` for a file; returns its path."""
+        from hyperdreambooth.runs import environment, write_json
+
+        file = target / "report.json" if target.is_dir() else target.with_name(f"{target.name}.report.json")
+        seconds = {**self.seconds, "total": round(time.perf_counter() - self._began, 3)}
+        stamp = {"command": self.command, "config": self.config, "seed": self.config.get("seed")}
+        write_json(file, {**stamp, **facts, "seconds": seconds, "environment": environment()})
+        return file

@@ -1,0 +1,147 @@
+"""The whole job with something to look at: predict, relax, finetune, draw every stage, score, one folder."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from PIL import Image
+from pydantic import Field
+
+from hyperdreambooth.apps.job import load_personalizer
+from hyperdreambooth.apps.options import Resolved
+from hyperdreambooth.apps.picture import table
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.evaluate.scorers import load_scorers
+from hyperdreambooth.faces.align import open_photo
+from hyperdreambooth.finetune.train import FinetuneConfig
+from hyperdreambooth.personalize import check_out, save_person
+
+Pictures = Mapping[str, Sequence[Image.Image]]
+Scores = dict[str, dict[str, float | None]]
+
+PROMPTS = (
+    "a photo of a [V] {class_word}, laughing",
+    "a photo of a [V] {class_word}, surprised, on a beach",
+    "a photo of a [V] {class_word}, wearing sunglasses, in a city",
+    "a photo of a [V] {class_word}, wearing a golden crown",
+    "a photo of a [V] {class_word}, wearing headphones, under a starry night sky",
+    "a photo of a [V] {class_word}, wearing a red scarf, in the snow",
+    "a pencil sketch of a [V] {class_word}",
+    "a watercolour painting of a [V] {class_word}, smiling",
+)
+
+
+class ShowConfig(FinetuneConfig):
+    """The config of `personalize` and `demo`: the finetune's fields, and how pictures are drawn.
+
+    Attributes:
+        prompts: what is drawn at every stage; `[V]` is the person, `{class_word}` the base's.
+        draw_steps: denoising steps a picture.
+        guidance: classifier-free guidance.
+    """
+
+    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
+    draw_steps: int = Field(25, ge=1)
+    guidance: float = Field(4.0, ge=0)
+
+    def finetuning(self) -> dict[str, Any]:
+        """The fields that the finetune takes."""
+        return self.model_dump(include=set(FinetuneConfig.model_fields))
+
+
+def show(
+    command: str, settings: Resolved[ShowConfig], photos: Sequence[Path], others: Sequence[Image.Image],
+    out: Path, hypernet: str | None, began: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Personalizes and writes adapters, pictures and `report.json`; prints scores and where everything is.
+
+    Args:
+        command: `demo` or `personalize`.
+        settings: the resolved config.
+        photos: of the one person.
+        others: more photos of that person, for scores only; without them identity is null.
+        out: the folder; appears whole.
+        hypernet: folder or hub id; None for the embedded one.
+        began: `time.perf_counter()` when the command began, so that imports count as loading.
+
+    Returns:
+        The report.
+    """
+    check_out(out)
+    own = settings.own
+    person = load_personalizer(settings.place, hypernet)
+    person.seconds["load"] = time.perf_counter() - began
+    prompts = [prompt.replace("{class_word}", person.base.class_word) for prompt in own.prompts]
+    prediction = person.predict(list(photos))
+    finetuned = person.personalize(list(photos), prediction=prediction, **own.finetuning())
+    options = {"steps": own.draw_steps, "guidance": own.guidance}
+    pictures = person.stages(prompts, prediction, finetuned, own.seed, **options)
+    scores = _scores(person.base, pictures, prompts, others)
+    photo = open_photo(photos[0])
+    images = {"picture": _picture(photo, prompts, pictures, scores, own.steps), "photo": photo}
+    seconds = {**person.seconds, "total": time.perf_counter() - began}
+    facts = {"command": command, "config": settings.plain(), "prompts": prompts, "base": person.base.source}
+    report = save_person(
+        out,
+        person.base,
+        prediction,
+        finetuned,
+        pictures=images,
+        seconds=seconds,
+        scores=scores,
+        seed=own.seed,
+        facts=facts,
+    )
+    _tell(out, report)
+    return report
+
+
+def _scores(base: Base, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]) -> Scores:
+    """`identity` and `prompt`, of every stage; null where nothing can judge."""
+    scorers = load_scorers(base)
+    found: Mapping[str, Mapping[str, float | None]] = {
+        stage: scorers.summary(images, prompts, others) if scorers else {}
+        for stage, images in pictures.items()
+    }
+    return {score: {stage: found[stage].get(score) for stage in pictures} for score in ("identity", "prompt")}
+
+
+def _picture(
+    photo: Image.Image, prompts: Sequence[str], pictures: Pictures, scores: Scores, steps: int
+) -> Image.Image:
+    """The table of stages, with the scores as notes."""
+    labels = {"base": "base model", "prediction": "prediction", "finetuned": f"after {steps} steps"}
+    rows = {labels[stage]: images for stage, images in pictures.items()}
+    notes = {
+        labels[stage]: "\n".join(
+            f"{score} {value:.2f}" for score in scores if (value := scores[score][stage]) is not None
+        )
+        for stage in pictures
+    }
+    return table(photo, [head(prompt) for prompt in prompts], rows, notes)
+
+
+def head(prompt: str) -> str:
+    """A prompt without the words that every prompt has: `a photo of a [V] face, sad` → `sad`."""
+    short = re.sub(r"(a photo )?(of )?an? \[V\] ?\w*", ",", prompt)
+    parts = [part.strip() for part in short.split(",")]
+    return ", ".join(part for part in parts if part) or prompt
+
+
+def _tell(out: Path, report: Mapping[str, Any]) -> None:
+    """Scores, seconds and places, a line each."""
+    for score, stages in report["scores"].items():
+        values = (
+            f"{stage} {'-' if value is None else format(value, '.2f')}" for stage, value in stages.items()
+        )
+        typer.echo(f"{score:10} {'   '.join(values)}")
+    typer.echo(
+        f"{'seconds':10} {'   '.join(f'{stage} {value:.1f}' for stage, value in report['seconds'].items())}"
+    )
+    for name, file in {**report["files"], "report": "report.json"}.items():
+        typer.echo(f"{name:10} {out / file}")

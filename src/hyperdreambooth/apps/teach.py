@@ -1,0 +1,161 @@
+"""Commands that train: one person (dreambooth, finetune), many (preoptimize), the hypernetwork (train)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hyperdreambooth.apps.options import (
+    BaseName,
+    ConfigFile,
+    Device,
+    DryRun,
+    HypernetName,
+    Rank,
+    Seed,
+    Sets,
+    Steps,
+    resolve,
+)
+from hyperdreambooth.apps.report import Report
+
+
+def dreambooth(
+    photos: Annotated[list[Path], typer.Argument(help="Photos of one person: files or folders.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder; the adapter lies there at the end.")],
+    method: Annotated[str | None, typer.Option("--method", help="lidb or lora.", show_default=False)] = None,
+    rank: Rank = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    base: BaseName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one person from scratch.
+
+    Light-weight numbers (lidb) or an ordinary LoRA.
+    """
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.finetune.train import DreamboothConfig
+    from hyperdreambooth.finetune.train import dreambooth as run
+
+    flags = {"method": method, "rank": rank, "steps": steps, "seed": seed, "base": base, "device": device}
+    settings = resolve("dreambooth", DreamboothConfig, config, sets, **flags)
+    if dry_run:
+        return settings.show()
+    report, shots = Report("dreambooth", settings.plain()), job.person(photos)
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+    with report.stage("train"):
+        adapter = run(frozen, shots, out, settings.own, sample=job.class_sampler(frozen))
+    files = job.save_forms(adapter, out, frozen.resolution)
+    report.write(out, files=files, rank=adapter.rank, trigger=adapter.trigger, steps=settings.own.steps)
+    job.tell(out, files)
+
+
+def finetune(
+    file: Annotated[Path, typer.Argument(help="The adapter to start from, usually a prediction.")],
+    photo: Annotated[list[Path], typer.Option("--photo", help="Photo of the person; repeat it.")],
+    out: Annotated[Path, typer.Option("--out", help="The LoRA to write (.safetensors).")],
+    form: Annotated[Literal["diffusers", "kohya"], typer.Option("--format")] = "diffusers",
+    rank: Rank = None,
+    steps: Steps = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Relax an adapter, train it a few steps."""
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.finetune.train import FinetuneConfig
+    from hyperdreambooth.finetune.train import finetune as run
+
+    settings = resolve(
+        "finetune", FinetuneConfig, config, sets, rank=rank, steps=steps, base=base, device=device
+    )
+    if dry_run:
+        return settings.show()
+    job.check_file(out)
+    report, shots = Report("finetune", settings.plain()), job.person(photo)
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        adapter = job.open_adapter(file, frozen, hypernet)
+    with report.stage("finetune"):
+        trained = run(frozen, adapter, shots, settings.own, sample=job.class_sampler(frozen))
+    trained.save(out, form, frozen.resolution)
+    report.write(out, source=str(file), rank=trained.rank, trigger=trained.trigger, steps=settings.own.steps)
+    typer.echo(str(out))
+
+
+def preoptimize(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a person.")],
+    out: Annotated[Path, typer.Option("--out", help="The bank.")],
+    steps: Steps = None,
+    seed: Seed = None,
+    base: BaseName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train many people together into a bank."""
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.preopt.train import PreoptConfig
+    from hyperdreambooth.preopt.train import preoptimize as run
+
+    settings = resolve(
+        "preoptimize", PreoptConfig, config, sets, steps=steps, seed=seed, base=base, device=device
+    )
+    if dry_run:
+        return settings.show()
+    report = Report("preoptimize", settings.plain())
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+    with report.stage("train"):
+        bank = run(frozen, photos, out, settings.own)
+    report.write(out, identities=len(bank.identities), numbers=bank.layout.size)
+    typer.echo(f"{out}: {len(bank.identities)} people")
+
+
+def train(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a person.")],
+    out: Annotated[Path, typer.Option("--out", help="The hypernetwork's folder.")],
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="What preoptimize made.", show_default=False)
+    ] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    base: BaseName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the hypernetwork: photo to adapter.
+
+    `--set learn_basis=true` learns the aux bases too, and needs no bank.
+    """
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.hypernet.config import HypernetConfig
+    from hyperdreambooth.hypernet.train import train_hypernet
+
+    settings = resolve(
+        "train", HypernetConfig, config, sets, steps=steps, seed=seed, base=base, device=device
+    )
+    if dry_run:
+        return settings.show()
+    report = Report("train", settings.plain())
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        sample, score = job.validation(frozen)
+    with report.stage("train"):
+        train_hypernet(frozen, photos, out, settings.own, bank, sample=sample, score=score)
+    if job.is_main_process():
+        report.write(out)
+        typer.echo(str(out))

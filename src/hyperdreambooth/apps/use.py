@@ -1,0 +1,148 @@
+"""Commands that use a trained hypernetwork: predict, personalize, generate."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hyperdreambooth.apps.options import (
+    BaseName,
+    ConfigFile,
+    Device,
+    DryRun,
+    Form,
+    HypernetName,
+    Nothing,
+    Rank,
+    Sampling,
+    Seed,
+    Sets,
+    Steps,
+    resolve,
+)
+from hyperdreambooth.apps.report import Report
+
+if TYPE_CHECKING:
+    from hyperdreambooth.adapter import Adapter
+
+Photos = Annotated[list[Path], typer.Argument(help="Photos of one person: files or folders.")]
+
+
+def predict(
+    photos: Photos,
+    out: Annotated[Path, typer.Option("--out", help="The adapter to write (.safetensors).")],
+    form: Annotated[Form, typer.Option("--format")] = "lidb",
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Photo to adapter, nothing trained."""
+    settings = resolve("predict", Nothing, config, sets, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    report = Report("predict", settings.plain())
+    from hyperdreambooth.apps import job
+
+    job.check_file(out)
+    shots = job.person(photos)
+    with report.stage("load"):
+        person = job.load_personalizer(settings.place, hypernet)
+    with report.stage("predict"):
+        adapter = person.predict([shot.path for shot in shots])
+    adapter.save(out, form, person.base.resolution)
+    report.write(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
+    typer.echo(str(out))
+
+
+def personalize(
+    photos: Photos,
+    out: Annotated[Path, typer.Option("--out", help="Folder for adapters, pictures and report.json.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="[V] is the person; repeat it.")
+    ] = None,
+    rank: Rank = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Photo to finished LoRA and pictures.
+
+    Predict, relax, finetune, draw, score.
+    """
+    began = time.perf_counter()
+    from hyperdreambooth.apps import job, show
+
+    flags = {
+        "rank": rank,
+        "steps": steps,
+        "seed": seed,
+        "base": base,
+        "device": device,
+        "prompts": prompt or None,
+    }
+    settings = resolve("personalize", show.ShowConfig, config, sets, **flags)
+    if dry_run:
+        return settings.show()
+    paths = [shot.path for shot in job.person(photos)]
+    show.show("personalize", settings, paths, [], out, hypernet, began)
+
+
+def generate(
+    prompt: Annotated[list[str], typer.Option("--prompt", help="[V] is the person; repeat it.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
+    adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter file; repeat it.")] = None,
+    weight: Annotated[list[float] | None, typer.Option("--weight", help="Of each adapter, in order.")] = None,
+    seed: Seed = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Draw prompts, wearing adapters.
+
+    Any number of them together: a person and a style, say.
+    """
+    settings = resolve("generate", Sampling, config, sets, seed=seed, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    report = Report("generate", settings.plain())
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.generate import generate as run
+    from hyperdreambooth.progress import Progress
+    from hyperdreambooth.runs import whole_file
+
+    own = settings.own
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        worn = _weighted([job.open_adapter(file, frozen, hypernet) for file in adapter or []], weight or [])
+    with report.stage("generate"), Progress("generate", len(prompt) * own.images) as bar:
+        pictures = run(frozen, prompt, worn, progress=bar, **own.model_dump())
+    names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
+    for name, picture in zip(names, pictures, strict=True):
+        with whole_file(out / name) as part:
+            picture.save(part, format="PNG")
+    report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
+    typer.echo(f"{out}: {len(names)} pictures")
+
+
+def _weighted(adapters: list[Adapter], weights: list[float]) -> list[tuple[Adapter, float]]:
+    from hyperdreambooth.runs import InputError
+
+    if len(weights) not in (0, len(adapters)):
+        raise InputError(
+            f"--weight: expected one for each of the {len(adapters)} adapters or none, got {len(weights)}"
+        )
+    return list(zip(adapters, weights or [1.0] * len(adapters), strict=True))

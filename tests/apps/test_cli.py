@@ -1,0 +1,118 @@
+"""What a user sees: help, exit codes, one line an error, resolved configs."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from hyperdreambooth.apps import cli, options
+from hyperdreambooth.apps.options import PRESETS, TABLES, resolve
+from hyperdreambooth.runs import InputError
+
+COMMANDS = (
+    "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "inspect", "dreambooth",
+    "preoptimize", "train", "doctor",
+)  # fmt: skip
+SHARED = {"--config", "--set", "--dry-run", "--help"}
+
+
+def options_of(name: str) -> set[str]:
+    """A command's own options."""
+    group = typer.main.get_command(cli.app)
+    words = {
+        word for parameter in group.commands[name].params for word in parameter.opts if word.startswith("--")
+    }
+    return words - SHARED
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_at_most_eight_options_of_its_own(name: str) -> None:
+    assert len(options_of(name)) <= 8
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "avatars"])
+def test_help(name: str) -> None:
+    result = CliRunner().invoke(cli.app, [name, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["train"], ["train", "x", "--out", "y", "--steps", "many"]])
+def test_usage_errors_are_one_line(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (InputError("photo.jpg: no such file"), 2, "error: photo.jpg: no such file"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "disk is full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), 1, "Permission denied"),
+        (KeyboardInterrupt(), 130, "run the same command again"),
+    ],
+)
+def test_errors_become_exit_codes(
+    raised: BaseException, code: int, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("hyperdreambooth.avatars.folder.render_folder", fail)
+    result = CliRunner().invoke(cli.app, ["avatars", "render", "--out", str(tmp_path)])
+    assert result.exit_code == code
+    assert words in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("hyperdreambooth.avatars.folder.render_folder", lambda *_, **__: 1 // 0)
+    result = CliRunner().invoke(cli.app, ["avatars", "render", "--out", str(tmp_path)])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_dry_run_prints_a_config_that_config_reads(tmp_path: Path) -> None:
+    words = ["train", "photos", "--out", str(tmp_path / "out"), "--dry-run"]
+    first = CliRunner().invoke(cli.app, [*words, "--steps", "7", "--set", "learn_basis=true"])
+    assert first.exit_code == 0, first.output
+    config = yaml.safe_load(first.stdout)
+    assert config["steps"] == 7 and config["learn_basis"] is True and not (tmp_path / "out").exists()
+    (tmp_path / "again.yaml").write_text(first.stdout)
+    again = CliRunner().invoke(cli.app, [*words, "--config", str(tmp_path / "again.yaml")])
+    assert yaml.safe_load(again.stdout) == config
+
+
+def test_the_own_table_counts_and_others_are_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('base = "here"\nseed = 5\n[relax]\nrank = 9\n[generate]\nsteps = 3\n[train]\nwidth = 1\n')
+    found = resolve("generate", options.Sampling, file, ["guidance=2"], seed=None)
+    assert (found.place.base, found.own.steps, found.own.guidance, found.own.seed) == ("here", 3, 2.0, 5)
+    assert resolve("generate", options.Sampling, file, ["steps=4"], seed=6).own.steps == 4
+
+
+def test_an_unknown_key_names_the_allowed_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown key 'stepz'.*steps"):
+        resolve("generate", options.Sampling, None, ["stepz=1"])
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("command", ["dreambooth", "preoptimize", "train", "finetune", "personalize"])
+def test_presets_fit_every_command(preset: str, command: str) -> None:
+    words = {"finetune": ["x.safetensors", "--photo", "x.png"]}.get(command, ["photos"])
+    result = CliRunner().invoke(cli.app, [command, *words, "--out", "out", "--config", preset, "--dry-run"])
+    assert result.exit_code == 0, result.output
+
+
+def test_every_table_is_a_command() -> None:
+    assert set(TABLES) <= set(COMMANDS)
+
+
+def test_doctor_says_what_is_missing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["doctor", "--base", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "torch" in result.stdout and f"MISSING: {tmp_path / 'model_index.json'}" in result.stdout

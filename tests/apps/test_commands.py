@@ -1,0 +1,231 @@
+"""Every command on the micro base, as users meet them: photos → bank → hypernetwork → person → pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ResNetConfig, ResNetModel
+from typer.testing import CliRunner, Result
+
+from hyperdreambooth.apps.cli import app
+from hyperdreambooth.lidb.bank import Bank
+from hyperdreambooth.runs import load_tensors
+
+SMALL = ["--set", "down_dim=4", "--set", "up_dim=3"]
+QUICK = ["--set", "draw_steps=2", "--set", "batch=2"]
+
+
+def hdb(*words: object, code: int = 0) -> Result:
+    """Runs a command and insists on its exit code."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def error(*words: object) -> str:
+    """The one line that bad input gets."""
+    lines = hdb(*words, code=2).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def report(out: Path) -> dict[str, Any]:
+    """The report beside a file, or in a folder."""
+    file = out / "report.json" if out.is_dir() else out.with_name(f"{out.name}.report.json")
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, micro_dir: Path, micro_photos: Path) -> Path:
+    """A bank and a hypernetwork on the micro base, made by the commands."""
+    home = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    shape = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    ResNetModel(shape).save_pretrained(home / "encoder")
+    on = ["--base", micro_dir, "--device", "cpu", "--steps", 2]
+    hdb("preoptimize", micro_photos, "--out", home / "bank", *on, *SMALL, "--set", "identities_per_batch=4")
+    words = [
+        "--set",
+        f"encoder={home / 'encoder'}",
+        "--set",
+        "width=8",
+        "--set",
+        "heads=2",
+        "--set",
+        "batch=2",
+    ]
+    words += ["--set", "validation=1", "--set", "draws=1", *SMALL]
+    hdb("train", micro_photos, "--out", home / "hypernet", "--bank", home / "bank", *on, *words)
+    hdb("predict", photo(micro_photos), "--out", home / "p.lidb.safetensors", *with_network(home, micro_dir))
+    return home
+
+
+def photo(micro_photos: Path) -> Path:
+    return micro_photos / "person-0" / "0.png"
+
+
+def with_network(made: Path, micro_dir: Path) -> list[object]:
+    return ["--base", micro_dir, "--device", "cpu", "--hypernet", made / "hypernet"]
+
+
+def test_preoptimize_makes_a_bank_and_says_so(made: Path) -> None:
+    assert len(Bank.open(made / "bank")) == 6
+    told = report(made / "bank")
+    assert told["identities"] == 6 and told["config"]["steps"] == 2 and told["seconds"]["total"] > 0
+
+
+def test_train_makes_a_self_describing_folder(made: Path) -> None:
+    assert (made / "hypernet" / "model.safetensors").is_file()
+    assert report(made / "hypernet")["config"]["width"] == 8
+    assert list((made / "hypernet" / "run" / "pictures").glob("*.png"))
+
+
+def test_the_same_command_again_resumes(made: Path, micro_dir: Path, micro_photos: Path) -> None:
+    on = ["--base", micro_dir, "--device", "cpu", "--steps", 2, *SMALL]
+    hdb("preoptimize", micro_photos, "--out", made / "bank", *on, "--set", "identities_per_batch=4")
+    line = error("preoptimize", micro_photos, "--out", made / "bank", *on, "--set", "lr=0.5")
+    assert "lr" in line and "--out" in line
+
+
+def test_predict_relax_finetune(made: Path, micro_dir: Path, micro_photos: Path, tmp_path: Path) -> None:
+    prediction, relaxed, tuned = (
+        made / "p.lidb.safetensors",
+        tmp_path / "r.safetensors",
+        tmp_path / "t.safetensors",
+    )
+    assert report(prediction)["rank"] == 1
+    hdb("relax", prediction, "--rank", 3, "--out", relaxed, *with_network(made, micro_dir))
+    assert report(relaxed)["rank"] == 3
+    same = ["--rank", 3, "--steps", 2, "--format", "kohya", "--set", "batch=2"]
+    hdb(
+        "finetune",
+        prediction,
+        "--photo",
+        photo(micro_photos),
+        "--out",
+        tuned,
+        *same,
+        *with_network(made, micro_dir),
+    )
+    assert any(name.startswith("lora_unet_") for name in load_tensors(tuned)[0])
+    told = json.loads(hdb("inspect", relaxed, "--against", tuned, *with_network(made, micro_dir)).stdout)
+    assert told["kind"] == "lora" and told["rank"] == 3 and told["fits"].startswith("yes")
+    assert (
+        told["against"]["shared_sites"] == sum(told["sites"].values())
+        and told["against"]["relative_distance"] > 0
+    )
+    again = json.loads(
+        hdb("inspect", relaxed, "--against", prediction, *with_network(made, micro_dir)).stdout
+    )
+    assert again["against"]["relative_distance"] < 1e-5 and again["against"]["cosine"] == pytest.approx(1)
+
+
+def test_personalize_writes_one_whole_folder(
+    made: Path, micro_dir: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "me"
+    words = ["--prompt", "a [V] face", "--prompt", "a [V] face, smiling", "--rank", 2, "--steps", 2, *QUICK]
+    hdb("personalize", micro_photos / "person-1", "--out", out, *words, *with_network(made, micro_dir))
+    told = report(out)
+    assert {"load", "predict", "relax", "finetune", "generate", "total"} <= told["seconds"].keys()
+    nothing = {"base": None, "prediction": None, "finetuned": None}
+    assert told["scores"] == {"identity": nothing, "prompt": nothing}
+    assert {"lidb", "kohya", "diffusers", "picture"} <= told["files"].keys()
+    assert all((out / file).is_file() for file in told["files"].values())
+    assert (told["steps"], told["rank"], told["trigger"]) == (2, 2, "sks")
+    assert "expected a new or empty folder" in error(
+        "personalize", photo(micro_photos), "--out", micro_photos, *with_network(made, micro_dir)
+    )
+
+
+def test_demo_draws_a_held_out_avatar(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    words = ["--set", "steps=1", "--set", 'prompts=["a [V] face", "a pencil sketch of a [V] face"]', *QUICK]
+    result = hdb("demo", "--out", out, "--seed", 3, *words, *with_network(made, micro_dir))
+    assert str(out / "picture.png") in result.stdout
+    with Image.open(out / "picture.png") as picture:
+        assert picture.width > 600
+    assert report(out)["seed"] == 3 and report(out)["command"] == "demo"
+    assert "seed" in error("demo", "--out", tmp_path / "no", "--seed", -1, *with_network(made, micro_dir))
+    assert not (tmp_path / "no").exists()
+
+
+def test_generate_wears_several_adapters(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    one = ["--adapter", made / "p.lidb.safetensors"]
+    words = [
+        "--prompt",
+        "a [V] face",
+        "--set",
+        "steps=2",
+        "--set",
+        "images=2",
+        *with_network(made, micro_dir),
+    ]
+    hdb("generate", "--out", tmp_path / "pictures", *one, *one, "--weight", 0.5, "--weight", 0.25, *words)
+    files = report(tmp_path / "pictures")["files"]
+    assert files == ["000-0.png", "000-1.png"]
+    first, second = (np.asarray(Image.open(tmp_path / "pictures" / file)) for file in files)
+    assert (first != second).any()
+    assert "--weight" in error("generate", "--out", tmp_path / "no", *one, *one, "--weight", 0.5, *words)
+
+
+def test_export_of_a_bank_and_of_a_file(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network = with_network(made, micro_dir)
+    hdb("export", made / "bank", "--identity", "person-2", "--out", tmp_path / "two", *network)
+    assert {"lidb", "kohya", "diffusers"} == report(tmp_path / "two")["files"].keys()
+    hdb("export", made / "p.lidb.safetensors", "--format", "kohya", "--out", tmp_path / "one", *network)
+    assert [file.name for file in tmp_path.glob("one/*.safetensors")] == ["person.safetensors"]
+    assert "person-2" in error(
+        "export", made / "bank", "--identity", "person-22", "--out", tmp_path / "no", *network
+    )
+    assert "--identity" in error("export", made / "bank", "--out", tmp_path / "no", *network)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("method", ["lidb", "lora"])
+def test_dreambooth_from_scratch_with_class_images(
+    method: str, micro_dir: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    words = ["--method", method, "--steps", 2, "--base", micro_dir, "--device", "cpu", "--set", "batch=1"]
+    words += ["--set", "prior_weight=1", "--set", "prior_images=2", *SMALL]
+    hdb("dreambooth", micro_photos / "person-0", "--out", tmp_path / "run", *words)
+    files = report(tmp_path / "run")["files"]
+    assert ("lidb" in files) == (method == "lidb")
+    assert len(list((tmp_path / "run" / "class").glob("*.png"))) == 2
+
+
+def test_a_lidb_of_another_base_is_described_but_never_worn(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    import micro
+
+    other = micro.pipeline()
+    with torch.no_grad():
+        for parameter in other.unet.parameters():
+            parameter.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    file, on = made / "p.lidb.safetensors", ["--base", tmp_path / "other", "--device", "cpu"]
+    told = json.loads(hdb("inspect", file, *on).stdout)
+    assert told["fits"].startswith("no") and told["base_fingerprint"] in told["fits"]
+    assert told["base_fingerprint"] in error(
+        "generate", "--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x", *on
+    )
+
+
+def test_bad_photos_are_one_line(made: Path, micro_dir: Path, micro_photos: Path, tmp_path: Path) -> None:
+    network, out = with_network(made, micro_dir), ["--out", tmp_path / "p.lidb.safetensors"]
+    (tmp_path / "empty").mkdir()
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(photo(micro_photos).read_bytes()[:60])
+    tiny = tmp_path / "tiny.png"
+    Image.new("RGB", (8, 8)).save(tiny)
+    for bad in (tmp_path / "none.jpg", tmp_path / "empty", torn, tiny):
+        assert str(bad) in error("predict", bad, *out, *network)
+    assert ".safetensors" in error("predict", photo(micro_photos), "--out", tmp_path / "p.png", *network)
+    assert not (tmp_path / "p.lidb.safetensors").exists()

@@ -1,0 +1,168 @@
+"""One type over LiDB and LoRA: what is loaded is what was saved in any form; foreign files are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hyperdreambooth.adapter import Adapter, load_adapter, summary
+from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
+from hyperdreambooth.lidb.file import Lidb
+from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.runs import InputError
+from hyperdreambooth.shapes import Factors, Site
+
+BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
+SITES = (
+    Site("text_encoder.encoder.layers.0.self_attn.q_proj", 12, 12),
+    Site(f"{BLOCK}.attn1.to_q", 16, 16),
+    Site(f"{BLOCK}.attn2.to_k", 12, 16),
+)
+BASE = "0123456789abcdef"
+
+
+def person(rank: int = 1, source: str = "seed:0", sites: tuple[Site, ...] = SITES) -> tuple[Lidb, Basis]:
+    layout = Layout(sites, rank, 8, 5)
+    basis = seeded_basis(sites, 8, 5, 0)
+    basis.source = source
+    row = torch.randn(layout.size, generator=torch.Generator().manual_seed(1))
+    return Lidb(row, layout, source, basis_fingerprint(basis), BASE, "sks", "some/base"), basis
+
+
+def adapter(rank: int = 1) -> Adapter:
+    return Adapter.from_lidb(*person(rank))
+
+
+def distance(one: Factors, two: Factors) -> float:
+    """Largest relative difference of ΔW over all sites."""
+    assert one.keys() == two.keys()
+    pairs = [(one[k][1] @ one[k][0], two[k][1] @ two[k][0]) for k in one]
+    return max(((a - b).norm() / a.norm()).item() for a, b in pairs)
+
+
+def forbidden(source: str) -> Basis:
+    raise AssertionError(f"bases of {source} need no hypernetwork")
+
+
+def test_a_lidb_comes_back_exactly(tmp_path: Path) -> None:
+    made = adapter(2)
+    made.save(tmp_path / "x.lidb.safetensors", "lidb")
+    back = load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, forbidden)
+    assert back.kind == made.kind == "lidb" and back.rank == 2 and back.lidb is not None
+    assert (back.trigger, back.base_fingerprint, back.base_source) == ("sks", BASE, "some/base")
+    for name, (down, up) in made.factors.items():
+        assert torch.equal(down, back.factors[name][0]) and torch.equal(up, back.factors[name][1])
+    assert back.metadata["basis"] == "seed:0"
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_a_lora_comes_back_as_the_same_delta(tmp_path: Path, form: str) -> None:
+    made = adapter(2)
+    made.save(tmp_path / "x.safetensors", form, resolution=128)  # type: ignore[arg-type]
+    back = load_adapter(tmp_path / "x.safetensors", SITES, BASE)
+    assert back.kind == "lora" and back.lidb is None and back.trigger == "sks"
+    assert distance(made.factors, back.factors) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_relaxing_is_exact_and_survives_the_file(tmp_path: Path, form: str) -> None:
+    made = adapter()
+    relaxed = made.relax(4, seed=3)
+    assert relaxed.rank == 4 and relaxed.kind == "lora" and made.kind == "lidb" and made.rank == 1
+    assert distance(made.factors, relaxed.factors) < 1e-5
+    relaxed.save(str(tmp_path / "x.safetensors"), form)  # type: ignore[arg-type]
+    back = load_adapter(str(tmp_path / "x.safetensors"), SITES, BASE)
+    assert back.rank == 4 and distance(made.factors, back.factors) < 1e-5
+
+
+@pytest.mark.parametrize("rank", [-1, 0, 1])
+def test_relaxing_below_the_own_rank_is_refused(rank: int) -> None:
+    with pytest.raises(InputError, match=f"rank {rank}"):
+        adapter(2).relax(rank)
+
+
+def test_a_relaxed_adapter_is_no_lidb(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no LiDB; use diffusers or kohya"):
+        adapter().relax(4).save(tmp_path / "x.safetensors", "lidb")
+    with pytest.raises(InputError, match="format 'onnx' is unknown"):
+        adapter().save(tmp_path / "x.safetensors", "onnx")  # type: ignore[arg-type]
+    assert not any(tmp_path.iterdir())
+
+
+def test_learned_bases_come_from_their_hypernetwork(tmp_path: Path) -> None:
+    lidb, basis = person(source="hypernet:abc")
+    Adapter.from_lidb(lidb, basis).save(tmp_path / "x.lidb.safetensors", "lidb")
+    asked: list[str] = []
+
+    def basis_of(source: str) -> Basis:
+        asked.append(source)
+        return basis
+
+    back = load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, basis_of)
+    assert asked == ["hypernet:abc"] and distance(back.factors, Adapter.from_lidb(lidb, basis).factors) == 0
+    with pytest.raises(InputError, match=r"its basis is hypernet:abc; name .*--hypernet"):
+        load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE)
+    other = seeded_basis(SITES, 8, 5, 9)
+    with pytest.raises(InputError, match=f"{basis_fingerprint(basis)}.*{basis_fingerprint(other)}"):
+        load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, lambda _: other)
+
+
+def test_another_base_is_refused_with_the_file_and_both_fingerprints(tmp_path: Path) -> None:
+    adapter().save(tmp_path / "x.lidb.safetensors", "lidb")
+    with pytest.raises(InputError, match=rf"x\.lidb\.safetensors: made for base {BASE}.*{'f' * 16}"):
+        load_adapter(tmp_path / "x.lidb.safetensors", SITES, "f" * 16)
+
+
+def no_file(path: Path) -> None:
+    del path
+
+
+def truncated(path: Path) -> None:
+    adapter().save(path, "lidb")
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def pickle(path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, path)
+
+
+def something_else(path: Path) -> None:
+    save_file({"vae.conv": torch.zeros(2)}, path)
+
+
+def nan(path: Path) -> None:
+    poisoned = adapter().factors
+    tensors = {f"{name}.lora_{'AB'[k]}.weight": pair[k][0] for name, pair in poisoned.items() for k in (0, 1)}
+    save_file({name: (tensor * float("nan")).contiguous() for name, tensor in tensors.items()}, path)
+
+
+@pytest.mark.parametrize("spoil", [no_file, truncated, pickle, something_else, nan])
+def test_what_is_no_adapter_gets_one_line(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"x\.safetensors") as error:
+        load_adapter(tmp_path / "x.safetensors", SITES, BASE)
+    assert "\n" not in str(error.value)
+
+
+def test_the_summary_of_a_lidb_and_of_a_lora() -> None:
+    made = adapter()
+    told = summary(made)
+    assert (
+        told["kind"] == "lidb"
+        and told["rank"] == 1
+        and told["basis"] == "seed:0"
+        and told["trigger"] == "sks"
+    )
+    assert made.lidb is not None and told["numbers"] == made.lidb.layout.size == 3 * 13
+    assert told["sites"] == {"text_encoder": 1, "unet": 2} and (told["down_dim"], told["up_dim"]) == (8, 5)
+    for part in ("text_encoder", "unet"):
+        own = [up @ down for name, (down, up) in made.factors.items() if name.startswith(f"{part}.")]
+        expected = sum(delta.double().square().sum().item() for delta in own) ** 0.5
+        assert told["delta_norm"][part] == pytest.approx(expected, rel=1e-5)
+    lora = summary(made.relax(4))
+    assert lora["kind"] == "lora" and "basis" not in lora
+    assert lora["numbers"] == sum(4 * (site.in_features + site.out_features) for site in SITES)
