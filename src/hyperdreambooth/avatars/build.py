@@ -36,9 +36,9 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=4000, batch=16, lr=2e-3, people=2000)
     base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3, ema=0.998)
-    identity: StageConfig = StageConfig(steps=800, batch=64, ema=0.99)
-    attributes: StageConfig = StageConfig(steps=800, batch=64, ema=0.99)
-    encoder: StageConfig = StageConfig(steps=800, batch=64, ema=0.99)
+    identity: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
+    attributes: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
+    encoder: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
     judged_people: int = 200
     judged_pictures: int = 128
 

@@ -14,7 +14,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, site_dims
@@ -130,9 +129,10 @@ def factors(layout: Layout, basis: Basis, numbers: Tensor) -> Factors:
     made: Factors = {}
     with torch.autocast(numbers.device.type, enabled=False):
         for name, (a_train, b_train) in layout.split(numbers.float()).items():
-            down = a_train @ basis.down[name]
             # one plain product over all identities instead of n small ones
-            made[name] = (down, F.linear(b_train.mT, basis.up[name]).mT)
+            down, up = a_train.flatten(0, 1) @ basis.down[name], b_train.mT.flatten(0, 1) @ basis.up[name].mT
+            n, rank = a_train.shape[:2]
+            made[name] = (down.view(n, rank, -1), up.view(n, rank, -1).mT)
     return made
 
 
