@@ -10,7 +10,7 @@ SETTING=${SETTING:-full}
 OUT=${OUT:-out/$SETTING}
 PACK=${PACK:-src/hyperdreambooth/avatars/assets}
 world=() bank=() train=()
-people=5000 covered=96
+people=5000 covered=256
 if [ "$SETTING" = short ]; then
   people=200 covered=16
   for stage in vae base identity attributes encoder; do
@@ -21,7 +21,7 @@ if [ "$SETTING" = short ]; then
 fi
 
 hdb avatars build --out "$OUT/world" --pack "$PACK" "${world[@]}"
-hdb avatars render --split train --identities "$people" --photos 4 --out "$OUT/train"
+hdb avatars render --split train --identities "$people" --photos 3 --out "$OUT/train"
 hdb avatars render --split train --identities "$covered" --photos 8 --out "$OUT/covered"
 hdb preoptimize "$OUT/covered" --base "$PACK/base" --config avatars --out "$OUT/bank" "${bank[@]}"
 hdb train "$OUT/train" --bank "$OUT/bank" --base "$PACK/base" --config avatars \

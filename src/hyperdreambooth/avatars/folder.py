@@ -21,9 +21,12 @@ _MOST_PHOTOS = 1000
 
 
 def photo_context(person: int, number: int, seed: int = 0) -> Context:
-    """The context of a person's photo: photo 0 is a plain reference photo, the others may show anything."""
+    """The context of a person's photo: every second one, from 0 on, is plain; the others may show anything.
+
+    An album of costumes alone would say little about the person under them.
+    """
     drawn_from = (seed << 40) + person * _MOST_PHOTOS + number
-    return plain_context(drawn_from) if number == 0 else context(drawn_from)
+    return context(drawn_from) if number % 2 else plain_context(drawn_from)
 
 
 def photo(person: int, number: int, seed: int = 0) -> tuple[Image.Image, str]:
@@ -41,7 +44,7 @@ def render_folder(
         out: the folder; a longer run over a shorter one adds what is missing.
         split: `base`, `train`, `val` or `test`.
         identities: how many people, the first of the split.
-        photos: photos a person; the first is a plain reference photo.
+        photos: photos a person; every second one, the first included, is a plain reference photo.
         seed: of the contexts.
         workers: processes; None for one a core.
 
