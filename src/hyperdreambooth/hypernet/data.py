@@ -1,0 +1,155 @@
+"""What the loop is fed: photos as latents, features and tokens, and who is drawn at a step.
+
+All draws are pure functions of (seed, purpose, step, slot in the global batch): a resumed run, or one on more
+processes, sees the same people, photos, noise and timesteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.latents import cached_latents
+from hyperdreambooth.hypernet.encoder import Encoder, cached_features
+from hyperdreambooth.runs import draw
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Everybody's photos, encoded once.
+
+    Attributes:
+        names: the identities.
+        photos: of all of them, identity by identity.
+        offsets: identity `k` owns photos `offsets[k]` to `offsets[k + 1]`.
+        features: `(m, t, c)` float16, for reference photos.
+        latents: `(m, c, h, w)`, for target photos.
+        tokens: `(m, t)` int64, of the photos' captions.
+    """
+
+    names: tuple[str, ...]
+    photos: tuple[Photo, ...]
+    offsets: tuple[int, ...]
+    features: Tensor
+    latents: Tensor
+    tokens: Tensor
+
+    def rows(self, identity: int) -> range:
+        """The photos of one identity."""
+        return range(self.offsets[identity], self.offsets[identity + 1])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in a batch: who, from which photo, which photos to denoise, and what names their noise."""
+
+    identity: int
+    reference: int
+    targets: tuple[int, ...]
+    key: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Slots as tensors on the base's device, identity-major: `b = n · photos`.
+
+    Attributes:
+        identities: who they are.
+        features: `(n, t, c)` of the reference photos.
+        latents, noise: `(b, c, h, w)`.
+        tokens: `(b, t)`.
+        timesteps: `(b,)`.
+    """
+
+    identities: tuple[int, ...]
+    features: Tensor
+    latents: Tensor
+    tokens: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+
+def load_faces(
+    people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str, cache: Path
+) -> Faces:  # fmt: skip
+    """Encodes all photos, or finds them encoded in `cache`.
+
+    Args:
+        people: identity → photos.
+        base: gives latents and tokens.
+        encoder: gives features.
+        prompt: caption of photos without one; `{class_word}` is filled in.
+        cache: folder of the encoded photos.
+    """
+    photos = tuple(photo for group in people.values() for photo in group)
+    offsets = [0]
+    for group in people.values():
+        offsets.append(offsets[-1] + len(group))
+    usual = prompt.replace("{class_word}", base.class_word)
+    captions = [photo.caption or usual for photo in photos]
+    # a caption is shared by many photos: tokenize each once
+    known = {text: k for k, text in enumerate(dict.fromkeys(captions))}
+    tokens = base.tokenize(list(known)).cpu()[[known[text] for text in captions]]
+    latents = cached_latents(photos, base.resolution, base.encode_images, cache, base.fingerprint)
+    features = cached_features(photos, base.resolution, encoder, cache)
+    return Faces(tuple(people), photos, tuple(offsets), features, latents, tokens)
+
+
+def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
+    """Splits identities into (trained, held out): a draw of the seed, at most a quarter held out."""
+    order = torch.randperm(count, generator=draw(seed, "held out")).tolist()
+    held = min(held, count // 4)
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int, *key: int | str) -> Slot:
+    """Draws who fills a slot, and which photos of theirs.
+
+    The reference is never its own target where the identity has another photo: else the network copies pose
+    and light (METHOD 3.5).
+
+    Args:
+        faces: everybody.
+        pools: identities; with two pools, `share` is how often the second one is drawn from.
+        share: between 0 and 1.
+        photos: targets.
+        key: names the draw.
+    """
+    generator = draw(*key)
+    second = float(torch.rand((), generator=generator)) < share
+    pool = pools[-1] if second else pools[0]
+    identity = pool[int(torch.randint(len(pool), (), generator=generator))]
+    rows = faces.rows(identity)
+    order = [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()]
+    others = order[1:] or order
+    targets = tuple(others[k % len(others)] for k in range(photos))
+    return Slot(identity, order[0], targets, key)
+
+
+def collect(base: Base, faces: Faces, slots: Sequence[Slot]) -> Batch:
+    """The tensors of some slots; noise and timestep of each target are named by its slot's key."""
+    targets = [(row, slot.key, k) for slot in slots for k, row in enumerate(slot.targets)]
+    shape, rows = tuple(faces.latents.shape[1:]), [row for row, _, _ in targets]
+    drawn = [draw_noise(base, shape, *key, "noise", k) for _, key, k in targets]
+    return Batch(
+        identities=tuple(slot.identity for slot in slots),
+        features=faces.features[[slot.reference for slot in slots]].to(base.device, torch.float32),
+        latents=faces.latents[rows].to(base.device),
+        tokens=faces.tokens[rows].to(base.device),
+        noise=torch.stack([noise for noise, _ in drawn]),
+        timesteps=torch.stack([timestep for _, timestep in drawn]),
+    )
+
+
+def person_losses(base: Base, batch: Batch) -> Tensor:
+    """The denoising loss of every person `(n,)`, the base in what it wears now; mean over their targets."""
+    conditioning = base.encode_prompts(batch.tokens)
+    losses = denoise_loss(base, batch.latents, conditioning, batch.noise, batch.timesteps)
+    return losses.view(len(batch.identities), -1).mean(1)

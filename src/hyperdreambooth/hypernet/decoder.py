@@ -1,0 +1,182 @@
+"""The hypernetwork: image features → LiDB numbers, one token a site, refined K times (paper, section 4.2).
+
+`θ_0 = 0`, `θ_k = θ_{k-1} + T(f, θ_{k-1})`, numbers = mean + spread · θ_K. The mean and the spread of every
+site come from a bank when there is one, so that `θ` is of order one whatever the site (METHOD 3.2). Every
+site has its own way in and its own head, of its own width; padded to the widest they are one einsum each, not
+a loop over sites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
+from hyperdreambooth.lidb.weights import Layout
+
+HEAD_START = 1e-3  # METHOD 3.3: a small random head lives where a zero one on top of zero factors is dead
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of the network.
+
+    Attributes:
+        tokens: `t` of the image features.
+        channels: `c` of the image features.
+        width: channels of the decoder.
+        layers: decoder blocks.
+        heads: attention heads.
+        refinements: `K`.
+    """
+
+    tokens: int
+    channels: int
+    width: int
+    layers: int
+    heads: int
+    refinements: int
+
+
+class HyperNetwork(nn.Module):
+    """Features `(b, t, c)` → numbers `(b, P)`.
+
+    Args:
+        layout: where the numbers of every site lie.
+        shape: the size of the network.
+        basis: the aux bases; parameters of this module when they are learned, constants otherwise.
+        learn_basis: whether they are learned (the published "pro" variant).
+        seed: of the first weights; the global random state is left alone.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
+    _pack: Tensor
+    _unpack: Tensor
+
+    def __init__(
+        self, layout: Layout, shape: Shape, basis: Basis, learn_basis: bool = False, seed: int = 0
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.layout, self.shape, self.learn_basis = layout, shape, learn_basis
+        self.register_buffer("mean", torch.zeros(layout.size))
+        self.register_buffer("spread", torch.ones(layout.size))
+        self.register_buffer("feature_mean", torch.zeros(shape.channels))
+        self.register_buffer("feature_std", torch.ones(shape.channels))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._add_decoder(shape, len(layout.sites), max(layout.sizes))
+        pack, unpack = _padding(layout)
+        self.register_buffer("_pack", pack, persistent=False)
+        self.register_buffer("_unpack", unpack, persistent=False)
+        self._add_basis(basis)
+
+    def _add_decoder(self, shape: Shape, sites: int, widest: int) -> None:
+        """Learnable parts: what is seen, which site it is, what is believed so far, the per-site heads."""
+        width = shape.width
+        self.see = nn.Linear(shape.channels, width)
+        self.position = nn.Parameter(torch.randn(shape.tokens, width) * 0.02)
+        self.overall = nn.Linear(shape.channels, width)
+        self.site = nn.Parameter(torch.randn(sites, width))
+        self.believe = nn.Parameter(torch.randn(sites, widest, width) * widest**-0.5)
+        self.blocks = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                width, shape.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(shape.layers)
+        )
+        self.seen_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.head = nn.Parameter(torch.randn(sites, width, widest) * HEAD_START)
+        self.head_bias = nn.Parameter(torch.zeros(sites, widest))
+
+    def _add_basis(self, basis: Basis) -> None:
+        """The bases of all sites, in order: trained parameters, or constants that no checkpoint holds."""
+        self._source = basis.source
+        for side, matrices in (("down", basis.down), ("up", basis.up)):
+            for k, site in enumerate(self.layout.sites):
+                matrix = matrices[site.name].detach().clone()
+                if self.learn_basis:
+                    self.register_parameter(f"basis_{side}_{k}", nn.Parameter(matrix))
+                else:
+                    self.register_buffer(f"basis_{side}_{k}", matrix, persistent=False)
+
+    def basis(self) -> Basis:
+        """The aux bases as they are now; gradients flow when they are learned."""
+        sites = list(enumerate(self.layout.sites))
+        down: dict[str, Tensor] = {site.name: getattr(self, f"basis_down_{k}") for k, site in sites}
+        return Basis(self._source, down, {site.name: getattr(self, f"basis_up_{k}") for k, site in sites})
+
+    @torch.no_grad()
+    def named_basis(self) -> Basis:
+        """A detached copy of the bases under the name files give them, `seed:N` or `hypernet:FINGERPRINT`."""
+        now = self.basis()
+        down = {name: matrix.detach().clone() for name, matrix in now.down.items()}
+        frozen = Basis(now.source, down, {name: matrix.detach().clone() for name, matrix in now.up.items()})
+        if self.learn_basis:
+            frozen.source = f"hypernet:{basis_fingerprint(frozen)}"
+        return frozen
+
+    @torch.no_grad()
+    def normalise(self, mean: Tensor, spread: Tensor, features: Tensor) -> None:
+        """Sets the scale of what goes out, `(P,)` each, and of what comes in, all features `(m, t, c)`."""
+        self.mean.copy_(mean)
+        self.spread.copy_(spread)
+        self.feature_mean.copy_(features.mean(dim=(0, 1), dtype=torch.float32))
+        centre, square = self.feature_mean.cpu(), torch.zeros(self.shape.channels)
+        for part in features.split(512):  # float32 a part at a time: all features may be large
+            square += (part.float() - centre).square().sum((0, 1))
+        self.feature_std.copy_((square / features[..., 0].numel()).sqrt().clamp_min(1e-4))
+
+    # θ_0 = 0; θ_k = θ_{k-1} + T(f, θ_{k-1}), k = 1..K   (paper, section 4.2)
+    def theta(self, features: Tensor) -> Tensor:
+        """The normalised numbers `(b, P)`, float32, of features `(b, t, c)`."""
+        clean = (features - self.feature_mean) / self.feature_std
+        seen = self.seen_norm(self.see(clean) + self.position)
+        overall = self.overall(clean.mean(1))[:, None]
+        theta = torch.zeros(len(features), self.layout.size, device=features.device)
+        for _ in range(self.shape.refinements):
+            theta = theta + self.delta(seen, overall, theta)
+        return theta
+
+    def delta(self, seen: Tensor, overall: Tensor, theta: Tensor) -> Tensor:
+        """`T(f, θ)`: one pass of the decoder.
+
+        Differs from the paper: the mean of the features is added to every token, so that a site need not
+        learn to attend before it sees anything.
+
+        Args:
+            seen: `(b, t, width)`.
+            overall: `(b, 1, width)`.
+            theta: `(b, P)`.
+
+        Returns:
+            `(b, P)` float32.
+        """
+        padded = torch.cat([theta, theta.new_zeros(len(theta), 1)], dim=1)[:, self._pack]
+        tokens = self.site + torch.einsum("bsp,spw->bsw", padded, self.believe) + overall
+        for block in self.blocks:
+            tokens = block(tokens, seen)
+        wide = torch.einsum("bsw,swp->bsp", self.norm(tokens), self.head) + self.head_bias
+        return wide.flatten(1)[:, self._unpack].float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(b, t, c)` → numbers `(b, P)`, float32."""
+        return self.mean + self.spread * self.theta(features).float()
+
+
+def _padding(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Where padded rows find their numbers, `(s, widest)`, and where numbers find themselves in them, `(P,)`.
+
+    Spare places of the rows point behind the last number, where a zero is put.
+    """
+    widest = max(layout.sizes)
+    pack = torch.full((len(layout.sites), widest), layout.size)
+    unpack = torch.empty(layout.size, dtype=torch.int64)
+    for k, (first, size) in enumerate(zip(layout.offsets, layout.sizes, strict=False)):
+        pack[k, :size] = torch.arange(first, first + size)
+        unpack[first : first + size] = torch.arange(size) + k * widest
+    return pack, unpack

@@ -1,0 +1,97 @@
+"""Any vision model as an eye: towers, maps and tokens, preprocessing, the feature cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import eyes
+import pytest
+import torch
+
+from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.hypernet import encoder as module
+from hyperdreambooth.hypernet.encoder import Preprocess, cached_features, load_encoder
+from hyperdreambooth.runs import InputError
+
+
+def test_convolution_maps_become_tokens(tmp_path: Path) -> None:
+    eye = load_encoder(eyes.resnet(tmp_path / "eye"))
+    pixels = torch.rand(2, 3, 48, 48) * 2 - 1
+    features = eye(pixels)
+    shown = eye.model(pixel_values=eye.preprocess(pixels)).last_hidden_state
+    assert (eye.tokens, eye.channels) == tuple(features.shape[1:])
+    assert eye.preprocess.size == 32
+    torch.testing.assert_close(features[1, 1], shown[1, :, 0, 1])
+    assert not any(p.requires_grad for p in eye.model.parameters())
+
+
+def test_the_preprocessor_file_is_followed(tmp_path: Path) -> None:
+    eye = load_encoder(eyes.vit(tmp_path / "eye"))
+    assert eye.preprocess == Preprocess(16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (eye.tokens, eye.channels) == (5, 8)
+    white = eye.preprocess(torch.ones(1, 3, 40, 40))
+    torch.testing.assert_close(white[0, :, 3, 3], torch.tensor([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6]))
+
+
+def test_of_clip_the_vision_tower_runs_and_the_crop_size_counts(tmp_path: Path) -> None:
+    eye = load_encoder(eyes.clip(tmp_path / "eye"))
+    assert (eye.preprocess.size, eye.tokens, eye.channels) == (16, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "layers", "channels"), [(eyes.vit, (0, -1), 16), (eyes.resnet, (0, 1, 2), 32)]
+)
+def test_layers_lie_side_by_side(
+    tmp_path: Path, make: object, layers: tuple[int, ...], channels: int
+) -> None:
+    folder = make(tmp_path / "eye")  # type: ignore[operator]
+    eye, last = load_encoder(folder, layers), load_encoder(folder)
+    pixels = torch.rand(1, 3, 32, 32)
+    assert eye.channels == channels
+    assert eye.fingerprint() != last.fingerprint()
+    if make is eyes.resnet:  # of a ViT the last hidden state has one more norm behind it
+        torch.testing.assert_close(eye(pixels)[..., -last.channels :], last(pixels))
+    with pytest.raises(InputError, match="hidden states 0 to"):
+        load_encoder(folder, (9,))
+
+
+@pytest.mark.parametrize("make", [eyes.resnet, eyes.vit, eyes.clip])
+def test_a_saved_encoder_is_the_same(tmp_path: Path, make: object) -> None:
+    eye = load_encoder(make(tmp_path / "eye"))  # type: ignore[operator]
+    eye.save(tmp_path / "copy")
+    again = load_encoder(tmp_path / "copy")
+    pixels = torch.rand(1, 3, 20, 20)
+    assert again.fingerprint() == eye.fingerprint()
+    assert torch.equal(again(pixels), eye(pixels))
+
+
+def test_what_is_no_vision_model_is_one_line(tmp_path: Path, micro_dir: Path) -> None:
+    for source in (tmp_path / "nothing", micro_dir / "text_encoder", "nobody/nothing"):
+        with pytest.raises(InputError, match="encoder") as caught:
+            load_encoder(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_features_are_encoded_once_in_any_order(
+    tmp_path: Path, micro_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    eye = load_encoder(eyes.resnet(tmp_path / "eye"))
+    photos = [photo for group in read_faces(micro_photos).values() for photo in group][:10]
+    first = cached_features(photos, 32, eye, tmp_path / "cache", batch=3)
+    assert first.dtype == torch.float16
+    assert first.shape == (10, eye.tokens, eye.channels)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    monkeypatch.setattr(module, "open_photo", lambda _: pytest.fail("encoded again"))
+    assert torch.equal(cached_features(photos, 32, eye, tmp_path / "cache"), first)
+
+
+def test_another_encoder_or_size_finds_nothing(tmp_path: Path, micro_photos: Path) -> None:
+    photos = read_faces(micro_photos)["person-0"]
+    one, two = load_encoder(eyes.resnet(tmp_path / "a")), load_encoder(eyes.resnet(tmp_path / "b", seed=1))
+    made = [
+        cached_features(photos, size, eye, tmp_path / "cache")
+        for eye, size in ((one, 32), (two, 32), (one, 24))
+    ]
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert not torch.equal(made[0], made[1])

@@ -1,0 +1,422 @@
+"""The loop on the micro base: learns who is who, resumes bit by bit; its variants are the same loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import eyes
+import pytest
+import torch
+from PIL import Image
+
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.generate import generate
+from hyperdreambooth.hypernet import train as module
+from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.data import Faces, hold_out, pick
+from hyperdreambooth.hypernet.predictor import load_hypernet
+from hyperdreambooth.hypernet.train import rate, train_hypernet
+from hyperdreambooth.hypernet.validate import tell_apart
+from hyperdreambooth.lidb.basis import seeded_basis
+from hyperdreambooth.runs import InputError, load_tensors
+from hyperdreambooth.shapes import Factors
+
+SMALL: dict[str, object] = {
+    "width": 16, "layers": 1, "heads": 2, "batch": 4, "steps": 6, "warmup": 1, "save_every": 2,
+    "log_every": 2, "validate_every": 3, "validation": 1, "draws": 1, "lr": 1e-2, "ema": 0.9,
+}  # fmt: skip
+DIMS: dict[str, object] = {"down_dim": 6, "up_dim": 4, "basis_seed": 7}
+
+
+def colours(pixels: torch.Tensor) -> torch.Tensor:
+    """Stands for the VAE: an 8×8 thumbnail, and its brightness."""
+    small = torch.nn.functional.adaptive_avg_pool2d(pixels, 8)
+    return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return eyes.resnet(tmp_path_factory.mktemp("eye"))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HDB_QUIET", "1")
+
+
+def settings(eye: Path, **fields: object) -> HypernetConfig:
+    return HypernetConfig.model_validate({**SMALL, **DIMS, "encoder": str(eye), **fields})
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(out / "model.safetensors")[0]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ends the next training within the given step."""
+    real = module.average
+
+    def average(state: object, config: object, at: int) -> None:
+        if at == step:
+            raise Killed
+        real(state, config, at)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "average", average)
+
+
+def test_the_folder_the_log_and_the_base(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    before = {name: p.clone() for name, p in micro_base.components["unet"].state_dict().items()}
+    predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
+    after = micro_base.components["unet"].state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert predictor.facts.training["step"] == 6
+    assert (predictor.facts.trigger, predictor.facts.resolution) == ("sks", 32)
+    assert sorted(path.name for path in (tmp_path / "h").iterdir()) == [
+        "README.md", "cache", "config.json", "encoder", "model.safetensors", "run",
+    ]  # fmt: skip
+    assert not list((tmp_path / "h" / "run").glob("checkpoint-*"))
+    told = lines(tmp_path / "h")
+    assert [line["step"] for line in told if "loss" in line] == [2, 4, 6]
+    judged = [line for line in told if line.get("kind") == "validation"]
+    assert [line["step"] for line in judged] == [3, 6]
+    assert {"own", "mean", "shuffled", "apart", "spread"} <= judged[0].keys()
+
+
+def test_learns_who_is_who(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = tmp_path / "three"
+    three.mkdir()
+    for name in ("person-0", "person-1", "person-2"):
+        (three / name).symlink_to(micro_photos / name)
+    # knowing a face helps random weights only where it is itself part of the target: v = √ᾱ ε - σ x
+    micro_base.pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    # and differs from person to person, which a random VAE's latents hardly do
+    monkeypatch.setattr(micro_base, "encode_images", colours)
+    config = settings(
+        eye, steps=150, batch=6, validation=0, gamma=0.0, spread=0.3, log_every=25, lr=1e-2, draws=4
+    )
+    figures: list[dict[str, float]] = []
+    real = module.train
+
+    def train(job: module.Job, state: module.State, worn: object, *rest: object) -> None:
+        real(job, state, worn, *rest)  # type: ignore[arg-type]
+        arguments: Any = (job.base, job.faces, job.trained, state.ema, worn, job.config)
+        figures.append(tell_apart(*arguments))
+
+    monkeypatch.setattr(module, "train", train)
+    train_hypernet(micro_base, three, tmp_path / "h", config)
+    losses = [line["loss"] for line in lines(tmp_path / "h") if "loss" in line]
+    assert losses[-1] < losses[0] - 0.05
+    assert figures[0]["own"] < figures[0]["mean"] - 0.02
+    assert figures[0]["apart"] > 0.01
+
+
+def test_a_bank_teaches_its_people_without_running_the_base(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("person-0", "person-1", "person-2", "person-3", "somebody else")
+    bank = eyes.bank(micro_base, tmp_path / "bank", names)
+    monkeypatch.setattr(module, "person_losses", lambda *_: pytest.fail("the base was run"))
+    config = settings(eye, alpha=0.0, beta=1.0, gamma=0.0, steps=150, validation=0, log_every=50, lr=1e-2)
+    predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", config, tmp_path / "bank")
+    told = [line["weights"] for line in lines(tmp_path / "h") if "weights" in line]
+    assert told[-1] < 0.3 < told[0]
+    torch.testing.assert_close(predictor.network.mean, bank.mean())
+    torch.testing.assert_close(predictor.network.spread, bank.spread())
+    assert predictor.basis_source == "seed:7"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"learn_basis": True},
+        {"refinements": 1, "rank": 2, "text_encoder": False},
+        {"photos": 2, "checkpointing": True},
+    ],
+    ids=["plain", "pro", "unet only", "checkpointing"],
+)
+def test_resumed_equals_uninterrupted_bit_by_bit(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    config = settings(eye, **fields)
+    whole = train_hypernet(micro_base, micro_photos, tmp_path / "whole", config)
+    for step in (1, 3, 5):
+        with pytest.MonkeyPatch.context() as patch:
+            die_at(patch, step)
+            with pytest.raises(Killed):
+                train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
+    train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
+    assert_same(tmp_path / "whole", tmp_path / "h")
+    assert [line["step"] for line in lines(tmp_path / "h") if "loss" in line] == [2, 4, 6]
+    assert whole.basis_source.startswith("hypernet:" if fields.get("learn_basis") else "seed:7")
+
+
+def test_learned_bases_move_and_come_back_from_the_folder(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    eyes.bank(micro_base, tmp_path / "bank", ("person-0", "person-1"))
+    config = settings(eye, learn_basis=True, basis_lr=1e-2)
+    predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", config, tmp_path / "bank")
+    seeded, name = seeded_basis(micro_base.sites, 6, 4, 7), micro_base.sites[0].name
+    assert not torch.allclose(predictor.basis.up[name], seeded.up[name], atol=1e-3)
+    assert torch.equal(predictor.basis.up[name], load_hypernet(tmp_path / "h").basis.up[name])
+    assert "weights" not in lines(tmp_path / "h")[0]
+
+
+def test_run_again_when_finished_trains_no_more(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
+    monkeypatch.setattr(module, "step_loss", lambda *_: pytest.fail("trained again"))
+    assert train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye)).facts.training["step"] == 6
+
+
+def test_accumulated_parts_equal_one_batch(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    eyes.bank(micro_base, tmp_path / "bank", ("person-0", "person-1", "person-2"))
+    for name, parts in (("one", 1), ("two", 2)):
+        config = settings(eye, accumulation=parts, beta=0.5, lr=1e-3)
+        train_hypernet(micro_base, micro_photos, tmp_path / name, config, tmp_path / "bank")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_bf16_trains_and_leaves_no_precision_behind(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    for name, precision in (("a", "bf16"), ("b", "float32")):
+        train_hypernet(micro_base, micro_photos, tmp_path / name, settings(eye, precision=precision, steps=2))
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(tensor.dtype == torch.float32 for tensor in a.values())
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_out_of_time_stops_with_a_checkpoint_and_goes_on(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "h"
+    early = train_hypernet(micro_base, micro_photos, out, settings(eye, max_minutes=1e-9))
+    assert early.facts.training["step"] == 1
+    assert (out / "run" / "checkpoint-1").is_dir()
+    train_hypernet(micro_base, micro_photos, out, settings(eye))
+    train_hypernet(micro_base, micro_photos, tmp_path / "whole", settings(eye))
+    assert_same(tmp_path / "whole", out)
+
+
+def test_begins_with_the_weights_of_another_training(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    first = train_hypernet(micro_base, micro_photos, tmp_path / "a", settings(eye, steps=2))
+    fields: dict[str, object] = {
+        "start_from": str(tmp_path / "a"),
+        "lr": 1e-12,
+        "steps": 1,
+        "weight_decay": 0.0,
+    }
+    second = train_hypernet(micro_base, micro_photos, tmp_path / "b", settings(eye, **fields))
+    pixels = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(second.predict(pixels), first.predict(pixels))
+    with pytest.raises(InputError, match=r"start_from.*network shape"):
+        train_hypernet(
+            micro_base, micro_photos, tmp_path / "c", settings(eye, width=8, start_from=str(tmp_path / "a"))
+        )
+
+
+def test_validation_pictures_are_drawn_with_each_persons_prediction_alone(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    drawn: list[Factors] = []
+
+    def sample(prompts: Sequence[str], factors: Factors) -> list[Image.Image]:
+        drawn.append(factors)
+        beside = generate(micro_base, prompts, per_prompt=factors, steps=2, guidance=1.0)
+        worn_twice.append(beside)
+        return beside
+
+    def score(
+        images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Sequence[Path]]
+    ) -> Mapping[str, float]:
+        assert len(images) == len(prompts) == len(others) == 1
+        assert len(others[0]) == 2
+        return {"identity": 0.5}
+
+    worn_twice: list[list[Image.Image]] = []
+    out = tmp_path / "h"
+    train_hypernet(micro_base, micro_photos, out, settings(eye), sample=sample, score=score)
+    told = [line for line in lines(out) if line.get("kind") == "pictures"]
+    assert [(line["step"], line["identity"]) for line in told] == [(3, 0.5), (6, 0.5)]
+    with Image.open(out / "run" / "pictures" / "step-0000006.png") as picture:
+        assert picture.size == (32, 64)
+    alone = generate(micro_base, ["a photo of a [V] face"], per_prompt=drawn[-1], steps=2, guidance=1.0)
+    assert alone[0].tobytes() == worn_twice[-1][0].tobytes()
+    train_hypernet(micro_base, micro_photos, tmp_path / "silent", settings(eye))
+    assert_same(out, tmp_path / "silent")
+
+
+def test_draws_follow_the_slot_and_the_reference_is_not_the_target() -> None:
+    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), *([torch.empty(0)] * 3))
+    for place in range(40):
+        slot = pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)
+        assert slot == pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)
+        rows = faces.rows(slot.identity)
+        assert {slot.reference, *slot.targets} <= set(rows)
+        assert len(rows) == 1 or slot.reference not in slot.targets
+    second = sum(
+        pick(faces, [[0, 1], [2]], 0.25, 1, 5, "train", 0, place).identity == 2 for place in range(400)
+    )
+    assert 70 < second < 130
+
+
+def test_at_most_a_quarter_is_held_out() -> None:
+    trained, held = hold_out(10, 16, 0)
+    assert len(held) == 2
+    assert sorted(trained + held) == list(range(10))
+    assert hold_out(3, 16, 0) == ([0, 1, 2], [])
+
+
+def test_the_rate_warms_up_and_falls_to_nothing(eye: Path) -> None:
+    config = settings(eye, steps=100, warmup=10)
+    rates = [rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"precision": "fp16"}, "fp16 needs CUDA"),
+        ({"batch": 4, "accumulation": 3}, "multiple of 3"),
+        ({"encoder": "/no/such/encoder"}, "encoder /no/such"),
+    ],
+)
+def test_impossible_settings_are_one_line(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, **fields))
+
+
+def test_another_config_is_refused_but_telling_may_change(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2))
+    train_hypernet(
+        micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2, log_every=1, max_minutes=9)
+    )
+    with pytest.raises(InputError, match=r"lr was 0\.01, now 0\.02"):
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2, lr=0.02))
+
+
+def test_a_bank_must_fit(micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path) -> None:
+    eyes.bank(micro_base, tmp_path / "foreign", ("person-0",), fingerprint="0123456789abcdef")
+    with pytest.raises(InputError, match=f"0123456789abcdef.*{micro_base.fingerprint}"):
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye), tmp_path / "foreign")
+    eyes.bank(micro_base, tmp_path / "bank", ("person-0",))
+    with pytest.raises(InputError, match="rank is 1, the config says 2"):
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, rank=2), tmp_path / "bank")
+
+
+def test_a_diverged_loss_stops_the_run(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.person_losses
+    monkeypatch.setattr(module, "person_losses", lambda *args: real(*args) * float("nan"))
+    with pytest.raises(InputError, match="the loss is nan at step 2"):
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
+    assert not (tmp_path / "h" / "config.json").exists()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from hyperdreambooth.base.load import load_base
+from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.train import train_hypernet
+
+base, photos, out, config, bank = sys.argv[1:6]
+made = HypernetConfig.model_validate_json(config)
+train_hypernet(load_base(base, device="cpu"), Path(photos), Path(out), made, Path(bank) if bank else None)
+"""
+
+
+def command(
+    folder: Path, base: Path, photos: Path, out: Path, config: HypernetConfig, bank: str = ""
+) -> list[str]:
+    """The arguments of a script that trains, for a process of its own."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return [str(script), str(base), str(photos), str(out), config.model_dump_json(exclude_unset=True), bank]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_ends_with_the_same_weights(
+    micro_dir: Path, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    config, out = settings(eye, steps=40, save_every=3), tmp_path / "h"
+    run = [sys.executable, *command(tmp_path, micro_dir, micro_photos, out, config)]
+    train_hypernet(load_base(micro_dir, device="cpu"), micro_photos, tmp_path / "whole", config)
+    for size in (0, 400, 1200):  # killed once the log has grown past that: somewhere in a step
+        process = subprocess.Popen(run, env={**os.environ, "HDB_QUIET": "1"})
+        log = out / "run" / "log.jsonl"
+        while process.poll() is None and not (log.exists() and log.stat().st_size > size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(run, check=True, env={**os.environ, "HDB_QUIET": "1"})
+    assert_same(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learn_basis", [False, True])
+def test_two_processes_equal_one(
+    micro_dir: Path, micro_photos: Path, eye: Path, tmp_path: Path, learn_basis: bool
+) -> None:
+    base = load_base(micro_dir, device="cpu")
+    eyes.bank(base, tmp_path / "bank", ("person-0", "person-1", "person-2"))
+    config = settings(eye, learn_basis=learn_basis, beta=0.5, lr=1e-3)
+    train_hypernet(base, micro_photos, tmp_path / "one", config, tmp_path / "bank")
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0",
+    ]  # fmt: skip
+    # accelerate 1.15: `--cpu` alone starts one process (the rest is mpirun's matter); this starts two, gloo
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HDB_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    run = command(tmp_path, micro_dir, micro_photos, tmp_path / "two", config, str(tmp_path / "bank"))
+    subprocess.run([*launch, *run], check=True, env=environment)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
+    told = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("one", "two")]
+    assert told[0] == pytest.approx(told[1], rel=1e-3)
