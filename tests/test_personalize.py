@@ -12,7 +12,7 @@ from transformers import ResNetConfig, ResNetModel
 
 from hyperdreambooth import personalize as module
 from hyperdreambooth.adapter import load_adapter
-from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
 from hyperdreambooth.hypernet.encoder import load_encoder
@@ -169,11 +169,10 @@ def test_nothing_given_means_the_embedded_pack(
     micro_dir: Path, hypernet: Path, micro_photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hyperdreambooth.base.load.EMBEDDED", micro_dir)
-    monkeypatch.setattr(module, "EMBEDDED", micro_dir)
     monkeypatch.setattr(module, "EMBEDDED_HYPERNET", hypernet)
     me = Personalizer.from_pretrained(device="cpu")
-    assert me.base.source == str(micro_dir)
-    assert Personalizer.from_pretrained(micro_dir, device="cpu").base.source == str(micro_dir)
+    assert me.base.source == EMBEDDED_NAME
+    assert Personalizer.from_pretrained(micro_dir, device="cpu").base.source == EMBEDDED_NAME
     photo = micro_photos / "person-0" / "0.png"
     assert module.predict(photo, device="cpu").rank == 1
     assert module.personalize(photo, rank=2, steps=1, device="cpu").rank == 2

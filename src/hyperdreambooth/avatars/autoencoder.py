@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from hyperdreambooth.avatars.fit import StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
+from hyperdreambooth.avatars.untyped import diffusers
 from hyperdreambooth.runs import draw
 
 CROP = 64
 
 
-def new_vae(seed: int) -> AutoencoderKL:
+def new_vae(seed: int) -> Any:
     """A fully convolutional `AutoencoderKL`; no attention, so it can be trained on crops."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
+    vae = diffusers.AutoencoderKL(
         block_out_channels=(16, 32, 64, 96),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -30,11 +31,11 @@ def new_vae(seed: int) -> AutoencoderKL:
         scaling_factor=1.0,
     )
     # A posterior that starts as wide as its mean drowns the picture for the first thousand steps.
-    torch.nn.init.constant_(vae.quant_conv.bias[8:], -6.0)  # type: ignore[index]
+    torch.nn.init.constant_(vae.quant_conv.bias[8:], -6.0)
     return vae
 
 
-def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> AutoencoderKL:
+def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
     """Absolute and squared error of pixels, and a whisper of KL."""
     vae = new_vae(config.seed).to(device)
 
@@ -66,7 +67,7 @@ def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
 
 
 @torch.no_grad()
-def _spread(vae: AutoencoderKL, pictures: Pictures, device: str) -> float:
+def _spread(vae: Any, pictures: Pictures, device: str) -> float:
     """Standard deviation of the latents: the base is trained on unit-sized ones."""
     rows = torch.arange(0, len(pictures), max(1, len(pictures) // 256))[:256]
     means = [vae.encode(pictures.batch(part).to(device)).latent_dist.mode() for part in rows.split(32)]
@@ -74,7 +75,7 @@ def _spread(vae: AutoencoderKL, pictures: Pictures, device: str) -> float:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: Pictures, device: str) -> float:
+def psnr(vae: Any, pictures: Pictures, device: str) -> float:
     """Mean peak signal-to-noise ratio in dB of whole pictures through the VAE."""
     values: list[Tensor] = []
     for rows in torch.arange(len(pictures)).split(32):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
@@ -24,6 +23,7 @@ from hyperdreambooth.avatars.diffusion import CLASS_WORD, TRIGGER, train_base
 from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.avatars.pictures import Pictures, pictures
 from hyperdreambooth.avatars.readers import train_attributes, train_encoder, train_identity
+from hyperdreambooth.avatars.untyped import diffusers
 from hyperdreambooth.runs import InputError, environment, read_json, whole_folder, write_json
 
 STAGES = ("vae", "base", "scorers", "encoder")
@@ -37,8 +37,8 @@ class BuildConfig(BaseModel):
     vae: StageConfig = StageConfig(steps=4000, batch=16, lr=2e-3, people=2000)
     base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3, ema=0.998)
     identity: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
-    attributes: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
-    encoder: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
+    attributes: StageConfig = StageConfig(steps=1200, batch=64, ema=0.99)
+    encoder: StageConfig = StageConfig(steps=2400, batch=64, ema=0.99)
     judged_people: int = 200
     judged_pictures: int = 128
 
@@ -81,10 +81,10 @@ def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     return {"psnr_db": round(psnr(vae, _judges(out, config), device), 2), "parameters": _size(vae)}
 
 
-def _load_vae(out: Path, device: str) -> AutoencoderKL:
+def _load_vae(out: Path, device: str) -> Any:
     if not (out / "vae").is_dir():
         raise InputError(f"{out / 'vae'}: no VAE there yet; run the stage vae first")
-    return AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
+    return diffusers.AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
 
 
 def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hyperdreambooth.avatars.captions import caption, words
 from hyperdreambooth.avatars.fit import StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
+from hyperdreambooth.avatars.untyped import diffusers, transformers
 from hyperdreambooth.runs import draw, load_tensors, save_tensors
 
 TRIGGER = "sks"
@@ -23,7 +23,7 @@ WIDTH = 128
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
-def new_tokenizer() -> CLIPTokenizer:
+def new_tokenizer() -> Any:
     """Every caption word and the trigger is one token of this CLIP tokenizer; other text falls to bytes."""
     vocab: dict[str, int] = {}
     for ending in ("", "</w>"):
@@ -40,15 +40,15 @@ def new_tokenizer() -> CLIPTokenizer:
     # The specials come last: transformers finds the end of a text at the largest token number.
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(
+    return transformers.CLIPTokenizer(
         vocab=vocab, merges=list(merges), model_max_length=MAX_TOKENS, pad_token="<|endoftext|>"
     )
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def new_text_encoder(tokenizer: Any) -> Any:
     """Three layers of width 128."""
-    return CLIPTextModel(
-        CLIPTextConfig(
+    return transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=4 * WIDTH,
@@ -63,9 +63,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_unet(latent_channels: int) -> UNet2DConditionModel:
+def new_unet(latent_channels: int) -> Any:
     """Attention at 8×8 and 4×4 only: at 16×16 it costs nearly half of the step (docs/LOG.md)."""
-    return UNet2DConditionModel(
+    return diffusers.UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -79,9 +79,9 @@ def new_unet(latent_channels: int) -> UNet2DConditionModel:
     )
 
 
-def scheduler() -> DDIMScheduler:
+def scheduler() -> Any:
     """Stable Diffusion's schedule."""
-    return DDIMScheduler(
+    return diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -92,7 +92,7 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, pictures: Pictures, file: Path, device: str) -> Tensor:
+def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
     """Scaled latents `(m, c, 16, 16)` float16 of all pictures, computed once."""
     if file.is_file():
         return load_tensors(file)[0]["latents"]
@@ -106,9 +106,7 @@ def latents_of(vae: AutoencoderKL, pictures: Pictures, file: Path, device: str) 
     return latents
 
 
-def train_base(
-    vae: AutoencoderKL, pictures: Pictures, config: StageConfig, folder: Path, device: str
-) -> StableDiffusionPipeline:
+def train_base(vae: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
     """Trains UNet and text encoder together on rendered pictures and their captions."""
     torch.manual_seed(config.seed)
     tokenizer = new_tokenizer()
@@ -150,16 +148,14 @@ def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     return text.replace("[V]", TRIGGER)
 
 
-def assemble(
-    vae: AutoencoderKL, unet: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer
-) -> StableDiffusionPipeline:
+def assemble(vae: Any, unet: nn.Module, text_encoder: nn.Module, tokenizer: Any) -> Any:
     """An ordinary pipeline of the parts, ready to save."""
-    pipe = StableDiffusionPipeline(
+    pipe = diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler(),  # type: ignore[arg-type]
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

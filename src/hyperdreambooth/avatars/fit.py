@@ -78,11 +78,12 @@ def fit(
             optimizer.step()
             _follow(average, model, min(config.ema, (step + 1) / (step + 10)))
             bar.update(1, loss=losses["loss"].item())
-            if (step + 1) % 20 == 0:
-                run.log(step + 1, **{k: v.item() for k, v in losses.items()})
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            done, last = step + 1, step + 1 == config.steps
+            if done % 20 == 0 or last:
+                run.log(done, **{k: v.item() for k, v in losses.items()})
+            if done % config.checkpoint_every == 0 or last:
                 run.save(
-                    step + 1,
+                    done,
                     {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average},
                     keep=1,
                 )

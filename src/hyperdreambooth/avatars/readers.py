@@ -6,17 +6,17 @@ All three are ordinary transformers ResNets, saved as plain model folders and lo
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, normalize
-from transformers import ResNetConfig, ResNetForImageClassification
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.avatars.fit import StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures, attribute_targets, trait_targets
 from hyperdreambooth.avatars.render import CATEGORICAL, CONTINUOUS, SIZE
+from hyperdreambooth.avatars.untyped import transformers
 from hyperdreambooth.runs import draw
 
 EMBEDDING = 64
@@ -26,12 +26,10 @@ TRAIT_LABELS = [f"trait:{name}" for name in CONTINUOUS]
 KIND_LABELS = [f"{name}:{value}" for name, values in CATEGORICAL.items() for value in values]
 
 
-def new_reader(
-    labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)
-) -> ResNetForImageClassification:
+def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)) -> Any:
     """A basic-block ResNet, 128 pixels → 4×4 maps → one number a label."""
     torch.manual_seed(seed)
-    config = ResNetConfig(
+    config = transformers.ResNetConfig(
         embedding_size=32,
         hidden_sizes=list(sizes),
         depths=[1, 1, 1, 1],
@@ -41,10 +39,10 @@ def new_reader(
         label2id={label: i for i, label in enumerate(labels)},
     )
     config.image_size = SIZE
-    return ResNetForImageClassification(config)
+    return transformers.ResNetForImageClassification(config)
 
 
-def blemish(pixels: Tensor, generator: torch.Generator, vae: AutoencoderKL | None) -> Tensor:
+def blemish(pixels: Tensor, generator: torch.Generator, vae: Any | None) -> Tensor:
     """What a judge of generated pictures must see through: VAE softness, blur, noise, small shifts."""
     if vae is not None:
         some = torch.randperm(len(pixels), generator=generator)[: len(pixels) // 4]
@@ -59,7 +57,7 @@ def blemish(pixels: Tensor, generator: torch.Generator, vae: AutoencoderKL | Non
 
 
 @torch.no_grad()
-def _softened(pixels: Tensor, generator: torch.Generator, vae: AutoencoderKL) -> Tensor:
+def _softened(pixels: Tensor, generator: torch.Generator, vae: Any) -> Tensor:
     """Pictures through the VAE, with a little of the base's noise left in their latents."""
     latents = vae.encode(pixels).latent_dist.mode()
     grain = torch.randn(latents.shape, generator=generator).to(latents.device)
@@ -102,9 +100,7 @@ def people_and_pictures(
     return (people[:, None] * pictures.each + torch.arange(pictures.each)).flatten(), generator
 
 
-def train_identity(
-    pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str
-) -> nn.Module:
+def train_identity(pictures: Pictures, vae: Any, config: StageConfig, folder: Path, device: str) -> Any:
     """The identity scorer: 64 numbers that are close for one person in any context."""
     model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
 
@@ -117,9 +113,7 @@ def train_identity(
     return model
 
 
-def train_attributes(
-    pictures: Pictures, vae: AutoencoderKL, config: StageConfig, folder: Path, device: str
-) -> nn.Module:
+def train_attributes(pictures: Pictures, vae: Any, config: StageConfig, folder: Path, device: str) -> Any:
     """The attribute reader: what a caption names, and the continuous traits of the person."""
     labels = ATTRIBUTE_LABELS + TRAIT_LABELS
     model = new_reader(labels, config.seed + 1).to(device)
@@ -133,14 +127,14 @@ def train_attributes(
         rows, generator = people_and_pictures(pictures, config, "attributes", step)
         logits = model(blemish(pictures.batch(rows).to(device), generator, vae)).logits
         read = grouped(logits, named[rows], groups)
-        off = (logits[:, first:].float().sigmoid() - traits[rows]).abs().mean()
-        return {"loss": read + off, "attributes": read, "traits": off}
+        traits_read = binary_cross_entropy_with_logits(logits[:, first:].float(), traits[rows])
+        return {"loss": read + traits_read, "attributes": read, "traits": traits_read}
 
     fit("scorer: attributes", model, loss_of, config, folder, device)
     return model
 
 
-def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> nn.Module:
+def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
     """The hypernetwork's eye: reads every trait; the decoder looks at its last feature map. Never a judge."""
     labels = TRAIT_LABELS + KIND_LABELS
     model = new_reader(labels, config.seed + 2, sizes=(32, 64, 128, 192)).to(device)
@@ -150,9 +144,10 @@ def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device:
     def loss_of(step: int) -> dict[str, Tensor]:
         rows, generator = people_and_pictures(pictures, config, "encoder", step)
         logits = model(blemish(pictures.batch(rows).to(device), generator, None)).logits.float()
-        off = (logits[:, :first].sigmoid() - continuous[rows]).abs().mean()
+        # Cross-entropy towards a trait's value: its gradient stays strong where an absolute error stalls
+        traits = binary_cross_entropy_with_logits(logits[:, :first], continuous[rows])
         kind = grouped(logits[:, first:], kinds[rows], groups)
-        return {"loss": 4 * off + kind, "traits": off, "kinds": kind}
+        return {"loss": 4 * traits + kind, "traits": traits, "kinds": kind}
 
     fit("encoder", model, loss_of, config, folder, device)
     return model

@@ -139,6 +139,7 @@ def load_base(
     import diffusers
     import transformers
 
+    loader: Any = diffusers
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     place = str(EMBEDDED if source in (None, EMBEDDED_NAME) else source)
@@ -147,7 +148,7 @@ def load_base(
             f"base {place}: expected a diffusers pipeline folder with model_index.json, found none"
         )
     try:
-        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype))
+        pipe: Any = loader.DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
