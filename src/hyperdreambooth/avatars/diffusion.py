@@ -113,7 +113,7 @@ def train_base(vae: Any, pictures: Pictures, config: StageConfig, folder: Path, 
     model = nn.ModuleDict(
         {"unet": new_unet(vae.config.latent_channels), "text_encoder": new_text_encoder(tokenizer)}
     ).to(device)
-    latents = latents_of(vae, pictures, folder.parent / "latents.safetensors", device)
+    latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
     alphas = scheduler().alphas_cumprod.to(device)
 
     def loss_of(step: int) -> dict[str, Tensor]:

@@ -40,7 +40,9 @@ class Judge:
         from transformers import AutoModelForImageClassification
 
         try:
-            model: Any = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForImageClassification.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"scorer {folder}: cannot be loaded ({reason}); get it again") from error
