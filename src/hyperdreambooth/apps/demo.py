@@ -48,7 +48,9 @@ def demo(
     began = time.perf_counter()
     from hyperdreambooth.apps import job, show
 
-    settings = resolve("demo", show.ShowConfig, config, sets, seed=seed, base=base, device=device)
+    settings = resolve(
+        "demo", show.ShowConfig, config or Path("avatars"), sets, seed=seed, base=base, device=device
+    )
     if dry_run:
         return settings.show()
     if photo is not None:

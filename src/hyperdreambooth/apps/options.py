@@ -40,7 +40,7 @@ Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Training 
 Form = Literal["diffusers", "kohya", "lidb"]
 
 PRESETS = Path(__file__).parent.parent / "presets"
-TABLES = ("dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "generate")
+TABLES = ("dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "demo", "generate")
 """Commands that a config file may have a table for, so that one file holds a whole recipe."""
 
 

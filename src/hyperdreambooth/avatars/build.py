@@ -84,7 +84,9 @@ def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 def _load_vae(out: Path, device: str) -> Any:
     if not (out / "vae").is_dir():
         raise InputError(f"{out / 'vae'}: no VAE there yet; run the stage vae first")
-    return diffusers.AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
+    vae = diffusers.AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
+    vae.register_to_config(_name_or_path="")  # or the folder of whoever built it would ship
+    return vae
 
 
 def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
