@@ -7,6 +7,7 @@ inside the command functions, so `hdb --help` answers at once.
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
 import typer
@@ -60,6 +61,9 @@ class Explained(typer.core.TyperGroup):
             typer.echo(found[0], err=True)
             raise typer.Exit(found[1]) from None
 
+
+# transformers tells every user at every start that it does well without torchvision
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 app = typer.Typer(
     cls=Explained,
