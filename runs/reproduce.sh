@@ -17,7 +17,7 @@ if [ "$SETTING" = short ]; then
     world+=(--set "$stage.steps=60" --set "$stage.people=200" --set "$stage.checkpoint_every=20")
   done
   bank+=(--set steps=20 --set identities_per_batch=8)
-  train+=(--set steps=60 --set batch=8 --set validate_every=60)
+  train+=(--set steps=60 --set alpha=1.0 --set beta=0.1 --set batch=8 --set validate_every=60)
 fi
 
 hdb avatars build --out "$OUT/world" --pack "$PACK" "${world[@]}"

@@ -49,7 +49,8 @@ class Base:
         )
         self.fingerprint = weights_fingerprint(self.components)
         factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        self.resolution: int = self.components[self.family.DENOISER].config.sample_size * factor  # type: ignore[union-attr]
+        denoiser: Any = self.components[self.family.DENOISER]
+        self.resolution: int = denoiser.config.sample_size * factor
 
     @property
     def device(self) -> torch.device:
