@@ -15,7 +15,8 @@ from hyperdreambooth.adapter import Adapter, Format
 from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, read_person
-from hyperdreambooth.finetune.train import FinetuneConfig, finetune
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.finetune.train import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
 from hyperdreambooth.progress import Progress

@@ -40,8 +40,8 @@ def dreambooth(
     Light-weight numbers (lidb) or an ordinary LoRA.
     """
     from hyperdreambooth.apps import job
-    from hyperdreambooth.finetune.train import DreamboothConfig
-    from hyperdreambooth.finetune.train import dreambooth as run
+    from hyperdreambooth.finetune.config import DreamboothConfig
+    from hyperdreambooth.finetune.dreambooth import dreambooth as run
 
     flags = {"method": method, "rank": rank, "steps": steps, "seed": seed, "base": base, "device": device}
     settings = resolve("dreambooth", DreamboothConfig, config, sets, **flags)
@@ -73,7 +73,7 @@ def finetune(
 ) -> None:
     """Relax an adapter, train it a few steps."""
     from hyperdreambooth.apps import job
-    from hyperdreambooth.finetune.train import FinetuneConfig
+    from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.finetune.train import finetune as run
 
     settings = resolve(

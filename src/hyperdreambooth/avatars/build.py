@@ -34,11 +34,11 @@ class BuildConfig(BaseModel):
     """What `hdb avatars build` makes; the defaults are the shipped world's."""
 
     model_config = ConfigDict(extra="forbid")
-    vae: StageConfig = StageConfig(steps=4000, batch=16, lr=2e-3, people=2000)
-    base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3, ema=0.998)
-    identity: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
-    attributes: StageConfig = StageConfig(steps=1200, batch=64, ema=0.99)
-    encoder: StageConfig = StageConfig(steps=2400, batch=64, ema=0.99)
+    vae: StageConfig = StageConfig(steps=10_000, batch=8, lr=2e-3, people=2000, checkpoint_every=500)
+    base: StageConfig = StageConfig(steps=5600, batch=32, lr=1.2e-3)
+    identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
+    attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
+    encoder: StageConfig = StageConfig(steps=3000, batch=64, lr=2e-3, ema=0.99)
     judged_people: int = 200
     judged_pictures: int = 128
 
@@ -68,7 +68,7 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
 
 
 def _train_pictures(out: Path, config: StageConfig) -> Pictures:
-    return pictures("base", config.people, config.each, out / "pictures")
+    return pictures("base", config.people, config.each, out / "pictures", album=True)
 
 
 def _judges(out: Path, config: BuildConfig) -> Pictures:
@@ -103,14 +103,14 @@ def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 
 
 def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    vae, judged = _load_vae(out, device), _judges(out, config)
+    judged = _judges(out, config)
     identity = train_identity(
-        _train_pictures(out, config.identity), vae, config.identity, out / "runs" / "identity", device
+        _train_pictures(out, config.identity), config.identity, out / "runs" / "identity", device
     )
     people = measure.identity_figures(identity, judged, device)
     identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
     reader = train_attributes(
-        _train_pictures(out, config.attributes), vae, config.attributes, out / "runs" / "attributes", device
+        _train_pictures(out, config.attributes), config.attributes, out / "runs" / "attributes", device
     )
     reader.config.phrases = {
         f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase

@@ -13,6 +13,8 @@ class TrainConfig(BaseModel):
     Attributes:
         batch: samples a step; one photo fills a batch with different noise and timesteps.
         prompt: caption of photos that have none; `{class_word}` is the base's.
+        background: weight of the loss outside the oval where an aligned crop has its face; below 1 less of
+            the photo's surroundings leaks into the person.
         prior_weight: weight of the class images' loss (DreamBooth's prior preservation); 0 draws none.
         save_every: steps between two checkpoints, where there is a run folder.
     """
@@ -27,6 +29,7 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     seed: int = 0
     prompt: str = "a photo of a [V] {class_word}"
+    background: float = Field(default=1.0, ge=0, le=1)
     prior_weight: float = Field(default=0.0, ge=0)
     prior_prompt: str = "a photo of a {class_word}"
     prior_images: int = Field(default=32, ge=1)
