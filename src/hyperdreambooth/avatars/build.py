@@ -35,10 +35,10 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=10_000, batch=8, lr=2e-3, people=2000, checkpoint_every=500)
-    base: StageConfig = StageConfig(steps=5600, batch=32, lr=1.2e-3)
+    base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
-    encoder: StageConfig = StageConfig(steps=3000, batch=64, lr=2e-3, ema=0.99)
+    encoder: StageConfig = StageConfig(steps=4000, batch=64, lr=1e-3, ema=0.99, people=12_000, each=2)
     judged_people: int = 200
     judged_pictures: int = 128
 
@@ -71,8 +71,8 @@ def _train_pictures(out: Path, config: StageConfig) -> Pictures:
     return pictures("base", config.people, config.each, out / "pictures", album=True)
 
 
-def _judges(out: Path, config: BuildConfig) -> Pictures:
-    return pictures("val", config.judged_people, 4, out / "pictures")
+def _judges(out: Path, config: BuildConfig, album: bool = False) -> Pictures:
+    return pictures("val", config.judged_people, 4, out / "pictures", album=album)
 
 
 def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     encoder = train_encoder(
         _train_pictures(out, config.encoder), config.encoder, out / "runs" / "encoder", device
     )
-    figures = measure.encoder_figures(encoder, _judges(out, config), device)
+    figures = measure.encoder_figures(encoder, _judges(out, config, album=True), device)
     _save(out / "encoder", lambda part: encoder.resnet.cpu().half().save_pretrained(part))
     return figures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
@@ -126,16 +126,38 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
     return model
 
 
-def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
+class Eye(nn.Module):
+    """The encoder while it is taught: a linear reading of its whole last map, where things *are* included.
+
+    A face's width is a matter of places; averaged over the map, as classifiers do, it is hardly learned.
+    """
+
+    def __init__(self, labels: int, seed: int) -> None:
+        super().__init__()
+        self.resnet = new_reader(["unused"], seed, sizes=(32, 64, 128, 192)).resnet
+        self.head = nn.LazyLinear(labels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels `(b, 3, 128, 128)` → numbers `(b, labels)`."""
+        return self.head(self.resnet(pixels).last_hidden_state.flatten(1))
+
+
+def new_eye(seed: int) -> Eye:
+    """The encoder with a head for every trait."""
+    eye = Eye(len(TRAIT_LABELS) + len(KIND_LABELS), seed)
+    eye(torch.zeros(2, 3, SIZE, SIZE))
+    return eye
+
+
+def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Eye:
     """The hypernetwork's eye: reads every trait; the decoder looks at its last feature map. Never a judge."""
-    labels = TRAIT_LABELS + KIND_LABELS
-    model = new_reader(labels, config.seed + 2, sizes=(32, 64, 128, 192)).to(device)
+    model = new_eye(config.seed + 2).to(device)
     continuous, kinds = (t.to(device) for t in trait_targets(pictures.identities))
     groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rows, generator = people_and_pictures(pictures, config, "encoder", step)
-        logits = model(blemish(pictures.batch(rows).to(device), generator)).logits.float()
+        rows, _ = people_and_pictures(pictures, config, "encoder", step)
+        logits = model(pictures.batch(rows).to(device)).float()
         # Cross-entropy towards a trait's value: its gradient stays strong where an absolute error stalls
         traits = binary_cross_entropy_with_logits(logits[:, :first], continuous[rows])
         kind = grouped(logits[:, first:], kinds[rows], groups)

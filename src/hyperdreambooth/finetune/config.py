@@ -13,6 +13,7 @@ class TrainConfig(BaseModel):
     Attributes:
         batch: samples a step; one photo fills a batch with different noise and timesteps.
         prompt: caption of photos that have none; `{class_word}` is the base's.
+        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
         background: weight of the loss outside the oval where an aligned crop has its face; below 1 less of
             the photo's surroundings leaks into the person.
         prior_weight: weight of the class images' loss (DreamBooth's prior preservation); 0 draws none.
@@ -29,6 +30,7 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     seed: int = 0
     prompt: str = "a photo of a [V] {class_word}"
+    snr_gamma: float = Field(default=0.0, ge=0)
     background: float = Field(default=1.0, ge=0, le=1)
     prior_weight: float = Field(default=0.0, ge=0)
     prior_prompt: str = "a photo of a {class_word}"

@@ -62,7 +62,7 @@ def step_losses(
     mask = torch.stack([shots.mask() for shots, _ in picks])
     with torch.autocast(base.device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
         conditioning = encode([shots.captions[index] for shots, index in picks])
-        losses = denoise_loss(base, latents, conditioning, noise, timesteps, mask)
+        losses = denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.snr_gamma)
     weights = losses.new_tensor([shots.weight for shots, _ in picks])
     return (losses * weights).unflatten(0, (len(people), per)).sum(1) / config.batch
 

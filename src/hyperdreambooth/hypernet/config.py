@@ -25,6 +25,7 @@ class HypernetConfig(BaseModel):
         batch: identities an update, over all processes and accumulated parts.
         photos: target photos an identity.
         alpha, beta, gamma: weights of the denoising, weight and size losses.
+        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
         weight_loss: on ΔW (METHOD 3.2), or on balanced numbers.
         bank_share: share of a batch that is drawn from identities the bank covers, where it does not cover
             all.
@@ -64,6 +65,7 @@ class HypernetConfig(BaseModel):
     alpha: Schedule = 1.0
     beta: Schedule = 0.1
     gamma: Schedule = 1e-3
+    snr_gamma: float = Field(0.0, ge=0)
     weight_loss: Literal["delta", "numbers"] = "delta"
     bank_share: float = Field(0.25, ge=0, le=1)
     prompt: str = "a photo of a [V] {class_word}"
