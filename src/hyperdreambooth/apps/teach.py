@@ -76,9 +76,8 @@ def finetune(
     from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.finetune.train import finetune as run
 
-    settings = resolve(
-        "finetune", FinetuneConfig, config, sets, rank=rank, steps=steps, base=base, device=device
-    )
+    flags = {"rank": rank, "steps": steps, "base": base, "device": device}
+    settings = job.resolve_tuned("finetune", FinetuneConfig, hypernet, config, sets, **flags)
     if dry_run:
         return settings.show()
     job.check_file(out)
@@ -139,15 +138,18 @@ def train(
 ) -> None:
     """Train the hypernetwork: photo to adapter.
 
-    `--set learn_basis=true` learns the aux bases too, and needs no bank.
+    `--set learn_basis=true` learns the aux bases too, and needs no bank. A config's `[finetune]` table
+    travels in the folder: the finetune's defaults for whoever uses it.
     """
     from hyperdreambooth.apps import job
+    from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.train import train_hypernet
 
     settings = resolve(
         "train", HypernetConfig, config, sets, steps=steps, seed=seed, base=base, device=device
     )
+    FinetuneConfig().over(settings.own.finetune)  # a mistake there would show after the training
     if dry_run:
         return settings.show()
     report = Report("train", settings.plain())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from hyperdreambooth.config import load_config
 
 
 class TrainConfig(BaseModel):
@@ -52,6 +55,14 @@ class FinetuneConfig(TrainConfig):
     rank: int = Field(default=4, ge=1)
     way: Literal["complement", "side_by_side"] = "complement"
     trained_rank: int | None = Field(default=None, ge=1)
+
+    def over(self, defaults: Mapping[str, Any]) -> Self:
+        """The same settings with other defaults, such as a hypernetwork's own: what was set stays.
+
+        Raises:
+            InputError: a default that is no field, or a bad value.
+        """
+        return load_config(type(self), **{**defaults, **self.model_dump(exclude_unset=True)})
 
 
 class DreamboothConfig(TrainConfig):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hyperdreambooth.hypernet.loss import Schedule
 
-_TELLING = ("log_every", "validate_every", "draws", "prompts", "save_every", "max_minutes")
+_TELLING = ("log_every", "validate_every", "draws", "prompts", "save_every", "max_minutes", "finetune")
 
 
 class HypernetConfig(BaseModel):
@@ -37,6 +37,8 @@ class HypernetConfig(BaseModel):
         prompts: what validation pictures show, taken in turn.
         max_minutes: stop cleanly after this long; the same command goes on.
         start_from: a hypernetwork folder of the same shape whose weights to begin with.
+        finetune: settings that suit the finetune of its predictions (`lr`, `steps`, `rank`, …); they travel
+            in its folder and are the finetune's defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,6 +84,7 @@ class HypernetConfig(BaseModel):
     max_minutes: float | None = Field(None, gt=0)
     seed: int = 0
     start_from: str | None = None
+    finetune: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -250,4 +250,7 @@ def _facts(job: Job, done: int, figures: dict[str, float]) -> Facts:
         "step": done, "identities": len(job.trained), "held_out": len(job.held), "covered":
         len(job.targets.rows), "validation": figures, "config": job.config.model_dump(mode="json"),
     }  # fmt: skip
-    return Facts(base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training)
+    return Facts(
+        base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training,
+        job.config.finetune,
+    )  # fmt: skip

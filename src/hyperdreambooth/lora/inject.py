@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyperdreambooth.shapes import Factors, canonical
+from hyperdreambooth.shapes import Down, Factors, Up, canonical
 
 
 def routing(batch: int, n: int, images: int) -> int:
@@ -44,7 +45,9 @@ def routing(batch: int, n: int, images: int) -> int:
     raise ValueError(f"a batch of {batch} samples cannot be shared out to {n} identities x {images} images")
 
 
-def add_delta(result: Tensor, x: Tensor, down: Tensor, up: Tensor, images: int) -> Tensor:
+def add_delta(
+    result: Float[Tensor, "b *t o"], x: Float[Tensor, "b *t i"], down: Down, up: Up, images: int
+) -> Float[Tensor, "b *t o"]:
     """Adds every sample's own `x @ down.T @ up.T` to the frozen layer's result, in one fused pass.
 
     Args:
