@@ -38,7 +38,7 @@ class BuildConfig(BaseModel):
     base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
-    encoder: StageConfig = StageConfig(steps=4000, batch=64, lr=1e-3, ema=0.99, people=12_000, each=2)
+    encoder: StageConfig = StageConfig(steps=2600, batch=64, lr=1e-3, ema=0.99)
     judged_people: int = 200
     judged_pictures: int = 128
 
