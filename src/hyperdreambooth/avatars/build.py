@@ -35,7 +35,7 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=10_000, batch=8, lr=2e-3, people=2000, checkpoint_every=500)
-    base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3)
+    base: StageConfig = StageConfig(steps=3200, batch=32, lr=1.2e-3)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=2600, batch=64, lr=1e-3, ema=0.99)
