@@ -48,9 +48,8 @@ def main(photo: Path | None, out: Path, steps: int | None = None, draw_steps: in
     # The same prompts from the same noise: the base that knows nobody, the prediction, the finished LoRA.
     rows = me.stages(PROMPTS, prediction, adapter, steps=draw_steps)
 
-    # Any diffusion tool reads the file. Plain diffusers knows the trigger, not [V], and must be asked for
-    # float32, because the embedded base is stored as float16.
-    pipe = DiffusionPipeline.from_pretrained(EMBEDDED, dtype=torch.float32)
+    # Any diffusion tool reads the file. Plain diffusers knows the trigger, not [V].
+    pipe = DiffusionPipeline.from_pretrained(EMBEDDED)
     pipe.load_lora_weights(out)
     plain = pipe(me.base.prompt(PROMPTS[0]), num_inference_steps=draw_steps, guidance_scale=4.0).images
     sheet([*rows.values(), plain]).save(out / "pictures.png")

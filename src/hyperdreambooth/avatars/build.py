@@ -96,10 +96,16 @@ def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     def save(part: Path) -> None:
         pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)
         write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
+        _forget_half(part / "text_encoder" / "config.json")
 
     sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
     _save(out / "base", save)
     return {"parameters": sizes}
+
+
+def _forget_half(config: Path) -> None:
+    """Half is how it is stored, not how it is used: transformers would load it so beside a float32 UNet."""
+    write_json(config, {key: value for key, value in read_json(config).items() if "dtype" not in key})
 
 
 def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
