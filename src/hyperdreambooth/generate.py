@@ -13,7 +13,7 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import PLACEHOLDER, Base
-from hyperdreambooth.lora.inject import Worn, wear
+from hyperdreambooth.lora.inject import Worn, wear, wearable
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, draw
 from hyperdreambooth.shapes import Factors
@@ -139,7 +139,7 @@ def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> l
 
 def _fitting(base: Base, adapter: Adapter) -> Factors:
     """The adapter's factors, or InputError where it was made for another base."""
-    known = {site.name for site in base.sites}
+    known = {site.name for site in wearable(base.components)}
     foreign = sorted(set(adapter.factors) - known)
     if adapter.base_fingerprint not in ("", base.fingerprint) or foreign:
         reason = (

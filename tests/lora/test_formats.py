@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.lora import formats
-from hyperdreambooth.lora.formats import read_lora, write_lora
+from hyperdreambooth.lora.formats import write
+from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.read import read_lora
+from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
@@ -29,7 +31,7 @@ SITES = (
 )
 TEXT, OUT = SITES[1].name, SITES[2].name
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
-FACTS: dict[str, Any] = {"trigger": "sks", "base_name": "micro", "resolution": 32, "title": "Ana"}
+FACTS = Facts("sks", "micro", 32, "Ana")
 State = dict[str, Tensor]
 
 
@@ -67,7 +69,7 @@ def test_a_plain_pipeline_loads_it(
     sites = tuple(s for s in micro_base.sites if text or s.component == "unet")
     factors = random_factors(sites)
     path = tmp_path / "ana.safetensors"
-    write_lora(path, factors, form, **FACTS)
+    write_lora(path, factors, form, FACTS)
 
     def picture(pipe: Any) -> Tensor:
         pipe.set_progress_bar_config(disable=True)
@@ -96,7 +98,7 @@ def test_a_plain_pipeline_loads_it(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_read_back(tmp_path: Path, form: Literal["diffusers", "kohya"], dtype: torch.dtype) -> None:
     factors = random_factors(SITES)
-    write_lora(tmp_path / "ana.safetensors", factors, form, dtype=dtype, **FACTS)
+    write_lora(tmp_path / "ana.safetensors", factors, form, FACTS, dtype)
     got, _ = read_lora(tmp_path / "ana.safetensors", SITES)
     rounded = {s: (down.to(dtype).float(), up.to(dtype).float()) for s, (down, up) in factors.items()}
     same_delta(got, rounded)
@@ -105,7 +107,7 @@ def test_read_back(tmp_path: Path, form: Literal["diffusers", "kohya"], dtype: t
 
 def test_names_and_header_of_the_diffusers_form(tmp_path: Path) -> None:
     path = tmp_path / "ana.safetensors"
-    write_lora(path, random_factors(SITES), "diffusers", **FACTS)
+    write_lora(path, random_factors(SITES), "diffusers", FACTS)
     keys = load_file(path).keys()
     assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in keys
     assert f"{OUT}.lora_B.weight" in keys
@@ -118,7 +120,7 @@ def test_names_and_header_of_the_kohya_form(tmp_path: Path) -> None:
     path = tmp_path / "ana.safetensors"
     factors = random_factors(SITES)
     factors[TEXT] = tuple(f[:, :1] if f.shape[1] == 2 else f[..., :1] for f in factors[TEXT])  # type: ignore[assignment]
-    write_lora(path, factors, "kohya", **FACTS)
+    write_lora(path, factors, "kohya", FACTS)
     tensors, told = load_file(path), header(path)
     out = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
     text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
@@ -231,17 +233,24 @@ def with_nan(state: State) -> State:
     ("damage", "message"),
     [
         (
-            lambda s: s | {"unet.conv_in.lora_A.weight": torch.zeros(2, 3)},
-            "fit no site.*: unet.conv_in.lora_A",
+            lambda s: (
+                s
+                | {"unet.conv_in.lora_A.weight": torch.zeros(2, 3)}
+                | {"unet.conv_in.lora_B.weight": torch.zeros(3, 2)}
+            ),
+            "fit no layer of this base: unet.conv_in",
         ),
-        (lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)}, "fit no site.*dora_scale"),
-        (lambda s: s | {f"{OUT}.lora_B.bias": torch.zeros(4)}, r"fit no site.*lora_B\.bias"),
-        (lambda s: s | {f"unet.x{k}.lora_A.weight": torch.zeros(2, 3) for k in range(9)}, "and 4 more"),
+        (lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)}, "no LoRA that this reads.*dora_scale"),
+        (lambda s: s | {f"{OUT}.lora_B.bias": torch.zeros(4)}, r"no LoRA that this reads.*lora_B\.bias"),
+        (lambda s: s | {f"unet.x{k}.hada_w1_a": torch.zeros(2, 3) for k in range(9)}, "and 4 more"),
         (lambda s: without(s, "lora_B.weight"), "only its down matrix"),
         (lambda s: without(s, "lora_A.weight"), "only its up matrix"),
         (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 9)}, r"expected down \(r, 8\).*another base"),
-        (lambda s: s | {f"{OUT}.lora_B.weight": torch.zeros(4, 3)}, r"got \(2, 8\) and \(4, 3\)"),
-        (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 8, 1, 1)}, r"got \(2, 8, 1, 1\)"),
+        (
+            lambda s: s | {f"{OUT}.lora_B.weight": torch.zeros(4, 3)},
+            r"expected down \(r, i\) and up \(o, r\), got \(2, 8\) and \(4, 3\)",
+        ),
+        (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 8, 3, 3)}, r"got \(2, 8, 3, 3\)"),
         (
             lambda s: (
                 s | {f"{OUT}.lora_A.weight": torch.zeros(0, 8), f"{OUT}.lora_B.weight": torch.zeros(4, 0)}
@@ -279,7 +288,7 @@ def test_a_broken_header(tmp_path: Path, field: str, message: str) -> None:
 
 def test_truncated_and_missing_files(tmp_path: Path) -> None:
     path = tmp_path / "ana.safetensors"
-    write_lora(path, random_factors(SITES), "kohya", **FACTS)
+    write_lora(path, random_factors(SITES), "kohya", FACTS)
     path.write_bytes(path.read_bytes()[:-20])
     for name in ("ana.safetensors", "nobody.safetensors"):
         with pytest.raises(InputError, match=name):
@@ -290,23 +299,23 @@ def test_what_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     factors = random_factors(SITES)
     for name in ("ana-checkpoint.safetensors", "ana.bin"):
         with pytest.raises(InputError, match=r"ends in \.safetensors, without checkpoint"):
-            write_lora(tmp_path / name, factors, "diffusers", **FACTS)
+            write_lora(tmp_path / name, factors, "diffusers", FACTS)
     huge = random_factors(SITES, scale=1e6)
     with pytest.raises(InputError, match=r"infinite numbers in torch\.float16"):
-        write_lora(tmp_path / "ana.safetensors", huge, "kohya", dtype=torch.float16, **FACTS)
+        write_lora(tmp_path / "ana.safetensors", huge, "kohya", FACTS, torch.float16)
     two = {s: (d.repeat(2, 1, 1), u.repeat(2, 1, 1)) for s, (d, u) in factors.items()}
     with pytest.raises(ValueError, match="one identity, not 2"):
-        write_lora(tmp_path / "ana.safetensors", two, "kohya", **FACTS)
+        write_lora(tmp_path / "ana.safetensors", two, "kohya", FACTS)
     with pytest.raises(ValueError, match="no name for transformer"):
         write_lora(
-            tmp_path / "ana.safetensors", random_factors((Site("transformer.q", 3, 3),)), "kohya", **FACTS
+            tmp_path / "ana.safetensors", random_factors((Site("transformer.q", 3, 3),)), "kohya", FACTS
         )
     monkeypatch.setattr(
-        formats, "read_lora", lambda *_: ({s: (d, u * 1.01) for s, (d, u) in factors.items()}, {})
+        write, "read_lora", lambda *_: ({s: (d, u * 1.01) for s, (d, u) in factors.items()}, {})
     )
     with pytest.raises(RuntimeError, match="relative error"):
-        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", **FACTS)
-    monkeypatch.setattr(formats, "read_lora", lambda *_: ({}, {}))
+        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", FACTS)
+    monkeypatch.setattr(write, "read_lora", lambda *_: ({}, {}))
     with pytest.raises(RuntimeError, match="wrote 4 sites, read back 0"):
-        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", **FACTS)
+        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", FACTS)
     assert list(tmp_path.iterdir()) == []

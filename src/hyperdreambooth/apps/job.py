@@ -24,6 +24,7 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
 from hyperdreambooth.hypernet.validate import Sample, Score
 from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
@@ -76,7 +77,7 @@ def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter
             raise InputError(f"{file}: made over basis {source}, not {found.source}; pass its own --hypernet")
         return found
 
-    return load_adapter(file, base.sites, base.fingerprint, basis_of)
+    return load_adapter(file, base.sites, base.fingerprint, basis_of, wearable(base.components))
 
 
 def check_file(out: Path) -> None:

@@ -37,6 +37,26 @@ def thin_svd(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (left @ u).to(down), s.to(down), (vh @ right.mT).to(down)
 
 
+def inner_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """`⟨ΔW, ΔW'⟩ = ⟨upᵀ up', down down'ᵀ⟩` of one identity at one site, in float64; forms no `(o, i)`."""
+    (down, up), (down2, up2) = (
+        [factor[0].detach().double().cpu() for factor in pair] for pair in (one, other)
+    )
+    return float(((up.T @ up2) * (down @ down2.T)).sum())
+
+
+def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """`‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 where both are zero.
+
+    Args:
+        one: down `(1, r, i)`, up `(1, o, r)`.
+        other: the same site, any rank.
+    """
+    size = inner_product(one, one)
+    apart = size + inner_product(other, other) - 2 * inner_product(one, other)
+    return (max(apart, 0.0) / size) ** 0.5 if size else float(apart > 0)
+
+
 @torch.no_grad()
 def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
     """Raises the rank: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`; same ΔW, every slot alive.
