@@ -11,8 +11,8 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.generate import generate, scaled
-from hyperdreambooth.lora.relax import concatenate
+from hyperdreambooth.generate import generate
+from hyperdreambooth.lora.relax import concatenate, scaled
 from hyperdreambooth.runs import InputError, draw
 from hyperdreambooth.shapes import Factors
 

@@ -16,7 +16,7 @@ from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.headers import Facts
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
-from hyperdreambooth.lora.relax import relax, thin_svd
+from hyperdreambooth.lora.relax import add_up, relax, scaled, thin_svd, truncate
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
@@ -145,6 +145,31 @@ def load_adapter(
     adapter = Adapter.from_lidb(lidb, basis)
     adapter.metadata = header
     return adapter
+
+
+def merge(adapters: Sequence[tuple[Adapter, float]], rank: int | None = None) -> tuple[Adapter, float]:
+    """Several adapters of one base as one LoRA: a person and a style, say.
+
+    Args:
+        adapters: each with its weight.
+        rank: of the result; None for the sum of all ranks, which is exact.
+
+    Returns:
+        The LoRA, and the relative error of its ΔW over all sites (0 without `rank`); trigger and base are the
+        first ones named.
+
+    Raises:
+        InputError: a rank below 1.
+    """
+    if rank is not None and rank < 1:
+        raise InputError(f"rank {rank}: expected a whole number above 0")
+    worn = add_up([scaled(adapter.factors, weight) for adapter, weight in adapters])
+    factors, error = (worn, 0.0) if rank is None else truncate(worn, rank)
+    trigger, fingerprint, source = (
+        next((getattr(adapter, field) for adapter, _ in adapters if getattr(adapter, field)), "")
+        for field in ("trigger", "base_fingerprint", "base_source")
+    )
+    return Adapter(factors, trigger, fingerprint, source), error
 
 
 def summary(adapter: Adapter) -> dict[str, Any]:

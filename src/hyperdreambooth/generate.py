@@ -14,6 +14,7 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.lora.inject import Worn, wear, wearable
+from hyperdreambooth.lora.relax import scaled
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, draw
 from hyperdreambooth.shapes import Factors
@@ -103,11 +104,6 @@ def _draw(
         height=side,
         width=side,
     ).images
-
-
-def scaled(factors: Factors, weight: float) -> Factors:
-    """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
-    return {name: (down, up * weight) for name, (down, up) in factors.items()}
 
 
 def _of(factors: Factors, identities: list[int]) -> Factors:

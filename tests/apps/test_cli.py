@@ -15,8 +15,8 @@ from hyperdreambooth.apps.options import PRESETS, TABLES, resolve
 from hyperdreambooth.runs import InputError
 
 COMMANDS = (
-    "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "inspect", "dreambooth",
-    "preoptimize", "train", "doctor",
+    "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",
+    "dreambooth", "preoptimize", "train", "doctor",
 )  # fmt: skip
 SHARED = {"--config", "--set", "--dry-run", "--help"}
 

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner, Result
 
+from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.apps.cli import app
+from hyperdreambooth.base.load import load_base
 from hyperdreambooth.lidb.bank import Bank
+from hyperdreambooth.lora.formats.read import read_lora
+from hyperdreambooth.lora.inject import wear, wearable
+from hyperdreambooth.lora.relax import scaled
 from hyperdreambooth.runs import load_tensors
 
 SMALL = ["--set", "down_dim=4", "--set", "up_dim=3"]
@@ -186,6 +192,70 @@ def test_export_of_a_bank_and_of_a_file(made: Path, micro_dir: Path, tmp_path: P
     )
     assert "--identity" in error("export", made / "bank", "--out", tmp_path / "no", *network)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_merged_pipeline_is_a_base_that_draws_the_person(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    network, file = with_network(made, micro_dir), made / "p.lidb.safetensors"
+    hdb("export", file, "--format", "merged", "--out", tmp_path / "out", *network)
+    words = ["--prompt", "a [V] face", "--set", "steps=2"]
+    hdb("generate", "--out", tmp_path / "worn", "--adapter", file, *words, *network)
+    merged = ["--base", tmp_path / "out" / "merged", "--device", "cpu"]
+    hdb("generate", "--out", tmp_path / "merged", *words, *merged)
+    one, other = (np.asarray(Image.open(tmp_path / k / "000-0.png"), int) for k in ("worn", "merged"))
+    assert np.abs(one - other).max() <= 1
+
+
+def test_number_formats_of_files(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network = with_network(made, micro_dir)
+    for form in ("kohya", "lidb"):
+        words = ["--format", form, "--dtype", "float16", "--out", tmp_path / form]
+        hdb("export", made / "p.lidb.safetensors", *words, *network)
+        (file,) = (tmp_path / form).glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_tensors(file)[0].values()} == {torch.float16}
+    words = ["--format", "merged", "--dtype", "bfloat16", "--out", tmp_path]
+    hdb("export", made / "p.lidb.safetensors", *words, *network)
+    (file,) = (tmp_path / "merged" / "unet").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_tensors(file)[0].values()} == {torch.bfloat16}
+    words = ["--format", "lidb", "--dtype", "bfloat16", "--out", tmp_path / "no"]
+    assert "float32 or float16" in error("export", made / "p.lidb.safetensors", *words, *network)
+
+
+def test_a_person_and_a_style_become_one_file_that_diffusers_loads(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    import pipelines
+
+    network, style = with_network(made, micro_dir), tmp_path / "style.safetensors"
+    block = "lora_unet_mid_block_attentions_0"
+    state: dict[str, torch.Tensor] = {}
+    for inner, shape in (("proj_in", (1, 1)), ("transformer_blocks_0_attn1_to_q", ())):
+        state[f"{block}_{inner}.lora_down.weight"] = torch.randn(2, 32, *shape) / 4
+        state[f"{block}_{inner}.lora_up.weight"] = torch.randn(32, 2, *shape) / 4
+    save_file(state, style)
+    both = [made / "p.lidb.safetensors", style, "--weight", 1, "--weight", 0.5]
+    pipe = StableDiffusionPipeline.from_pretrained(micro_dir)
+    pictures = []
+    for form in ("diffusers", "kohya"):
+        out = tmp_path / f"{form}.safetensors"
+        result = hdb("merge", *both, "--format", form, "--out", out, *network)
+        assert "rank 3, relative error 0" in result.stdout and report(out)["relative_error"] == 0
+        pipe.load_lora_weights(str(tmp_path), weight_name=out.name)
+        pictures.append(pipelines.picture(pipe))
+        pipe.unload_lora_weights()
+    base = load_base(micro_dir, device="cpu")
+    person = load_adapter(made / "p.lidb.safetensors", base.sites, base.fingerprint)
+    theirs, _ = read_lora(style, wearable(base.components))
+    with wear(base.components, person.factors), wear(base.components, scaled(theirs, 0.5), name="style"):
+        live = pipelines.picture(base.pipe)
+    for picture in pictures:
+        torch.testing.assert_close(picture, live, rtol=0, atol=1e-5)
+    hdb("merge", *both, "--rank", 1, "--out", tmp_path / "near.safetensors", *network)
+    assert 0 < report(tmp_path / "near.safetensors")["relative_error"] < 1
+    assert "--weight" in error("merge", *both[:-2], "--out", tmp_path / "no.safetensors", *network)
 
 
 @pytest.mark.parametrize("method", ["lidb", "lora"])

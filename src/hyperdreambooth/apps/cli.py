@@ -78,7 +78,7 @@ app = typer.Typer(
 
 for command in (
     demo.demo, use.personalize, use.predict, files.relax, teach.finetune, use.generate, files.export,
-    files.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
+    files.merge, files.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")

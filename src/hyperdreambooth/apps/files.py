@@ -19,6 +19,7 @@ from hyperdreambooth.apps.options import (
     Relaxation,
     Seed,
     Sets,
+    Weights,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
@@ -69,9 +70,12 @@ def export(
         str | None, typer.Option("--identity", help="Who, of a bank.", show_default=False)
     ] = None,
     form: Annotated[
-        Literal["diffusers", "kohya", "lidb", "all"],
-        typer.Option("--format", help="all: each the source has."),
+        Literal["diffusers", "kohya", "lidb", "merged", "all"],
+        typer.Option("--format", help="merged: a whole pipeline; all: each file the source has."),
     ] = "all",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Number format of the files.")
+    ] = "float32",
     base: BaseName = None,
     hypernet: HypernetName = None,
     device: Device = None,
@@ -79,7 +83,10 @@ def export(
     sets: Sets = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Bank or adapter to standard LoRA files."""
+    """Bank or adapter to standard LoRA files.
+
+    Or to a whole pipeline, for tools that know no adapters.
+    """
     settings = resolve("export", Nothing, config, sets, base=base, device=device)
     if dry_run:
         return settings.show()
@@ -94,7 +101,10 @@ def export(
             else job.open_adapter(source, frozen, hypernet)
         )
     with report.stage("write"):
-        files = job.save_forms(adapter, out, frozen.resolution, form)
+        if form == "merged":
+            files = job.save_pipeline(adapter, out, frozen, dtype)
+        else:
+            files = job.save_forms(adapter, out, frozen.resolution, form, dtype)
     facts = {"rank": adapter.rank, "trigger": adapter.trigger, "identity": identity}
     report.write(out, source=str(source), files=files, **facts)
     job.tell(out, files)
@@ -122,6 +132,44 @@ def _of_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
     lidb = bank.lidb(identity, basis)
     check_fits(lidb, base.fingerprint, base.sites, basis, folder)
     return Adapter.from_lidb(lidb, basis)
+
+
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Adapter files: LiDB or LoRA, ours or others'.")],
+    out: Annotated[Path, typer.Option("--out", help="The LoRA to write (.safetensors).")],
+    weight: Weights = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Of the result [exact: the sum].", show_default=False)
+    ] = None,
+    form: Annotated[Literal["diffusers", "kohya"], typer.Option("--format")] = "diffusers",
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Several adapters as one LoRA.
+
+    Exact; with a rank, the nearest of that rank, and how near.
+    """
+    settings = resolve("merge", Nothing, config, sets, base=base, device=device)
+    if dry_run:
+        return settings.show()
+    from hyperdreambooth.adapter import merge as add
+    from hyperdreambooth.apps import job
+
+    job.check_file(out)
+    report = Report("merge", settings.plain())
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        worn = job.open_weighted(files, weight or [], frozen, hypernet)
+    with report.stage("merge"):
+        merged, error = add(worn, rank)
+    merged.save(out, form, frozen.resolution)
+    facts = {"weights": [own for _, own in worn], "rank": merged.rank, "relative_error": error}
+    report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **facts)
+    typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")
 
 
 def inspect(

@@ -60,9 +60,11 @@ def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> Non
         dtype: `torch.float32` or `torch.float16`, which halves the file.
 
     Raises:
-        InputError: the numbers are NaN, infinite or too large for `dtype`.
+        InputError: another `dtype`, or numbers that are NaN, infinite or too large for it.
         ValueError: the numbers are not `(P,)`.
     """
+    if dtype not in (torch.float32, torch.float16):
+        raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
     if tuple(lidb.numbers.shape) != (lidb.layout.size,):
         raise ValueError(f"numbers of shape ({lidb.layout.size},) expected, got {tuple(lidb.numbers.shape)}")
     numbers = lidb.numbers.detach().to(dtype)

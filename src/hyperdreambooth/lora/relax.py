@@ -134,6 +134,28 @@ def concatenate(a: Factors, b: Factors) -> Factors:
     return {s: (torch.cat([a[s][0], b[s][0]], 1), torch.cat([a[s][1], b[s][1]], 2)) for s in a}
 
 
+def add_up(many: Sequence[Factors]) -> Factors:
+    """Several adapters as one whose ΔW is their sum, exactly: ranks add up, at the sites of any of them.
+
+    Args:
+        many: factors of the same identities, each at sites of its own; weights already in `up` (`scaled`).
+
+    Returns:
+        Factors of one rank, the largest sum at any site; the others are zero-padded.
+    """
+    made: Factors = {}
+    for site in sorted({site for factors in many for site in factors}):
+        pairs = [factors[site] for factors in many if site in factors]
+        made[site] = torch.cat([down for down, _ in pairs], 1), torch.cat([up for _, up in pairs], 2)
+    rank = max(down.shape[1] for down, _ in made.values())
+    return {site: (_pad(down.mT, rank).mT, _pad(up, rank)) for site, (down, up) in made.items()}
+
+
+def scaled(factors: Factors, weight: float) -> Factors:
+    """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
+    return {name: (down, up * weight) for name, (down, up) in factors.items()}
+
+
 @torch.no_grad()
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     """The best adapter of a given rank, singular values absorbed into `up` (paper, section 4.4).

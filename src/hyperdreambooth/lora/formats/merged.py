@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.lora.formats.container import open_tensors
 from hyperdreambooth.lora.inject import locate
-from hyperdreambooth.runs import InputError, whole_folder
+from hyperdreambooth.runs import InputError, whole_folder, write_json
 from hyperdreambooth.shapes import Factors, canonical
 
 
@@ -46,7 +46,13 @@ def merged_into(components: Mapping[str, nn.Module], factors: Factors) -> Genera
             weights[site].copy_(weight)
 
 
-def save_merged(folder: Path, pipe: Any, components: Mapping[str, nn.Module], factors: Factors) -> None:
+def save_merged(
+    folder: Path,
+    pipe: Any,
+    components: Mapping[str, nn.Module],
+    factors: Factors,
+    about: Mapping[str, str] = {},
+) -> None:
     """Writes a pipeline with the adapter folded in, whole, and compares every adapted weight with the file's.
 
     Args:
@@ -54,6 +60,7 @@ def save_merged(folder: Path, pipe: Any, components: Mapping[str, nn.Module], fa
         pipe: the diffusers pipeline; as before afterwards.
         components: its adaptable parts.
         factors: one identity.
+        about: what a pipeline does not know of itself (trigger, class word); becomes `hyperdreambooth.json`.
 
     Raises:
         InputError: ΔW leaves the range of the base's number format.
@@ -65,6 +72,7 @@ def save_merged(folder: Path, pipe: Any, components: Mapping[str, nn.Module], fa
                 f"{bad[0]}: with the adapter, too large for the base's numbers; pass --dtype float32"
             )
         pipe.save_pretrained(part)
+        write_json(part / "hyperdreambooth.json", about)
         for name in sorted({site.partition(".")[0] for site in factors}):
             _check(part / name, name, {site: w for site, w in weights.items() if site.startswith(f"{name}.")})
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Site, canonical
 
 
@@ -160,7 +161,7 @@ def kohya_slots(sites: Sequence[Site]) -> dict[str, Slot]:
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
 
     Raises:
-        ValueError: a site that the form has no name for.
+        InputError: a site that the form has no name for.
     """
     family, per_block = family_of(sites), _per_block(sites)
     made: dict[str, Slot] = {}
@@ -173,9 +174,15 @@ def kohya_slots(sites: Sequence[Site]) -> dict[str, Slot]:
         elif slot := _original(site, family, per_block):
             slot = Slot(f"lora_unet_{slot.module}", slot.start, slot.total)
         else:
-            raise ValueError(f"the kohya form has no name for {site.name}; use the diffusers form")
+            raise InputError(f"the kohya form has no name for {site.name}; use the diffusers form")
         made[site.name] = Slot(slot.module.replace(".", "_"), slot.start, slot.total)
     return made
+
+
+def is_convolution(site: Site, family: Family) -> bool:
+    """Whether the layer is a 1×1 convolution: around the transformers of SD 1.x, in the shortcuts of all."""
+    around = family is SD1 and re.fullmatch(r"unet\..*\.attentions\.\d+\.proj_(in|out)", site.name)
+    return bool(around) or site.name.endswith(".conv_shortcut")
 
 
 def diffusers_module(site: Site, family: Family) -> str:

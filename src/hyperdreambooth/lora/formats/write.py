@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.lora.formats.headers import Facts, content_hash, kohya_fields, model_spec, peft_config
-from hyperdreambooth.lora.formats.names import Slot, diffusers_module, family_of, kohya_slots
+from hyperdreambooth.lora.formats.names import (
+    Family,
+    Slot,
+    diffusers_module,
+    family_of,
+    is_convolution,
+    kohya_slots,
+)
 from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, read_lora
 from hyperdreambooth.lora.relax import relative_distance
 from hyperdreambooth.runs import InputError, save_tensors, whole_file
@@ -41,8 +48,9 @@ def write_lora(
         dtype: number format in the file.
 
     Raises:
-        InputError: a file name that diffusers passes over, or numbers that `dtype` cannot hold.
-        ValueError: several identities, or a site without a name in `form`.
+        InputError: a file name that diffusers passes over, numbers that `dtype` cannot hold, or a site
+            without a name in `form`.
+        ValueError: several identities.
         RuntimeError: the file read back is not the adapter that was written; no file is left.
     """
     if path.suffix != ".safetensors" or any(word in path.name.lower() for word in UNFIT_NAMES):
@@ -84,15 +92,23 @@ def _flatten(factors: Factors, dtype: torch.dtype) -> Flat:
 def _diffusers_tensors(flat: Flat, sites: list[Site]) -> dict[str, Tensor]:
     family, tensors = family_of(sites), dict[str, Tensor]()
     for site in sites:
-        module, (down, up) = diffusers_module(site, family), flat[site.name]
+        down, up = _shaped(site, family, *flat[site.name])
+        module = diffusers_module(site, family)
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
     return tensors
 
 
+def _shaped(site: Site, family: Family, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Down and up as matrices, or as the 1×1 convolutions that diffusers wants where the layer is one."""
+    return (down[..., None, None], up[..., None, None]) if is_convolution(site, family) else (down, up)
+
+
 def _kohya_tensors(flat: Flat, sites: list[Site]) -> dict[str, Tensor]:
     members: defaultdict[str, list[tuple[Slot, Tensor, Tensor]]] = defaultdict(list)
-    for site, slot in kohya_slots(sites).items():
-        members[slot.module].append((slot, *flat[site]))
+    family, slots = family_of(sites), kohya_slots(sites)
+    for site in sites:
+        slot = slots[site.name]
+        members[slot.module].append((slot, *_shaped(site, family, *flat[site.name])))
     tensors: dict[str, Tensor] = {}
     for module, shares in members.items():
         down, up = _fused(sorted(shares, key=lambda share: share[0].start))
@@ -102,7 +118,9 @@ def _kohya_tensors(flat: Flat, sites: list[Site]) -> dict[str, Tensor]:
 
 
 def _fused(shares: list[tuple[Slot, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Side by side in the rank, each reaching its own rows only; a site alone stays as it is."""
+    """Side by side in the rank, each reaching its own rows only; one site's own layer stays as it is."""
+    if len(shares[0][2]) == shares[0][0].total:
+        return shares[0][1:]
     down = torch.cat([down for _, down, _ in shares])
     up = down.new_zeros(shares[0][0].total, len(down))
     first = 0
