@@ -78,6 +78,13 @@ class Adapter:
             raise InputError(f"rank {rank}: {error}; pass at least {self.rank}") from None
         return replace(self, factors=relaxed, lidb=None, metadata=dict(self.metadata))
 
+    def facts(self, title: str, resolution: int) -> Facts:
+        """What headers and cards tell of it; of a base on somebody's disk, the folder's name alone."""
+        steps = self.metadata.get("steps", "")  # a stranger's file may have anything there
+        place = Path(self.base_source)
+        name = place.name if place.is_absolute() else self.base_source
+        return Facts(self.trigger, name, resolution, title, int(steps) if steps.isdecimal() else 0)
+
     def save(
         self,
         path: Path | str,
@@ -102,11 +109,7 @@ class Adapter:
                 raise InputError(f"{path}: a relaxed or finetuned adapter is no LiDB; use diffusers or kohya")
             save_lidb(path, self.lidb, dtype)
         elif format in ("diffusers", "kohya"):
-            steps = self.metadata.get("steps", "")  # a stranger's file may have anything there
-            facts = Facts(
-                self.trigger, self.base_source, resolution, path.name.split(".")[0],
-                int(steps) if steps.isdecimal() else 0,
-            )  # fmt: skip
+            facts = self.facts(path.name.split(".")[0], resolution)
             write_lora(path, self.factors, format, facts, dtype)
         else:
             raise InputError(f"format {format!r} is unknown; use diffusers, kohya or lidb")

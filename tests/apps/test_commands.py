@@ -120,14 +120,16 @@ def test_predict_relax_finetune(made: Path, micro_dir: Path, micro_photos: Path,
         *with_network(made, micro_dir),
     )
     assert any(name.startswith("lora_unet_") for name in load_tensors(tuned)[0])
-    told = json.loads(hdb("inspect", relaxed, "--against", tuned, *with_network(made, micro_dir)).stdout)
+    told = json.loads(
+        hdb("inspect", relaxed, "--json", "--against", tuned, *with_network(made, micro_dir)).stdout
+    )
     assert told["kind"] == "lora" and told["rank"] == 3 and told["fits"].startswith("yes")
     assert (
         told["against"]["shared_sites"] == sum(told["sites"].values())
         and told["against"]["relative_distance"] > 0
     )
     again = json.loads(
-        hdb("inspect", relaxed, "--against", prediction, *with_network(made, micro_dir)).stdout
+        hdb("inspect", relaxed, "--json", "--against", prediction, *with_network(made, micro_dir)).stdout
     )
     assert again["against"]["relative_distance"] < 1e-5 and again["against"]["cosine"] == pytest.approx(1)
 
@@ -207,6 +209,33 @@ def test_a_merged_pipeline_is_a_base_that_draws_the_person(
     assert np.abs(one - other).max() <= 1
 
 
+def test_inspect_tells_what_a_strangers_file_is(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network, out = with_network(made, micro_dir), tmp_path / "out"
+    hdb("export", made / "p.lidb.safetensors", "--out", out, *network)
+    for form, file in report(out)["files"].items():
+        told = json.loads(hdb("inspect", out / file, "--json", *network).stdout)
+        assert told["format"] == form and told["fits"].startswith("yes") and told["trigger"] == "sks"
+        assert (
+            len(told["norms"]) == sum(told["sites"].values()) and told["bytes"] == (out / file).stat().st_size
+        )
+        norm = sum(value**2 for name, value in told["norms"].items() if name.startswith("unet.")) ** 0.5
+        assert norm == pytest.approx(told["delta_norm"]["unet"], rel=1e-4)
+    wide = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(3, 640)}
+    wide |= {"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.ones(640, 3)}
+    wide |= {"lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(1.5)}
+    save_file(wide, tmp_path / "sd.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
+    told = json.loads(hdb("inspect", tmp_path / "sd.safetensors", "--json", *network).stdout)
+    assert told["fits"].startswith("no: unet.mid_block") and "norms" not in told
+    assert (told["format"], told["base"]) == ("kohya", "sdxl_base_v1-0")
+    assert (told["ranks"], told["alphas"], told["layers"]) == ([3], [1.5], {"lora_unet": 1})
+    words = ["--against", made / "p.lidb.safetensors"]
+    lines = hdb("inspect", out / "person.safetensors", *words, *network).stdout
+    assert "ss_network_dim" in lines and "attn1.to_q" in lines and "against cosine" in lines
+    wide["lora_unet_mid_block_attentions_0_proj_in.alpha"] *= float("nan")
+    save_file(wide, tmp_path / "sd.safetensors")
+    assert "NaN" in error("inspect", tmp_path / "sd.safetensors", *network)
+
+
 def test_number_formats_of_files(made: Path, micro_dir: Path, tmp_path: Path) -> None:
     network = with_network(made, micro_dir)
     for form in ("kohya", "lidb"):
@@ -281,7 +310,7 @@ def test_a_lidb_of_another_base_is_described_but_never_worn(
             parameter.add_(0.1)
     other.save_pretrained(tmp_path / "other")
     file, on = made / "p.lidb.safetensors", ["--base", tmp_path / "other", "--device", "cpu"]
-    told = json.loads(hdb("inspect", file, *on).stdout)
+    told = json.loads(hdb("inspect", file, "--json", *on).stdout)
     assert told["fits"].startswith("no") and told["base_fingerprint"] in told["fits"]
     assert told["base_fingerprint"] in error(
         "generate", "--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x", *on

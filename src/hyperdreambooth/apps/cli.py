@@ -13,7 +13,7 @@ from typing import Any
 import typer
 import typer.core
 
-from hyperdreambooth.apps import demo, doctor, files, teach, use, world
+from hyperdreambooth.apps import demo, doctor, files, inspect, teach, use, world
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
 
@@ -78,7 +78,7 @@ app = typer.Typer(
 
 for command in (
     demo.demo, use.personalize, use.predict, files.relax, teach.finetune, use.generate, files.export,
-    files.merge, files.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
+    files.merge, inspect.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")

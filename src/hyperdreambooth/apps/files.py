@@ -1,10 +1,9 @@
-"""Commands on adapter files: relax, export, inspect."""
+"""Commands that make adapter files of others: relax, export, merge."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -170,58 +169,3 @@ def merge(
     facts = {"weights": [own for _, own in worn], "rank": merged.rank, "relative_error": error}
     report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **facts)
     typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")
-
-
-def inspect(
-    file: Annotated[Path, typer.Argument(help="An adapter file.")],
-    against: Annotated[
-        Path | None, typer.Option("--against", help="Another one to compare.", show_default=False)
-    ] = None,
-    base: BaseName = None,
-    hypernet: HypernetName = None,
-    device: Device = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-) -> None:
-    """What an adapter file is, and if it fits."""
-    settings = resolve("inspect", Nothing, config, sets, base=base, device=device)
-    if dry_run:
-        return settings.show()
-    from hyperdreambooth.adapter import summary
-    from hyperdreambooth.apps import job
-    from hyperdreambooth.lidb.file import lidb_header
-
-    frozen, header = job.load(settings.place), lidb_header(file)
-    told: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size if file.is_file() else None}
-    if header is not None and header.get("base_fingerprint") != frozen.fingerprint:
-        made_for = header.get("base_fingerprint")
-        told |= {**header, "fits": f"no: made for base {made_for}, this base is {frozen.fingerprint}"}
-    else:
-        adapter = job.open_adapter(file, frozen, hypernet)
-        told |= {**summary(adapter), "fits": f"yes: base {frozen.fingerprint} ({frozen.source})"}
-        if against is not None:
-            other = job.open_adapter(against, frozen, hypernet)
-            told["against"] = {"file": str(against), **_compare(adapter, other)}
-    typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
-
-
-def _compare(one: Adapter, other: Adapter) -> dict[str, float | int]:
-    """Cosine and relative distance of two ΔW over all sites, from the factors alone."""
-    here, there = _dot(one, one), _dot(other, other)
-    both = _dot(one, other)
-    distance = max(here + there - 2 * both, 0.0) ** 0.5
-    return {
-        "cosine": both / max((here * there) ** 0.5, 1e-30),
-        "relative_distance": distance / max(here**0.5, 1e-30),
-        "shared_sites": len(one.factors.keys() & other.factors.keys()),
-    }
-
-
-def _dot(one: Adapter, other: Adapter) -> float:
-    """`Σ ⟨ΔW, ΔW'⟩ = Σ ⟨upᵀ up', down down'ᵀ⟩`, without forming `(o, i)` matrices."""
-    total = 0.0
-    for name in one.factors.keys() & other.factors.keys():
-        (down, up), (down2, up2) = ([t[0].double() for t in each.factors[name]] for each in (one, other))
-        total += ((up.T @ up2) * (down @ down2.T)).sum().item()
-    return total

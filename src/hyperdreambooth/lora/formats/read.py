@@ -97,9 +97,7 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
     _check_shapes(file, places)
     config = _config(path, file.metadata)
     with open_tensors(path) as tensors:
-        for key in file.entries:
-            if not finite(tensors.get_tensor(key)):
-                raise InputError(f"{path}: tensor '{key}' holds NaN or infinite numbers; get the file again")
+        check_finite(file, tensors)
         factors: Factors = {}
         for name, module in file.modules.items():
             down, up = (tensors.get_tensor(key).flatten(1).float() for key in (module.down, module.up))
@@ -113,6 +111,13 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
             f"{path}: {overflown[0]}: alpha times up is too large for float32; get the file again"
         )
     return even(dict(sorted(factors.items()))), file.metadata
+
+
+def check_finite(file: LoraFile, tensors: Any) -> None:
+    """Refuses a file, as opened by `open_tensors`, with NaN or infinite numbers in it."""
+    for key in file.entries:
+        if not finite(tensors.get_tensor(key)):
+            raise InputError(f"{file.path}: tensor '{key}' holds NaN or infinite numbers; get the file again")
 
 
 def even(factors: Factors) -> Factors:
