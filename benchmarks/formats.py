@@ -2,7 +2,7 @@
 
 `write` is one whole file of a LoRA, read back and compared site by site. `switch` is another identity worn in
 place in a live pipeline; `reload` is diffusers' `unload_lora_weights` and `load_lora_weights`, from a file in
-the page cache. The UNet has its real sizes and one shared zero for weights: neither job reads those. Each figure
+the page cache. The UNet has its real sizes and one shared zero for weights: neither job reads those. Each
 is the smallest of its rounds, which a busy machine spoils least.
 
     python benchmarks/formats.py --rank 4

@@ -282,6 +282,18 @@ def test_a_person_and_a_style_become_one_file_that_diffusers_loads(
         live = pipelines.picture(base.pipe)
     for picture in pictures:
         torch.testing.assert_close(picture, live, rtol=0, atol=1e-5)
+    words = [word for k, word in enumerate(both) for word in (("--adapter", word) if k < 2 else (word,))]
+    hdb(
+        "generate",
+        "--prompt",
+        "a [V] face",
+        "--set",
+        "steps=1",
+        "--out",
+        tmp_path / "pictures",
+        *words,
+        *network,
+    )
     hdb("merge", *both, "--rank", 1, "--out", tmp_path / "near.safetensors", *network)
     assert 0 < report(tmp_path / "near.safetensors")["relative_error"] < 1
     assert "--weight" in error("merge", *both[:-2], "--out", tmp_path / "no.safetensors", *network)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hyperdreambooth.base.load import Base
 from hyperdreambooth.lora.formats import write
 from hyperdreambooth.lora.formats.headers import Facts
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
-from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
@@ -55,43 +57,6 @@ def same_delta(got: Factors, wanted: Factors, scale: float = 1.0) -> None:
 def header(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:
         return file.metadata()
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("text", [True, False])
-def test_a_plain_pipeline_loads_it(
-    micro_base: Base, micro_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    form: Literal["diffusers", "kohya"], text: bool,
-) -> None:  # fmt: skip
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
-
-    sites = tuple(s for s in micro_base.sites if text or s.component == "unet")
-    factors = random_factors(sites)
-    path = tmp_path / "ana.safetensors"
-    write_lora(path, factors, form, FACTS)
-
-    def picture(pipe: Any) -> Tensor:
-        pipe.set_progress_bar_config(disable=True)
-        noise = torch.Generator().manual_seed(0)
-        made = pipe(
-            "a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np"
-        )
-        return torch.from_numpy(made.images)
-
-    bare = picture(micro_base.pipe)
-    with torch.no_grad(), wear(micro_base.components, factors):
-        live = picture(micro_base.pipe)
-    plain = StableDiffusionPipeline.from_pretrained(micro_dir)
-    logging.enable_propagation()  # zero unexpected, missing or unloaded keys: they are only ever logged
-    caplog.clear()
-    plain.load_lora_weights(str(tmp_path), weight_name=path.name)
-    logging.disable_propagation()
-    warned = [r.getMessage() for r in caplog.records if r.levelname != "INFO"]
-    unasked = "No LoRA keys associated to CLIPTextModel"  # said of a file that adapts the UNet alone
-    assert {w[: len(unasked)] for w in warned} == (set() if text else {unasked})
-    torch.testing.assert_close(picture(plain), live, rtol=0, atol=1e-5)
-    assert (live - bare).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -163,6 +128,15 @@ def dotted(
     return state
 
 
+def before_peft(factors: Factors) -> State:
+    """diffusers' attention processors, before it used PEFT."""
+    state = dotted(factors, model="text_model.", halves=("lora_linear_layer.down", "lora_linear_layer.up"))
+    return {
+        re.sub(r"\.to_(q|k|v|out)(?:\.0)?\.lora_linear_layer", r".processor.to_\1_lora", key): tensor
+        for key, tensor in state.items()
+    }
+
+
 def componentless(factors: Factors) -> State:
     return {
         key.replace("unet.", "base_model.model."): t for key, t in dotted(factors).items() if "unet." in key
@@ -183,6 +157,9 @@ def componentless(factors: Factors) -> State:
         (lambda f: dotted(f, halves=("base_layer.lora_A.person", "base_layer.lora_B.person")), 1.0),
         (lambda f: dotted(f, start="base_model.model."), 1.0),
         (lambda f: dotted(f, halves=("lora.down", "lora.up")), 1.0),
+        (lambda f: dotted(f, start="_orig_mod.module."), 1.0),
+        (lambda f: dotted(f, model="module.text_model."), 1.0),
+        (before_peft, 1.0),
         (lambda f: {key: t.half().contiguous() for key, t in dotted(f).items()}, 1.0),
     ],
 )
@@ -218,6 +195,57 @@ def test_mixed_ranks_are_padded(tmp_path: Path) -> None:
     got, _ = read_lora(tmp_path / "their.safetensors", SITES)
     same_delta(got, factors)
     assert {down.shape[1] for down, _ in got.values()} == {3}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=len(SITES), max_size=len(SITES)),
+    st.sampled_from(FORMS),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_whatever_the_ranks_it_comes_back(
+    ranks: list[int], form: Literal["diffusers", "kohya"], dtype: torch.dtype
+) -> None:
+    factors = {s.name: random_factors((s,), r)[s.name] for s, r in zip(SITES, ranks, strict=True)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ana.safetensors"
+        write_lora(path, factors, form, FACTS, dtype)
+        got, told = read_lora(path, SITES)
+        content = path.read_bytes()
+    same_delta(got, {s: (down.to(dtype).float(), up.to(dtype).float()) for s, (down, up) in factors.items()})
+    assert {down.shape[1] for down, _ in got.values()} == {max(ranks)}
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    assert told["modelspec.hash_sha256"] == f"0x{digest}" and told.get("sshs_model_hash", digest) == digest
+
+
+@pytest.mark.parametrize(
+    ("site", "version", "architecture", "v2"),
+    [
+        ("unet.a.attn2.to_k:768", "sd_v1", "stable-diffusion-v1/lora", "False"),
+        ("unet.a.attn2.to_k:1024", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "True"),
+        (
+            "unet.mid_block.attentions.0.attn2.to_k:2048",
+            "sdxl_base_v1-0",
+            "stable-diffusion-xl-v1-base/lora",
+            "False",
+        ),
+        ("transformer.transformer_blocks.0.attn.to_q:1536", "sd3_m", "stable-diffusion-3-m/lora", "False"),
+        ("transformer.transformer_blocks.0.attn.to_q:3072", "flux1", "flux-1-dev/lora", "False"),
+    ],
+)
+def test_headers_name_the_family(tmp_path: Path, site: str, version: str, architecture: str, v2: str) -> None:
+    name, _, width = site.partition(":")
+    path, facts = tmp_path / "ana.safetensors", Facts("sks", "base", 768, "Ana", 40)
+    write_lora(path, random_factors((Site(name, int(width), int(width)),)), "kohya", facts)
+    told = header(path)
+    assert (told["ss_base_model_version"], told["modelspec.architecture"], told["ss_v2"]) == (
+        version,
+        architecture,
+        v2,
+    )
+    required = ("sai_model_spec", "architecture", "implementation", "title", "resolution", "date")
+    assert all(told[f"modelspec.{field}"] for field in required)
+    assert told["ss_steps"] == "40" and told["ss_resolution"] == "(768, 768)"
 
 
 def without(state: State, ending: str) -> State:

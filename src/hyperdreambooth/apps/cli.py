@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from typing import Any
 
 import typer
@@ -85,5 +86,6 @@ app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces
 
 
 def main() -> None:
-    """The entry point of `hdb` and `python -m hyperdreambooth`."""
+    """The entry point of `hdb` and `python -m hyperdreambooth`; a warning is one line too."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     app()
