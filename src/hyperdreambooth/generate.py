@@ -118,17 +118,19 @@ def _change(worn: Worn | None, factors: Factors | None, identities: list[int]) -
 def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
     """The prompts with `[V]` replaced by the trigger of the person worn, else by the base's own.
 
+    Styles have triggers too: among several, the person's is the base's own wherever one of them has that.
+
     Warns where a person is worn whom no prompt calls: the adapter then does little, and nobody can see why.
     """
     triggers = [adapter.trigger for adapter in adapters if adapter.trigger]
-    texts = [
-        base.prompt(prompt.replace(PLACEHOLDER, triggers[0])) if triggers else base.prompt(prompt)
-        for prompt in prompts
-    ]
+    person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
+    texts = [prompt.replace(PLACEHOLDER, person) for prompt in prompts]
     for trigger in triggers:
         if not any(re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) for text in texts):
             warnings.warn(
-                f"no prompt names the person: write [V] or {trigger!r} where they should appear", stacklevel=3
+                f"no prompt names {'the person' if trigger == person else 'an adapter that is worn'}: "
+                f"write {'[V] or ' if trigger == person else ''}{trigger!r} where it should appear",
+                stacklevel=3,
             )
     return texts
 

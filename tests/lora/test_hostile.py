@@ -264,6 +264,22 @@ def test_two_thousand_hostile_files(whole: dict[str, bytes], tmp_path: Path) -> 
     assert count >= 2000
 
 
+def test_flipped_bytes_never_crash(whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Some of these are still right: a title with another letter, a number with another digit."""
+    path, chance, survived = tmp_path / "their.safetensors", random.Random(2), 0
+    for k in range(900):
+        blob = bytearray(list(whole.values())[k % 3])
+        for _ in range(chance.randint(1, 4)):
+            blob[chance.randrange(min(len(blob), 4000))] ^= 1 << chance.randrange(8)
+        path.write_bytes(blob)
+        try:
+            load_adapter(path, SITES, BASE)
+            survived += 1
+        except InputError as error:
+            assert "\n" not in str(error)
+    assert survived < 800
+
+
 def test_they_cost_no_memory(whole: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "their.safetensors"
     some = [blob for k, (_, blob) in enumerate(files(whole)) if k % 50 == 0]
