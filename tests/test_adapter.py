@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hyperdreambooth.adapter import Adapter, load_adapter, summary
+from hyperdreambooth.adapter import Adapter, load_adapter, merge, summary
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
@@ -146,6 +147,23 @@ def test_what_is_no_adapter_gets_one_line(tmp_path: Path, spoil: Callable[[Path]
     with pytest.raises(InputError, match=r"x\.safetensors") as error:
         load_adapter(tmp_path / "x.safetensors", SITES, BASE)
     assert "\n" not in str(error.value)
+
+
+def test_merging_is_exact_or_says_its_error() -> None:
+    person, style = adapter(1), replace(adapter(2).relax(3), trigger="", base_fingerprint="", base_source="")
+    halves = {name: 0.5 * up @ down for name, (down, up) in style.factors.items()}
+    wanted = {name: up @ down + halves[name] for name, (down, up) in person.factors.items()}
+    merged, error = merge([(style, 0.5), (person, 1.0)])
+    assert error == 0 and merged.rank == 4 and merged.kind == "lora"
+    assert (merged.trigger, merged.base_fingerprint, merged.base_source) == ("sks", BASE, "some/base")
+    for name, (down, up) in merged.factors.items():
+        torch.testing.assert_close(up @ down, wanted[name], rtol=1e-5, atol=1e-5)
+    near, error = merge([(style, 0.5), (person, 1.0)], rank=2)
+    lost = sum(float((up @ down - wanted[n]).square().sum()) for n, (down, up) in near.factors.items())
+    total = sum(float(delta.square().sum()) for delta in wanted.values())
+    assert error == pytest.approx((lost / total) ** 0.5, rel=1e-4)
+    with pytest.raises(InputError, match="rank 0"):
+        merge([(person, 1.0)], rank=0)
 
 
 def test_the_summary_of_a_lidb_and_of_a_lora() -> None:

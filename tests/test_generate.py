@@ -11,8 +11,8 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.generate import generate, scaled
-from hyperdreambooth.lora.relax import concatenate
+from hyperdreambooth.generate import generate
+from hyperdreambooth.lora.relax import concatenate, scaled
 from hyperdreambooth.runs import InputError, draw
 from hyperdreambooth.shapes import Factors
 
@@ -129,6 +129,22 @@ def test_the_placeholder_is_the_worn_persons_trigger(micro_base: Base) -> None:
     assert not torch.equal(tokens[0], tokens[1])
     own = generate(micro_base, ["a [V] face"], [adapter(micro_base, other.factors)], steps=2)
     assert worst(named, own) > 0
+
+
+def test_a_styles_trigger_is_not_the_persons(micro_base: Base) -> None:
+    style, person = (
+        adapter(micro_base, people(micro_base, 1, 2), "zwx"),
+        adapter(micro_base, people(micro_base, 1)),
+    )
+    with pytest.warns(UserWarning, match="no prompt names an adapter that is worn: write 'zwx'"):
+        mixed = generate(micro_base, ["a [V] face"], [style, person], steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (
+            worst(mixed, generate(micro_base, ["a sks face"], [style, person], steps=2)) > 5
+        )  # another seed
+        again = generate(micro_base, ["a [V] face"], [person, style], steps=2)
+    assert worst(mixed, again) <= 1
 
 
 def test_what_cannot_be_drawn_is_refused(micro_base: Base) -> None:

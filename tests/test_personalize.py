@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import ResNetConfig, ResNetModel
 
@@ -19,6 +22,7 @@ from hyperdreambooth.hypernet.encoder import load_encoder
 from hyperdreambooth.hypernet.predictor import Facts, Predictor
 from hyperdreambooth.lidb.basis import seeded_basis
 from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.lora.formats.card import licence_of
 from hyperdreambooth.personalize import FILES, Personalizer, check_out, save_person
 from hyperdreambooth.runs import InputError
 
@@ -139,7 +143,7 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
 
     report = write(rows["finetuned"][0])
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert report["files"] == {**FILES, "picture": "picture.png"}
+    assert report["files"] == {**FILES, "picture": "picture.png", "card": "README.md"}
     assert (report["steps"], report["rank"], report["trigger"], report["scores"]) == (1, 2, "sks", scores)
     stages = {"load", "predict", "relax", "finetune", "generate", "total"}
     assert stages == set(report["seconds"])  # type: ignore[call-overload]
@@ -162,6 +166,34 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     for taken in (tmp_path, tmp_path / "holiday.jpg"):
         with pytest.raises(InputError, match="another --out"):
             check_out(taken)
+
+
+def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: Path, tmp_path: Path) -> None:
+    prediction = me.predict(micro_photos / "person-0")
+    adapter = me.personalize(micro_photos / "person-0", rank=2, steps=1, prediction=prediction)
+    picture = {"picture": Image.new("RGB", (32, 32))}
+    common: dict[str, Any] = {"pictures": picture, "seconds": {}, "scores": {}, "seed": 0, "facts": {}}
+    save_person(tmp_path / "out", me.base, prediction, adapter, **common)
+    text = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["instance_prompt"] == "sks" and "template:sd-lora" in front["tags"]
+    assert (front["license"], front["base_model"]) == ("other", Path(me.base.source).name)
+    assert front["widget"][0]["output"]["url"] == "picture.png"
+    for tool in ("diffusers", "ComfyUI", "A1111"):
+        assert f"## {tool}" in text
+    for name in FILES.values():
+        assert name in text
+    code = text.split("```python\n")[1].split("```")[0].replace('base = "base"', f'base = "{me.base.source}"')
+    monkey: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path / "out"):
+        exec(code.replace(").images", ", num_inference_steps=1).images"), monkey)
+    assert monkey["image"].size == (32, 32)
+
+
+def test_the_licence_is_the_bases_own(tmp_path: Path) -> None:
+    assert licence_of(tmp_path) == "other"
+    (tmp_path / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
+    assert licence_of(tmp_path) == "creativeml-openrail-m"
 
 
 def test_what_does_not_belong_together_is_refused(

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
-from hyperdreambooth.lora.formats import read_lora, write_lora
-from hyperdreambooth.lora.relax import relax, thin_svd
+from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.read import read_lora
+from hyperdreambooth.lora.formats.write import write_lora
+from hyperdreambooth.lora.relax import add_up, relax, scaled, thin_svd, truncate
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
@@ -74,13 +78,27 @@ class Adapter:
             raise InputError(f"rank {rank}: {error}; pass at least {self.rank}") from None
         return replace(self, factors=relaxed, lidb=None, metadata=dict(self.metadata))
 
-    def save(self, path: Path | str, format: Format = "diffusers", resolution: int = 512) -> None:
+    def facts(self, title: str, resolution: int) -> Facts:
+        """What headers and cards tell of it; of a base on somebody's disk, the folder's name alone."""
+        steps = self.metadata.get("steps", "")  # a stranger's file may have anything there
+        place = Path(self.base_source)
+        name = place.name if place.is_absolute() else self.base_source
+        return Facts(self.trigger, name, resolution, title, int(steps) if steps.isdecimal() else 0)
+
+    def save(
+        self,
+        path: Path | str,
+        format: Format = "diffusers",
+        resolution: int = 512,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Writes the adapter as one whole safetensors file.
 
         Args:
             path: the file.
             format: `diffusers` (`pipe.load_lora_weights`), `kohya` (ComfyUI, A1111, Forge), or `lidb`.
             resolution: pixels a side it was trained at; goes into a LoRA's header.
+            dtype: number format in the file.
 
         Raises:
             InputError: an unknown format, or `lidb` for what has left that space.
@@ -89,12 +107,10 @@ class Adapter:
         if format == "lidb":
             if self.lidb is None:
                 raise InputError(f"{path}: a relaxed or finetuned adapter is no LiDB; use diffusers or kohya")
-            save_lidb(path, self.lidb)
+            save_lidb(path, self.lidb, dtype)
         elif format in ("diffusers", "kohya"):
-            write_lora(
-                path, self.factors, format, trigger=self.trigger, base_name=self.base_source,
-                resolution=resolution, title=path.name.split(".")[0],
-            )  # fmt: skip
+            facts = self.facts(path.name.split(".")[0], resolution)
+            write_lora(path, self.factors, format, facts, dtype)
         else:
             raise InputError(f"format {format!r} is unknown; use diffusers, kohya or lidb")
 
@@ -104,6 +120,7 @@ def load_adapter(
     base_sites: Sequence[Site],
     base_fingerprint: str,
     basis_of: Callable[[str], Basis] | None = None,
+    layers: Sequence[Site] = (),
 ) -> Adapter:
     """Reads any adapter file: the header of a LiDB tells it from a LoRA in diffusers or kohya form.
 
@@ -112,6 +129,7 @@ def load_adapter(
         base_sites: all sites of the base that is to wear it.
         base_fingerprint: of that base.
         basis_of: gives the learned bases of a source `hypernet:FINGERPRINT`; bases from a seed are made here.
+        layers: every layer of the base that a LoRA may change (`wearable`); none for its sites only.
 
     Returns:
         The adapter; its `lidb` is set when the file is a LiDB.
@@ -122,7 +140,7 @@ def load_adapter(
     path = Path(path)
     header = lidb_header(path)
     if header is None:
-        made, metadata = read_lora(path, base_sites)
+        made, metadata = read_lora(path, layers or base_sites)
         return Adapter(made, _trigger(metadata), "", metadata.get("ss_sd_model_name", ""), None, metadata)
     lidb = load_lidb(path, base_sites)
     basis = _basis(path, lidb, basis_of)
@@ -130,6 +148,31 @@ def load_adapter(
     adapter = Adapter.from_lidb(lidb, basis)
     adapter.metadata = header
     return adapter
+
+
+def merge(adapters: Sequence[tuple[Adapter, float]], rank: int | None = None) -> tuple[Adapter, float]:
+    """Several adapters of one base as one LoRA: a person and a style, say.
+
+    Args:
+        adapters: each with its weight.
+        rank: of the result; None for the sum of all ranks, which is exact.
+
+    Returns:
+        The LoRA, and the relative error of its ΔW over all sites (0 without `rank`); trigger and base are the
+        first ones named.
+
+    Raises:
+        InputError: a rank below 1.
+    """
+    if rank is not None and rank < 1:
+        raise InputError(f"rank {rank}: expected a whole number above 0")
+    worn = add_up([scaled(adapter.factors, weight) for adapter, weight in adapters])
+    factors, error = (worn, 0.0) if rank is None else truncate(worn, rank)
+    trigger, fingerprint, source = (
+        next((getattr(adapter, field) for adapter, _ in adapters if getattr(adapter, field)), "")
+        for field in ("trigger", "base_fingerprint", "base_source")
+    )
+    return Adapter(factors, trigger, fingerprint, source), error
 
 
 def summary(adapter: Adapter) -> dict[str, Any]:

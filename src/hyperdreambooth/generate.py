@@ -13,7 +13,8 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import PLACEHOLDER, Base
-from hyperdreambooth.lora.inject import Worn, wear
+from hyperdreambooth.lora.inject import Worn, wear, wearable
+from hyperdreambooth.lora.relax import scaled
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, draw
 from hyperdreambooth.shapes import Factors
@@ -105,11 +106,6 @@ def _draw(
     ).images
 
 
-def scaled(factors: Factors, weight: float) -> Factors:
-    """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
-    return {name: (down, up * weight) for name, (down, up) in factors.items()}
-
-
 def _of(factors: Factors, identities: list[int]) -> Factors:
     return {name: (down[identities], up[identities]) for name, (down, up) in factors.items()}
 
@@ -122,24 +118,26 @@ def _change(worn: Worn | None, factors: Factors | None, identities: list[int]) -
 def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
     """The prompts with `[V]` replaced by the trigger of the person worn, else by the base's own.
 
+    Styles have triggers too: among several, the person's is the base's own wherever one of them has that.
+
     Warns where a person is worn whom no prompt calls: the adapter then does little, and nobody can see why.
     """
     triggers = [adapter.trigger for adapter in adapters if adapter.trigger]
-    texts = [
-        base.prompt(prompt.replace(PLACEHOLDER, triggers[0])) if triggers else base.prompt(prompt)
-        for prompt in prompts
-    ]
+    person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
+    texts = [prompt.replace(PLACEHOLDER, person) for prompt in prompts]
     for trigger in triggers:
         if not any(re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) for text in texts):
             warnings.warn(
-                f"no prompt names the person: write [V] or {trigger!r} where they should appear", stacklevel=3
+                f"no prompt names {'the person' if trigger == person else 'an adapter that is worn'}: "
+                f"write {'[V] or ' if trigger == person else ''}{trigger!r} where it should appear",
+                stacklevel=3,
             )
     return texts
 
 
 def _fitting(base: Base, adapter: Adapter) -> Factors:
     """The adapter's factors, or InputError where it was made for another base."""
-    known = {site.name for site in base.sites}
+    known = {site.name for site in wearable(base.components)}
     foreign = sorted(set(adapter.factors) - known)
     if adapter.base_fingerprint not in ("", base.fingerprint) or foreign:
         reason = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.train import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
+from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, environment, whole_folder, write_json
 
@@ -209,7 +211,7 @@ def save_person(
     seed: int,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes a personalization as one folder, whole or not at all.
+    """Writes a personalization as one folder, whole or not at all: adapters, pictures, card and report.
 
     Args:
         out: the folder; an earlier result there is replaced.
@@ -229,7 +231,7 @@ def save_person(
         InputError: `out` holds something else.
     """
     check_out(out)
-    files: dict[str, str] = {**FILES, **{name: f"{name}.png" for name in pictures}}
+    files: dict[str, str] = {**FILES, **{name: f"{name}.png" for name in pictures}, "card": "README.md"}
     report: dict[str, Any] = {
         "seconds": {
             k: round(v, 3)
@@ -249,8 +251,21 @@ def save_person(
             (prediction if form == "lidb" else adapter).save(part / name, form, base.resolution)
         for name, picture in pictures.items():
             picture.save(part / f"{name}.png")
+        (part / "README.md").write_text(_card(base, adapter, list(pictures)), encoding="utf-8")
         write_json(part / "report.json", report)
     return report
+
+
+def _card(base: Base, adapter: Adapter, pictures: Sequence[str]) -> str:
+    """The folder's README: the embedded base is found by its import, any other by its name."""
+    facts = adapter.facts("A person", base.resolution)
+    files = {str(form): name for form, name in FILES.items()}
+    gallery = [f"{name}.png" for name in pictures]
+    if base.source == EMBEDDED_NAME:
+        place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
+    else:
+        place, licence = f"base = {json.dumps(facts.base)}", licence_of(Path(base.source))
+    return model_card(facts, files, adapter.rank, gallery, place, licence)
 
 
 def _read(photos: Photos) -> tuple[Photo, ...]:

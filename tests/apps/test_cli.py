@@ -19,8 +19,8 @@ from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 from hyperdreambooth.runs import InputError
 
 COMMANDS = (
-    "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "inspect", "dreambooth",
-    "preoptimize", "train", "doctor",
+    "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",
+    "dreambooth", "preoptimize", "train", "doctor",
 )  # fmt: skip
 SHARED = {"--config", "--set", "--dry-run", "--help"}
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hyperdreambooth.base.load import Base
-from hyperdreambooth.lora import formats
-from hyperdreambooth.lora.formats import read_lora, write_lora
-from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.lora.formats import write
+from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.read import read_lora
+from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
@@ -29,7 +33,7 @@ SITES = (
 )
 TEXT, OUT = SITES[1].name, SITES[2].name
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
-FACTS: dict[str, Any] = {"trigger": "sks", "base_name": "micro", "resolution": 32, "title": "Ana"}
+FACTS = Facts("sks", "micro", 32, "Ana")
 State = dict[str, Tensor]
 
 
@@ -56,47 +60,10 @@ def header(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("text", [True, False])
-def test_a_plain_pipeline_loads_it(
-    micro_base: Base, micro_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    form: Literal["diffusers", "kohya"], text: bool,
-) -> None:  # fmt: skip
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
-
-    sites = tuple(s for s in micro_base.sites if text or s.component == "unet")
-    factors = random_factors(sites)
-    path = tmp_path / "ana.safetensors"
-    write_lora(path, factors, form, **FACTS)
-
-    def picture(pipe: Any) -> Tensor:
-        pipe.set_progress_bar_config(disable=True)
-        noise = torch.Generator().manual_seed(0)
-        made = pipe(
-            "a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np"
-        )
-        return torch.from_numpy(made.images)
-
-    bare = picture(micro_base.pipe)
-    with torch.no_grad(), wear(micro_base.components, factors):
-        live = picture(micro_base.pipe)
-    plain = StableDiffusionPipeline.from_pretrained(micro_dir)
-    logging.enable_propagation()  # zero unexpected, missing or unloaded keys: they are only ever logged
-    caplog.clear()
-    plain.load_lora_weights(str(tmp_path), weight_name=path.name)
-    logging.disable_propagation()
-    warned = [r.getMessage() for r in caplog.records if r.levelname != "INFO"]
-    unasked = "No LoRA keys associated to CLIPTextModel"  # said of a file that adapts the UNet alone
-    assert {w[: len(unasked)] for w in warned} == (set() if text else {unasked})
-    torch.testing.assert_close(picture(plain), live, rtol=0, atol=1e-5)
-    assert (live - bare).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_read_back(tmp_path: Path, form: Literal["diffusers", "kohya"], dtype: torch.dtype) -> None:
     factors = random_factors(SITES)
-    write_lora(tmp_path / "ana.safetensors", factors, form, dtype=dtype, **FACTS)
+    write_lora(tmp_path / "ana.safetensors", factors, form, FACTS, dtype)
     got, _ = read_lora(tmp_path / "ana.safetensors", SITES)
     rounded = {s: (down.to(dtype).float(), up.to(dtype).float()) for s, (down, up) in factors.items()}
     same_delta(got, rounded)
@@ -105,7 +72,7 @@ def test_read_back(tmp_path: Path, form: Literal["diffusers", "kohya"], dtype: t
 
 def test_names_and_header_of_the_diffusers_form(tmp_path: Path) -> None:
     path = tmp_path / "ana.safetensors"
-    write_lora(path, random_factors(SITES), "diffusers", **FACTS)
+    write_lora(path, random_factors(SITES), "diffusers", FACTS)
     keys = load_file(path).keys()
     assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in keys
     assert f"{OUT}.lora_B.weight" in keys
@@ -118,7 +85,7 @@ def test_names_and_header_of_the_kohya_form(tmp_path: Path) -> None:
     path = tmp_path / "ana.safetensors"
     factors = random_factors(SITES)
     factors[TEXT] = tuple(f[:, :1] if f.shape[1] == 2 else f[..., :1] for f in factors[TEXT])  # type: ignore[assignment]
-    write_lora(path, factors, "kohya", **FACTS)
+    write_lora(path, factors, "kohya", FACTS)
     tensors, told = load_file(path), header(path)
     out = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
     text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
@@ -161,6 +128,15 @@ def dotted(
     return state
 
 
+def before_peft(factors: Factors) -> State:
+    """diffusers' attention processors, before it used PEFT."""
+    state = dotted(factors, model="text_model.", halves=("lora_linear_layer.down", "lora_linear_layer.up"))
+    return {
+        re.sub(r"\.to_(q|k|v|out)(?:\.0)?\.lora_linear_layer", r".processor.to_\1_lora", key): tensor
+        for key, tensor in state.items()
+    }
+
+
 def componentless(factors: Factors) -> State:
     return {
         key.replace("unet.", "base_model.model."): t for key, t in dotted(factors).items() if "unet." in key
@@ -181,6 +157,9 @@ def componentless(factors: Factors) -> State:
         (lambda f: dotted(f, halves=("base_layer.lora_A.person", "base_layer.lora_B.person")), 1.0),
         (lambda f: dotted(f, start="base_model.model."), 1.0),
         (lambda f: dotted(f, halves=("lora.down", "lora.up")), 1.0),
+        (lambda f: dotted(f, start="_orig_mod.module."), 1.0),
+        (lambda f: dotted(f, model="module.text_model."), 1.0),
+        (before_peft, 1.0),
         (lambda f: {key: t.half().contiguous() for key, t in dotted(f).items()}, 1.0),
     ],
 )
@@ -218,6 +197,57 @@ def test_mixed_ranks_are_padded(tmp_path: Path) -> None:
     assert {down.shape[1] for down, _ in got.values()} == {3}
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=len(SITES), max_size=len(SITES)),
+    st.sampled_from(FORMS),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_whatever_the_ranks_it_comes_back(
+    ranks: list[int], form: Literal["diffusers", "kohya"], dtype: torch.dtype
+) -> None:
+    factors = {s.name: random_factors((s,), r)[s.name] for s, r in zip(SITES, ranks, strict=True)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ana.safetensors"
+        write_lora(path, factors, form, FACTS, dtype)
+        got, told = read_lora(path, SITES)
+        content = path.read_bytes()
+    same_delta(got, {s: (down.to(dtype).float(), up.to(dtype).float()) for s, (down, up) in factors.items()})
+    assert {down.shape[1] for down, _ in got.values()} == {max(ranks)}
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    assert told["modelspec.hash_sha256"] == f"0x{digest}" and told.get("sshs_model_hash", digest) == digest
+
+
+@pytest.mark.parametrize(
+    ("site", "version", "architecture", "v2"),
+    [
+        ("unet.a.attn2.to_k:768", "sd_v1", "stable-diffusion-v1/lora", "False"),
+        ("unet.a.attn2.to_k:1024", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "True"),
+        (
+            "unet.mid_block.attentions.0.attn2.to_k:2048",
+            "sdxl_base_v1-0",
+            "stable-diffusion-xl-v1-base/lora",
+            "False",
+        ),
+        ("transformer.transformer_blocks.0.attn.to_q:1536", "sd3_m", "stable-diffusion-3-m/lora", "False"),
+        ("transformer.transformer_blocks.0.attn.to_q:3072", "flux1", "flux-1-dev/lora", "False"),
+    ],
+)
+def test_headers_name_the_family(tmp_path: Path, site: str, version: str, architecture: str, v2: str) -> None:
+    name, _, width = site.partition(":")
+    path, facts = tmp_path / "ana.safetensors", Facts("sks", "base", 768, "Ana", 40)
+    write_lora(path, random_factors((Site(name, int(width), int(width)),)), "kohya", facts)
+    told = header(path)
+    assert (told["ss_base_model_version"], told["modelspec.architecture"], told["ss_v2"]) == (
+        version,
+        architecture,
+        v2,
+    )
+    required = ("sai_model_spec", "architecture", "implementation", "title", "resolution", "date")
+    assert all(told[f"modelspec.{field}"] for field in required)
+    assert told["ss_steps"] == "40" and told["ss_resolution"] == "(768, 768)"
+
+
 def without(state: State, ending: str) -> State:
     doomed = next(key for key in state if key.endswith(ending))
     return {key: t for key, t in state.items() if key != doomed}
@@ -231,17 +261,24 @@ def with_nan(state: State) -> State:
     ("damage", "message"),
     [
         (
-            lambda s: s | {"unet.conv_in.lora_A.weight": torch.zeros(2, 3)},
-            "fit no site.*: unet.conv_in.lora_A",
+            lambda s: (
+                s
+                | {"unet.conv_in.lora_A.weight": torch.zeros(2, 3)}
+                | {"unet.conv_in.lora_B.weight": torch.zeros(3, 2)}
+            ),
+            "fit no layer of this base: unet.conv_in",
         ),
-        (lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)}, "fit no site.*dora_scale"),
-        (lambda s: s | {f"{OUT}.lora_B.bias": torch.zeros(4)}, r"fit no site.*lora_B\.bias"),
-        (lambda s: s | {f"unet.x{k}.lora_A.weight": torch.zeros(2, 3) for k in range(9)}, "and 4 more"),
+        (lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)}, "no LoRA that this reads.*dora_scale"),
+        (lambda s: s | {f"{OUT}.lora_B.bias": torch.zeros(4)}, r"no LoRA that this reads.*lora_B\.bias"),
+        (lambda s: s | {f"unet.x{k}.hada_w1_a": torch.zeros(2, 3) for k in range(9)}, "and 4 more"),
         (lambda s: without(s, "lora_B.weight"), "only its down matrix"),
         (lambda s: without(s, "lora_A.weight"), "only its up matrix"),
         (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 9)}, r"expected down \(r, 8\).*another base"),
-        (lambda s: s | {f"{OUT}.lora_B.weight": torch.zeros(4, 3)}, r"got \(2, 8\) and \(4, 3\)"),
-        (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 8, 1, 1)}, r"got \(2, 8, 1, 1\)"),
+        (
+            lambda s: s | {f"{OUT}.lora_B.weight": torch.zeros(4, 3)},
+            r"expected down \(r, i\) and up \(o, r\), got \(2, 8\) and \(4, 3\)",
+        ),
+        (lambda s: s | {f"{OUT}.lora_A.weight": torch.zeros(2, 8, 3, 3)}, r"got \(2, 8, 3, 3\)"),
         (
             lambda s: (
                 s | {f"{OUT}.lora_A.weight": torch.zeros(0, 8), f"{OUT}.lora_B.weight": torch.zeros(4, 0)}
@@ -279,7 +316,7 @@ def test_a_broken_header(tmp_path: Path, field: str, message: str) -> None:
 
 def test_truncated_and_missing_files(tmp_path: Path) -> None:
     path = tmp_path / "ana.safetensors"
-    write_lora(path, random_factors(SITES), "kohya", **FACTS)
+    write_lora(path, random_factors(SITES), "kohya", FACTS)
     path.write_bytes(path.read_bytes()[:-20])
     for name in ("ana.safetensors", "nobody.safetensors"):
         with pytest.raises(InputError, match=name):
@@ -290,23 +327,23 @@ def test_what_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     factors = random_factors(SITES)
     for name in ("ana-checkpoint.safetensors", "ana.bin"):
         with pytest.raises(InputError, match=r"ends in \.safetensors, without checkpoint"):
-            write_lora(tmp_path / name, factors, "diffusers", **FACTS)
+            write_lora(tmp_path / name, factors, "diffusers", FACTS)
     huge = random_factors(SITES, scale=1e6)
     with pytest.raises(InputError, match=r"infinite numbers in torch\.float16"):
-        write_lora(tmp_path / "ana.safetensors", huge, "kohya", dtype=torch.float16, **FACTS)
+        write_lora(tmp_path / "ana.safetensors", huge, "kohya", FACTS, torch.float16)
     two = {s: (d.repeat(2, 1, 1), u.repeat(2, 1, 1)) for s, (d, u) in factors.items()}
     with pytest.raises(ValueError, match="one identity, not 2"):
-        write_lora(tmp_path / "ana.safetensors", two, "kohya", **FACTS)
+        write_lora(tmp_path / "ana.safetensors", two, "kohya", FACTS)
     with pytest.raises(ValueError, match="no name for transformer"):
         write_lora(
-            tmp_path / "ana.safetensors", random_factors((Site("transformer.q", 3, 3),)), "kohya", **FACTS
+            tmp_path / "ana.safetensors", random_factors((Site("transformer.q", 3, 3),)), "kohya", FACTS
         )
     monkeypatch.setattr(
-        formats, "read_lora", lambda *_: ({s: (d, u * 1.01) for s, (d, u) in factors.items()}, {})
+        write, "read_lora", lambda *_: ({s: (d, u * 1.01) for s, (d, u) in factors.items()}, {})
     )
     with pytest.raises(RuntimeError, match="relative error"):
-        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", **FACTS)
-    monkeypatch.setattr(formats, "read_lora", lambda *_: ({}, {}))
+        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", FACTS)
+    monkeypatch.setattr(write, "read_lora", lambda *_: ({}, {}))
     with pytest.raises(RuntimeError, match="wrote 4 sites, read back 0"):
-        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", **FACTS)
+        write_lora(tmp_path / "ana.safetensors", factors, "diffusers", FACTS)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hyperdreambooth.lora.relax import concatenate, fresh, relax, thin_svd, truncate
+from hyperdreambooth.lora.relax import (
+    add_up,
+    concatenate,
+    fresh,
+    relative_distance,
+    relax,
+    scaled,
+    thin_svd,
+    truncate,
+)
 from hyperdreambooth.shapes import Factors, Site
 
 SITES = (Site("unet.a.to_q", 12, 20), Site("unet.b.to_k", 16, 8))
@@ -153,3 +162,32 @@ def test_truncate_equals_dense_svd(size: tuple[int, int, int, int], rank: int) -
 
 def test_truncating_nothing_loses_nothing() -> None:
     assert truncate(fresh(SITES, 2), 1)[1] == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.floats(-2, 2)), min_size=1, max_size=4))
+def test_adapters_add_up_exactly(many: list[tuple[int, float]]) -> None:
+    sites = {"a": (5, 7), "b": (6, 4), "c": (3, 3)}
+    dense = {name: torch.zeros(1, o, i) for name, (i, o) in sites.items()}
+    worn: list[Factors] = []
+    for k, (rank, weight) in enumerate(many):
+        some = {name: size for name, size in sites.items() if name != "abc"[k % 3]}
+        own = {name: factors_of(1, rank, i, o, k) for name, (i, o) in some.items()}
+        for name, (down, up) in own.items():
+            dense[name] += weight * up @ down
+        worn.append(scaled(own, weight))
+    total = add_up(worn)
+    assert set(total) == {name for own in worn for name in own}
+    assert len({down.shape[1] for down, _ in total.values()}) == 1
+    for name, (down, up) in total.items():
+        torch.testing.assert_close(up @ down, dense[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_distance_of_two_adapters_is_that_of_their_matrices() -> None:
+    one = torch.randn(1, 2, 9), torch.randn(1, 8, 2)
+    other = torch.randn(1, 3, 9), torch.randn(1, 8, 3)
+    wanted = (one[1] @ one[0] - other[1] @ other[0]).norm() / (one[1] @ one[0]).norm()
+    assert relative_distance(one, other) == pytest.approx(float(wanted), rel=1e-5)
+    nothing = torch.zeros(1, 2, 9), torch.zeros(1, 8, 2)
+    assert relative_distance(one, one) < 1e-7
+    assert (relative_distance(nothing, nothing), relative_distance(nothing, one)) == (0.0, 1.0)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from typing import Any
 
 import typer
 import typer.core
 
-from hyperdreambooth.apps import demo, doctor, files, teach, use, world
+from hyperdreambooth.apps import demo, doctor, files, inspect, teach, use, world
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
 
@@ -78,12 +79,13 @@ app = typer.Typer(
 
 for command in (
     demo.demo, use.personalize, use.predict, files.relax, teach.finetune, use.generate, files.export,
-    files.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
+    files.merge, inspect.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")
 
 
 def main() -> None:
-    """The entry point of `hdb` and `python -m hyperdreambooth`."""
+    """The entry point of `hdb` and `python -m hyperdreambooth`; a warning is one line too."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     app()

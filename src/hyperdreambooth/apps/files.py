@@ -1,10 +1,9 @@
-"""Commands on adapter files: relax, export, inspect."""
+"""Commands that make adapter files of others: relax, export, merge."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +18,7 @@ from hyperdreambooth.apps.options import (
     Relaxation,
     Seed,
     Sets,
+    Weights,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
@@ -69,9 +69,12 @@ def export(
         str | None, typer.Option("--identity", help="Who, of a bank.", show_default=False)
     ] = None,
     form: Annotated[
-        Literal["diffusers", "kohya", "lidb", "all"],
-        typer.Option("--format", help="all: each the source has."),
+        Literal["diffusers", "kohya", "lidb", "merged", "all"],
+        typer.Option("--format", help="merged: a whole pipeline; all: each file the source has."),
     ] = "all",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Number format of the files.")
+    ] = "float32",
     base: BaseName = None,
     hypernet: HypernetName = None,
     device: Device = None,
@@ -79,7 +82,10 @@ def export(
     sets: Sets = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Bank or adapter to standard LoRA files."""
+    """Bank or adapter to standard LoRA files.
+
+    Or to a whole pipeline, for tools that know no adapters.
+    """
     settings = resolve("export", Nothing, config, sets, base=base, device=device)
     if dry_run:
         return settings.show()
@@ -94,7 +100,10 @@ def export(
             else job.open_adapter(source, frozen, hypernet)
         )
     with report.stage("write"):
-        files = job.save_forms(adapter, out, frozen.resolution, form)
+        if form == "merged":
+            files = job.save_pipeline(adapter, out, frozen, dtype)
+        else:
+            files = job.save_forms(adapter, out, frozen.resolution, form, dtype)
     facts = {"rank": adapter.rank, "trigger": adapter.trigger, "identity": identity}
     report.write(out, source=str(source), files=files, **facts)
     job.tell(out, files)
@@ -124,11 +133,14 @@ def _of_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
     return Adapter.from_lidb(lidb, basis)
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(help="An adapter file.")],
-    against: Annotated[
-        Path | None, typer.Option("--against", help="Another one to compare.", show_default=False)
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Adapter files: LiDB or LoRA, ours or others'.")],
+    out: Annotated[Path, typer.Option("--out", help="The LoRA to write (.safetensors).")],
+    weight: Weights = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Of the result [exact: the sum].", show_default=False)
     ] = None,
+    form: Annotated[Literal["diffusers", "kohya"], typer.Option("--format")] = "diffusers",
     base: BaseName = None,
     hypernet: HypernetName = None,
     device: Device = None,
@@ -136,44 +148,24 @@ def inspect(
     sets: Sets = None,
     dry_run: DryRun = False,
 ) -> None:
-    """What an adapter file is, and if it fits."""
-    settings = resolve("inspect", Nothing, config, sets, base=base, device=device)
+    """Several adapters as one LoRA.
+
+    Exact; with a rank, the nearest of that rank, and how near.
+    """
+    settings = resolve("merge", Nothing, config, sets, base=base, device=device)
     if dry_run:
         return settings.show()
-    from hyperdreambooth.adapter import summary
+    from hyperdreambooth.adapter import merge as add
     from hyperdreambooth.apps import job
-    from hyperdreambooth.lidb.file import lidb_header
 
-    frozen, header = job.load(settings.place), lidb_header(file)
-    told: dict[str, Any] = {"file": str(file), "bytes": file.stat().st_size if file.is_file() else None}
-    if header is not None and header.get("base_fingerprint") != frozen.fingerprint:
-        made_for = header.get("base_fingerprint")
-        told |= {**header, "fits": f"no: made for base {made_for}, this base is {frozen.fingerprint}"}
-    else:
-        adapter = job.open_adapter(file, frozen, hypernet)
-        told |= {**summary(adapter), "fits": f"yes: base {frozen.fingerprint} ({frozen.source})"}
-        if against is not None:
-            other = job.open_adapter(against, frozen, hypernet)
-            told["against"] = {"file": str(against), **_compare(adapter, other)}
-    typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
-
-
-def _compare(one: Adapter, other: Adapter) -> dict[str, float | int]:
-    """Cosine and relative distance of two ΔW over all sites, from the factors alone."""
-    here, there = _dot(one, one), _dot(other, other)
-    both = _dot(one, other)
-    distance = max(here + there - 2 * both, 0.0) ** 0.5
-    return {
-        "cosine": both / max((here * there) ** 0.5, 1e-30),
-        "relative_distance": distance / max(here**0.5, 1e-30),
-        "shared_sites": len(one.factors.keys() & other.factors.keys()),
-    }
-
-
-def _dot(one: Adapter, other: Adapter) -> float:
-    """`Σ ⟨ΔW, ΔW'⟩ = Σ ⟨upᵀ up', down down'ᵀ⟩`, without forming `(o, i)` matrices."""
-    total = 0.0
-    for name in one.factors.keys() & other.factors.keys():
-        (down, up), (down2, up2) = ([t[0].double() for t in each.factors[name]] for each in (one, other))
-        total += ((up.T @ up2) * (down @ down2.T)).sum().item()
-    return total
+    job.check_file(out)
+    report = Report("merge", settings.plain())
+    with report.stage("load"):
+        frozen = job.load(settings.place)
+        worn = job.open_weighted(files, weight or [], frozen, hypernet)
+    with report.stage("merge"):
+        merged, error = add(worn, rank)
+    merged.save(out, form, frozen.resolution)
+    facts = {"weights": [own for _, own in worn], "rank": merged.rank, "relative_error": error}
+    report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **facts)
+    typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")

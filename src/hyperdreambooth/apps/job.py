@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import diffusers
 import huggingface_hub.utils
+import torch
 import transformers
 import typer
 from PIL import Image
@@ -25,6 +26,8 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hypernet
 from hyperdreambooth.hypernet.validate import Sample, Score
 from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.lora.formats.merged import save_merged
+from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
@@ -94,7 +97,23 @@ def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter
             raise InputError(f"{file}: made over basis {source}, not {found.source}; pass its own --hypernet")
         return found
 
-    return load_adapter(file, base.sites, base.fingerprint, basis_of)
+    return load_adapter(file, base.sites, base.fingerprint, basis_of, wearable(base.components))
+
+
+def open_weighted(
+    files: Sequence[Path], weights: Sequence[float], base: Base, hypernet: str | None = None
+) -> list[tuple[Adapter, float]]:
+    """Adapter files with their weights, 1 where none is given.
+
+    Raises:
+        InputError: another number of weights than of files, or a file that does not fit.
+    """
+    if len(weights) not in (0, len(files)):
+        raise InputError(
+            f"--weight: expected one for each of the {len(files)} adapters or none, got {len(weights)}"
+        )
+    given = weights or [1.0] * len(files)
+    return [(open_adapter(file, base, hypernet), weight) for file, weight in zip(files, given, strict=True)]
 
 
 def check_file(out: Path) -> None:
@@ -104,14 +123,24 @@ def check_file(out: Path) -> None:
 
 
 def save_forms(
-    adapter: Adapter, out: Path, resolution: int, form: Form | Literal["all"] = "all"
+    adapter: Adapter, out: Path, resolution: int, form: Form | Literal["all"] = "all", dtype: str = "float32"
 ) -> dict[str, str]:
     """Writes one form of an adapter, or every form it has, into a folder; form → file name."""
     having: list[Form] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
     files: dict[Form, str] = {one: FILES[one] for one in (having if form == "all" else (form,))}
     for one, name in files.items():
-        adapter.save(out / name, one, resolution)
+        adapter.save(out / name, one, resolution, getattr(torch, dtype))
     return {str(one): name for one, name in files.items()}
+
+
+def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32") -> dict[str, str]:
+    """Writes the base with the adapter folded in, a folder that is a base of its own."""
+    for part in base.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(getattr(torch, dtype))
+    about = {"trigger": adapter.trigger or base.trigger, "class_word": base.class_word}
+    save_merged(out / "merged", base.pipe, base.components, adapter.factors, about)
+    return {"merged": "merged"}
 
 
 def tell(out: Path, files: Mapping[str, str]) -> None:

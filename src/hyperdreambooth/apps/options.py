@@ -37,6 +37,9 @@ Seed: TypeAlias = Annotated[
 ]
 Rank: TypeAlias = Annotated[int | None, typer.Option("--rank", help="Rank of the LoRA.", show_default=False)]
 Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Training steps.", show_default=False)]
+Weights: TypeAlias = Annotated[
+    list[float] | None, typer.Option("--weight", help="Of each adapter, in order.", show_default=False)
+]
 Form = Literal["diffusers", "kohya", "lidb"]
 
 PRESETS = Path(__file__).parent.parent / "presets"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,12 +21,10 @@ from hyperdreambooth.apps.options import (
     Seed,
     Sets,
     Steps,
+    Weights,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
-
-if TYPE_CHECKING:
-    from hyperdreambooth.adapter import Adapter
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos of one person: files or folders.")]
 
@@ -102,7 +100,7 @@ def generate(
     prompt: Annotated[list[str], typer.Option("--prompt", help="[V] is the person; repeat it.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
     adapter: Annotated[list[Path] | None, typer.Option("--adapter", help="Adapter file; repeat it.")] = None,
-    weight: Annotated[list[float] | None, typer.Option("--weight", help="Of each adapter, in order.")] = None,
+    weight: Weights = None,
     seed: Seed = None,
     base: BaseName = None,
     hypernet: HypernetName = None,
@@ -127,7 +125,7 @@ def generate(
     own = settings.own
     with report.stage("load"):
         frozen = job.load(settings.place)
-        worn = _weighted([job.open_adapter(file, frozen, hypernet) for file in adapter or []], weight or [])
+        worn = job.open_weighted(adapter or [], weight or [], frozen, hypernet)
     with report.stage("generate"), Progress("generate", len(prompt) * own.images) as bar:
         pictures = run(frozen, prompt, worn, progress=bar, **own.model_dump())
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
@@ -136,13 +134,3 @@ def generate(
             picture.save(part, format="PNG")
     report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
     typer.echo(f"{out}: {len(names)} pictures")
-
-
-def _weighted(adapters: list[Adapter], weights: list[float]) -> list[tuple[Adapter, float]]:
-    from hyperdreambooth.runs import InputError
-
-    if len(weights) not in (0, len(adapters)):
-        raise InputError(
-            f"--weight: expected one for each of the {len(adapters)} adapters or none, got {len(weights)}"
-        )
-    return list(zip(adapters, weights or [1.0] * len(adapters), strict=True))

@@ -75,7 +75,7 @@ def seeded_basis(
 
 def seed_of(source: str) -> int | None:
     """The seed of a `seed:N` source; None for learned bases, which only their hypernetwork folder holds."""
-    match = re.fullmatch(r"seed:(-?\d+)", source)
+    match = re.fullmatch(r"seed:(-?\d{1,18})", source)
     return int(match.group(1)) if match else None
 
 

@@ -8,16 +8,16 @@ numbers were made for.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.runs import InputError, load_tensors, save_tensors
 from hyperdreambooth.shapes import Site, site_fingerprint
 
@@ -60,9 +60,11 @@ def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> Non
         dtype: `torch.float32` or `torch.float16`, which halves the file.
 
     Raises:
-        InputError: the numbers are NaN, infinite or too large for `dtype`.
+        InputError: another `dtype`, or numbers that are NaN, infinite or too large for it.
         ValueError: the numbers are not `(P,)`.
     """
+    if dtype not in (torch.float32, torch.float16):
+        raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
     if tuple(lidb.numbers.shape) != (lidb.layout.size,):
         raise ValueError(f"numbers of shape ({lidb.layout.size},) expected, got {tuple(lidb.numbers.shape)}")
     numbers = lidb.numbers.detach().to(dtype)
@@ -78,9 +80,8 @@ def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> Non
 def lidb_header(path: Path) -> dict[str, str] | None:
     """The header of a LiDB file without its numbers, or None for any other file, readable or not."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, RuntimeError):
+        _, metadata = read_header(path)
+    except InputError:
         return None
     return metadata if "lidb_format" in metadata else None
 
@@ -98,17 +99,20 @@ def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
     Raises:
         InputError: not a whole LiDB file, of a newer format, of another site list, or NaN or wrong shapes.
     """
-    tensors, header = load_tensors(path)
+    entries, header = read_header(path)
     _check_header(path, header)
-    own = _worn_sites(sites, tensors)
+    own = _worn_sites(sites, entries)
     if not own or site_fingerprint(own) != header["sites_fingerprint"]:
         raise InputError(
             f"{path}: made for site list {header['sites_fingerprint']} of base {header['base_source']}, "
             f"this base has site list {site_fingerprint(own or sites)}; use the base it was made for"
         )
     layout = Layout(own, *(int(header[field]) for field in ("rank", "down_dim", "up_dim")))
+    _check_shapes(path, entries, layout)
+    tensors, _ = load_tensors(path)
+    numbers = torch.cat([tensors[part].float() for part in layout.components])
     return Lidb(
-        _numbers(path, tensors, layout), layout, header["basis"], header["basis_fingerprint"],
+        numbers, layout, header["basis"], header["basis_fingerprint"],
         header["base_fingerprint"], header["trigger"], header["base_source"],
     )  # fmt: skip
 
@@ -178,13 +182,12 @@ def _worn_sites(sites: Sequence[Site], components: Container[str]) -> tuple[Site
     return tuple(sorted(site for site in sites if site.component in components))
 
 
-def _numbers(path: Path, tensors: dict[str, Tensor], layout: Layout) -> Tensor:
-    """The flat `(P,)` row from a tensor a component."""
-    for part, tensor in tensors.items():
+def _check_shapes(path: Path, entries: Mapping[str, Entry], layout: Layout) -> None:
+    """Every component's numbers are there, in float32 or float16, before any is read."""
+    for part, entry in entries.items():
         span = layout.components.get(part, slice(0, 0))
-        if tensor.shape != (span.stop - span.start,) or tensor.dtype not in (torch.float32, torch.float16):
+        if entry.shape != (span.stop - span.start,) or entry.dtype not in ("F32", "F16"):
             raise InputError(
-                f"{path}: tensor {part} has shape {tuple(tensor.shape)} and type {tensor.dtype}, expected "
-                f"({span.stop - span.start},) in float32 or float16; get the file again"
+                f"{path}: tensor {part} has shape {entry.shape} and type {entry.dtype}, expected "
+                f"({span.stop - span.start},) in F32 or F16; get the file again"
             )
-    return torch.cat([tensors[part].float() for part in layout.components])

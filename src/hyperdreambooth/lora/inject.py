@@ -22,7 +22,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyperdreambooth.shapes import Down, Factors, Up, canonical
+from hyperdreambooth.shapes import Down, Factors, Site, Up, canonical
 
 
 def routing(batch: int, n: int, images: int) -> int:
@@ -139,7 +139,9 @@ class Worn:
             _inject(components[part], list(paths.values()), rank, name)
             for site, path in paths.items():
                 layer: Any = components[part].get_submodule(path)
-                layer.lora_variant[name] = self._sites[site]
+                if isinstance(layer, WornLinear):
+                    variants: Any = layer.lora_variant
+                    variants[name] = self._sites[site]
                 self._layers[site] = layer
 
     def set(self, factors: Factors, images: int = 1) -> None:
@@ -153,10 +155,14 @@ class Worn:
             images: samples in a row of one identity in every batch.
 
         Raises:
-            ValueError: other sites, another rank, or the adapter is fused.
+            ValueError: other sites, another rank, the adapter is fused, or a convolution is to wear several.
         """
         self._check(factors)
         ordinary = all(len(d) == 1 and not (d.requires_grad or u.requires_grad) for d, u in factors.values())
+        if not ordinary and (
+            fixed := [s for s, layer in self._layers.items() if not isinstance(layer, WornLinear)]
+        ):
+            raise ValueError(f"{fixed[0]}: a convolution wears one identity, without gradients")
         for site, (down, up) in factors.items():
             own_down, own_up = _own_weights(self._layers[site], self.name)
             self._sites[site].images = images
@@ -245,7 +251,7 @@ class _Before:
 
 def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, dict[str, str]]:
     """Component → site → path, of the sites of `factors`."""
-    found = {part: _locate(part, component) for part, component in components.items()}
+    found = {part: locate(part, component) for part, component in components.items()}
     unknown = sorted(site for site in factors if site not in found.get(site.split(".", 1)[0], {}))
     if unknown:
         raise ValueError(
@@ -256,23 +262,39 @@ def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, d
 
 
 def _own_weights(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    return layer.lora_A[name].weight[None], layer.lora_B[name].weight[None]
+    """PEFT's own down `(1, r, i)` and up `(1, o, r)`, views also of a convolution's."""
+    return layer.lora_A[name].weight.flatten(1)[None], layer.lora_B[name].weight.flatten(1)[None]
 
 
 def _lora_layers(component: nn.Module) -> list[LoraLayer]:
     return [module for module in component.modules() if isinstance(module, LoraLayer)]
 
 
-def _locate(part: str, component: nn.Module) -> dict[str, str]:
-    """Site name → path of the component's linear layer; PEFT's inner layers are not sites."""
+def locate(part: str, component: nn.Module) -> dict[str, str]:
+    """Name → path of every layer of a component that a LoRA can change; PEFT's inner layers are none.
+
+    These are the linear layers and the convolutions that do the same: other people's LoRAs change more than
+    the attention projections that ours do.
+    """
     found: dict[str, str] = {}
     inside: tuple[str, ...] = ()
     for path, module in component.named_modules():
         if isinstance(module, LoraLayer):
             inside += (f"{path}.",)
-        if isinstance(module, LoraLayer | nn.Linear) and not path.startswith(inside):
+        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+        if (pointwise or isinstance(module, LoraLayer | nn.Linear)) and not path.startswith(inside):
             found[canonical(part, path)] = path
     return found
+
+
+def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
+    """Every layer that `locate` finds in the base, sorted by name."""
+    found: list[Site] = []
+    for part, component in components.items():
+        for name, path in locate(part, component).items():
+            layer: Any = component.get_submodule(path)
+            found.append(Site(name, layer.weight.shape[1], layer.weight.shape[0]))
+    return tuple(sorted(found))
 
 
 def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:

@@ -40,6 +40,26 @@ def thin_svd(
     return (left @ u).to(down), s.to(down), (vh @ right.mT).to(down)
 
 
+def inner_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """`⟨ΔW, ΔW'⟩ = ⟨upᵀ up', down down'ᵀ⟩` of one identity at one site, in float64; forms no `(o, i)`."""
+    (down, up), (down2, up2) = (
+        [factor[0].detach().double().cpu() for factor in pair] for pair in (one, other)
+    )
+    return float(((up.T @ up2) * (down @ down2.T)).sum())
+
+
+def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """`‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 where both are zero.
+
+    Args:
+        one: down `(1, r, i)`, up `(1, o, r)`.
+        other: the same site, any rank.
+    """
+    size = inner_product(one, one)
+    apart = size + inner_product(other, other) - 2 * inner_product(one, other)
+    return (max(apart, 0.0) / size) ** 0.5 if size else float(apart > 0)
+
+
 @torch.no_grad()
 def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
     """Raises the rank: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`; same ΔW, every slot alive.
@@ -117,6 +137,28 @@ def concatenate(a: Factors, b: Factors) -> Factors:
             f"adapters of different sites, side by side: {sorted(a.keys() ^ b.keys())[0]} differs"
         )
     return {s: (torch.cat([a[s][0], b[s][0]], 1), torch.cat([a[s][1], b[s][1]], 2)) for s in a}
+
+
+def add_up(many: Sequence[Factors]) -> Factors:
+    """Several adapters as one whose ΔW is their sum, exactly: ranks add up, at the sites of any of them.
+
+    Args:
+        many: factors of the same identities, each at sites of its own; weights already in `up` (`scaled`).
+
+    Returns:
+        Factors of one rank, the largest sum at any site; the others are zero-padded.
+    """
+    made: Factors = {}
+    for site in sorted({site for factors in many for site in factors}):
+        pairs = [factors[site] for factors in many if site in factors]
+        made[site] = torch.cat([down for down, _ in pairs], 1), torch.cat([up for _, up in pairs], 2)
+    rank = max(down.shape[1] for down, _ in made.values())
+    return {site: (_pad(down.mT, rank).mT, _pad(up, rank)) for site, (down, up) in made.items()}
+
+
+def scaled(factors: Factors, weight: float) -> Factors:
+    """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
+    return {name: (down, up * weight) for name, (down, up) in factors.items()}
 
 
 @torch.no_grad()

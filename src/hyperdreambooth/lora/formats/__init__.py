@@ -1,0 +1,1 @@
+"""LoRA files: every spelling that tools use, written, read back, and read from others."""

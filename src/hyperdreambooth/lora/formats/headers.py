@@ -1,0 +1,101 @@
+"""What a LoRA file says of itself: PEFT's fields for diffusers, kohya's and ModelSpec's for others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from hyperdreambooth.lora.formats.names import SD2, Family
+from hyperdreambooth.shapes import Site
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What interfaces show of a LoRA.
+
+    Attributes:
+        trigger: the word that means this person in prompts.
+        base: the base it was made for.
+        resolution: side of its pictures in pixels.
+        title: a name for people.
+        steps: it was finetuned for.
+    """
+
+    trigger: str
+    base: str
+    resolution: int
+    title: str
+    steps: int = 0
+
+
+def peft_config(sites: Sequence[Site], rank: int) -> str:
+    """Only fields that every PEFT knows: an unknown one is a TypeError in the reader."""
+    told: dict[str, Any] = {}
+    for part in sorted({site.component for site in sites}):
+        inside = [site.name.partition(".")[2] for site in sites if site.component == part]
+        told |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": inside}
+    return json.dumps(told, sort_keys=True)
+
+
+def model_spec(facts: Facts, family: Family, implementation: str, digest: str) -> dict[str, str]:
+    """ModelSpec 1.0.1 (github.com/Stability-AI/ModelSpec).
+
+    Args:
+        facts: of the adapter.
+        family: of its base.
+        implementation: whose names the keys are.
+        digest: SHA-256 of everything behind the header.
+    """
+    wide = family is SD2 and facts.resolution >= 768
+    architecture = "stable-diffusion-v2-768-v" if wide else family.architecture
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": implementation,
+        "modelspec.title": facts.title,
+        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modelspec.trigger_phrase": facts.trigger,
+        "modelspec.usage_hint": f"write {facts.trigger} where the person is meant; base: {facts.base}",
+        "modelspec.hash_sha256": f"0x{digest}",
+    }
+
+
+def kohya_fields(facts: Facts, family: Family, name: str, rank: int, digest: str) -> dict[str, str]:
+    """What A1111, Forge and kohya's own tools show; strings only.
+
+    Args:
+        facts: of the adapter.
+        family: of its base.
+        name: the file's, without its ending: A1111's alias.
+        rank: of every site.
+        digest: SHA-256 of everything behind the header.
+    """
+    wide = family is SD2 and facts.resolution >= 768
+    return {
+        "ss_v2": str(family is SD2),
+        "ss_base_model_version": f"{family.version}_v" if wide else family.version,
+        "ss_sd_model_name": facts.base,
+        "ss_network_module": family.network,
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+        "ss_network_args": "{}",
+        "ss_output_name": name,
+        "ss_resolution": f"({facts.resolution}, {facts.resolution})",
+        "ss_steps": str(facts.steps),
+        "ss_tag_frequency": json.dumps({"person": {facts.trigger: 1}}),
+        "sshs_model_hash": digest,
+    }
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what stands behind the header of the file these tensors make."""
+    blob = memoryview(to_bytes(dict(tensors)))
+    return hashlib.sha256(blob[8 + int.from_bytes(blob[:8], "little") :]).hexdigest()

@@ -1,0 +1,102 @@
+"""An adapter folded into the weights of a whole pipeline folder: for tools that know no adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperdreambooth.lora.formats.container import open_tensors
+from hyperdreambooth.lora.inject import locate
+from hyperdreambooth.runs import InputError, whole_folder, write_json
+from hyperdreambooth.shapes import Factors, canonical
+
+
+@contextmanager
+def merged_into(components: Mapping[str, nn.Module], factors: Factors) -> Generator[dict[str, Tensor]]:
+    """Adds ΔW to the weights for the length of the block; bit for bit as before afterwards.
+
+    Args:
+        components: the base's adaptable parts, wearing nothing.
+        factors: one identity: down `(1, r, i)`, up `(1, o, r)`.
+
+    Yields:
+        Site → its weight `(o, i)` with ΔW in it.
+
+    Raises:
+        ValueError: a site the base has not, or several identities.
+    """
+    weights = _weights(components, factors)
+    before = {site: weight.clone() for site, weight in weights.items()}
+    try:
+        for site, (down, up) in factors.items():
+            if len(down) != 1:
+                raise ValueError(f"a merged pipeline holds one identity, not {len(down)}")
+            delta = (up[0].detach().float() @ down[0].detach().float()).to(weights[site].device)
+            weights[site].copy_(
+                (weights[site].float() + delta.view(weights[site].shape)).to(weights[site].dtype)
+            )
+        yield weights
+    finally:
+        for site, weight in before.items():
+            weights[site].copy_(weight)
+
+
+def save_merged(
+    folder: Path,
+    pipe: Any,
+    components: Mapping[str, nn.Module],
+    factors: Factors,
+    about: Mapping[str, str] = {},
+) -> None:
+    """Writes a pipeline with the adapter folded in, whole, and compares every adapted weight with the file's.
+
+    Args:
+        folder: the new pipeline folder.
+        pipe: the diffusers pipeline; as before afterwards.
+        components: its adaptable parts.
+        factors: one identity.
+        about: what a pipeline does not know of itself (trigger, class word); becomes `hyperdreambooth.json`.
+
+    Raises:
+        InputError: ΔW leaves the range of the base's number format.
+        RuntimeError: a weight read back is not the one that was written; no folder is left.
+    """
+    with whole_folder(folder) as part, merged_into(components, factors) as weights:
+        if bad := [site for site, weight in weights.items() if not weight.isfinite().all()]:
+            raise InputError(
+                f"{bad[0]}: with the adapter, too large for the base's numbers; pass --dtype float32"
+            )
+        pipe.save_pretrained(part)
+        write_json(part / "hyperdreambooth.json", about)
+        for name in sorted({site.partition(".")[0] for site in factors}):
+            _check(part / name, name, {site: w for site, w in weights.items() if site.startswith(f"{name}.")})
+
+
+def _weights(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, Tensor]:
+    layers: dict[str, Any] = {
+        site: component.get_submodule(path)
+        for part, component in components.items()
+        for site, path in locate(part, component).items()
+    }
+    if unknown := sorted(factors.keys() - layers.keys()):
+        raise ValueError(f"the base has no layer {unknown[0]} ({len(unknown)} of {len(factors)} unknown)")
+    return {site: layers[site].weight.data for site in factors}
+
+
+def _check(folder: Path, component: str, weights: Mapping[str, Tensor]) -> None:
+    missing = set(weights)
+    for file in sorted(folder.glob("*.safetensors")):
+        with open_tensors(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                site = canonical(component, key.removesuffix(".weight"))
+                if key.endswith(".weight") and site in missing:
+                    missing.remove(site)
+                    if not torch.equal(tensors.get_tensor(key), weights[site].cpu()):
+                        raise RuntimeError(f"{file}: {site} came back as another weight")
+    if missing:
+        raise RuntimeError(f"{folder}: {min(missing)} is in none of its files")

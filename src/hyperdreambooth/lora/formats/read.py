@@ -1,0 +1,262 @@
+"""Reading a LoRA in any spelling: first what the file says of itself, then what that means on a base."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.lora.formats.container import MAX_STRUCTURE, Entry, finite, open_tensors, read_header
+from hyperdreambooth.lora.formats.names import Slot, lookup, plain
+from hyperdreambooth.runs import InputError, read_json
+from hyperdreambooth.shapes import Factors, Site
+
+ADAPTER_METADATA = "lora_adapter_metadata"  # the header field that diffusers hands to LoraConfig, unfiltered
+MAX_ALPHA = 1e6  # far above any in use: the largest ranks are a few thousand
+_KEY = re.compile(
+    r"(?P<module>.+?)\.(?:(?P<down>lora_A|lora_down|lora\.down|lora_linear_layer\.down)"
+    r"|(?P<up>lora_B|lora_up|lora\.up|lora_linear_layer\.up))(?:\.[^.]+)?\.weight"
+)
+_OLD = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight$")  # diffusers before PEFT
+
+
+@dataclass
+class Module:
+    """One adapted layer in a file: the keys of its matrices, and its alpha's where it has one."""
+
+    down: str = ""
+    up: str = ""
+    alpha: str = ""
+
+
+@dataclass
+class LoraFile:
+    """What a file says, its tensors unread.
+
+    Attributes:
+        path: the file.
+        entries: key → number format and shape.
+        metadata: the header's texts.
+        modules: name of a layer in the file, without wrappers → its keys.
+    """
+
+    path: Path
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    modules: dict[str, Module] = field(default_factory=dict[str, Module])
+
+    def rank(self, module: Module) -> int:
+        """The rank of one layer."""
+        return self.entries[module.down].shape[0]
+
+
+def open_lora(path: Path) -> LoraFile:
+    """Reads the header of a LoRA file and sorts its keys into layers.
+
+    Args:
+        path: a safetensors file.
+
+    Raises:
+        InputError: damage, keys of something else than a LoRA, halves without their other half or that do not
+            fit each other.
+    """
+    file = LoraFile(path, *read_header(path))
+    unknown = [key for key, entry in file.entries.items() if not _sort(file, key, entry)]
+    if unknown:
+        raise InputError(f"{path}: keys of no LoRA that this reads: {_some(unknown)}")
+    if not any(module.down or module.up for module in file.modules.values()):
+        raise InputError(f"{path}: expected a LoRA (lora_A and lora_B, or lora_down and lora_up), found none")
+    for name, module in file.modules.items():
+        _check_halves(file, name, module)
+    return file
+
+
+def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, str]]:
+    """Reads a LoRA in diffusers', PEFT's, kohya's or the original models' spelling, alpha folded into `up`.
+
+    Args:
+        path: a safetensors file; for PEFT's `adapter_model`, `adapter_config.json` beside it gives alpha.
+        layers: the base's layers; the file may adapt fewer, never others.
+
+    Returns:
+        Float32 factors with n = 1 and one rank (smaller ones are zero-padded), and the file's metadata.
+
+    Raises:
+        InputError: damage, keys that fit no layer, halves without their other half, wrong shapes, NaN.
+    """
+    file = open_lora(path)
+    places = lookup(layers)
+    if strange := [name for name in file.modules if name not in places]:
+        raise InputError(f"{path}: keys that fit no layer of this base: {_some(strange)}")
+    _check_shapes(file, places)
+    config = _config(path, file.metadata)
+    with open_tensors(path) as tensors:
+        check_finite(file, tensors)
+        factors: Factors = {}
+        for name, module in file.modules.items():
+            down, up = (tensors.get_tensor(key).flatten(1).float() for key in (module.down, module.up))
+            _check_rest(path, name, up, places[name])
+            told = float(tensors.get_tensor(module.alpha)) if module.alpha else None
+            for site, slot in places[name]:
+                scale = _scale(path, config, site.name, len(down), told)
+                factors[site.name] = _share(down, up * scale, site, slot)
+    if overflown := [site for site, pair in factors.items() if not pair[1].isfinite().all()]:
+        raise InputError(
+            f"{path}: {overflown[0]}: alpha times up is too large for float32; get the file again"
+        )
+    return even(dict(sorted(factors.items()))), file.metadata
+
+
+def check_finite(file: LoraFile, tensors: Any) -> None:
+    """Refuses a file, as opened by `open_tensors`, with NaN or infinite numbers in it."""
+    for key in file.entries:
+        if not finite(tensors.get_tensor(key)):
+            raise InputError(f"{file.path}: tensor '{key}' holds NaN or infinite numbers; get the file again")
+
+
+def even(factors: Factors) -> Factors:
+    """The same ΔW at one rank, n = 1: matrices `(r, i)` and `(o, r)` zero-padded to the largest rank."""
+    rank = max(len(down) for down, _ in factors.values())
+    pad = torch.nn.functional.pad
+    return {
+        name: (pad(down, (0, 0, 0, rank - len(down)))[None], pad(up, (0, rank - len(down)))[None])
+        for name, (down, up) in factors.items()
+    }
+
+
+# -- the file ------------------------------------------------------------------------------------------------
+
+
+def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
+    """Files one key under its layer; False where it is no LoRA's."""
+    old = _OLD.sub(r".to_\1.lora.\2.weight", key).replace(".to_out.lora.", ".to_out.0.lora.")
+    match = _KEY.fullmatch(old if old != key else key)
+    if match is None:
+        if key.endswith(".alpha") and entry.shape in ((), (1,)):
+            file.modules.setdefault(plain(key.removesuffix(".alpha")), Module()).alpha = key
+            return True
+        return False
+    module = file.modules.setdefault(plain(match["module"]), Module())
+    half = "down" if match["down"] else "up"
+    if getattr(module, half):
+        raise InputError(
+            f"{file.path}: two {half} matrices for {match['module'][:200]}; expected one adapter a file"
+        )
+    setattr(module, half, key)
+    return True
+
+
+def _check_halves(file: LoraFile, name: str, module: Module) -> None:
+    if not (module.down and module.up):
+        has = "down" if module.down else "up" if module.up else "alpha"
+        raise InputError(f"{file.path}: {name[:200]} has only its {has} matrix; get the file again")
+    down, up = (_matrix(file.entries[key].shape) for key in (module.down, module.up))
+    if down is None or up is None or not 0 < down[0] == up[1]:
+        raise InputError(
+            f"{file.path}: {name[:200]}: expected down (r, i) and up (o, r), "
+            f"got {file.entries[module.down].shape} and {file.entries[module.up].shape}"
+        )
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """A matrix, or the 1×1 convolution that does the same; None for anything else."""
+    return (shape[0], shape[1]) if len(shape) in (2, 4) and set(shape[2:]) <= {1} else None
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(key[:120] for key in sorted(keys)[:5]) + more
+
+
+# -- its meaning on a base -----------------------------------------------------------------------------------
+
+
+def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Slot]]]) -> None:
+    taken: set[str] = set()
+    for name, module in file.modules.items():
+        down, up = file.entries[module.down].shape, file.entries[module.up].shape
+        for site, slot in places[name]:
+            if (down[1], up[0]) != (site.in_features, slot.total):
+                fits = f"down (r, {site.in_features}) and up ({slot.total}, r)"
+                raise InputError(
+                    f"{file.path}: {site.name}: expected {fits}, got {down} and {up}; "
+                    "it was made for another base"
+                )
+            if down[0] > site.in_features + slot.total:
+                raise InputError(
+                    f"{file.path}: {site.name}: rank {down[0]} is more than the layer itself has"
+                )
+            if site.name in taken:
+                raise InputError(
+                    f"{file.path}: two down matrices for {site.name}; expected one adapter a file"
+                )
+            taken.add(site.name)
+
+
+def _share(down: Tensor, up: Tensor, site: Site, slot: Slot) -> tuple[Tensor, Tensor]:
+    """A site's part of a layer that several share: its rows, and the slots of the rank that reach them."""
+    if slot.total == site.out_features:
+        return down, up
+    rows = up[slot.start : slot.start + site.out_features]
+    used = rows.abs().amax(0) > 0
+    used[0] |= not used.any()
+    return down[used], rows[:, used]
+
+
+def _check_rest(path: Path, name: str, up: Tensor, parts: Sequence[tuple[Site, Slot]]) -> None:
+    """Refuses a fused layer whose other rows change something that the base has no layer for."""
+    rest = torch.ones(len(up), dtype=torch.bool)
+    for site, slot in parts:
+        rest[slot.start : slot.start + site.out_features] = False
+    if bool(up[rest].any()):
+        raise InputError(f"{path}: {name} changes rows that no layer of this base has; load its own base")
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """PEFT's configuration of the file: diffusers keeps it in the header, PEFT in a file beside it."""
+    beside = path.with_name("adapter_config.json")
+    if path.name == "adapter_model.safetensors" and beside.is_file():
+        config = read_json(beside)
+    else:
+        text = metadata.get(ADAPTER_METADATA, "{}")
+        if len(text) > MAX_STRUCTURE:
+            raise InputError(
+                f"{path}: header field {ADAPTER_METADATA} is {len(text)} long; no LoRA needs that"
+            )
+        try:
+            config = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: header field {ADAPTER_METADATA} is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{path}: header field {ADAPTER_METADATA}: expected an object, got {str(config)[:80]}"
+        )
+    return config
+
+
+def _scale(path: Path, config: Mapping[str, Any], site: str, rank: int, told: float | None) -> float:
+    """What a reader multiplies ΔW by: the file's alpha over the rank, or what PEFT's configuration says."""
+    if told is not None:
+        if abs(told) > MAX_ALPHA:
+            raise InputError(f"{path}: {site}: alpha is {told:g}; get the file again")
+        return told / rank
+    part, _, inner = site.partition(".")
+    ours = {key.removeprefix(f"{part}."): value for key, value in config.items()}
+    patterns: Any = ours.get("alpha_pattern") or {}
+    try:
+        # PEFT takes them for regular expressions; names are all that is ever written, and cost nothing
+        named = (v for key, v in patterns.items() if f".{inner}".endswith(f".{key.removeprefix('^')}"))
+        alpha = float(next(named, ours.get("lora_alpha", rank)))
+        if not abs(alpha) <= MAX_ALPHA:
+            raise ValueError
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        raise InputError(
+            f"{path}: lora_alpha or alpha_pattern of {part} are not numbers; mend the header"
+        ) from None
+    return alpha / (rank**0.5 if ours.get("use_rslora") else rank)
