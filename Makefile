@@ -29,12 +29,12 @@ test: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
-	$(PY) -m ruff format --check src tests benchmarks
+	$(PY) -m ruff format --check src tests benchmarks examples
 	$(PY) -m pyright
 	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.installed-dev
-	$(PY) -m ruff format src tests benchmarks
+	$(PY) -m ruff format src tests benchmarks examples
 	$(PY) -m ruff check --fix .
 
 reproduce: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Fixtures: a micro base and micro people, made once a session."""
+"""Fixtures: a micro base and micro people, made once a session; and array types are checked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# tensor maths: what is imported from now on checks the shapes of every call
+CHECKED = ("lidb.weights", "lora.inject", "lora.relax", "hypernet.decoder", "hypernet.loss")
+install_import_hook([f"hyperdreambooth.{module}" for module in CHECKED], "beartype.beartype")
 
 if TYPE_CHECKING:
     from hyperdreambooth.base.load import Base

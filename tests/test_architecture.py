@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 BLOCKED = """
 import importlib, pkgutil, sys
 
-sys.modules["torchvision"] = None  # importing it now fails as if it were not installed
+for absent in ("torchvision", "beartype"):
+    sys.modules[absent] = None  # importing it now fails as if it were not installed
 import hyperdreambooth
 for module in pkgutil.walk_packages(hyperdreambooth.__path__, "hyperdreambooth."):
     if not module.name.endswith("__main__"):
@@ -44,7 +45,7 @@ def test_imports_follow_the_arrows() -> None:
 
 
 @pytest.mark.slow
-def test_every_module_imports_without_torchvision() -> None:
+def test_every_module_imports_without_torchvision_and_development_tools() -> None:
     done = python("-W", "error::ImportWarning", "-c", BLOCKED)
     assert done.returncode == 0, done.stderr
 

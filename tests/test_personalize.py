@@ -89,6 +89,25 @@ def test_personalize_is_predict_relax_finetune(me: Personalizer, micro_photos: P
     assert all(seconds >= 0 for seconds in me.seconds.values())
 
 
+def test_the_hypernetwork_says_how_to_finetune_and_the_user_has_the_last_word(
+    me: Personalizer, micro_photos: Path
+) -> None:
+    photo = micro_photos / "person-0" / "0.png"
+    plain = me.personalize(photo, rank=3, steps=2, lr=5e-3, batch=1)
+    me.predictor.facts.finetune.update(rank=3, steps=2, lr=5e-3, batch=1)
+    recommended, other = me.personalize(photo), me.personalize(photo, rank=2, lr=1e-3)
+    assert recommended.metadata == plain.metadata
+    for name, (down, up) in plain.factors.items():
+        assert torch.equal(recommended.factors[name][0], down)
+        assert torch.equal(recommended.factors[name][1], up)
+    assert (other.rank, other.metadata["steps"]) == (2, "2")
+    with pytest.raises(InputError, match=r"unknown key 'step' .*did you mean 'steps'"):
+        me.personalize(photo, step=3)
+    me.predictor.facts.finetune.update(nonsense=1)
+    with pytest.raises(InputError, match="unknown key 'nonsense'"):
+        me.personalize(photo)
+
+
 def test_personalize_is_a_function_of_photo_and_seed(me: Personalizer, micro_photos: Path) -> None:
     photo = micro_photos / "person-0" / "0.png"
     one, same, other = (me.personalize(photo, rank=2, steps=2, seed=seed) for seed in (0, 0, 1))

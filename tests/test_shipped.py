@@ -33,6 +33,7 @@ def test_the_base_is_a_plain_pipeline() -> None:
     pipe = DiffusionPipeline.from_pretrained(EMBEDDED)
     assert isinstance(pipe, StableDiffusionPipeline)
     assert pipe.tokenizer.tokenize("a sks face") == ["a</w>", "sks</w>", "face</w>"]
+    assert pipe("a sks face", num_inference_steps=1).images[0].size == (128, 128)
 
 
 def test_the_hypernetwork_belongs_to_the_base() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.adapter import load_adapter as load_adapter
     from hyperdreambooth.base.load import Base as Base
     from hyperdreambooth.base.load import load_base as load_base
-    from hyperdreambooth.finetune.train import dreambooth as dreambooth
+    from hyperdreambooth.finetune.dreambooth import dreambooth as dreambooth
     from hyperdreambooth.hypernet.predictor import Predictor as Predictor
     from hyperdreambooth.hypernet.predictor import load_hypernet as load_hypernet
     from hyperdreambooth.hypernet.train import train_hypernet as train_hypernet
@@ -32,7 +32,7 @@ _HOME = {
     "InputError": "runs",
     "Personalizer": "personalize",
     "Predictor": "hypernet.predictor",
-    "dreambooth": "finetune.train",
+    "dreambooth": "finetune.dreambooth",
     "load_adapter": "adapter",
     "load_base": "base.load",
     "load_hypernet": "hypernet.predictor",

@@ -14,9 +14,11 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, Format
 from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, load_base
+from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, read_person
-from hyperdreambooth.finetune.train import FinetuneConfig, finetune
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.finetune.train import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of, model_card
@@ -103,8 +105,8 @@ class Personalizer:
     def personalize(
         self,
         photos: Photos,
-        rank: int = 4,
-        steps: int = 40,
+        rank: int | None = None,
+        steps: int | None = None,
         seed: int = 0,
         *,
         prediction: Adapter | None = None,
@@ -114,20 +116,22 @@ class Personalizer:
 
         Args:
             photos: of one person; one will do.
-            rank: of the LoRA.
+            rank: of the LoRA. What is left out is as the hypernetwork's folder recommends, else as
+                `FinetuneConfig` says.
             steps: of the finetune; 25 to 40 do.
             seed: of the relaxation and the training.
             prediction: what `predict` gave for these photos, if it is at hand.
             fields: other fields of `FinetuneConfig`.
 
         Raises:
-            InputError: no photo or an unreadable one, or a rank below the prediction's.
+            InputError: no photo or an unreadable one, an unknown field, or a rank below the prediction's.
         """
-        config = FinetuneConfig(rank=rank, steps=steps, seed=seed, **fields)
+        chosen = load_config(FinetuneConfig, rank=rank, steps=steps, seed=seed, **fields)
+        config = chosen.over(self.predictor.facts.finetune)
         adapter = prediction or self.predict(photos)
         with self._stage("relax"):
             if config.way == "complement":
-                adapter = adapter.relax(rank, seed)
+                adapter = adapter.relax(config.rank, seed)
         with self._stage("finetune"):
             return finetune(self.base, adapter, _read(photos), config, sample=self._class_images)
 
@@ -174,7 +178,9 @@ def predict(photos: Photos, **loading: Any) -> Adapter:
     return Personalizer.from_pretrained(**loading).predict(photos)
 
 
-def personalize(photos: Photos, rank: int = 4, steps: int = 40, seed: int = 0, **loading: Any) -> Adapter:
+def personalize(
+    photos: Photos, rank: int | None = None, steps: int | None = None, seed: int = 0, **loading: Any
+) -> Adapter:
     """`Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)`."""
     return Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)
 

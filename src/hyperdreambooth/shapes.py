@@ -1,8 +1,9 @@
 """The words shared by every folder: sites, factors, and the shape letters.
 
-Shape letters used in docstrings: `b` batch, `n` identities, `s` sites, `r` rank, `a` down_dim, `d` up_dim,
- `i`/`o` in and out features of a site, `t` tokens, `c h w` image or latent, `P` the numbers of one
-identity, `K` refinements.
+Shape letters of docstrings and array types: `b` batch, `n` identities, `s` sites, `r` rank, `a` down_dim, `d`
+up_dim, `i`/`o` in and out features of a site, `t` tokens, `c h w` image or latent, `P` the numbers of one
+identity, `K` refinements. A letter is one size throughout a signature; after an underscore it only names the
+axis. Tests check the array types (`tests/conftest.py`); in normal use they cost nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from jaxtyping import Float
 from torch import Tensor
 
 _WRAPPERS = {"text_model", "base_layer", "_orig_mod", "module"}
@@ -38,7 +40,11 @@ class Site:
         return self.name.split(".", 1)[0]
 
 
-Factors: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+Numbers: TypeAlias = Float[Tensor, "n P"]
+Features: TypeAlias = Float[Tensor, "b t c"]
+Down: TypeAlias = Float[Tensor, "n r i"]
+Up: TypeAlias = Float[Tensor, "n o r"]
+Factors: TypeAlias = dict[str, tuple[Float[Tensor, "n _r _i"], Float[Tensor, "n _o _r"]]]
 """Site name → (down `(n, r, i)`, up `(n, o, r)`); `ΔW[n] = up[n] @ down[n]`. The scale is always 1."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -12,6 +13,9 @@ from typer.testing import CliRunner
 
 from hyperdreambooth.apps import cli, options
 from hyperdreambooth.apps.options import PRESETS, TABLES, resolve
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.hypernet.predictor import load_facts
+from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 from hyperdreambooth.runs import InputError
 
 COMMANDS = (
@@ -93,6 +97,35 @@ def test_the_own_table_counts_and_others_are_passed_over(tmp_path: Path) -> None
     found = resolve("generate", options.Sampling, file, ["guidance=2"], seed=None)
     assert (found.place.base, found.own.steps, found.own.guidance, found.own.seed) == ("here", 3, 2.0, 5)
     assert resolve("generate", options.Sampling, file, ["steps=4"], seed=6).own.steps == 4
+
+
+def dry(*words: object) -> dict[str, Any]:
+    """The config that a command says it would run with."""
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    return yaml.safe_load(result.stdout)
+
+
+@pytest.mark.parametrize("words", [["demo"], ["personalize", "a.png"], ["finetune", "a", "--photo", "a.png"]])
+def test_the_finetune_is_as_the_hypernetwork_recommends_unless_told(words: list[str], tmp_path: Path) -> None:
+    recommended = load_facts(EMBEDDED_HYPERNET).finetune
+    command = [*words, "--out", tmp_path / "out"]
+    assert recommended["lr"] != FinetuneConfig().lr
+    assert {name: dry(*command)[name] for name in recommended} == recommended
+    assert dry(*command, "--set", "lr=0.25")["lr"] == 0.25
+    (tmp_path / "lr.toml").write_text("lr = 1e-3\n")  # what the default would be anyway
+    assert dry(*command, "--config", tmp_path / "lr.toml")["lr"] == 1e-3
+    if words != ["demo"]:
+        assert dry(*command, "--base", "owner/another")["lr"] == FinetuneConfig().lr
+
+
+def test_train_takes_the_finetune_table_with_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("[finetune]\nlr = 0.5\n[generate]\nsteps = 3\n")
+    command = ["train", "photos", "--out", tmp_path / "out", "--config", tmp_path / "recipe.toml"]
+    assert dry(*command)["finetune"] == {"lr": 0.5}
+    assert dry(*command, "--set", "finetune.steps=9")["finetune"] == {"lr": 0.5, "steps": 9}
+    result = CliRunner().invoke(cli.app, [*map(str, command), "--set", "finetune.steps=-1", "--dry-run"])
+    assert result.exit_code == 2 and "steps" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_an_unknown_key_names_the_allowed_ones(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, target
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, snr_weights, target
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Site, canonical, site_fingerprint
@@ -73,6 +73,20 @@ def test_loss_is_one_value_a_sample_and_masks(micro_base: Base) -> None:
     ones = denoise_loss(micro_base, latents, cond, noise, t, mask=torch.ones(2, 1, 8, 8))
     assert plain.shape == (2,)
     torch.testing.assert_close(plain, ones)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_every_timestep_as_the_error_of_the_clean_picture_capped(
+    micro_base: Base, prediction: str
+) -> None:
+    micro_base.pipe.scheduler.register_to_config(prediction_type=prediction)
+    t, gamma = torch.tensor([1, 300, 999]), 5.0
+    alphas = micro_base.pipe.scheduler.alphas_cumprod[t]
+    # the error of x_0 is that of ε times 1/SNR, and that of v times σ² = 1/(SNR + 1)
+    snr, to_clean = alphas / (1 - alphas), {"epsilon": (1 - alphas) / alphas, "v_prediction": 1 - alphas}
+    expected = to_clean[prediction] * snr.clamp(max=gamma)
+    torch.testing.assert_close(snr_weights(micro_base, t, gamma), expected)
+    assert torch.equal(snr_weights(micro_base, t, 0.0), torch.ones(3))
 
 
 def test_noise_is_a_function_of_its_key(micro_base: Base) -> None:

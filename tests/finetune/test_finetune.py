@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.faces.align import face_oval
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.finetune import train as finetune_train
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
+from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
 from hyperdreambooth.finetune.shots import Conditioner, Shots, class_shots, photo_shots
-from hyperdreambooth.finetune.train import dreambooth, finetune, learning_rate, step_loss
+from hyperdreambooth.finetune.train import clip_people, finetune, finetune_many, learning_rate, step_losses
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
@@ -56,10 +59,10 @@ def delta(factors: Factors) -> dict[str, Tensor]:
     return {name: (up @ down)[0] for name, (down, up) in factors.items()}
 
 
-def assert_same_delta(one: Factors, other: Factors) -> None:
+def assert_same_delta(one: Factors, other: Factors, tolerance: float = 1e-5) -> None:
     for name, matrix in delta(one).items():
         torch.testing.assert_close(
-            matrix, delta(other)[name], rtol=0, atol=1e-5 * float(matrix.abs().max() + 1)
+            matrix, delta(other)[name], rtol=0, atol=tolerance * float(matrix.abs().max() + 1)
         )
 
 
@@ -115,6 +118,55 @@ def test_finetune_fits_the_photo_with_every_slot(
     assert not any(p.requires_grad for m in micro_base.components.values() for p in m.parameters())
 
 
+@pytest.mark.parametrize("way", ["complement", "side_by_side"])
+def test_many_finetuned_together_are_each_as_alone(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], way: str
+) -> None:
+    config = FinetuneConfig(steps=4, lr=1e-2, rank=3, batch=2, background=0.1, way=way)  # type: ignore[arg-type]
+    halved = replace(prediction, factors={s: (down, up / 2) for s, (down, up) in prediction.factors.items()})
+    adapters, photos = [prediction, halved], [person[:1], person[1:]]
+    together = finetune_many(micro_base, adapters, photos, config)
+    for adapter, mine, got in zip(adapters, photos, together, strict=True):
+        alone = finetune(micro_base, adapter, mine, config)
+        assert_same_delta(got.factors, alone.factors, 1e-4)  # Adam blows rounding up
+        assert float(got.metadata["loss"]) == pytest.approx(float(alone.metadata["loss"]), abs=2e-4)
+    strange = replace(halved, factors=dict(list(halved.factors.items())[1:]))
+    with pytest.raises(InputError, match="same sites"):
+        finetune_many(micro_base, [prediction, strange], photos, config)
+
+
+@pytest.mark.parametrize("method", ["lidb", "lora"])
+def test_many_trained_from_scratch_are_each_as_alone(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, method: str
+) -> None:
+    config = DreamboothConfig(method=method, steps=4, lr=1e-2, rank=2, batch=2, down_dim=6, up_dim=6)  # type: ignore[arg-type]
+    photos = [person[:1], person[1:2], person[2:]]
+    for k, one in enumerate(dreambooth_many(micro_base, photos, tmp_path / "together", config)):
+        assert one.kind == method
+        alone = dreambooth(micro_base, photos[k], tmp_path / f"{k}", config)
+        assert_same_delta(one.factors, alone.factors, 1e-4)
+
+
+def test_each_persons_gradient_is_clipped_by_its_own_norm() -> None:
+    leaves = [torch.zeros(2, 3, 4), torch.zeros(2, 5)]
+    for leaf in leaves:
+        leaf.grad = torch.randn_like(leaf)
+        leaf.grad[1] *= 1e-3
+    before = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+    clip_people(leaves, 0.5)
+    ours = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    assert torch.cat([g[0].flatten() for g in ours]).norm() == pytest.approx(0.5)
+    assert all(torch.equal(g[1], old[1]) for g, old in zip(ours, before, strict=True))
+
+
+def test_the_oval_covers_the_head_and_not_the_corners() -> None:
+    oval = face_oval(16, 16)
+    assert oval.shape == (16, 16)
+    assert float(oval[5:9, 6:10].min()) == 1
+    assert max(float(oval[y, x]) for y in (0, -1) for x in (0, -1)) == 0
+    torch.testing.assert_close(oval, oval.flip(1))
+
+
 def test_side_by_side_keeps_the_prediction_and_reports_what_truncation_loses(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
 ) -> None:
@@ -149,10 +201,10 @@ def test_killed_and_run_again_is_the_same_to_the_bit(
     def killed(*args: object) -> Tensor:
         if args[-1] == 5:
             raise KeyboardInterrupt
-        return step_loss(*args)  # type: ignore[arg-type]
+        return step_losses(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(finetune_train, "step_loss", killed)
+        patch.setattr(finetune_train, "step_losses", killed)
         dreambooth(micro_base, person, tmp_path / "killed", config)
     resumed = dreambooth(micro_base, person, tmp_path / "killed", config)
     again = dreambooth(micro_base, person, tmp_path / "killed", config)
@@ -180,19 +232,20 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], prior: bool
 ) -> None:
     config = TrainConfig(batch=2, seed=5)
-    groups = [photo_shots(micro_base, person, "a [V] {class_word}")]
+    groups = [photo_shots(micro_base, person, "a [V] {class_word}", background=0.2)]
     if prior:
         groups.append(Shots(torch.randn(3, *groups[0].latents.shape[1:]), ("a face",) * 3, weight=0.25))
     captions = [caption for shots in groups for caption in shots.captions]
     expected = torch.zeros(())
     with torch.no_grad(), wear(micro_base.components, prediction.factors):
         encode = Conditioner(micro_base, captions, text_worn=True)
-        got = step_loss(micro_base, groups, encode, config, step=4)
+        (got,) = step_losses(micro_base, [groups], encode, config, step=4)
         for place in range(2 * len(groups)):
             shots, index = groups[place // 2], (8 + place % 2) % 3
             noise, timestep = draw_noise(micro_base, tuple(shots.latents.shape[1:]), 5, "finetune", 4, place)
             conditioning = micro_base.encode_prompts(micro_base.tokenize([shots.captions[index]]))
-            loss = denoise_loss(micro_base, shots.latents[[index]], conditioning, noise[None], timestep[None])
+            one = (conditioning, noise[None], timestep[None], shots.mask()[None])
+            loss = denoise_loss(micro_base, shots.latents[[index]], *one)
             expected += shots.weight * loss[0] / 2
     torch.testing.assert_close(got, expected)
 

@@ -13,7 +13,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.hypernet import predictor as module
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
 from hyperdreambooth.hypernet.encoder import load_encoder
-from hyperdreambooth.hypernet.predictor import Facts, Predictor, load_hypernet
+from hyperdreambooth.hypernet.predictor import Facts, Predictor, load_facts, load_hypernet
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import Layout, factors
@@ -125,6 +125,15 @@ def _break(folder: Path, how: str) -> None:
         (folder / "config.json").write_text(json.dumps(config))
     else:
         (folder / "config.json").unlink()
+
+
+def test_a_folder_that_does_not_say_what_it_was_made_for(micro_base: Base, tmp_path: Path) -> None:
+    made(micro_base, tmp_path).save(tmp_path / "hypernet")
+    config = json.loads((tmp_path / "hypernet" / "config.json").read_text())
+    (tmp_path / "hypernet" / "config.json").write_text(json.dumps({**config, "facts": {"trigger": "sks"}}))
+    for load in (load_facts, load_hypernet):
+        with pytest.raises(InputError, match=r"hypernet/config\.json: does not say.*base_fingerprint"):
+            load(tmp_path / "hypernet")
 
 
 @pytest.mark.parametrize("how", ["half", "truncated", "nan", "format", "shape", "field", "basis", "missing"])

@@ -22,7 +22,7 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet import train as module
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Faces, hold_out, pick
-from hyperdreambooth.hypernet.predictor import load_hypernet
+from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
 from hyperdreambooth.hypernet.train import rate, train_hypernet
 from hyperdreambooth.hypernet.validate import tell_apart
 from hyperdreambooth.lidb.basis import seeded_basis
@@ -90,7 +90,11 @@ def test_the_folder_the_log_and_the_base(
     micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
 ) -> None:
     before = {name: p.clone() for name, p in micro_base.components["unet"].state_dict().items()}
-    predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
+    config = settings(eye, finetune={"lr": 0.5, "steps": 7})
+    predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
+    assert load_facts(tmp_path / "h") == predictor.facts
+    assert predictor.facts.finetune == {"lr": 0.5, "steps": 7}
+    assert "`lr 0.5`, `steps 7`" in (tmp_path / "h" / "README.md").read_text()
     after = micro_base.components["unet"].state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -332,7 +336,10 @@ def test_another_config_is_refused_but_telling_may_change(
 ) -> None:
     train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2))
     train_hypernet(
-        micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2, log_every=1, max_minutes=9)
+        micro_base,
+        micro_photos,
+        tmp_path / "h",
+        settings(eye, steps=2, log_every=1, max_minutes=9, finetune={"lr": 1e-2}),
     )
     with pytest.raises(InputError, match=r"lr was 0\.01, now 0\.02"):
         train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2, lr=0.02))

@@ -17,7 +17,6 @@ from hyperdreambooth.apps.options import (
     HypernetName,
     Seed,
     Sets,
-    resolve,
 )
 
 if TYPE_CHECKING:
@@ -48,9 +47,8 @@ def demo(
     began = time.perf_counter()
     from hyperdreambooth.apps import job, show
 
-    settings = resolve(
-        "demo", show.ShowConfig, config or Path("avatars"), sets, seed=seed, base=base, device=device
-    )
+    flags = {"seed": seed, "base": base, "device": device}
+    settings = job.resolve_tuned("demo", show.ShowConfig, hypernet, config, sets, **flags)
     if dry_run:
         return settings.show()
     if photo is not None:

@@ -14,7 +14,7 @@ import typer
 
 NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
-    "rich", "pillow", "numpy",
+    "rich", "pillow", "numpy", "jaxtyping",
 )  # fmt: skip
 EXTRAS = {
     "gradio": "ui", "ray": "cluster", "datasets": "data", "webdataset": "data", "cv2": "faces",

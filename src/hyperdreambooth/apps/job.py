@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import diffusers
 import huggingface_hub.utils
@@ -16,13 +16,14 @@ import typer
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, load_adapter
-from hyperdreambooth.apps.options import Form, Place
-from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.apps.options import Form, Place, Resolved, resolve
+from hyperdreambooth.base.load import Base, is_embedded, load_base
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.generate import generate
-from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
+from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hypernet
 from hyperdreambooth.hypernet.validate import Sample, Score
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lora.formats.merged import save_merged
@@ -30,6 +31,23 @@ from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
+
+Tuned = TypeVar("Tuned", bound=FinetuneConfig)
+
+
+def resolve_tuned(
+    command: str, model: type[Tuned], hypernet: str | None, file: Path | None, sets: Sequence[str] | None,
+    **flags: Any,
+) -> Resolved[Tuned]:  # fmt: skip
+    """`resolve`, where what nobody sets is as the hypernetwork's folder recommends.
+
+    Raises:
+        InputError: one line naming the key, or no such hypernetwork.
+    """
+    settings = resolve(command, model, file, sets, **flags)
+    if hypernet is None and not is_embedded(settings.place.base):
+        return settings  # an adapter from elsewhere: nobody recommends anything
+    return Resolved(settings.place, settings.own.over(load_facts(hypernet or EMBEDDED_HYPERNET).finetune))
 
 
 def load(place: Place) -> Base:

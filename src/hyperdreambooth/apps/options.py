@@ -127,7 +127,7 @@ def resolve(
 
     Args:
         command: its name; a table of that name in the file counts as if it stood at the top, other commands'
-            tables are passed over.
+            tables are passed over unless the model has such a field.
         model: the method's config.
         file: a config file or the name of a preset.
         sets: `key=value` words.
@@ -138,11 +138,12 @@ def resolve(
     """
     from hyperdreambooth.config import load_config
 
-    own_table: Any = model_validator(mode="before")(partial(_flatten, command))
+    own_table: Any = model_validator(mode="before")(partial(_flatten, command, model))
     both = create_model(f"{command}Config", __base__=(model, Place), __validators__={"own_table": own_table})
-    merged = load_config(both, _preset(file), tuple(sets or ()), **flags).model_dump()
-    place = Place(**{key: merged[key] for key in Place.model_fields})
-    return Resolved(place, model(**{key: merged[key] for key in model.model_fields}))
+    merged = load_config(both, _preset(file), tuple(sets or ()), **flags).model_dump(exclude_unset=True)
+    place = {key: value for key, value in merged.items() if key in Place.model_fields}
+    own = {key: value for key, value in merged.items() if key in model.model_fields}
+    return Resolved(Place(**place), model(**own))
 
 
 def resolve_alone(model: type[Method], file: Path | None, sets: Sequence[str] | None, **flags: Any) -> Method:
@@ -152,9 +153,10 @@ def resolve_alone(model: type[Method], file: Path | None, sets: Sequence[str] | 
     return load_config(model, _preset(file), tuple(sets or ()), **flags)
 
 
-def _flatten(command: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The command's own table under the keys at the top; the tables of other commands are dropped."""
-    tables = {name: value for name, value in data.items() if name in TABLES and isinstance(value, dict)}
+def _flatten(command: str, model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's own table under the keys at the top; other commands' tables are dropped."""
+    others = set(TABLES) - set(model.model_fields)
+    tables = {name: value for name, value in data.items() if name in others and isinstance(value, dict)}
     top = {name: value for name, value in data.items() if name not in tables}
     return {**tables.get(command, {}), **top}
 

@@ -18,7 +18,7 @@ from hyperdreambooth.apps.picture import table
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.scorers import load_scorers
 from hyperdreambooth.faces.align import open_photo
-from hyperdreambooth.finetune.train import FinetuneConfig
+from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.personalize import check_out, save_person
 
 Pictures = Mapping[str, Sequence[Image.Image]]

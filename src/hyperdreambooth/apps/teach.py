@@ -40,8 +40,8 @@ def dreambooth(
     Light-weight numbers (lidb) or an ordinary LoRA.
     """
     from hyperdreambooth.apps import job
-    from hyperdreambooth.finetune.train import DreamboothConfig
-    from hyperdreambooth.finetune.train import dreambooth as run
+    from hyperdreambooth.finetune.config import DreamboothConfig
+    from hyperdreambooth.finetune.dreambooth import dreambooth as run
 
     flags = {"method": method, "rank": rank, "steps": steps, "seed": seed, "base": base, "device": device}
     settings = resolve("dreambooth", DreamboothConfig, config, sets, **flags)
@@ -73,12 +73,11 @@ def finetune(
 ) -> None:
     """Relax an adapter, train it a few steps."""
     from hyperdreambooth.apps import job
-    from hyperdreambooth.finetune.train import FinetuneConfig
+    from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.finetune.train import finetune as run
 
-    settings = resolve(
-        "finetune", FinetuneConfig, config, sets, rank=rank, steps=steps, base=base, device=device
-    )
+    flags = {"rank": rank, "steps": steps, "base": base, "device": device}
+    settings = job.resolve_tuned("finetune", FinetuneConfig, hypernet, config, sets, **flags)
     if dry_run:
         return settings.show()
     job.check_file(out)
@@ -139,15 +138,18 @@ def train(
 ) -> None:
     """Train the hypernetwork: photo to adapter.
 
-    `--set learn_basis=true` learns the aux bases too, and needs no bank.
+    `--set learn_basis=true` learns the aux bases too, and needs no bank. A config's `[finetune]` table
+    travels in the folder: the finetune's defaults for whoever uses it.
     """
     from hyperdreambooth.apps import job
+    from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.train import train_hypernet
 
     settings = resolve(
         "train", HypernetConfig, config, sets, steps=steps, seed=seed, base=base, device=device
     )
+    FinetuneConfig().over(settings.own.finetune)  # a mistake there would show after the training
     if dry_run:
         return settings.show()
     report = Report("train", settings.plain())

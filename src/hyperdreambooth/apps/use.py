@@ -89,7 +89,7 @@ def personalize(
         "device": device,
         "prompts": prompt or None,
     }
-    settings = resolve("personalize", show.ShowConfig, config, sets, **flags)
+    settings = job.resolve_tuned("personalize", show.ShowConfig, hypernet, config, sets, **flags)
     if dry_run:
         return settings.show()
     paths = [shot.path for shot in job.person(photos)]

@@ -34,11 +34,11 @@ class BuildConfig(BaseModel):
     """What `hdb avatars build` makes; the defaults are the shipped world's."""
 
     model_config = ConfigDict(extra="forbid")
-    vae: StageConfig = StageConfig(steps=4000, batch=16, lr=2e-3, people=2000)
-    base: StageConfig = StageConfig(steps=3600, batch=32, lr=1.2e-3, ema=0.998)
-    identity: StageConfig = StageConfig(steps=600, batch=64, ema=0.99)
-    attributes: StageConfig = StageConfig(steps=1200, batch=64, ema=0.99)
-    encoder: StageConfig = StageConfig(steps=2400, batch=64, ema=0.99)
+    vae: StageConfig = StageConfig(steps=10_000, batch=8, lr=2e-3, people=2000, checkpoint_every=500)
+    base: StageConfig = StageConfig(steps=3200, batch=32, lr=1.2e-3)
+    identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
+    attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
+    encoder: StageConfig = StageConfig(steps=2600, batch=64, lr=1e-3, ema=0.99)
     judged_people: int = 200
     judged_pictures: int = 128
 
@@ -68,11 +68,11 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
 
 
 def _train_pictures(out: Path, config: StageConfig) -> Pictures:
-    return pictures("base", config.people, config.each, out / "pictures")
+    return pictures("base", config.people, config.each, out / "pictures", album=True)
 
 
-def _judges(out: Path, config: BuildConfig) -> Pictures:
-    return pictures("val", config.judged_people, 4, out / "pictures")
+def _judges(out: Path, config: BuildConfig, album: bool = False) -> Pictures:
+    return pictures("val", config.judged_people, 4, out / "pictures", album=album)
 
 
 def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
@@ -96,21 +96,27 @@ def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     def save(part: Path) -> None:
         pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)
         write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
+        _forget_half(part / "text_encoder" / "config.json")
 
     sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
     _save(out / "base", save)
     return {"parameters": sizes}
 
 
+def _forget_half(config: Path) -> None:
+    """Half is how it is stored, not how it is used: transformers would load it so beside a float32 UNet."""
+    write_json(config, {key: value for key, value in read_json(config).items() if "dtype" not in key})
+
+
 def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    vae, judged = _load_vae(out, device), _judges(out, config)
+    judged = _judges(out, config)
     identity = train_identity(
-        _train_pictures(out, config.identity), vae, config.identity, out / "runs" / "identity", device
+        _train_pictures(out, config.identity), config.identity, out / "runs" / "identity", device
     )
     people = measure.identity_figures(identity, judged, device)
     identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
     reader = train_attributes(
-        _train_pictures(out, config.attributes), vae, config.attributes, out / "runs" / "attributes", device
+        _train_pictures(out, config.attributes), config.attributes, out / "runs" / "attributes", device
     )
     reader.config.phrases = {
         f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase
@@ -125,7 +131,7 @@ def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     encoder = train_encoder(
         _train_pictures(out, config.encoder), config.encoder, out / "runs" / "encoder", device
     )
-    figures = measure.encoder_figures(encoder, _judges(out, config), device)
+    figures = measure.encoder_figures(encoder, _judges(out, config, album=True), device)
     _save(out / "encoder", lambda part: encoder.resnet.cpu().half().save_pretrained(part))
     return figures
 

@@ -13,20 +13,9 @@ from typing import Any
 from PIL import Image
 
 from hyperdreambooth.avatars.captions import caption
-from hyperdreambooth.avatars.render import SPLITS, Context, context, draw, identity, plain_context
+from hyperdreambooth.avatars.render import MOST_PHOTOS, SPLITS, draw, identity, photo_context
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, read_json, whole_file, write_json
-
-_MOST_PHOTOS = 1000
-
-
-def photo_context(person: int, number: int, seed: int = 0) -> Context:
-    """The context of a person's photo: every second one, from 0 on, is plain; the others may show anything.
-
-    An album of costumes alone would say little about the person under them.
-    """
-    drawn_from = (seed << 40) + person * _MOST_PHOTOS + number
-    return context(drawn_from) if number % 2 else plain_context(drawn_from)
 
 
 def photo(person: int, number: int, seed: int = 0) -> tuple[Image.Image, str]:
@@ -77,7 +66,7 @@ def _check(out: Path, split: str, identities: int, photos: int, seed: int) -> No
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     for name, count, most in (
         ("identities", identities, len(SPLITS[split])),
-        ("photos", photos, _MOST_PHOTOS),
+        ("photos", photos, MOST_PHOTOS),
     ):
         if not 1 <= count <= most:
             raise InputError(f"{name}: expected 1 to {most}, got {count}")

@@ -14,8 +14,8 @@ from hyperdreambooth.avatars.readers import ATTRIBUTE_LABELS, KIND_LABELS, TRAIT
 @torch.no_grad()
 def read(model: nn.Module, pictures: Pictures, device: str) -> Tensor:
     """The reader's numbers `(m, labels)` for all pictures."""
-    parts = [model(pictures.batch(rows).to(device)).logits for rows in torch.arange(len(pictures)).split(64)]
-    return torch.cat(parts).float().cpu()
+    parts = [model(pictures.batch(rows).to(device)) for rows in torch.arange(len(pictures)).split(64)]
+    return torch.cat([getattr(part, "logits", part) for part in parts]).float().cpu()
 
 
 def identity_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:

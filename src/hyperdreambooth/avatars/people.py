@@ -89,6 +89,9 @@ _FIRST_SHARE: dict[str, float] = {
 }
 
 
+MOST_PHOTOS = 1000  # of one person
+
+
 @dataclass(frozen=True)
 class Identity:
     """One person: continuous traits in [0, 1] and categorical kinds."""
@@ -180,3 +183,17 @@ def plain_context(seed: int) -> Context:
         "light": _pick(rng, ("normal", "warm", "cool"), (0.7, 0.15, 0.15)),
     }
     return Context(**chosen, **_pose(rng, 0.35))  # pyright: ignore[reportArgumentType]
+
+
+def photo_context(person: int, number: int, seed: int = 0, album: bool = True) -> Context:
+    """The context of a person's photo.
+
+    Args:
+        person: whose photo.
+        number: which one, from 0.
+        seed: another seed is another set of contexts.
+        album: every second photo, from 0 on, is plain; without it any photo may show anything. An album of
+            costumes alone would say little about the person under them.
+    """
+    drawn_from = (seed << 40) + person * MOST_PHOTOS + number
+    return plain_context(drawn_from) if album and number % 2 == 0 else context(drawn_from)

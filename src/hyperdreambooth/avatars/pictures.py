@@ -20,9 +20,9 @@ from hyperdreambooth.avatars.render import (
     SPLITS,
     Context,
     Identity,
-    context,
     draw,
     identity,
+    photo_context,
 )
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import whole_file
@@ -55,12 +55,9 @@ class Pictures:
         return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def context_seed(person: int, picture: int) -> int:
-    """The context of a person's k-th picture: told apart by both numbers."""
-    return person * 1000 + picture
-
-
-def pictures(split: str, people: int, each: int, cache: Path, workers: int | None = None) -> Pictures:
+def pictures(
+    split: str, people: int, each: int, cache: Path, album: bool = False, workers: int | None = None
+) -> Pictures:
     """Renders (or finds in the cache) `each` pictures of the first `people` of a split.
 
     Args:
@@ -68,27 +65,32 @@ def pictures(split: str, people: int, each: int, cache: Path, workers: int | Non
         people: how many.
         each: pictures a person, each in a context of its own.
         cache: folder of chunks; a chunk is written whole, so an interrupted run continues.
+        album: every second picture, the first included, is a plain one, as in a photo folder.
         workers: processes; None for one a core.
     """
-    who = [person for person in SPLITS[split][:people] for _ in range(each)]
-    seeds = [(person, context_seed(person, k)) for person in SPLITS[split][:people] for k in range(each)]
+    drawn = [
+        (identity(person), photo_context(person, number, album=album))
+        for person in SPLITS[split][:people]
+        for number in range(each)
+    ]
     cache.mkdir(parents=True, exist_ok=True)
-    files = [cache / f"{split}-{each}-{start:07d}.npy" for start in range(0, len(seeds), CHUNK)]
-    jobs = [(f, seeds[i * CHUNK : (i + 1) * CHUNK]) for i, f in enumerate(files)]
+    kind = f"{split}-{each}-{'album' if album else 'any'}"
+    files = [cache / f"{kind}-{start:07d}.npy" for start in range(0, len(drawn), CHUNK)]
+    jobs = [(f, drawn[i * CHUNK : (i + 1) * CHUNK]) for i, f in enumerate(files)]
     missing = [job for job in jobs if not _complete(*job)]
     with Progress("render", len(missing)) as bar:
         for _ in _pool_map(missing, workers or os.cpu_count() or 1):
             bar.update(1)
     maps = [np.load(f, mmap_mode="r") for f in files]
-    return Pictures(maps, [identity(p) for p in who], [context(s) for _, s in seeds], each)
+    return Pictures(maps, [who for who, _ in drawn], [scene for _, scene in drawn], each)
 
 
-def _complete(file: Path, seeds: list[tuple[int, int]]) -> bool:
+def _complete(file: Path, wanted: list[tuple[Identity, Context]]) -> bool:
     """A chunk of a shorter earlier run may hold fewer pictures than are wanted now."""
-    return file.is_file() and len(np.load(file, mmap_mode="r")) >= len(seeds)
+    return file.is_file() and len(np.load(file, mmap_mode="r")) >= len(wanted)
 
 
-def _pool_map(jobs: list[tuple[Path, list[tuple[int, int]]]], workers: int):
+def _pool_map(jobs: list[tuple[Path, list[tuple[Identity, Context]]]], workers: int):
     if workers == 1 or len(jobs) < 2:
         yield from map(_chunk, jobs)
         return
@@ -96,9 +98,9 @@ def _pool_map(jobs: list[tuple[Path, list[tuple[int, int]]]], workers: int):
         yield from pool.map(_chunk, jobs)
 
 
-def _chunk(job: tuple[Path, list[tuple[int, int]]]) -> None:
-    file, seeds = job
-    drawn = np.stack([np.asarray(draw(identity(p), context(s)), dtype=np.uint8) for p, s in seeds])
+def _chunk(job: tuple[Path, list[tuple[Identity, Context]]]) -> None:
+    file, wanted = job
+    drawn = np.stack([np.asarray(draw(who, scene), dtype=np.uint8) for who, scene in wanted])
     with whole_file(file) as part, part.open("wb") as stream:
         np.save(stream, drawn)
 

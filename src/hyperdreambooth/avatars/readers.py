@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
@@ -42,26 +42,18 @@ def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 1
     return transformers.ResNetForImageClassification(config)
 
 
-def blemish(pixels: Tensor, generator: torch.Generator, vae: Any | None) -> Tensor:
-    """What a judge of generated pictures must see through: VAE softness, blur, noise, small shifts."""
-    if vae is not None:
-        some = torch.randperm(len(pixels), generator=generator)[: len(pixels) // 4]
-        pixels = pixels.index_copy(0, some.to(pixels.device), _softened(pixels[some], generator, vae))
-    if torch.rand((), generator=generator) < 0.3:
-        pixels = interpolate(
-            interpolate(pixels, scale_factor=0.5, mode="area"), scale_factor=2.0, mode="bilinear"
-        )
-    noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+def blemish(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """What a judge of generated pictures must see through: softness, grain of several sizes, small shifts."""
+    count, size = len(pixels), pixels.shape[-1]
+    soft = interpolate(interpolate(pixels, size // 2, mode="area"), size, mode="bilinear")
+    share = (1.6 * torch.rand(count, 1, 1, 1, generator=generator) - 0.4).clamp(0, 1)
+    fine = torch.randn(count, 3, size, size, generator=generator)
+    coarse = interpolate(
+        torch.randn(count, 3, size // 4, size // 4, generator=generator), size, mode="bilinear"
+    )
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
-    return torch.roll(pixels + 0.05 * noise, shift, dims=(2, 3))
-
-
-@torch.no_grad()
-def _softened(pixels: Tensor, generator: torch.Generator, vae: Any) -> Tensor:
-    """Pictures through the VAE, with a little of the base's noise left in their latents."""
-    latents = vae.encode(pixels).latent_dist.mode()
-    grain = torch.randn(latents.shape, generator=generator).to(latents.device)
-    return vae.decode(latents + 0.1 * latents.std() * grain).sample.float()
+    grain = (0.04 * fine + 0.06 * interpolate(coarse, size, mode="bilinear")).to(pixels.device)
+    return torch.roll(torch.lerp(pixels, soft, share.to(pixels.device)) + grain, shift, dims=(2, 3))
 
 
 # Supervised contrastive loss (Khosla et al., arXiv 2004.11362, equation 2)
@@ -100,20 +92,20 @@ def people_and_pictures(
     return (people[:, None] * pictures.each + torch.arange(pictures.each)).flatten(), generator
 
 
-def train_identity(pictures: Pictures, vae: Any, config: StageConfig, folder: Path, device: str) -> Any:
+def train_identity(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
     """The identity scorer: 64 numbers that are close for one person in any context."""
     model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rows, generator = people_and_pictures(pictures, config, "identity", step)
-        pixels = blemish(pictures.batch(rows).to(device), generator, vae)
+        pixels = blemish(pictures.batch(rows).to(device), generator)
         return {"loss": contrastive(model(pixels).logits, (rows // pictures.each).to(device))}
 
     fit("scorer: identity", model, loss_of, config, folder, device)
     return model
 
 
-def train_attributes(pictures: Pictures, vae: Any, config: StageConfig, folder: Path, device: str) -> Any:
+def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
     """The attribute reader: what a caption names, and the continuous traits of the person."""
     labels = ATTRIBUTE_LABELS + TRAIT_LABELS
     model = new_reader(labels, config.seed + 1).to(device)
@@ -125,7 +117,7 @@ def train_attributes(pictures: Pictures, vae: Any, config: StageConfig, folder: 
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rows, generator = people_and_pictures(pictures, config, "attributes", step)
-        logits = model(blemish(pictures.batch(rows).to(device), generator, vae)).logits
+        logits = model(blemish(pictures.batch(rows).to(device), generator)).logits
         read = grouped(logits, named[rows], groups)
         traits_read = binary_cross_entropy_with_logits(logits[:, first:].float(), traits[rows])
         return {"loss": read + traits_read, "attributes": read, "traits": traits_read}
@@ -134,16 +126,38 @@ def train_attributes(pictures: Pictures, vae: Any, config: StageConfig, folder: 
     return model
 
 
-def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
+class Eye(nn.Module):
+    """The encoder while it is taught: a linear reading of its whole last map, where things *are* included.
+
+    A face's width is a matter of places; averaged over the map, as classifiers do, it is hardly learned.
+    """
+
+    def __init__(self, labels: int, seed: int) -> None:
+        super().__init__()
+        self.resnet = new_reader(["unused"], seed, sizes=(32, 64, 128, 192)).resnet
+        self.head = nn.LazyLinear(labels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels `(b, 3, 128, 128)` → numbers `(b, labels)`."""
+        return self.head(self.resnet(pixels).last_hidden_state.flatten(1))
+
+
+def new_eye(seed: int) -> Eye:
+    """The encoder with a head for every trait."""
+    eye = Eye(len(TRAIT_LABELS) + len(KIND_LABELS), seed)
+    eye(torch.zeros(2, 3, SIZE, SIZE))
+    return eye
+
+
+def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Eye:
     """The hypernetwork's eye: reads every trait; the decoder looks at its last feature map. Never a judge."""
-    labels = TRAIT_LABELS + KIND_LABELS
-    model = new_reader(labels, config.seed + 2, sizes=(32, 64, 128, 192)).to(device)
+    model = new_eye(config.seed + 2).to(device)
     continuous, kinds = (t.to(device) for t in trait_targets(pictures.identities))
     groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rows, generator = people_and_pictures(pictures, config, "encoder", step)
-        logits = model(blemish(pictures.batch(rows).to(device), generator, None)).logits.float()
+        rows, _ = people_and_pictures(pictures, config, "encoder", step)
+        logits = model(pictures.batch(rows).to(device)).float()
         # Cross-entropy towards a trait's value: its gradient stays strong where an absolute error stalls
         traits = binary_cross_entropy_with_logits(logits[:, :first], continuous[rows])
         kind = grouped(logits[:, first:], kinds[rows], groups)

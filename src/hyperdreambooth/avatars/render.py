@@ -10,11 +10,13 @@ from hyperdreambooth.avatars.people import (
     CATEGORICAL,
     CHOICES,
     CONTINUOUS,
+    MOST_PHOTOS,
     SPLITS,
     Context,
     Identity,
     context,
     identity,
+    photo_context,
     plain_context,
 )
 from hyperdreambooth.avatars.scenery import scenery
@@ -25,6 +27,7 @@ __all__ = [
     "CATEGORICAL",
     "CHOICES",
     "CONTINUOUS",
+    "MOST_PHOTOS",
     "SIZE",
     "SPLITS",
     "Context",
@@ -32,6 +35,7 @@ __all__ = [
     "context",
     "draw",
     "identity",
+    "photo_context",
     "plain_context",
 ]
 

@@ -44,7 +44,7 @@ def _grain(size: int, scale: int, seed: int) -> Floats:
 def _hatching(size: int) -> Floats:
     """Diagonal pencil strokes in [0, 1], a little uneven."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) * (128.0 / size)
-    wave = 0.5 + 0.5 * np.sin((x + y) * 1.35 + 2.0 * _grain(size, 16, 5))
+    wave = 0.5 + 0.5 * np.sin((x + y) * 1.05 + 2.0 * _grain(size, 16, 5))
     return wave * (0.6 + 0.4 * _grain(size, 2, 6))
 
 
@@ -54,7 +54,7 @@ def _sketch(picture: Image.Image) -> Image.Image:
     tone, soft = _floats(grey), _floats(_blur(grey, 2.2))
     # Dividing a picture by its blur leaves lines on white.
     lines = np.minimum((tone + 0.05) / (soft + 0.05), 1.0) ** 2.6
-    shade = 1.0 - (1.0 - tone) * (0.30 + 0.46 * _hatching(picture.width))
+    shade = 1.0 - (1.0 - tone) * (0.36 + 0.34 * _hatching(picture.width))
     value = lines * shade * (0.95 + 0.05 * _grain(picture.width, 1, 7))
     ink, paper = _rgb(0.16, 0.16, 0.19), _rgb(0.98, 0.97, 0.94)
     return _picture(ink + (paper - ink) * value[..., None])
@@ -84,7 +84,7 @@ def _margin(size: int) -> Floats:
 
 def _pixel_art(picture: Image.Image) -> Image.Image:
     """Pixel art: coarse cells in a small palette."""
-    cells = 43
+    cells = 64
     small = picture.resize((cells, cells), Image.Resampling.HAMMING)
     small = small.filter(ImageFilter.UnsharpMask(radius=1, percent=75, threshold=0))
     few = small.quantize(colors=28, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")

@@ -39,6 +39,7 @@ def denoise_loss(
     noise: Tensor,
     timesteps: Tensor,
     mask: Tensor | None = None,
+    snr_gamma: float = 0.0,
 ) -> Tensor:
     """Mean squared error of the denoiser's answer, a value a sample.
 
@@ -49,6 +50,7 @@ def denoise_loss(
         noise: `(b, c, h, w)`.
         timesteps: `(b,)` int64.
         mask: weights `(b, 1, h, w)`, for example of the face; None for all ones.
+        snr_gamma: γ of min-SNR weighting; 0 for none.
 
     Returns:
         `(b,)` float32, outside autocast.
@@ -56,9 +58,22 @@ def denoise_loss(
     noisy = add_noise(base, latents, noise, timesteps).to(base.dtype)
     answer = base.predict(noisy, timesteps, conditioning).float()
     error = (answer - target(base, latents, noise, timesteps)).square()
+    weights = snr_weights(base, timesteps, snr_gamma)
     if mask is None:
-        return error.mean(dim=(1, 2, 3))
-    return (error * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
+        return weights * error.mean(dim=(1, 2, 3))
+    covered = (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
+    return weights * (error * mask).sum(dim=(1, 2, 3)) / covered
+
+
+# min(SNR, γ) / SNR for noise, / (SNR + 1) for velocity   (Hang et al., arXiv 2303.09556)
+def snr_weights(base: Base, timesteps: Tensor, gamma: float) -> Tensor:
+    """Weights `(b,)` of the loss at timesteps `(b,)`: nearly clean latents, which say little, count less."""
+    if gamma == 0:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    signal, sigma = (each.flatten() for each in _signal_and_noise(base, timesteps))
+    snr = (signal / sigma).square()
+    velocity = base.pipe.scheduler.config.prediction_type == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
 
 
 def draw_noise(base: Base, shape: tuple[int, ...], *key: int | str) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,11 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def is_embedded(source: str | Path | None) -> bool:
+    """Whether a base's name means the embedded avatars."""
+    return source is None or source == EMBEDDED_NAME or Path(source).resolve() == EMBEDDED
+
+
 def load_base(
     source: str | Path | None = None, device: str = "auto", dtype: str = "float32", text_encoder: bool = True
 ) -> Base:
@@ -143,7 +148,7 @@ def load_base(
     loader: Any = diffusers
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    place = str(EMBEDDED if source in (None, EMBEDDED_NAME) else source)
+    place = str(EMBEDDED if is_embedded(source) else source)
     if Path(place).is_absolute() and not (Path(place) / "model_index.json").is_file():
         raise InputError(
             f"base {place}: expected a diffusers pipeline folder with model_index.json, found none"
@@ -159,7 +164,7 @@ def load_base(
         raise InputError(f"base {place}: {type(pipe).__name__} is not one of {', '.join(FAMILIES)}")
     pipe.set_progress_bar_config(disable=True)
     facts = _facts(Path(place))
-    name = EMBEDDED_NAME if Path(place).resolve() == EMBEDDED else place
+    name = EMBEDDED_NAME if is_embedded(place) else place
     return Base(
         pipe.to(pick_device(device)),
         name,

@@ -107,3 +107,11 @@ def to_image(pixels: Tensor) -> Image.Image:
     """Pixels ``(3, h, w)`` in [-1, 1] as a picture; the inverse of ``to_pixels`` up to 8-bit rounding."""
     bytes_ = pixels.detach().float().cpu().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
+
+
+def face_oval(height: int, width: int) -> Tensor:
+    """Where an aligned crop has its head: 1 inside, 0 outside, soft between; `(height, width)`."""
+    y = (torch.arange(height) + 0.5) / height
+    x = (torch.arange(width) + 0.5) / width
+    distance = ((((y - 0.46) / 0.42)[:, None]).square() + ((x - 0.5) / 0.34).square()).sqrt()
+    return ((1.15 - distance) / 0.3).clamp(0, 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from hyperdreambooth.config import load_config
 
 
 class TrainConfig(BaseModel):
@@ -13,6 +16,9 @@ class TrainConfig(BaseModel):
     Attributes:
         batch: samples a step; one photo fills a batch with different noise and timesteps.
         prompt: caption of photos that have none; `{class_word}` is the base's.
+        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
+        background: weight of the loss outside the oval where an aligned crop has its face; below 1 less of
+            the photo's surroundings leaks into the person.
         prior_weight: weight of the class images' loss (DreamBooth's prior preservation); 0 draws none.
         save_every: steps between two checkpoints, where there is a run folder.
     """
@@ -27,6 +33,8 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     seed: int = 0
     prompt: str = "a photo of a [V] {class_word}"
+    snr_gamma: float = Field(default=0.0, ge=0)
+    background: float = Field(default=1.0, ge=0, le=1)
     prior_weight: float = Field(default=0.0, ge=0)
     prior_prompt: str = "a photo of a {class_word}"
     prior_images: int = Field(default=32, ge=1)
@@ -47,6 +55,14 @@ class FinetuneConfig(TrainConfig):
     rank: int = Field(default=4, ge=1)
     way: Literal["complement", "side_by_side"] = "complement"
     trained_rank: int | None = Field(default=None, ge=1)
+
+    def over(self, defaults: Mapping[str, Any]) -> Self:
+        """The same settings with other defaults, such as a hypernetwork's own: what was set stays.
+
+        Raises:
+            InputError: a default that is no field, or a bad value.
+        """
+        return load_config(type(self), **{**defaults, **self.model_dump(exclude_unset=True)})
 
 
 class DreamboothConfig(TrainConfig):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.sd import Conditioning
-from hyperdreambooth.faces.align import open_photo, to_pixels
+from hyperdreambooth.faces.align import face_oval, open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import whole_file
@@ -27,11 +27,24 @@ _TOGETHER = 8  # pictures encoded or drawn in one call
 
 @dataclass(frozen=True)
 class Shots:
-    """Latents `(m, c, h, w)` on the base's device, their captions, and the weight of their loss."""
+    """Latents `(m, c, h, w)` on the base's device, their captions, and how their loss counts.
+
+    Attributes:
+        latents: `(m, c, h, w)` on the base's device.
+        captions: a caption each.
+        weight: of their loss, against 1 for a person's photos.
+        background: weight of the loss outside the oval of the face; 1 for all of the picture alike.
+    """
 
     latents: Tensor
     captions: tuple[str, ...]
     weight: float = 1.0
+    background: float = 1.0
+
+    def mask(self) -> Tensor:
+        """Weights `(1, h, w)` of the loss."""
+        oval = face_oval(*self.latents.shape[-2:]).to(self.latents.device)
+        return (self.background + (1 - self.background) * oval)[None]
 
 
 def _caption(base: Base, text: str) -> str:
@@ -47,16 +60,18 @@ def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[at : at + _TOGETHER] for at in range(0, len(items), _TOGETHER)]
 
 
-def photo_shots(base: Base, photos: Sequence[Photo], prompt: str) -> Shots:
+def photo_shots(base: Base, photos: Sequence[Photo], prompt: str, background: float = 1.0) -> Shots:
     """Encodes a person's photos once; no flips, which would move a mole to the other cheek.
 
     Args:
         base: encodes and names the class.
         photos: of one person.
         prompt: caption of photos without one of their own.
+        background: weight of the loss outside the face.
     """
     latents = _encode(base, [open_photo(photo.path) for photo in photos])
-    return Shots(latents, tuple(_caption(base, photo.caption or prompt) for photo in photos))
+    captions = tuple(_caption(base, photo.caption or prompt) for photo in photos)
+    return Shots(latents, captions, background=background)
 
 
 def class_shots(
@@ -100,7 +115,7 @@ def _keep(image: Image.Image, file: Path) -> None:
 
 
 class Conditioner:
-    """Captions → conditioning, doing no work twice.
+    """Captions → conditioning, encoded once where the text encoder wears nothing.
 
     Args:
         base: tokenizes and encodes.
@@ -115,13 +130,8 @@ class Conditioner:
             self.once = None if text_worn else base.encode_prompts(self.tokens)
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
-        """The conditioning of `b` captions; a caption asked for twice is encoded once."""
-        if self.once is not None:
-            return _rows(self.once, [self.known.index(caption) for caption in captions])
-        asked = sorted(set(captions))
-        encoded = self.base.encode_prompts(self.tokens[[self.known.index(caption) for caption in asked]])
-        return _rows(encoded, [asked.index(caption) for caption in captions])
-
-
-def _rows(conditioning: Conditioning, rows: list[int]) -> Conditioning:
-    return {name: tensor[rows] for name, tensor in conditioning.items()}
+        """The conditioning of `b` captions, each read by what its own sample wears."""
+        rows = [self.known.index(caption) for caption in captions]
+        if self.once is None:
+            return self.base.encode_prompts(self.tokens[rows])
+        return {name: tensor[rows] for name, tensor in self.once.items()}

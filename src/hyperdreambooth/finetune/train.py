@@ -1,7 +1,9 @@
-"""One loop over leaf tensors, for fast finetuning (paper, section 4.3) and for DreamBooth (section 4.1).
+"""One loop over leaf tensors, for DreamBooth (paper, section 4.1) and for the fast finetune (section 4.3).
 
 What is trained is a handful of leaf tensors and a function that makes LoRA factors of them, so rank-relaxed
 factors, a trainable LoRA beside a frozen prediction, LiDB numbers and a fresh LoRA go through the same loop.
+Leaves lead with an identity axis: many people train side by side in one forward and backward, each as if
+alone (losses are summed, gradients clipped a person at a time, Adam is elementwise).
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,17 +22,17 @@ from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, photo_hash
-from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
+from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.shots import Conditioner, Sample, Shots, class_shots, photo_shots
-from hyperdreambooth.finetune.trainable import Trainable, beside, leaf, pairs
-from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
-from hyperdreambooth.lidb.file import Lidb
-from hyperdreambooth.lidb.weights import Layout, factors, start
+from hyperdreambooth.finetune.trainable import Trainable, beside, each, pairs, together
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, Run
-from hyperdreambooth.shapes import Site
+from hyperdreambooth.shapes import Factors, Site
+
+Photos: TypeAlias = Sequence[Photo]
+"""Of one person."""
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,67 +45,69 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 # E‖ε - ε_θ(x_t, c)‖² of the person + λ · the same of the class   (DreamBooth, equation 2)
-def step_loss(
-    base: Base, groups: Sequence[Shots], encode: Conditioner, config: TrainConfig, step: int
+def step_losses(
+    base: Base, people: Sequence[Sequence[Shots]], encode: Conditioner, config: TrainConfig, step: int
 ) -> Tensor:
-    """The loss of one step, `()`; its photos, noise and timesteps are functions of (seed, step) alone.
+    """Everybody's loss of one step, `(n,)`; photos, noise and timesteps are functions of (seed, step) alone.
 
     Photos take turns, so that each is seen equally often; class images ride in the same forward.
     """
     turn = range(step * config.batch, (step + 1) * config.batch)
-    picks = [(shots, index % len(shots.captions)) for shots in groups for index in turn]
+    picks = [(s, k % len(s.captions)) for groups in people for s in groups for k in turn]
+    per = len(picks) // len(people)
     latents = torch.stack([shots.latents[index] for shots, index in picks])
-    drawn = [
-        draw_noise(base, tuple(latents.shape[1:]), config.seed, "finetune", step, k)
-        for k in range(len(picks))
-    ]
+    shape = tuple(latents.shape[1:])
+    drawn = [draw_noise(base, shape, config.seed, "finetune", step, k) for k in range(per)] * len(people)
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
+    mask = torch.stack([shots.mask() for shots, _ in picks])
     with torch.autocast(base.device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
         conditioning = encode([shots.captions[index] for shots, index in picks])
-        losses = denoise_loss(base, latents, conditioning, noise, timesteps)
-    return (losses * losses.new_tensor([shots.weight for shots, _ in picks])).sum() / config.batch
+        losses = denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.snr_gamma)
+    weights = losses.new_tensor([shots.weight for shots, _ in picks])
+    return (losses * weights).unflatten(0, (len(people), per)).sum(1) / config.batch
 
 
 def train(
     base: Base,
     trainable: Trainable,
-    groups: Sequence[Shots],
+    people: Sequence[Sequence[Shots]],
     config: TrainConfig,
     run: Run | None = None,
     title: str = "finetune",
-) -> float | None:
+) -> Tensor | None:
     """Moves the leaves in place; the base is as before afterwards.
 
     Args:
         base: the frozen base.
-        trainable: the leaves and what they mean.
-        groups: the person's latents and captions and, with prior preservation, the class's.
+        trainable: the leaves, each with `n` people in front, and what they mean.
+        people: of each, the latents and captions and, with prior preservation, the class's.
         config: steps, rate, batch, …
         run: a run folder for the log and checkpoints; None for a short finetune.
         title: of the progress bar.
 
     Returns:
-        The mean loss of the last tenth of the steps taken now; None when none were.
+        Everybody's mean loss of the last tenth of the steps taken now, `(n,)`; None when none were.
     """
-    leaves, losses, now = list(trainable.leaves.values()), [], trainable.worn()
+    leaves, now = list(trainable.leaves.values()), trainable.worn()
+    losses: list[Tensor] = []
     optimizer = torch.optim.Adam(leaves, lr=config.lr)
     scaler = GradScaler(base.device.type, enabled=config.precision == "fp16")
     first = _resume(run, trainable, optimizer, scaler)
-    encode = Conditioner(
-        base, [c for shots in groups for c in shots.captions], any(k.startswith("text") for k in now)
-    )
+    captions = [caption for groups in people for shots in groups for caption in shots.captions]
+    encode = Conditioner(base, captions, any(site.startswith("text") for site in now))
+    images = len(people[0]) * config.batch
     with wear(base.components, now) as worn, Progress(title, config.steps, first) as bar:
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            worn.set(trainable.to_factors(trainable.leaves))
-            loss = step_loss(base, groups, encode, config, step)
-            _update(loss, leaves, optimizer, scaler, config.clip)
-            losses.append(loss.item())
-            bar.update(1, loss=losses[-1])
-            _record(run, step + 1, losses[-1], config, lambda: _state(trainable, optimizer, scaler))
-    tail = losses[-max(1, len(losses) // 10) :]
-    return sum(tail) / len(tail) if tail else None
+            worn.set(trainable.to_factors(trainable.leaves), images)
+            loss = step_losses(base, people, encode, config, step)
+            _update(loss.sum(), leaves, optimizer, scaler, config.clip)
+            losses.append(loss.detach())
+            mean = loss.mean().item()
+            bar.update(1, loss=mean)
+            _record(run, step + 1, mean, config, lambda: _state(trainable, optimizer, scaler))
+    return torch.stack(losses[-max(1, len(losses) // 10) :]).mean(0).cpu() if losses else None
 
 
 def _update(
@@ -112,10 +116,19 @@ def _update(
     """One step of the optimiser; the scaler does nothing except for fp16."""
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(leaves, clip)
+    clip_people(leaves, clip)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
+
+
+def clip_people(leaves: Sequence[Tensor], limit: float) -> None:
+    """Scales each person's own gradient, over all leaves `(n, …)`, down to a norm of at most `limit`."""
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    scale = limit / norms.clamp_min(limit)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def _record(
@@ -149,144 +162,119 @@ def _resume(
     return step
 
 
-def _groups(
-    base: Base, photos: Sequence[Photo], config: TrainConfig, sample: Sample | None, folder: Path | None
-) -> list[Shots]:
-    person = photo_shots(base, photos, config.prompt)
+def shots_of(
+    base: Base, people: Sequence[Photos], config: TrainConfig, sample: Sample | None, folder: Path | None
+) -> list[list[Shots]]:
+    """What each person is trained on: photos and, with prior preservation, the class's images."""
+    shots = [photo_shots(base, photos, config.prompt, config.background) for photos in people]
     if config.prior_weight == 0:
-        return [person]
+        return [[person] for person in shots]
     if sample is None:
         raise ValueError("prior_weight > 0 needs `sample`, which makes the class images")
     count, weight = config.prior_images, config.prior_weight
-    return [person, class_shots(base, config.prior_prompt, count, config.seed, weight, sample, folder)]
+    shared = class_shots(base, config.prior_prompt, count, config.seed, weight, sample, folder)
+    return [[person, shared] for person in shots]
 
 
-def _fitting_sites(base: Base, adapter: Adapter) -> tuple[Site, ...]:
-    """The base's sites that the adapter changes.
+def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
+    """The base's sites that the adapters change.
 
     Raises:
-        InputError: the adapter belongs to another base.
+        InputError: an adapter belongs to another base, or they do not change the same sites.
     """
-    sites = tuple(site for site in base.sites if site.name in adapter.factors)
-    if adapter.base_fingerprint not in ("", base.fingerprint) or len(sites) < len(adapter.factors):
-        raise InputError(
-            f"adapter: made for base {adapter.base_fingerprint or 'of other sites'}, this base {base.source} "
-            f"is {base.fingerprint}; load the base it was made for"
-        )
+    names = set(adapters[0].factors)
+    sites = tuple(site for site in base.sites if site.name in names)
+    for adapter in adapters:
+        if adapter.base_fingerprint not in ("", base.fingerprint) or len(sites) < len(adapter.factors):
+            raise InputError(
+                f"adapter: made for base {adapter.base_fingerprint or 'of other sites'}, this base "
+                f"{base.source} is {base.fingerprint}; load the base it was made for"
+            )
+        if set(adapter.factors) != names:
+            raise InputError("adapters: expected all of the same sites; finetune those of other sites alone")
     return sites
 
 
-def _photos_fingerprint(photos: Sequence[Photo]) -> str:
-    return ",".join(sorted(photo_hash(photo.path)[:12] for photo in photos))
+def photos_fingerprint(people: Sequence[Photos]) -> str:
+    """Names the photos, person by person: a run folder of others is refused."""
+    return ";".join(",".join(sorted(photo_hash(photo.path)[:12] for photo in photos)) for photos in people)
 
 
 def finetune(
     base: Base,
     adapter: Adapter,
-    photos: Sequence[Photo],
+    photos: Photos,
     config: FinetuneConfig | None = None,
     *,
     out: Path | None = None,
     sample: Sample | None = None,
 ) -> Adapter:
-    """Trains an adapter on a person's photos for a few steps (paper, section 4.3; METHOD section 4).
+    """`finetune_many` of one person."""
+    return finetune_many(base, [adapter], [photos], config, out=out, sample=sample)[0]
+
+
+def finetune_many(
+    base: Base,
+    adapters: Sequence[Adapter],
+    people: Sequence[Photos],
+    config: FinetuneConfig | None = None,
+    *,
+    out: Path | None = None,
+    sample: Sample | None = None,
+) -> list[Adapter]:
+    """Trains adapters on their persons' photos for a few steps (paper, section 4.3; METHOD section 4).
 
     Args:
-        base: the base the adapter was made for.
-        adapter: usually a prediction; any LiDB or LoRA.
-        photos: of the one person; one will do.
+        base: the base the adapters were made for.
+        adapters: usually predictions; any LiDB or LoRA. All of one rank and of the same sites.
+        people: photos of each person; one will do.
         config: steps, rank, way, …
         out: a run folder for log and checkpoints; None to keep everything in memory.
         sample: prompts, a seed for each → class images; for prior preservation.
 
     Returns:
-        A LoRA of rank `config.rank`, worn by nothing.
+        A LoRA of rank `config.rank` for each, worn by nothing.
 
     Raises:
         InputError: an adapter of another base, or one whose rank leaves no room in `config.rank`.
     """
     config = config or FinetuneConfig()
-    trainable = _relaxed_or_beside(base, adapter, config)
-    inputs = {"base": base.fingerprint, "photos": _photos_fingerprint(photos)}
+    trainable = _relaxed_or_beside(base, adapters, config)
+    inputs = {"base": base.fingerprint, "photos": photos_fingerprint(people)}
     run = Run(out, config, inputs=inputs) if out is not None else None
-    groups = _groups(base, photos, config, sample, out / "class" if out is not None else None)
-    loss = train(base, trainable, groups, config, run)
-    done, error = trainable.worn(), 0.0
-    if next(iter(done.values()))[0].shape[1] > config.rank:
-        done, error = truncate(done, config.rank)
+    groups = shots_of(base, people, config, sample, out / "class" if out is not None else None)
+    losses = train(base, trainable, groups, config, run)
+    done = [
+        _finished(one, factors, config) for one, factors in zip(adapters, each(trainable.worn()), strict=True)
+    ]
+    if losses is not None:
+        for adapter, loss in zip(done, losses.tolist(), strict=True):
+            adapter.metadata["loss"] = f"{loss:.5f}"
+    return done
+
+
+def _finished(adapter: Adapter, factors: Factors, config: FinetuneConfig) -> Adapter:
+    """The trained factors in the adapter's place, of the rank that was asked for."""
+    error = 0.0
+    if next(iter(factors.values()))[0].shape[1] > config.rank:
+        factors, error = truncate(factors, config.rank)
     facts = {"steps": str(config.steps), "way": config.way, "truncation_error": f"{error:.3g}"}
-    facts |= {"loss": f"{loss:.5f}"} if loss is not None else {}
-    return replace(adapter, factors=done, lidb=None, metadata={**adapter.metadata, **facts})
+    return replace(adapter, factors=factors, lidb=None, metadata={**adapter.metadata, **facts})
 
 
-def _relaxed_or_beside(base: Base, adapter: Adapter, config: FinetuneConfig) -> Trainable:
+def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> Trainable:
     """METHOD section 4's two ways; both are exact before the first step."""
-    sites = _fitting_sites(base, adapter)
-    if adapter.rank > config.rank:
-        raise InputError(
-            f"rank: expected at least {adapter.rank}, the adapter's own, got {config.rank}; raise it"
-        )
+    sites, highest = _fitting_sites(base, adapters), max(adapter.rank for adapter in adapters)
+    if highest > config.rank:
+        raise InputError(f"rank: expected at least {highest}, the adapter's own, got {config.rank}; raise it")
     if config.way == "complement":
-        return pairs(relax(adapter.factors, config.rank, config.seed), base.device)
-    free = config.trained_rank or config.rank - adapter.rank
+        relaxed = [relax(adapter.factors, config.rank, config.seed) for adapter in adapters]
+        return pairs(together(relaxed), base.device)
+    free = config.trained_rank or config.rank - highest
     if free < 1:
         raise InputError(
-            f"rank: {config.rank} leaves nothing beside the adapter's rank {adapter.rank}; raise it, or give "
+            f"rank: {config.rank} leaves nothing beside the adapter's rank {highest}; raise it, or give "
             "trained_rank"
         )
-    return beside(adapter.factors, fresh(sites, free, config.seed), base.device)
-
-
-def dreambooth(
-    base: Base,
-    photos: Sequence[Photo],
-    out: Path,
-    config: DreamboothConfig | None = None,
-    *,
-    sample: Sample | None = None,
-) -> Adapter:
-    """Trains one person from scratch (paper, section 4.1); running it again resumes.
-
-    Args:
-        base: the frozen base.
-        photos: of the one person.
-        out: run folder: log, checkpoints, class images.
-        config: method, steps, rank, …
-        sample: prompts, a seed for each → class images; for prior preservation.
-
-    Returns:
-        A LiDB or a LoRA, as `config.method` says.
-
-    Raises:
-        InputError: `out` holds a run of another config, base or photos.
-    """
-    config = config or DreamboothConfig()
-    run = Run(out, config, inputs={"base": base.fingerprint, "photos": _photos_fingerprint(photos)})
-    groups = _groups(base, photos, config, sample, out / "class")
-    learn = partial(train, base, groups=groups, config=config, run=run, title="dreambooth")
-    return (_light if config.method == "lidb" else _lora)(base, config, learn)
-
-
-def _lora(base: Base, config: DreamboothConfig, learn: Callable[[Trainable], object]) -> Adapter:
-    """An ordinary LoRA at every site."""
-    trainable = pairs(fresh(base.sites, config.rank, config.seed), base.device)
-    learn(trainable)
-    return Adapter(trainable.worn(), base.trigger, base.fingerprint, base.source)
-
-
-def _light(base: Base, config: DreamboothConfig, learn: Callable[[Trainable], object]) -> Adapter:
-    """Lightweight DreamBooth: numbers over frozen seeded bases, from the start that a bank's people share."""
-    layout = Layout(base.sites, config.rank, config.down_dim, config.up_dim)
-    basis = seeded_basis(base.sites, config.down_dim, config.up_dim, config.basis_seed)
-    near, numbers = basis.to(base.device), leaf(start(layout, config.seed)[None], base.device)
-    learn(Trainable({"numbers": numbers}, lambda now: factors(layout, near, now["numbers"])))
-    lidb = Lidb(
-        numbers=numbers.detach()[0].cpu(),
-        layout=layout,
-        basis_source=basis.source,
-        basis_fingerprint=basis_fingerprint(basis),
-        base_fingerprint=base.fingerprint,
-        trigger=base.trigger,
-        base_source=base.source,
-    )
-    return Adapter.from_lidb(lidb, basis)
+    still = together([adapter.factors for adapter in adapters])
+    return beside(still, together([fresh(sites, free, config.seed)] * len(adapters)), base.device)

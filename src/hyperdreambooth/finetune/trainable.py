@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ class Trainable:
 
     Attributes:
         leaves: name → tensor that the optimiser moves.
-        to_factors: differentiable; the leaves → factors with `n = 1`.
+        to_factors: differentiable; the leaves → factors of the same `n` people.
     """
 
     leaves: dict[str, Tensor]
@@ -45,6 +45,23 @@ def pairs(trained: Factors, device: torch.device) -> Trainable:
         for end, tensor in zip(("down", "up"), pair, strict=True)
     }
     return Trainable(leaves, lambda now: {name: (now[f"{name}.down"], now[f"{name}.up"]) for name in names})
+
+
+def together(factors: Sequence[Factors]) -> Factors:
+    """One set of factors for all: the identities of the given ones in a row."""
+    return {
+        site: (torch.cat([f[site][0] for f in factors]), torch.cat([f[site][1] for f in factors]))
+        for site in factors[0]
+    }
+
+
+def each(factors: Factors) -> list[Factors]:
+    """Every identity's own factors, `n = 1`, of those of many."""
+    count = len(next(iter(factors.values()))[0])
+    return [
+        {site: (down[k : k + 1].clone(), up[k : k + 1].clone()) for site, (down, up) in factors.items()}
+        for k in range(count)
+    ]
 
 
 def beside(frozen: Factors, trained: Factors, device: torch.device) -> Trainable:

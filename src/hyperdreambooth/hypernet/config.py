@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hyperdreambooth.hypernet.loss import Schedule
 
-_TELLING = ("log_every", "validate_every", "draws", "prompts", "save_every", "max_minutes")
+_TELLING = ("log_every", "validate_every", "draws", "prompts", "save_every", "max_minutes", "finetune")
 
 
 class HypernetConfig(BaseModel):
@@ -25,6 +25,7 @@ class HypernetConfig(BaseModel):
         batch: identities an update, over all processes and accumulated parts.
         photos: target photos an identity.
         alpha, beta, gamma: weights of the denoising, weight and size losses.
+        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
         weight_loss: on ΔW (METHOD 3.2), or on balanced numbers.
         bank_share: share of a batch that is drawn from identities the bank covers, where it does not cover
             all.
@@ -36,6 +37,8 @@ class HypernetConfig(BaseModel):
         prompts: what validation pictures show, taken in turn.
         max_minutes: stop cleanly after this long; the same command goes on.
         start_from: a hypernetwork folder of the same shape whose weights to begin with.
+        finetune: settings that suit the finetune of its predictions (`lr`, `steps`, `rank`, …); they travel
+            in its folder and are the finetune's defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +67,7 @@ class HypernetConfig(BaseModel):
     alpha: Schedule = 1.0
     beta: Schedule = 0.1
     gamma: Schedule = 1e-3
+    snr_gamma: float = Field(0.0, ge=0)
     weight_loss: Literal["delta", "numbers"] = "delta"
     bank_share: float = Field(0.25, ge=0, le=1)
     prompt: str = "a photo of a [V] {class_word}"
@@ -80,6 +84,7 @@ class HypernetConfig(BaseModel):
     max_minutes: float | None = Field(None, gt=0)
     seed: int = 0
     start_from: str | None = None
+    finetune: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -148,8 +148,9 @@ def collect(base: Base, faces: Faces, slots: Sequence[Slot]) -> Batch:
     )
 
 
-def person_losses(base: Base, batch: Batch) -> Tensor:
+def person_losses(base: Base, batch: Batch, snr_gamma: float = 0.0) -> Tensor:
     """The denoising loss of every person `(n,)`, the base in what it wears now; mean over their targets."""
     conditioning = base.encode_prompts(batch.tokens)
-    losses = denoise_loss(base, batch.latents, conditioning, batch.noise, batch.timesteps)
+    noisy = (batch.latents, conditioning, batch.noise, batch.timesteps)
+    losses = denoise_loss(base, *noisy, snr_gamma=snr_gamma)
     return losses.view(len(batch.identities), -1).mean(1)

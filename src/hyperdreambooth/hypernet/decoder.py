@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.shapes import Features
 
 HEAD_START = 1e-3  # METHOD 3.3: a small random head lives where a zero one on top of zero factors is dead
 
@@ -121,7 +123,7 @@ class HyperNetwork(nn.Module):
         return frozen
 
     @torch.no_grad()
-    def normalise(self, mean: Tensor, spread: Tensor, features: Tensor) -> None:
+    def normalise(self, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"], features: Features) -> None:
         """Sets the scale of what goes out, `(P,)` each, and of what comes in, all features `(m, t, c)`."""
         self.mean.copy_(mean)
         self.spread.copy_(spread)
@@ -132,7 +134,7 @@ class HyperNetwork(nn.Module):
         self.feature_std.copy_((square / features[..., 0].numel()).sqrt().clamp_min(1e-4))
 
     # θ_0 = 0; θ_k = θ_{k-1} + T(f, θ_{k-1}), k = 1..K   (paper, section 4.2)
-    def theta(self, features: Tensor) -> Tensor:
+    def theta(self, features: Features) -> Float[Tensor, "b P"]:
         """The normalised numbers `(b, P)`, float32, of features `(b, t, c)`."""
         clean = (features - self.feature_mean) / self.feature_std
         seen = self.seen_norm(self.see(clean) + self.position)
@@ -142,7 +144,9 @@ class HyperNetwork(nn.Module):
             theta = theta + self.delta(seen, overall, theta)
         return theta
 
-    def delta(self, seen: Tensor, overall: Tensor, theta: Tensor) -> Tensor:
+    def delta(
+        self, seen: Float[Tensor, "b t w"], overall: Float[Tensor, "b 1 w"], theta: Float[Tensor, "b P"]
+    ) -> Float[Tensor, "b P"]:
         """`T(f, θ)`: one pass of the decoder.
 
         Differs from the paper: the mean of the features is added to every token, so that a site need not
@@ -163,7 +167,7 @@ class HyperNetwork(nn.Module):
         wide = torch.einsum("bsw,swp->bsp", self.norm(tokens), self.head) + self.head_bias
         return wide.flatten(1)[:, self._unpack].float()
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Float[Tensor, "b P"]:
         """Features `(b, t, c)` → numbers `(b, P)`, float32."""
         return self.mean + self.spread * self.theta(features).float()
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hyperdreambooth.lidb.weights import Layout, delta_products
+from hyperdreambooth.shapes import Numbers
 
 Schedule: TypeAlias = float | list[tuple[int, float]]
 """A constant, or `[[step, value], …]` joined by straight lines and constant outside."""
@@ -27,17 +29,19 @@ def at(schedule: Schedule, step: int) -> float:
 
 
 # ‖B̂ Â - B A‖² = ‖ΔŴ - ΔW‖² with orthonormal aux bases   (METHOD 3.2)
-def weight_loss(layout: Layout, predicted: Tensor, known: Tensor, scale: Tensor) -> Tensor:
+def weight_loss(
+    layout: Layout, predicted: Numbers, known: Numbers, scale: Float[Tensor, " s"]
+) -> Float[Tensor, " n"]:
     """Distance of two ΔW, each site measured by how much people differ there: the bank's mean has 1.
 
     Args:
         layout: where the numbers lie.
-        predicted: `(b, P)`.
-        known: `(b, P)`, from the bank.
+        predicted: `(n, P)`.
+        known: `(n, P)`, from the bank.
         scale: `(s,)` from `bank_scale`.
 
     Returns:
-        `(b,)` float32; never expanded into Gram matrices, which cancel.
+        `(n,)` float32; never expanded into Gram matrices, which cancel.
     """
     ours, theirs = delta_products(layout, predicted), delta_products(layout, known)
     errors = [(ours[site.name] - theirs[site.name]).square().sum(dim=(1, 2)) for site in layout.sites]
@@ -45,19 +49,23 @@ def weight_loss(layout: Layout, predicted: Tensor, known: Tensor, scale: Tensor)
 
 
 # mean ((θ̂ - θ) / spread)²   (paper, section 4.2; targets balanced and aligned, METHOD 3.2)
-def number_loss(predicted: Tensor, known: Tensor, spread: Tensor) -> Tensor:
-    """Distance of the numbers themselves `(b, P)`, each in units of its spread `(P,)`; `(b,)`."""
+def number_loss(
+    predicted: Numbers, known: Float[Tensor, "*_ P"], spread: Float[Tensor, " P"]
+) -> Float[Tensor, " n"]:
+    """Distance of the numbers themselves `(n, P)`, each in units of its spread `(P,)`; `(n,)`."""
     return ((predicted.float() - known) / spread).square().mean(dim=1)
 
 
 # mean θ²   (METHOD 3.8)
-def size_loss(predicted: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-    """How far predictions `(b, P)` stray from the mean, in units of the spread; `(b,)`."""
+def size_loss(
+    predicted: Numbers, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"]
+) -> Float[Tensor, " n"]:
+    """How far predictions `(n, P)` stray from the mean, in units of the spread; `(n,)`."""
     return number_loss(predicted, mean, spread)
 
 
 @torch.no_grad()
-def bank_scale(layout: Layout, parts: Iterable[Tensor]) -> Tensor:
+def bank_scale(layout: Layout, parts: Iterable[Float[Tensor, "_n P"]]) -> Float[Tensor, " s"]:
     """How much the people of a bank differ at each site: the variance of ΔW, summed over its entries.
 
     Args:

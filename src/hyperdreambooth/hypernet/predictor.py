@@ -54,6 +54,7 @@ Reads a photo of a person and writes the LoRA of that person for one base model.
 | aux bases | `{basis}` |
 | image encoder | `{encoder}` |
 | trained | {step:,} steps |
+| finetune | {finetune} |
 
 ```python
 from hyperdreambooth import Personalizer
@@ -77,6 +78,7 @@ class Facts:
         class_word: what a person is called in its captions.
         resolution: pixels a side that photos are cropped to.
         training: figures of the training; information only, except `step`.
+        finetune: settings that suit the finetune of its predictions; its defaults wherever this is used.
     """
 
     base_fingerprint: str
@@ -85,6 +87,7 @@ class Facts:
     class_word: str
     resolution: int
     training: dict[str, Any] = field(default_factory=dict[str, Any])
+    finetune: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Predictor:
@@ -181,10 +184,12 @@ class Predictor:
 
     def _card(self) -> str:
         facts, layout = self.facts, self.layout
+        finetune = ", ".join(f"`{name} {value}`" for name, value in facts.finetune.items())
         return _CARD.format(
             base=facts.base_source, fingerprint=facts.base_fingerprint, trigger=facts.trigger,
             class_word=facts.class_word, numbers=layout.size, rank=layout.rank, sites=len(layout.sites),
             basis=self.basis.source, encoder=self.encoder.source, step=int(facts.training.get("step", 0)),
+            finetune=finetune or "with the defaults",
         )  # fmt: skip
 
 
@@ -199,19 +204,13 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
         InputError: nothing there, half-written, damaged, of a newer format, or its encoder cannot be had.
     """
     folder = _folder(source)
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise InputError(
-            f"{folder / 'config.json'}: not a hypernetwork of format {FORMAT} but {found}; see hdb train"
-        )
+    config, facts = _config(folder), load_facts(folder)
     tensors, _ = load_tensors(folder / "model.safetensors")
     if _fingerprint(folder / "model.safetensors") != config.get("weights"):
         raise InputError(
             f"{folder}: model.safetensors and config.json do not belong together; run the training again"
         )
     try:
-        facts = Facts(**config["facts"])
         network = _network(config, tensors).to(device)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
@@ -219,6 +218,35 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
             f"{folder / 'config.json'}: does not describe model.safetensors ({first}); get it again"
         ) from None
     return Predictor(network, _encoder(folder, config["encoder"], device), facts)
+
+
+def load_facts(source: str | Path) -> Facts:
+    """What a hypernetwork folder says of itself; no weights are read.
+
+    Args:
+        source: the folder, or a hub id.
+
+    Raises:
+        InputError: nothing there, damaged, or of a newer format.
+    """
+    folder = _folder(source)
+    try:
+        return Facts(**_config(folder)["facts"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'config.json'}: does not say what it was made for ({error}); get it again"
+        ) from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's `config.json`."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise InputError(
+            f"{folder / 'config.json'}: not a hypernetwork of format {FORMAT} but {found}; see hdb train"
+        )
+    return config
 
 
 def _folder(source: str | Path) -> Path:

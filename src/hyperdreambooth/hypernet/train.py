@@ -138,7 +138,7 @@ def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple
         denoise = numbers.new_zeros(())
         if not silent:
             worn.set(factors_, images=config.photos)
-            denoise = person_losses(base, batch).mean()
+            denoise = person_losses(base, batch, config.snr_gamma).mean()
     weights, known = known_losses(job, state.network, numbers, batch)
     size = size_loss(numbers, state.network.mean, state.network.spread).mean()
     loss = alpha * denoise + beta * weights / len(places) + gamma * size
@@ -250,4 +250,7 @@ def _facts(job: Job, done: int, figures: dict[str, float]) -> Facts:
         "step": done, "identities": len(job.trained), "held_out": len(job.held), "covered":
         len(job.targets.rows), "validation": figures, "config": job.config.model_dump(mode="json"),
     }  # fmt: skip
-    return Facts(base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training)
+    return Facts(
+        base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training,
+        job.config.finetune,
+    )  # fmt: skip

@@ -11,15 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, site_dims
 from hyperdreambooth.lora.relax import thin_svd
 from hyperdreambooth.runs import draw
-from hyperdreambooth.shapes import Factors, Site, site_fingerprint
+from hyperdreambooth.shapes import Factors, Numbers, Site, site_fingerprint
+
+Parts: TypeAlias = Mapping[str, tuple[Float[Tensor, "n r _a"], Float[Tensor, "n _d r"]]]
+"""Site name → `(A_train, B_train)`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Layout:
             spans[site.component] = slice(first, end)
         return spans
 
-    def split(self, numbers: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def split(self, numbers: Tensor) -> Parts:
         """Views of the numbers, site by site.
 
         Args:
@@ -92,7 +96,7 @@ class Layout:
             parts[site.name] = (left.unflatten(1, (self.rank, a)), right.unflatten(1, (d, self.rank)))
         return parts
 
-    def join(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    def join(self, parts: Parts) -> Numbers:
         """The inverse of `split`: site name → `(A_train, B_train)` to `(n, P)`."""
         return torch.cat([part.flatten(1) for site in self.sites for part in parts[site.name]], dim=1)
 
@@ -113,7 +117,7 @@ class Layout:
         return site_fingerprint(self.sites)
 
 
-def factors(layout: Layout, basis: Basis, numbers: Tensor) -> Factors:
+def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
     """The LoRA factors of every identity at every site (paper, section 4.1); differentiable, bases included.
 
     Always float32: the products are tiny beside the base's own, and bf16 would cost half of the digits.
@@ -136,7 +140,7 @@ def factors(layout: Layout, basis: Basis, numbers: Tensor) -> Factors:
     return made
 
 
-def start(layout: Layout, seed: int) -> Tensor:
+def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
     """The one point every identity starts from: random `A_train`, zero `B_train`, hence `ΔW = 0`.
 
     An own draw an identity would be noise that no network can predict (METHOD 3.1); both factors zero would
@@ -154,7 +158,7 @@ def start(layout: Layout, seed: int) -> Tensor:
     return layout.join(parts)[0]
 
 
-def delta_products(layout: Layout, numbers: Tensor) -> dict[str, Tensor]:
+def delta_products(layout: Layout, numbers: Numbers) -> dict[str, Float[Tensor, "n _d _a"]]:
     """`B_train @ A_train`: ΔW in the coordinates of the aux bases, so distances are those of ΔW (METHOD 3.2).
 
     Float32 outside autocast, and never expanded into Gram matrices, which cancel.
@@ -170,7 +174,7 @@ def delta_products(layout: Layout, numbers: Tensor) -> dict[str, Tensor]:
         return {name: b @ a for name, (a, b) in layout.split(numbers.float()).items()}
 
 
-def balance(layout: Layout, numbers: Tensor, reference: Tensor) -> Tensor:
+def balance(layout: Layout, numbers: Numbers, reference: Float[Tensor, " P"]) -> Numbers:
     """Picks one of the many numbers of the same ΔW: equal norms of down and up, turned towards the reference.
 
     `(A, B)` and `(C A, B C⁻¹)` are the same ΔW (METHOD 3.2). Both factors get the square root of the singular
@@ -192,7 +196,12 @@ def balance(layout: Layout, numbers: Tensor, reference: Tensor) -> Tensor:
     return layout.join(turned).to(numbers)
 
 
-def _balance_site(a: Tensor, b: Tensor, a_reference: Tensor, b_reference: Tensor) -> tuple[Tensor, Tensor]:
+def _balance_site(
+    a: Float[Tensor, "n r a"],
+    b: Float[Tensor, "n d r"],
+    a_reference: Float[Tensor, "1 r a"],
+    b_reference: Float[Tensor, "1 d r"],
+) -> tuple[Float[Tensor, "n r a"], Float[Tensor, "n d r"]]:
     """Square roots of the singular values on both sides, then the orthogonal Procrustes rotation (k, r)."""
     u, s, vh = thin_svd(a, b)
     half = s.sqrt()

@@ -15,13 +15,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyperdreambooth.shapes import Factors, Site, canonical
+from hyperdreambooth.shapes import Down, Factors, Site, Up, canonical
 
 
 def routing(batch: int, n: int, images: int) -> int:
@@ -44,7 +46,9 @@ def routing(batch: int, n: int, images: int) -> int:
     raise ValueError(f"a batch of {batch} samples cannot be shared out to {n} identities x {images} images")
 
 
-def add_delta(result: Tensor, x: Tensor, down: Tensor, up: Tensor, images: int) -> Tensor:
+def add_delta(
+    result: Float[Tensor, "b *t o"], x: Float[Tensor, "b *t i"], down: Down, up: Up, images: int
+) -> Float[Tensor, "b *t o"]:
     """Adds every sample's own `x @ down.T @ up.T` to the frozen layer's result, in one fused pass.
 
     Args:
@@ -129,7 +133,7 @@ class Worn:
         self.name, self._components = name, dict(components)
         self._paths = _paths(components, factors)
         self._before = {part: _Before(components[part]) for part in self._paths}
-        self._layers: dict[str, LoraLinear] = {}
+        self._layers: dict[str, LoraLinear | LoraConv2d] = {}
         self._sites = {site: SiteWear() for site in factors}
         rank = next(iter(factors.values()))[0].shape[1]
         for part, paths in self._paths.items():
@@ -310,7 +314,7 @@ def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:
             layer.lora_B[name].to(layer.weight.dtype)
 
 
-def _strip(component: nn.Module, path: str, layer: LoraLinear, name: str) -> None:
+def _strip(component: nn.Module, path: str, layer: LoraLinear | LoraConv2d, name: str) -> None:
     """Takes one adapter out of one layer, and the layer out of the base once it is empty."""
     if name not in layer.lora_A:  # the user was faster, with `pipe.delete_adapters`
         return

@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hyperdreambooth.runs import draw
-from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.shapes import Down, Factors, Site, Up
 
 NEGLIGIBLE = 1e-6  # of the largest singular value: what float32 factors cannot tell from zero
 
 
-def thin_svd(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def thin_svd(
+    down: Down, up: Up
+) -> tuple[Float[Tensor, "n o k"], Float[Tensor, "n k"], Float[Tensor, "n k i"]]:
     """The SVD of `up @ down` from two thin QRs, computed in float64 on the CPU.
 
     Args:
@@ -78,7 +81,9 @@ def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
     return {site: _relax_site(down, up, rank, f"{seed}/{site}") for site, (down, up) in factors.items()}
 
 
-def _relax_site(down: Tensor, up: Tensor, rank: int, key: str) -> tuple[Tensor, Tensor]:
+def _relax_site(
+    down: Down, up: Up, rank: int, key: str
+) -> tuple[Float[Tensor, "n rank i"], Float[Tensor, "n o rank"]]:
     u, s, vh = thin_svd(down.double().cpu(), up.double().cpu())
     needed = int((s > NEGLIGIBLE * s[:, :1]).sum(1).max())
     if needed > rank:
@@ -88,7 +93,7 @@ def _relax_site(down: Tensor, up: Tensor, rank: int, key: str) -> tuple[Tensor, 
     return rows.to(down), _pad((u * s[:, None])[..., :kept], rank).to(up)
 
 
-def _complement(rows: Tensor, rank: int, key: str) -> Tensor:
+def _complement(rows: Float[Tensor, "n k i"], rank: int, key: str) -> Float[Tensor, "n rank i"]:
     """Orthonormal rows `(n, k, i)` grown to `(n, rank, i)` by random orthonormal ones, zeros past `i`."""
     n, k, i = rows.shape
     spare = max(min(rank, i) - k, 0)
@@ -97,7 +102,7 @@ def _complement(rows: Tensor, rank: int, key: str) -> Tensor:
     return _pad(torch.cat([rows, basis[:, k:]], 1).mT, rank).mT
 
 
-def _pad(columns: Tensor, rank: int) -> Tensor:
+def _pad(columns: Float[Tensor, "n o k"], rank: int) -> Float[Tensor, "n o rank"]:
     """Zero columns appended: `(n, o, k)` → `(n, o, rank)`."""
     return torch.nn.functional.pad(columns, (0, rank - columns.shape[-1]))
 

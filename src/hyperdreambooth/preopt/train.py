@@ -53,6 +53,7 @@ class PreoptConfig(BaseModel):
         seed: names the start and all draws.
         text_encoder: whether the text encoder is adapted too; if not, prompts are encoded once.
         prompt: caption of photos without one; `{class_word}` is the base's.
+        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
         size_weight: of the mean square of the numbers' distance from the shared start.
         precision: of the base's forward and backward; the numbers and Adam stay float32.
     """
@@ -72,6 +73,7 @@ class PreoptConfig(BaseModel):
     seed: int = 0
     text_encoder: bool = True
     prompt: str = "a [V] {class_word}"
+    snr_gamma: float = Field(0.0, ge=0)
     size_weight: float = Field(0.0, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
 
@@ -198,8 +200,10 @@ def person_losses(stage: Stage, prompts: Prompts, people: Sequence[Person], step
             captions.append(person.captions[row])
             drawn.append(draw_noise(stage.base, tuple(person.latents.shape[1:]), seed, person.name, step, k))
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
+    gamma = stage.config.snr_gamma
     with stage.precision():
-        losses = denoise_loss(stage.base, torch.stack(latents), prompts(captions), noise, timesteps)
+        conditioning, clean = prompts(captions), torch.stack(latents)
+        losses = denoise_loss(stage.base, clean, conditioning, noise, timesteps, snr_gamma=gamma)
     return losses.unflatten(0, (len(people), each)).mean(1)
 
 

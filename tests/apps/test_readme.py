@@ -1,0 +1,52 @@
+"""The README names only commands and options that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from hyperdreambooth.apps import cli
+from hyperdreambooth.apps.options import PRESETS
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+LINES = re.findall(r"^hdb (.+)$", BLOCKS, re.MULTILINE)
+INLINE = re.findall(r"`(?:hdb|[^`]*accelerate launch[^`]* -m hyperdreambooth) ([^`]+)`", README)
+COMPLETE = [line for line in [*LINES, *INLINE] if "…" not in line and " " in line.strip()]
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """What the command line makes of the words, nothing run."""
+    command, name = typer.main.get_command(cli.app), "hdb"
+    while hasattr(command, "commands"):
+        name = words.pop(0)
+        command = command.commands[name]
+    return command.make_context(name, words).params
+
+
+def test_the_readme_is_read() -> None:
+    assert len(LINES) >= 9 and len(INLINE) >= 13
+
+
+@pytest.mark.parametrize("line", COMPLETE)
+def test_every_line_parses(line: str) -> None:
+    found = parse(shlex.split(line, comments=True))
+    assert found.get("config") is None or (PRESETS / f"{found['config']}.toml").is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in INLINE if line not in COMPLETE])
+def test_every_shortened_line_names_options_that_exist(line: str) -> None:
+    words = line.split()
+    command = typer.main.get_command(cli.app).commands[words[0]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_an_option_that_does_not_exist_would_be_seen() -> None:
+    with pytest.raises(cli.UsageError, match="--nonsense"):
+        parse(["relax", "a", "--out", "b", "--nonsense", "1"])
