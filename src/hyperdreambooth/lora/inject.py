@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ class Worn:
         self.name, self._components = name, dict(components)
         self._paths = _paths(components, factors)
         self._before = {part: _Before(components[part]) for part in self._paths}
-        self._layers: dict[str, LoraLinear] = {}
+        self._layers: dict[str, LoraLinear | LoraConv2d] = {}
         self._sites = {site: SiteWear() for site in factors}
         rank = next(iter(factors.values()))[0].shape[1]
         for part, paths in self._paths.items():
@@ -313,7 +314,7 @@ def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:
             layer.lora_B[name].to(layer.weight.dtype)
 
 
-def _strip(component: nn.Module, path: str, layer: LoraLinear, name: str) -> None:
+def _strip(component: nn.Module, path: str, layer: LoraLinear | LoraConv2d, name: str) -> None:
     """Takes one adapter out of one layer, and the layer out of the base once it is empty."""
     if name not in layer.lora_A:  # the user was faster, with `pipe.delete_adapters`
         return

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ _KEY = re.compile(
     r"|(?P<up>lora_B|lora_up|lora\.up|lora_linear_layer\.up))(?:\.[^.]+)?\.weight"
 )
 _OLD = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight$")  # diffusers before PEFT
+
+
+Matrices: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+"""Site name → (down `(r, i)`, up `(o, r)`), each of its own rank."""
 
 
 @dataclass
@@ -98,19 +102,19 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
     config = _config(path, file.metadata)
     with open_tensors(path) as tensors:
         check_finite(file, tensors)
-        factors: Factors = {}
+        matrices: Matrices = {}
         for name, module in file.modules.items():
             down, up = (tensors.get_tensor(key).flatten(1).float() for key in (module.down, module.up))
             _check_rest(path, name, up, places[name])
             told = float(tensors.get_tensor(module.alpha)) if module.alpha else None
             for site, slot in places[name]:
                 scale = _scale(path, config, site.name, len(down), told)
-                factors[site.name] = _share(down, up * scale, site, slot)
-    if overflown := [site for site, pair in factors.items() if not pair[1].isfinite().all()]:
+                matrices[site.name] = _share(down, up * scale, site, slot)
+    if overflown := [site for site, pair in matrices.items() if not pair[1].isfinite().all()]:
         raise InputError(
             f"{path}: {overflown[0]}: alpha times up is too large for float32; get the file again"
         )
-    return even(dict(sorted(factors.items()))), file.metadata
+    return even(dict(sorted(matrices.items()))), file.metadata
 
 
 def check_finite(file: LoraFile, tensors: Any) -> None:
@@ -120,13 +124,13 @@ def check_finite(file: LoraFile, tensors: Any) -> None:
             raise InputError(f"{file.path}: tensor '{key}' holds NaN or infinite numbers; get the file again")
 
 
-def even(factors: Factors) -> Factors:
+def even(matrices: Matrices) -> Factors:
     """The same ΔW at one rank, n = 1: matrices `(r, i)` and `(o, r)` zero-padded to the largest rank."""
-    rank = max(len(down) for down, _ in factors.values())
+    rank = max(len(down) for down, _ in matrices.values())
     pad = torch.nn.functional.pad
     return {
         name: (pad(down, (0, 0, 0, rank - len(down)))[None], pad(up, (0, rank - len(down)))[None])
-        for name, (down, up) in factors.items()
+        for name, (down, up) in matrices.items()
     }
 
 

@@ -23,13 +23,12 @@ from hyperdreambooth.lora.formats.names import (
     is_convolution,
     kohya_slots,
 )
-from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, read_lora
+from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, Matrices, read_lora
 from hyperdreambooth.lora.relax import relative_distance
 from hyperdreambooth.runs import InputError, save_tensors, whole_file
 from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya"]
-Flat = dict[str, tuple[Tensor, Tensor]]
 
 UNFIT_NAMES = ("checkpoint", "optimizer", "scheduler")  # diffusers' file guesser passes over these
 TOLERANCE = 1e-5  # relative, of ΔW at a site
@@ -71,10 +70,10 @@ def write_lora(
         _check(temporary, flat, sites)
 
 
-def _flatten(factors: Factors, dtype: torch.dtype) -> Flat:
+def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
     """One identity at one rank: site → down `(r, i)`, up `(o, r)`."""
     rank = max(down.shape[1] for down, _ in factors.values())
-    flat: Flat = {}
+    flat: Matrices = {}
     for site, (down, up) in sorted(factors.items()):
         if len(down) != 1:
             raise ValueError(f"a LoRA file holds one identity, not {len(down)}")
@@ -89,7 +88,7 @@ def _flatten(factors: Factors, dtype: torch.dtype) -> Flat:
     return flat
 
 
-def _diffusers_tensors(flat: Flat, sites: list[Site]) -> dict[str, Tensor]:
+def _diffusers_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
     family, tensors = family_of(sites), dict[str, Tensor]()
     for site in sites:
         down, up = _shaped(site, family, *flat[site.name])
@@ -103,7 +102,7 @@ def _shaped(site: Site, family: Family, down: Tensor, up: Tensor) -> tuple[Tenso
     return (down[..., None, None], up[..., None, None]) if is_convolution(site, family) else (down, up)
 
 
-def _kohya_tensors(flat: Flat, sites: list[Site]) -> dict[str, Tensor]:
+def _kohya_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
     members: defaultdict[str, list[tuple[Slot, Tensor, Tensor]]] = defaultdict(list)
     family, slots = family_of(sites), kohya_slots(sites)
     for site in sites:
@@ -130,7 +129,7 @@ def _fused(shares: list[tuple[Slot, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def _check(path: Path, flat: Flat, sites: list[Site]) -> None:
+def _check(path: Path, flat: Matrices, sites: list[Site]) -> None:
     """Reads the file as anybody would, and compares ΔW at every site."""
     back, _ = read_lora(path, sites)
     if back.keys() != flat.keys():
