@@ -210,13 +210,14 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=64)
     parser.add_argument("--ceilings", type=int, default=16, help="people of the rows that train long")
     parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--base", help="another base with scorers [the shipped one]")
     parser.add_argument("--hypernet", help="another hypernetwork [the shipped one]")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the finetune")
     parser.add_argument("--out", type=Path, default=Path("out/fidelity"))
     parser.add_argument("--only", nargs="*", help="these rows only; nothing is written but the cells")
     chosen = parser.parse_args()
     settings = resolve_tuned("demo", ShowConfig, chosen.hypernet, None, chosen.set).own
-    person = Personalizer.from_pretrained(hypernet=chosen.hypernet)
+    person = Personalizer.from_pretrained(chosen.base, chosen.hypernet)
     scorers = load_scorers(person.base)
     assert scorers is not None
     prompts = [prompt.replace("{class_word}", person.base.class_word) for prompt in PROMPTS]

@@ -1,4 +1,4 @@
-"""The avatars' VAE: 128 pixels → 16×16×12 latents, trained on crops."""
+"""The avatars' VAE: 128 pixels → 16×16×8 latents, trained on crops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def new_vae(seed: int) -> Any:
         block_out_channels=(16, 32, 64, 96),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=12,
+        latent_channels=8,
         norm_num_groups=8,
         layers_per_block=1,
         sample_size=128,
@@ -31,7 +31,7 @@ def new_vae(seed: int) -> Any:
         scaling_factor=1.0,
     )
     # A posterior that starts as wide as its mean drowns the picture for the first thousand steps.
-    torch.nn.init.constant_(vae.quant_conv.bias[12:], -6.0)
+    torch.nn.init.constant_(vae.quant_conv.bias[8:], -6.0)
     return vae
 
 
@@ -46,7 +46,7 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
         absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         return {
-            "loss": absolute + 8 * squared + 1e-4 * kl,
+            "loss": absolute + 2 * squared + 1e-4 * kl,
             "absolute": absolute,
             "squared": squared,
             "kl": kl,
