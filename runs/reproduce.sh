@@ -10,7 +10,7 @@ SETTING=${SETTING:-full}
 OUT=${OUT:-out/$SETTING}
 PACK=${PACK:-src/hyperdreambooth/avatars/assets}
 world=() bank=() train=()
-people=5000 covered=64
+people=5000 covered=128
 if [ "$SETTING" = short ]; then
   people=200 covered=16
   for stage in vae base identity attributes encoder; do
