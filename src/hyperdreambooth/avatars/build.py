@@ -108,7 +108,7 @@ def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 
 def _forget_half(config: Path) -> None:
     """Half is how it is stored, not how it is used: transformers would load it so beside a float32 UNet."""
-    write_json(config, {key: value for key, value in read_json(config).items() if "dtype" not in key})
+    write_json(config, {**read_json(config), "dtype": "float32"})
 
 
 def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
