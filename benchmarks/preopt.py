@@ -55,12 +55,9 @@ class Clock:
 def random_base() -> Base:
     """The avatars' architecture with random weights: 8×16×16 latents, a 3-layer text encoder of width 128."""
     from hyperdreambooth.avatars.autoencoder import new_vae
-    from hyperdreambooth.avatars.diffusion import assemble, new_text_encoder, new_tokenizer, new_unet
+    from hyperdreambooth.avatars.diffusion import assemble
 
-    torch.manual_seed(0)
-    words, vae = new_tokenizer(), new_vae(0)
-    pipe = assemble(vae, new_unet(vae.config.latent_channels), new_text_encoder(words), words)
-    return Base(pipe, "random weights", trigger="sks", class_word="face")
+    return Base(assemble(new_vae(0), seed=0), "random weights", trigger="sks", class_word="face")
 
 
 def crowd(base: Base, count: int) -> list[Person]:

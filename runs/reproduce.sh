@@ -21,7 +21,7 @@ if [ "$SETTING" = short ]; then
 fi
 
 hdb avatars build --out "$OUT/world" --pack "$PACK" "${world[@]}"
-hdb avatars render --split train --identities "$people" --photos 3 --out "$OUT/train"
+hdb avatars render --split train --identities "$people" --photos 4 --out "$OUT/train"
 hdb avatars render --split train --identities "$covered" --photos 8 --out "$OUT/covered"
 hdb preoptimize "$OUT/covered" --base "$PACK/base" --config avatars --out "$OUT/bank" "${bank[@]}"
 hdb train "$OUT/train" --bank "$OUT/bank" --base "$PACK/base" --config avatars \

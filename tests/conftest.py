@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,14 @@ install_import_hook([f"hyperdreambooth.{module}" for module in CHECKED], "bearty
 
 if TYPE_CHECKING:
     from hyperdreambooth.base.load import Base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs share is shared by one session of tests, and by nobody's own work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HDB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

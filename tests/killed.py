@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import eyes
-
 import micro
 
 HDB = [sys.executable, "-m", "hyperdreambooth"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,21 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+)
+
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.encoder import load_encoder
+from hyperdreambooth.hypernet.predictor import Facts, Predictor
+from hyperdreambooth.lidb.basis import seeded_basis
+from hyperdreambooth.lidb.weights import Layout
 
 WORDS = ("a", "photo", "of", "sks", "face", "smiling", "hat", "wearing")
 
@@ -130,3 +145,56 @@ def photos(folder: Path, identities: int = 6, each: int = 3) -> Path:
             Image.fromarray(pixels).save(home / f"{k}.png")
             (home / f"{k}.txt").write_text("a photo of a [V] face" + (", smiling" if k else ""))
     return folder
+
+
+def hypernet(folder: Path, base: Base) -> Path:
+    """An untrained hypernetwork for the micro base whose predictions differ from person to person."""
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    config.image_size = 16
+    ResNetModel(config).save_pretrained(folder / "eye")
+    encoder = load_encoder(folder / "eye")
+    features = encoder(torch.rand(4, 3, 32, 32) * 2 - 1)
+    layout = Layout(base.sites, 1, 6, 4)
+    shape = Shape(features.shape[1], features.shape[2], width=8, layers=1, heads=2, refinements=2)
+    network = HyperNetwork(layout, shape, seeded_basis(base.sites, 6, 4, 0))
+    network.normalise(torch.randn(layout.size) * 0.3, torch.ones(layout.size), features)
+    torch.nn.init.normal_(network.head)
+    facts = Facts(base.fingerprint, base.source, "sks", "face", base.resolution)
+    Predictor(network, encoder, facts).save(folder / "made")
+    return folder / "made"
+
+
+def judge(folder: Path, labels: Sequence[str], seed: int, **facts: object) -> None:
+    """A tiny random ResNet as a scorer, with what it says of itself."""
+    torch.manual_seed(seed)
+    config = ResNetConfig(
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: k for k, label in enumerate(labels)},
+    )
+    config.image_size = 16
+    for name, value in facts.items():
+        setattr(config, name, value)
+    ResNetForImageClassification(config).save_pretrained(folder)
+
+
+LABELS = ["hat:none", "hat:red", "hat:top", "mood:smiling", "mood:sad", "trait:age", "trait:nose"]
+PHRASES = {
+    "hat:none": "",
+    "hat:red": "red hat",
+    "hat:top": "red hat with a feather",
+    "mood:smiling": "smiling",
+    "mood:sad": "sad",
+}
+
+
+def scorers(folder: Path) -> None:
+    """Both judges of a base, random."""
+    same = {"same": 0.9, "stranger": 0.2}
+    judge(folder / "identity", [f"embedding:{k}" for k in range(5)], 0, calibration=same)
+    judge(folder / "attributes", LABELS, 1, phrases=PHRASES)

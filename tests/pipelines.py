@@ -66,13 +66,14 @@ def _clip(tok: CLIPTokenizer, width: int, seed: int, projected: bool, layers: in
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def _t5(seed: int = 7) -> tuple[T5Tokenizer, T5EncoderModel]:
+def t5(seed: int = 7, width: int = 16) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """A tokenizer of single letters, and one layer."""
     symbols = string.ascii_letters + string.digits + string.punctuation
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in symbols)]
     tok = T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=32)
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=len(tok), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2,
+        vocab_size=len(tok), d_model=width, d_kv=8, d_ff=24, num_layers=1, num_heads=2,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False,
     )  # fmt: skip
     return tok, T5EncoderModel(config).eval()
@@ -137,7 +138,7 @@ def sd3() -> Any:
 def flux() -> Any:
     """Double and single stream blocks; a CLIP and a T5."""
     tok = micro.tokenizer()
-    tok2, text2 = _t5()
+    tok2, text2 = t5()
     torch.manual_seed(3)
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,72 @@ def test_at_most_fifteen_public_names_and_all_are_there() -> None:
         _ = hyperdreambooth.nonsense
 
 
+def test_no_family_is_named_outside_its_place() -> None:
+    """What differs between families lies in base/, what tools call their layers in lora/formats.
+
+    The avatars' base is a pipeline of one family, so the code that makes it names that.
+    """
+    family = re.compile(
+        r"sdxl|sd[1-3]\b|flux|stable.?diffusion|alphas_cumprod|prediction_type", re.IGNORECASE
+    )
+    package = ROOT / "src" / "hyperdreambooth"
+    allowed = ("base/", "lora/formats/", "avatars/")
+    for file in sorted(package.rglob("*.py")):
+        if not str(file.relative_to(package)).startswith(allowed):
+            told = [word for word in words(file) if family.search(word)]
+            assert not told, f"{file}: {told}"
+
+
+def words(file: Path) -> list[str]:
+    """Names and texts of a file's code; what documents it may say anything."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    names += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    names += [
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return names + [text for text in texts if isinstance(text, str)]
+
+
 def test_files_stay_readable() -> None:
     sizes = {file: len(file.read_text().splitlines()) for file in (ROOT / "src").rglob("*.py")}
     assert max(sizes.values()) <= 400, max(sizes, key=lambda file: sizes[file])
+
+
+SOURCES = {file: file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py")}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead"),
+    [
+        (r"""["']/(tmp|var|home|usr|dev)\b""", "tempfile, or a path the user gives"),
+        (r"\bos\.(fork|getuid|getpgid|killpg|mkfifo|sched_getaffinity)\b", "multiprocessing with spawn"),
+        (r"\bos\.path\.|\bos\.sep\b|import posixpath", "pathlib"),
+        (r"""str\([^()]*\) ?\+ ?["']/|\{(out|folder|cache|home)\}/""", "pathlib's /"),
+        (r"""get_context\((?!["']spawn)|set_start_method|Pool\((?!workers, )""", "get_context('spawn')"),
+        (
+            r"^\s*(import|from) (triton|bitsandbytes|xformers|flash_attn|fcntl|pwd|resource|torchvision)\b",
+            "nothing",
+        ),
+        (r"\.cuda\(\)|device=[\"']cuda", "the base's device"),
+    ],
+)
+def test_nothing_that_one_system_alone_has(pattern: str, instead: str) -> None:
+    """Linux, macOS and Windows; CUDA, MPS and CPU."""
+    found = [
+        f"{file.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}: {match[0].strip()}"
+        for file, text in SOURCES.items()
+        for match in re.finditer(pattern, text, re.MULTILINE)
+    ]
+    assert not found, f"use {instead}: {found}"
+
+
+def test_optional_packages_are_imported_where_they_are_used() -> None:
+    """An extra that is missing must not keep the rest from working."""
+    pattern = r"^(?:import|from) (cv2|datasets|webdataset|skimage|onnxruntime|gradio|ray)\b"
+    assert not [file for file, text in SOURCES.items() if re.search(pattern, text, re.MULTILINE)]

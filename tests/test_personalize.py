@@ -11,17 +11,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import ResNetConfig, ResNetModel
 
+import micro
 from hyperdreambooth import personalize as module
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
-from hyperdreambooth.hypernet.encoder import load_encoder
-from hyperdreambooth.hypernet.predictor import Facts, Predictor
-from hyperdreambooth.lidb.basis import seeded_basis
-from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of
 from hyperdreambooth.personalize import FILES, Personalizer, check_out, save_person
 from hyperdreambooth.runs import InputError
@@ -29,28 +25,18 @@ from hyperdreambooth.runs import InputError
 
 @pytest.fixture(scope="module")
 def hypernet(micro_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained hypernetwork whose predictions differ from person to person."""
-    folder = tmp_path_factory.mktemp("hypernet")
-    base = load_base(micro_dir, device="cpu")
-    torch.manual_seed(0)
-    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
-    config.image_size = 16
-    ResNetModel(config).save_pretrained(folder / "eye")
-    encoder = load_encoder(folder / "eye")
-    features = encoder(torch.rand(4, 3, 32, 32) * 2 - 1)
-    layout = Layout(base.sites, 1, 6, 4)
-    shape = Shape(features.shape[1], features.shape[2], width=8, layers=1, heads=2, refinements=1)
-    network = HyperNetwork(layout, shape, seeded_basis(base.sites, 6, 4, 0))
-    network.normalise(torch.randn(layout.size) * 0.3, torch.ones(layout.size), features)
-    torch.nn.init.normal_(network.head)
-    facts = Facts(base.fingerprint, base.source, "sks", "face", base.resolution)
-    Predictor(network, encoder, facts).save(folder / "made")
-    return folder / "made"
+    return micro.hypernet(tmp_path_factory.mktemp("hypernet"), load_base(micro_dir, device="cpu"))
 
 
 @pytest.fixture
 def me(micro_dir: Path, hypernet: Path) -> Personalizer:
     return Personalizer.from_pretrained(micro_dir, hypernet, device="cpu")
+
+
+def test_the_person_is_called_as_in_the_training(micro_dir: Path, hypernet: Path) -> None:
+    base = load_base(micro_dir, "cpu", trigger="zwx", class_word="man")
+    person = Personalizer(base, load_hypernet(hypernet))
+    assert person.base.prompt("a [V]") == "a sks" and person.base.class_word == "face"
 
 
 def test_a_prediction_is_the_average_over_the_photos(me: Personalizer, micro_photos: Path) -> None:

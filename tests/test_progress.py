@@ -70,3 +70,11 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         outer.update(1)
     for words in ("outer", "inner", "2/4", "2/2", "loss 0.1235"):
         assert words in screen.getvalue()
+
+
+def test_a_stream_has_no_total(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("prepare", None) as bar:
+        for _ in range(3):
+            clock.now += 6
+            bar.update(1)
+    assert capsys.readouterr().err.splitlines() == ["prepare 2, 12 s, 0.167/s", "prepare 3, 18 s, 0.167/s"]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TypeAlias
 
-import torch
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
@@ -63,7 +62,8 @@ def generate(
     """
     pairs = [(a, 1.0) if isinstance(a, Adapter) else a for a in adapters]
     texts = _texts(base, prompts, [adapter for adapter, _ in pairs])
-    _check_size(base, size)
+    side = base.resolution if size is None else size
+    base.check_side("size", side)
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     jobs = [(at, number) for at in range(len(prompts)) for number in range(images)]
     done: list[Image.Image] = []
@@ -77,33 +77,12 @@ def generate(
             part = jobs[start : start + batch]
             _change(worn, per_prompt, [at for at, _ in part])
             generators = [draw(seeds[at], "generate", prompts[at], number) for at, number in part]
-            done += _draw(base, [texts[at] for at, _ in part], generators, steps, guidance, negative, size)
+            against = [base.prompt(negative)] * len(part) if negative else None
+            here = [texts[at] for at, _ in part]
+            done += base.draw(here, against, generators, steps=steps, guidance=guidance, side=side)
             if progress is not None:
                 progress.update(len(part))
     return done
-
-
-def _draw(
-    base: Base,
-    texts: list[str],
-    generators: list[torch.Generator],
-    steps: int,
-    guidance: float,
-    negative: str | None,
-    size: int | None,
-) -> list[Image.Image]:
-    """One call of the base's pipeline, with a generator a picture (the scheduler's own noise included)."""
-    against = [base.prompt(negative)] * len(texts) if negative else None
-    side = size or base.resolution
-    return base.pipe(
-        prompt=texts,
-        negative_prompt=against,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=generators,
-        height=side,
-        width=side,
-    ).images
 
 
 def _of(factors: Factors, identities: list[int]) -> Factors:
@@ -149,10 +128,3 @@ def _fitting(base: Base, adapter: Adapter) -> Factors:
             f"adapter: {reason}; this base {base.source} is {base.fingerprint}; load the base it was made for"
         )
     return adapter.factors
-
-
-def _check_size(base: Base, size: int | None) -> None:
-    if size is not None and (size <= 0 or size % 8):
-        raise InputError(
-            f"size: expected a positive multiple of 8, got {size}; this base draws {base.resolution}"
-        )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from PIL import Image
@@ -49,6 +49,8 @@ class Personalizer:
     def __init__(self, base: Base, predictor: Predictor) -> None:
         predictor.check_fits(base.fingerprint)
         self.base, self.predictor = base, predictor
+        # captions and prompts must call the person as those of the training did
+        base.trigger, base.class_word = predictor.facts.trigger, predictor.facts.class_word
         self.seconds: dict[str, float] = {}
 
     @classmethod
@@ -58,6 +60,7 @@ class Personalizer:
         hypernet: str | Path | None = None,
         device: str = "auto",
         dtype: str = "float32",
+        **loading: Any,
     ) -> Personalizer:
         """Loads both.
 
@@ -66,12 +69,13 @@ class Personalizer:
             hypernet: hypernetwork folder or hub id; None for the one of the embedded base.
             device: `auto`, `cpu`, `cuda`, `mps`.
             dtype: number format of the frozen base.
+            loading: others of `hyperdreambooth.base.load.load_base`.
 
         Raises:
             InputError: another base without a hypernetwork, or two that do not belong together.
         """
         began = time.perf_counter()
-        loaded = load_base(base, device, dtype)
+        loaded = load_base(base, device, dtype, **loading)
         if hypernet is None and loaded.source != EMBEDDED_NAME:
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
@@ -96,8 +100,9 @@ class Personalizer:
             InputError: no photo, or an unreadable one.
         """
         with self._stage("predict"):
-            pixels = torch.stack([to_pixels(open_photo(p.path), self.base.resolution) for p in _read(photos)])
-            numbers, facts = self.predictor.average(pixels), self.predictor.facts
+            facts = self.predictor.facts
+            pixels = torch.stack([to_pixels(open_photo(p.path), facts.resolution) for p in _read(photos)])
+            numbers = self.predictor.average(pixels)
             made = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
             lidb = self.predictor.lidb(numbers)
             return Adapter(made, facts.trigger, self.base.fingerprint, self.base.source, lidb)
@@ -106,7 +111,7 @@ class Personalizer:
         self,
         photos: Photos,
         rank: int | None = None,
-        steps: int | None = None,
+        steps: int | Literal["auto"] | None = None,
         seed: int = 0,
         *,
         prediction: Adapter | None = None,
@@ -118,7 +123,7 @@ class Personalizer:
             photos: of one person; one will do.
             rank: of the LoRA. What is left out is as the hypernetwork's folder recommends, else as
                 `FinetuneConfig` says.
-            steps: of the finetune; 25 to 40 do.
+            steps: of the finetune; 25 to 40 do. `auto` stops when the loss on fixed noise stops falling.
             seed: of the relaxation and the training.
             prediction: what `predict` gave for these photos, if it is at hand.
             fields: other fields of `FinetuneConfig`.

@@ -18,11 +18,11 @@ class Progress:
 
     Args:
         name: what is being done.
-        total: steps in all.
+        total: steps in all; None where nobody knows.
         done: steps a resumed job has behind it.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, name: str, total: int | None, done: int = 0) -> None:
         self.name, self.total, self.done = name, total, done
         self._first, self._figures = done, ""
         self._quiet = os.environ.get("HDB_QUIET") == "1"
@@ -39,6 +39,11 @@ class Progress:
             self._bar.start()
         return self
 
+    def start_at(self, done: int) -> None:
+        """Counts from what a resumed job has behind it."""
+        self.done = self._first = done
+        self.update(0)
+
     def update(self, steps: int = 1, **figures: float | str) -> None:
         """Report ``steps`` more steps done, with the newest figures."""
         self.done += steps
@@ -46,7 +51,7 @@ class Progress:
             self._figures = " ".join(f"{name} {_short(value)}" for name, value in figures.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, figures=self._figures)
-        elif time.monotonic() - self._told >= EVERY and self.done < self.total:
+        elif time.monotonic() - self._told >= EVERY and self.done != self.total:
             self._tell()
 
     def _tell(self) -> None:
@@ -55,7 +60,8 @@ class Progress:
             return
         self._told = time.monotonic()
         seconds = self._told - self._start
-        words = [f"{self.name} {self.done}/{self.total}", f"{seconds:.0f} s"]
+        of = "" if self.total is None else f"/{self.total}"
+        words = [f"{self.name} {self.done}{of}", f"{seconds:.0f} s"]
         if self.done > self._first and seconds > 0:
             words.append(f"{(self.done - self._first) / seconds:.3g}/s")
         line = ", ".join([*words, self._figures] if self._figures else words)

@@ -52,7 +52,10 @@ def _beside(path: Path) -> Path:
 
 def _sync(path: Path) -> None:
     """Ask the disk to have it, so that the rename cannot become durable before the content."""
-    handle = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():  # Windows opens no folders, and syncs only what may be written
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -102,6 +105,11 @@ def whole_folder(path: Path) -> Generator[Path]:
         _discard(temporary)
         _discard(old)
     _sync(path.parent)
+
+
+def cache_home() -> Path:
+    """Where what every run can share is kept: `HDB_CACHE`, else `.cache/hyperdreambooth` at home."""
+    return Path(os.environ.get("HDB_CACHE") or Path.home() / ".cache" / "hyperdreambooth")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -20,7 +20,7 @@ from hyperdreambooth.runs import InputError
 
 COMMANDS = (
     "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",
-    "dreambooth", "preoptimize", "train", "doctor",
+    "dreambooth", "preoptimize", "train", "evaluate", "doctor", "prepare",
 )  # fmt: skip
 SHARED = {"--config", "--set", "--dry-run", "--help"}
 
@@ -128,13 +128,24 @@ def test_train_takes_the_finetune_table_with_it(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "steps" in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_set_changes_one_key_of_a_nested_table_and_leaves_the_others() -> None:
+    words = ["evaluate", "photos", "--out", "out", "--preset", "avatars"]
+    plain, changed = dry(*words)["methods"], dry(*words, "--set", "methods.lidb.lr=0.5")["methods"]
+    assert changed["lidb"] == {**plain["lidb"], "lr": 0.5} and plain["lidb"]["lr"] != 0.5
+    assert {name: some for name, some in changed.items() if name != "lidb"} == {
+        name: some for name, some in plain.items() if name != "lidb"
+    }
+
+
 def test_an_unknown_key_names_the_allowed_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown key 'stepz'.*steps"):
         resolve("generate", options.Sampling, None, ["stepz=1"])
 
 
 @pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.toml")))
-@pytest.mark.parametrize("command", ["dreambooth", "preoptimize", "train", "finetune", "personalize"])
+@pytest.mark.parametrize(
+    "command", ["dreambooth", "preoptimize", "train", "finetune", "personalize", "evaluate"]
+)
 def test_presets_fit_every_command(preset: str, command: str) -> None:
     words = {"finetune": ["x.safetensors", "--photo", "x.png"]}.get(command, ["photos"])
     result = CliRunner().invoke(cli.app, [command, *words, "--out", "out", "--config", preset, "--dry-run"])

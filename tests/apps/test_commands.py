@@ -301,14 +301,54 @@ def test_a_person_and_a_style_become_one_file_that_diffusers_loads(
 
 @pytest.mark.parametrize("method", ["lidb", "lora"])
 def test_dreambooth_from_scratch_with_class_images(
-    method: str, micro_dir: Path, micro_photos: Path, tmp_path: Path
+    method: str, micro_dir: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HDB_CACHE", str(tmp_path / "shared"))
     words = ["--method", method, "--steps", 2, "--base", micro_dir, "--device", "cpu", "--set", "batch=1"]
     words += ["--set", "prior_weight=1", "--set", "prior_images=2", *SMALL]
     hdb("dreambooth", micro_photos / "person-0", "--out", tmp_path / "run", *words)
     files = report(tmp_path / "run")["files"]
     assert ("lidb" in files) == (method == "lidb")
-    assert len(list((tmp_path / "run" / "class").glob("*.png"))) == 2
+    assert len(list((tmp_path / "shared").glob("class/*/*.png"))) == 2
+
+
+def test_dreambooth_of_all_weights_is_a_base_and_of_a_word_a_file(
+    micro_dir: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    words = ["--steps", 2, "--base", micro_dir, "--device", "cpu", "--set", "batch=1"]
+    hdb("dreambooth", micro_photos / "person-0", "--method", "full", "--out", tmp_path / "full", *words)
+    assert report(tmp_path / "full")["files"] == {"pipeline": "pipeline"}
+    assert load_base(tmp_path / "full" / "pipeline", device="cpu").trigger == "sks"
+    again = ["dreambooth", micro_photos / "person-0", "--method", "textual-inversion", *words]
+    hdb(*again, "--out", tmp_path / "word")
+    (file,) = report(tmp_path / "word")["files"].values()
+    assert list(load_tensors(tmp_path / "word" / file)[0]) == ["<person>"]
+    assert "method" in error(
+        "dreambooth", micro_photos / "person-0", "--method", "x", "--out", tmp_path / "x"
+    )
+
+
+def test_steps_auto_says_where_it_stopped_and_why(
+    made: Path, micro_dir: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--steps",
+        "auto",
+        "--rank",
+        2,
+        "--set",
+        "batch=1",
+        "--set",
+        "most=30",
+        *with_network(made, micro_dir),
+    ]
+    out = tmp_path / "t.safetensors"
+    prediction = made / "p.lidb.safetensors"
+    said = hdb("finetune", prediction, "--photo", photo(micro_photos), "--out", out, *words).stdout
+    told = report(out)
+    assert told["steps"] in (0, 10, 20, 30) and told["stopped"] in said and told["config"]["steps"] == "auto"
+    line = error("finetune", prediction, "--photo", photo(micro_photos), "--out", out, "--steps", "many")
+    assert "steps" in line
 
 
 def test_a_lidb_of_another_base_is_described_but_never_worn(

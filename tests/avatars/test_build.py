@@ -13,7 +13,16 @@ from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.runs import InputError, read_json
 
 TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="fp32")
-CONFIG = BuildConfig(vae=TINY, base=TINY, identity=TINY, attributes=TINY, encoder=TINY, judged_people=4)
+CONFIG = BuildConfig(
+    vae=TINY,
+    decoder=TINY,
+    base=TINY,
+    faces=TINY,
+    identity=TINY,
+    attributes=TINY,
+    encoder=TINY,
+    judged_people=4,
+)
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
@@ -35,7 +44,8 @@ def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
 
     pack(tmp_path / "work", tmp_path / "pack")
     base = tmp_path / "pack" / "base"
-    assert type(DiffusionPipeline.from_pretrained(base)).__name__ == "StableDiffusionPipeline"
+    pipe = DiffusionPipeline.from_pretrained(base)
+    assert type(pipe).__name__ == "StableDiffusionPipeline"
     identity = AutoModelForImageClassification.from_pretrained(base / "scorers" / "identity")
     assert set(identity.config.calibration) == {"same", "stranger"}
     reader = AutoModelForImageClassification.from_pretrained(base / "scorers" / "attributes")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, snr_weights, target
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, loss_weights, target
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Site, canonical, site_fingerprint
@@ -23,7 +23,7 @@ def test_sites_are_all_attention_projections(micro_base: Base) -> None:
 
 
 def test_text_encoder_can_stay_out(micro_dir: Path) -> None:
-    assert {s.component for s in load_base(micro_dir, "cpu", text_encoder=False).sites} == {"unet"}
+    assert {s.component for s in load_base(micro_dir, "cpu", skip_sites="^text_encoder").sites} == {"unet"}
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_loss_is_one_value_a_sample_and_masks(micro_base: Base) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_min_snr_weighs_every_timestep_as_the_error_of_the_clean_picture_capped(
-    micro_base: Base, prediction: str
-) -> None:
+def test_weights_are_those_of_the_clean_pictures_error(micro_base: Base, prediction: str) -> None:
     micro_base.pipe.scheduler.register_to_config(prediction_type=prediction)
-    t, gamma = torch.tensor([1, 300, 999]), 5.0
+    t = torch.tensor([1, 300, 999])
     alphas = micro_base.pipe.scheduler.alphas_cumprod[t]
     # the error of x_0 is that of ε times 1/SNR, and that of v times σ² = 1/(SNR + 1)
     snr, to_clean = alphas / (1 - alphas), {"epsilon": (1 - alphas) / alphas, "v_prediction": 1 - alphas}
-    expected = to_clean[prediction] * snr.clamp(max=gamma)
-    torch.testing.assert_close(snr_weights(micro_base, t, gamma), expected)
-    assert torch.equal(snr_weights(micro_base, t, 0.0), torch.ones(3))
+    capped = to_clean[prediction] * snr.clamp(max=5)
+    torch.testing.assert_close(loss_weights(micro_base, t, "min_snr"), capped)
+    debiased = to_clean[prediction] * torch.minimum(snr.sqrt(), 10 * snr)
+    torch.testing.assert_close(loss_weights(micro_base, t, "debiased"), debiased)
+    assert torch.equal(loss_weights(micro_base, t, "uniform"), torch.ones(3))
 
 
 def test_noise_is_a_function_of_its_key(micro_base: Base) -> None:

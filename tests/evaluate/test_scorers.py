@@ -13,52 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import cosine_similarity
-from transformers import ResNetConfig, ResNetForImageClassification
 
+import micro
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.evaluate.identity import Calibration, identity_scores
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.evaluate.text import asked, found_share, groups
 from hyperdreambooth.faces.align import to_pixels
 from hyperdreambooth.runs import InputError
-
-LABELS = ["hat:none", "hat:red", "hat:top", "mood:smiling", "mood:sad", "trait:age", "trait:nose"]
-PHRASES = {
-    "hat:none": "",
-    "hat:red": "red hat",
-    "hat:top": "red hat with a feather",
-    "mood:smiling": "smiling",
-    "mood:sad": "sad",
-}
-
-
-def save_judge(folder: Path, labels: list[str], seed: int, **facts: object) -> None:
-    torch.manual_seed(seed)
-    config = ResNetConfig(
-        embedding_size=4,
-        hidden_sizes=[4, 8],
-        depths=[1, 1],
-        layer_type="basic",
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: k for k, label in enumerate(labels)},
-    )
-    config.image_size = 16
-    for name, value in facts.items():
-        setattr(config, name, value)
-    ResNetForImageClassification(config).save_pretrained(folder)
+from micro import LABELS, PHRASES
 
 
 @pytest.fixture
 def judged_base(micro_dir: Path, tmp_path: Path) -> Base:
     place = Path(shutil.copytree(micro_dir, tmp_path / "base"))
-    save_judge(
-        place / "scorers" / "identity",
-        [f"embedding:{k}" for k in range(5)],
-        0,
-        calibration={"same": 0.9, "stranger": 0.2},
-    )
-    save_judge(place / "scorers" / "attributes", LABELS, 1, phrases=PHRASES)
+    micro.scorers(place / "scorers")
     return load_base(place, device="cpu")
 
 

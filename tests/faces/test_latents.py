@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import processes
+from hyperdreambooth import cache
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo
-from hyperdreambooth.faces.latents import cached_latents
-from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.faces.latents import cached_latents, encoder_key
+from hyperdreambooth.runs import InputError, draw, load_tensors
 
 
 class Encoder:
@@ -79,14 +86,111 @@ def test_the_same_picture_twice_is_encoded_once(tmp_path: Path, photos: list[Pho
 
 def test_broken_shards_are_made_again(tmp_path: Path, photos: list[Photo]) -> None:
     encode = Encoder()
-    first = cached_latents(photos, 32, encode, tmp_path / "cache", "key", batch=4)
-    shards = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    for some in (photos[:4], photos[4:]):
+        cached_latents(some, 32, encode, tmp_path / "cache", "key", batch=4)
+    shards = files(tmp_path)
     assert len(shards) == 2
     shards[0].write_bytes(shards[0].read_bytes()[:-5])
     shards[1].write_bytes(b"")
     (shards[0].parent / ".x.tmp.safetensors").write_bytes(b"half")
-    assert torch.equal(cached_latents(photos, 32, encode, tmp_path / "cache", "key"), first)
-    assert sum(encode.batches) == 14
+    for _ in range(2):
+        got = cached_latents(photos, 32, encode, tmp_path / "cache", "key", batch=4)
+        assert torch.equal(got, naive(photos, 32)) and sum(encode.batches) == 14
+    for shard in files(tmp_path):
+        shard.write_bytes(shard.read_bytes()[:200])
+    assert torch.equal(cached_latents(photos, 32, encode, tmp_path / "cache", "key"), naive(photos, 32))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").rglob("[!.]*.safetensors"))
+
+
+def test_many_batches_become_one_shard_that_is_mapped_into_memory(
+    tmp_path: Path, photos: list[Photo]
+) -> None:
+    """Eight processes of a training share one copy then; writing into it changes nobody's."""
+    encode = Encoder()
+    cached_latents(photos[2:4], 32, encode, tmp_path / "cache", "key")
+    first = cached_latents(photos, 32, encode, tmp_path / "cache", "key", batch=2)
+    (shard,) = files(tmp_path)
+    again = cached_latents(photos, 32, encode, tmp_path / "cache", "key", batch=2)
+    assert sum(encode.batches) == 7 and torch.equal(again, naive(photos, 32))
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or shard.name in maps.read_text()
+    first.zero_()
+    assert torch.equal(cached_latents(photos, 32, encode, tmp_path / "cache", "key"), naive(photos, 32))
+    some = cached_latents(photos[5:0:-2], 32, encode, tmp_path / "cache", "key")
+    assert torch.equal(some, naive(photos[5:0:-2], 32)) and sum(encode.batches) == 7
+
+
+def test_latents_of_another_encoder_are_another_key() -> None:
+    """The base's own fingerprint says nothing of its VAE."""
+
+    class Vae(torch.nn.Linear):
+        config: ClassVar[dict[str, object]] = {"scaling_factor": 0.18, "_name_or_path": "here"}
+
+    torch.manual_seed(0)
+    vae = Vae(3, 3)
+    key = encoder_key("base", vae)
+    assert key.startswith("base-") and key != encoder_key("other", vae)
+    vae.config["_name_or_path"] = "there"  # pyright: ignore
+    assert encoder_key("base", vae) == key
+    vae.config["scaling_factor"] = 0.2
+    assert encoder_key("base", vae) != key
+    vae.config["scaling_factor"] = 0.18
+    keys = {key, encoder_key("base", Vae(3, 3)), encoder_key("base", vae.half())}
+    vae.float().bias.data[0] += 1
+    assert len({*keys, encoder_key("base", vae)}) == 4
+
+
+def killed_at(number: int, folder: Path) -> None:
+    """Fills the cache and dies by -9 before the disk is changed for the n-th time: a rename or a removal."""
+    cache.BATCHES, count = 1, 0
+
+    def counting(real: Callable[..., None]) -> Callable[..., None]:
+        def instead(*words: Any, **names: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(*words, **names)
+
+        return instead
+
+    os.replace, os.unlink = counting(os.replace), counting(os.unlink)
+    fill(folder, 0)
+
+
+@processes.CHEAP
+def test_killed_at_any_moment_the_cache_is_whole(tmp_path: Path, photos: list[Photo]) -> None:
+    kills = 0
+    for number in range(1, 60):
+        process = processes.start(killed_at, number, tmp_path)
+        process.join()
+        if process.exitcode == 0:
+            break
+        kills += 1
+        for shard in files(tmp_path):
+            load_tensors(shard)
+        encode = Encoder()
+        got = cached_latents(photos[1:3], 32, encode, tmp_path / "cache", "key")
+        assert torch.equal(got, naive(photos[1:3], 32))
+        shutil.rmtree(tmp_path / "cache")
+    assert kills >= 15  # 7 shards of a batch each, the one shard, 7 removals
+
+
+@processes.CHEAP
+def test_four_processes_fill_one_cache_at_once(tmp_path: Path, photos: list[Photo]) -> None:
+    for _ in range(5):
+        workers = [processes.start(fill, tmp_path, start) for start in (0, 3, 3, 5)]
+        for worker in workers:
+            worker.join()
+        assert [worker.exitcode for worker in workers] == [0] * 4
+        encode = Encoder()
+        got = cached_latents(photos, 32, encode, tmp_path / "cache", "key")
+        assert torch.equal(got, naive(photos, 32)) and encode.batches == []
+        assert {len(load_tensors(file)[0]["latents"]) for file in files(tmp_path)} == {7}
+        shutil.rmtree(tmp_path / "cache")
 
 
 def test_a_broken_photo_is_named_and_the_rest_is_kept(tmp_path: Path, photos: list[Photo]) -> None:

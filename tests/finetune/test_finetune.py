@@ -17,8 +17,8 @@ from torch import Tensor
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.faces.align import face_oval
 from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
 from hyperdreambooth.finetune import train as finetune_train
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
@@ -153,7 +153,7 @@ def test_each_persons_gradient_is_clipped_by_its_own_norm() -> None:
         leaf.grad = torch.randn_like(leaf)
         leaf.grad[1] *= 1e-3
     before = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
-    clip_people(leaves, 0.5)
+    clip_people(leaves, 0.5, 2)
     ours = [leaf.grad for leaf in leaves if leaf.grad is not None]
     assert torch.cat([g[0].flatten() for g in ours]).norm() == pytest.approx(0.5)
     assert all(torch.equal(g[1], old[1]) for g, old in zip(ours, before, strict=True))
@@ -250,6 +250,32 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
     torch.testing.assert_close(got, expected)
 
 
+def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, ...], tmp_path: Path) -> None:
+    """A face left of the middle of a wide photo: the mask is the oval where its square has the face."""
+    with Image.open(person[0].path) as image:
+        image.resize((96, 64)).save(tmp_path / "wide.png")
+    points = tuple((16 + 64 * x - 12, 64 * y) for x, y in TEMPLATE)  # 12 of 64 pixels to the left
+    photos = (Photo(tmp_path / "wide.png", "ana", None, points), person[1])
+    shots = photo_shots(micro_base, photos, "a [V]", background=0.25)
+    moved = tuple((x - 12 / 64, y) for x, y in TEMPLATE)
+    torch.testing.assert_close(shots.mask(0)[0], 0.25 + 0.75 * face_oval(8, 8, moved))
+    torch.testing.assert_close(shots.mask(1)[0], 0.25 + 0.75 * face_oval(8, 8))
+    assert not torch.equal(shots.mask(0), shots.mask(1))
+    config = TrainConfig(batch=2, background=0.25)
+    with torch.no_grad():
+        encode = Conditioner(micro_base, shots.captions, text_worn=False)
+        (got,) = step_losses(micro_base, [[shots]], encode, config, step=0)
+        drawn = [draw_noise(micro_base, tuple(shots.latents.shape[1:]), 0, "finetune", 0, k) for k in (0, 1)]
+        alone = torch.zeros(())
+        for k, (noise, at) in enumerate(drawn):
+            one = (encode([shots.captions[k]]), noise[None], at[None], shots.mask(k)[None])
+            alone += denoise_loss(micro_base, shots.latents[[k]], *one)[0] / 2
+    torch.testing.assert_close(got, alone)
+    bad = (Photo(tmp_path / "wide.png", "ana", None, (points[1], points[0], *points[2:])),)
+    with pytest.raises(InputError, match=r"wide\.png: the landmarks make no face"):
+        photo_shots(micro_base, bad, "a [V]")
+
+
 @pytest.mark.parametrize("text_worn", [False, True])
 def test_conditioner_encodes_each_caption_as_alone(micro_base: Base, text_worn: bool) -> None:
     captions = ["a sks face", "a hat", "a sks face", "a photo"]
@@ -284,9 +310,14 @@ def test_class_images_are_drawn_once_and_completed(micro_base: Base, tmp_path: P
     assert second.weight == 0.5
 
 
-def test_prior_preservation_trains_and_needs_a_sampler(
-    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path
+def refuse(*_: object) -> list[Image.Image]:
+    raise AssertionError("class images were drawn again")
+
+
+def test_prior_preservation_trains_and_draws_class_images_once_for_all_runs(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HDB_CACHE", str(tmp_path / "shared"))
     config = DreamboothConfig(steps=2, prior_weight=1.0, prior_images=3, down_dim=4, up_dim=4)
     with pytest.raises(ValueError, match="sample"):
         dreambooth(micro_base, person, tmp_path / "none", config)
@@ -295,7 +326,14 @@ def test_prior_preservation_trains_and_needs_a_sampler(
         return generate(micro_base, prompts, seed=seeds, steps=2)
 
     trained = dreambooth(micro_base, person, tmp_path / "run", config, sample=sample)
-    assert len(list((tmp_path / "run" / "class").glob("*.png"))) == 3
+    assert len(list((tmp_path / "shared").glob("class/*/*.png"))) == 3
+    dreambooth(micro_base, person[:1], tmp_path / "other", config, sample=refuse)  # another run draws none
+    more = config.model_copy(update={"prior_images": 5})
+    dreambooth(micro_base, person[:1], tmp_path / "more", more, sample=sample)
+    assert len(list((tmp_path / "shared").glob("class/*/*.png"))) == 5
+    with pytest.raises(AssertionError, match="drawn again"):  # another prompt is another set
+        asked = config.model_copy(update={"prior_prompt": "a drawing of a {class_word}"})
+        dreambooth(micro_base, person, tmp_path / "asked", asked, sample=refuse)
     without = dreambooth(
         micro_base, person, tmp_path / "bare", config.model_copy(update={"prior_weight": 0.0})
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import eyes
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoImageProcessor
 
+import eyes
+from hyperdreambooth.faces.align import to_pixels
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.hypernet import encoder as module
 from hyperdreambooth.hypernet.encoder import Preprocess, cached_features, load_encoder
@@ -55,7 +60,7 @@ def test_layers_lie_side_by_side(
         load_encoder(folder, (9,))
 
 
-@pytest.mark.parametrize("make", [eyes.resnet, eyes.vit, eyes.clip])
+@pytest.mark.parametrize("make", [eyes.resnet, eyes.vit, eyes.clip, eyes.dinov2, eyes.siglip])
 def test_a_saved_encoder_is_the_same(tmp_path: Path, make: object) -> None:
     eye = load_encoder(make(tmp_path / "eye"))  # type: ignore[operator]
     eye.save(tmp_path / "copy")
@@ -63,6 +68,33 @@ def test_a_saved_encoder_is_the_same(tmp_path: Path, make: object) -> None:
     pixels = torch.rand(1, 3, 20, 20)
     assert again.fingerprint() == eye.fingerprint()
     assert torch.equal(again(pixels), eye(pixels))
+
+
+@pytest.mark.parametrize("make", [eyes.vit, eyes.clip, eyes.dinov2, eyes.siglip])
+def test_preprocessing_is_the_models_own(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """Of a photo larger than the model's; the processors round to eight bits between their steps."""
+    folder = make(tmp_path / "eye")
+    kinds = {eyes.vit: ("ViTImageProcessor", 2), eyes.clip: ("CLIPImageProcessor", 3)}
+    if make in kinds:
+        kind, resample = kinds[make]
+        size = {"shortest_edge": 16} if make is eyes.clip else {"height": 16, "width": 16}
+        eyes.recipe(folder, kind, size, resample=resample)
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((40, 40))
+    theirs = AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt").pixel_values
+    eye = load_encoder(folder)
+    ours = eye.preprocess(to_pixels(image, 40)[None])
+    assert eye.preprocess.bicubic == (make is not eyes.vit)
+    torch.testing.assert_close(ours, theirs, atol=2.5 / 255 / 0.2, rtol=0)
+    with torch.no_grad():
+        seen = eye.tower(pixel_values=theirs).last_hidden_state
+    torch.testing.assert_close(eye(to_pixels(image, 40)[None]), seen, atol=0.05, rtol=0)
+
+
+def test_weights_that_are_not_read_do_not_name_the_encoder(tmp_path: Path) -> None:
+    """The head of a ViT is new and random wherever the checkpoint has none."""
+    folder = eyes.vit(tmp_path / "eye")
+    assert load_encoder(folder).fingerprint() == load_encoder(folder).fingerprint()
 
 
 def test_what_is_no_vision_model_is_one_line(tmp_path: Path, micro_dir: Path) -> None:

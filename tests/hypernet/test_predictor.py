@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import eyes
 import pytest
 import torch
 
+import eyes
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.hypernet import predictor as module
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
@@ -57,6 +58,14 @@ def test_a_saved_folder_predicts_the_same(
     assert torch.equal(again.basis.up[micro_base.sites[0].name], first.basis.up[micro_base.sites[0].name])
     assert again.encoder.source == str(tmp_path / "hypernet" / "encoder")
     assert "12 steps" in (tmp_path / "hypernet" / "README.md").read_text()
+
+
+def test_strength_multiplies_delta_w(micro_base: Base, tmp_path: Path, pixels: torch.Tensor) -> None:
+    plain = made(micro_base, tmp_path)
+    bold = Predictor(plain.network, plain.encoder, replace(plain.facts, strength=2.5))
+    for name, (down, up) in bold.factors(bold.predict(pixels)).items():
+        cautious = plain.factors(plain.predict(pixels))[name]
+        torch.testing.assert_close(up @ down, 2.5 * cautious[1] @ cautious[0])
 
 
 def test_several_photos_are_averaged(micro_base: Base, tmp_path: Path, pixels: torch.Tensor) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import eyes
 import pytest
 import torch
 from PIL import Image
 
+import eyes
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet import train as module
@@ -322,6 +322,7 @@ def test_the_rate_warms_up_and_falls_to_nothing(eye: Path) -> None:
         ({"precision": "fp16"}, "fp16 needs CUDA"),
         ({"batch": 4, "accumulation": 3}, "multiple of 3"),
         ({"encoder": "/no/such/encoder"}, "encoder /no/such"),
+        ({"optimizer": "adamw8bit"}, "needs bitsandbytes, which is not installed"),
     ],
 )
 def test_impossible_settings_are_one_line(

@@ -124,7 +124,7 @@ def test_one_person_is_learnt_and_the_base_is_left_alone(
 ) -> None:
     still = torch.zeros((), dtype=torch.int64) + 300  # one timestep and one noise: the loss itself must fall
 
-    def fixed(base: Base, shape: tuple[int, ...], *key: int | str) -> tuple[Tensor, Tensor]:
+    def fixed(base: Base, shape: tuple[int, ...], *key: int | str, offset: float) -> tuple[Tensor, Tensor]:
         return torch.randn(shape, generator=draw(0, key[1])), still
 
     monkeypatch.setattr(preopt, "draw_noise", fixed)
@@ -168,9 +168,9 @@ def test_bank_says_how_it_was_made_and_resumes(
     calls: list[list[str]] = []
     real = preopt.train_group
 
-    def spy(stage: Stage, people: list[preopt.Person], bar: Any) -> tuple[Tensor, Tensor]:
+    def spy(stage: Stage, people: list[preopt.Person], *rest: Any) -> tuple[Tensor, Tensor]:
         calls.append([person.name for person in people])
-        return real(stage, people, bar)
+        return real(stage, people, *rest)
 
     monkeypatch.setattr(preopt, "train_group", spy)
     monkeypatch.setattr(micro_base, "encode_images", None)  # those very photos are in the cache
@@ -192,8 +192,11 @@ def test_adapting_the_unet_alone_encodes_each_prompt_once(
         return real(self, tokens)
 
     monkeypatch.setattr(Base, "encode_prompts", spy)
-    train_group(stage, people)
+    numbers, _ = train_group(stage, people)
     assert encoded == [2]  # two different captions
+    for _ in range(2):  # and once for all groups that share a cache
+        cached, _ = train_group(stage, people, cache=tmp_path)
+        assert encoded == [2, 2] and torch.equal(cached, numbers)
 
 
 def test_captions_without_one_are_the_prompt(micro_base: Base, micro_photos: Path, tmp_path: Path) -> None:

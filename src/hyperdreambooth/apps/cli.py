@@ -14,7 +14,17 @@ from typing import Any
 import typer
 import typer.core
 
-from hyperdreambooth.apps import demo, doctor, files, inspect, teach, use, world
+from hyperdreambooth.apps import (
+    demo,
+    doctor,
+    evaluate,
+    files,
+    inspect,
+    prepare,
+    teach,
+    use,
+    world,
+)  # fmt: skip
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
 
@@ -78,8 +88,9 @@ app = typer.Typer(
 )
 
 for command in (
-    demo.demo, use.personalize, use.predict, files.relax, teach.finetune, use.generate, files.export,
-    files.merge, inspect.inspect, teach.dreambooth, teach.preoptimize, teach.train, doctor.doctor,
+    demo.demo, prepare.prepare, use.personalize, use.predict, files.relax, teach.finetune, use.generate,
+    files.export, files.merge, inspect.inspect, teach.dreambooth, teach.preoptimize, teach.train,
+    evaluate.evaluate, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")

@@ -60,7 +60,11 @@ def demo(
 
 
 def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
-    """A test avatar's reference photo, as a file in `folder`, and further photos of the same avatar."""
+    """A test avatar's reference photo, as a file in `folder`, and further photos of the same avatar.
+
+    Beside the photo lies what it shows, as a user would write it: what a caption names (a smile, a beach) is
+    not taken for a part of the person.
+    """
     from hyperdreambooth.avatars.folder import photo
     from hyperdreambooth.avatars.render import SPLITS
     from hyperdreambooth.runs import InputError
@@ -69,5 +73,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
         raise InputError(f"seed: expected 0 to {len(SPLITS['test']) - 1}, got {seed}")
     person = SPLITS["test"].start + seed
     reference = folder / f"avatar-{person}.png"
-    photo(person, 0)[0].save(reference)
+    image, words = photo(person, 0)
+    image.save(reference)
+    reference.with_suffix(".txt").write_text(words, encoding="utf-8")
     return reference, [photo(person, number)[0] for number in range(1, OTHERS + 1)]

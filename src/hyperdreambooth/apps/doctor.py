@@ -8,9 +8,11 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets, resolve
 
 NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
@@ -18,17 +20,25 @@ NEEDED = (
 )  # fmt: skip
 EXTRAS = {
     "gradio": "ui", "ray": "cluster", "datasets": "data", "webdataset": "data", "cv2": "faces",
-    "onnxruntime": "eval",
+    "onnxruntime": "eval", "matplotlib": "plots",
 }  # fmt: skip
 """Module → the extra that brings it."""
 
 
 def doctor(
-    base: Annotated[
-        Path | None, typer.Option("--base", help="Also look at this pipeline folder.", show_default=False)
+    base: BaseName = None,
+    task: Annotated[
+        Literal["train", "personalize"] | None,
+        typer.Option("--task", help="Also tell the memory that this takes on --base.", show_default=False),
     ] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
 ) -> None:
-    """What is installed, and what is missing."""
+    """What is installed, what is missing, and what a task takes.
+
+    `--task` counts a base's memory from its configs, and names what to set where it does not fit.
+    """
     from hyperdreambooth import __version__
 
     _line("hyperdreambooth", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -37,11 +47,13 @@ def doctor(
     assets = Path(__file__).parent.parent / "avatars" / "assets"
     ready = _folder("avatars' base", assets / "base", "model_index.json")
     ready &= _folder("avatars' network", assets / "hypernet", "config.json")
-    if base is not None:
-        ready &= _folder("base", base, "model_index.json")
+    if base is not None and Path(base).is_absolute():
+        ready &= _folder("base", Path(base), "model_index.json")
     for module, extra in EXTRAS.items():
         if find_spec(module) is None:
             _line(module, f"not installed (optional): pip install 'hyperdreambooth[{extra}]'")
+    if task is not None and not missing:
+        ready &= _memory(task, base, device, config, sets)
     if missing or not ready:
         raise typer.Exit(1)
 
@@ -75,6 +87,51 @@ def _devices() -> None:
         _line("mps", "available")
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         _line("accelerator", "none found; the avatars need none")
+
+
+def _memory(
+    task: Literal["train", "personalize"], base: str | None, device: str | None, config: Path | None,
+    sets: list[str] | None,
+) -> bool:  # fmt: skip
+    """A line on what the task takes, and one for each setting that saves; whether it fits as it is set."""
+    from hyperdreambooth.apps.memory import advise
+    from hyperdreambooth.apps.show import ShowConfig
+    from hyperdreambooth.base.load import pick_device
+    from hyperdreambooth.hypernet.config import HypernetConfig
+
+    model = HypernetConfig if task == "train" else ShowConfig
+    settings = resolve(task, model, config, sets, base=base, device=device)
+    place = pick_device(settings.place.device).type
+    room, verdicts = _room(place), list[bool]()
+    for words, needs in advise(settings.place, task, settings.own, room):
+        total = sum(needs.values())
+        verdicts.append(total <= room)
+        parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
+        verdict = "fits" if verdicts[-1] else "does not fit"
+        _line(words or task, f"{_gib(total)} of {_gib(room)} GiB on {place}, {verdict} ({parts})")
+    if not verdicts[-1]:
+        _line(task, "too large even so: take a device with more memory, a smaller base or resolution")
+    return verdicts[0]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _room(device: str) -> int:
+    """Bytes that are free on a device now."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    told = Path("/proc/meminfo")
+    if told.is_file():
+        return next(
+            int(line.split()[1]) * 1024
+            for line in told.read_text().splitlines()
+            if line.startswith("MemAvailable")
+        )
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _folder(name: str, folder: Path, file: str) -> bool:

@@ -22,6 +22,8 @@ from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.finetune.dreambooth import Person
+from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hypernet
 from hyperdreambooth.hypernet.validate import Sample, Score
@@ -31,6 +33,9 @@ from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
+
+WORD = "learned_embeds.safetensors"
+"""What diffusers calls the file of a textual inversion."""
 
 Tuned = TypeVar("Tuned", bound=FinetuneConfig)
 
@@ -53,13 +58,14 @@ def resolve_tuned(
 def load(place: Place) -> Base:
     """The base that a command's config names."""
     _only_our_bars()
-    return load_base(place.base, place.device, place.dtype)
+    return load_base(**place.loading())
 
 
 def load_personalizer(place: Place, hypernet: str | None) -> Personalizer:
     """The base with its hypernetwork; None for the embedded ones."""
     _only_our_bars()
-    return Personalizer.from_pretrained(place.base, hypernet, place.device, place.dtype)
+    options = place.loading()
+    return Personalizer.from_pretrained(options.pop("source"), hypernet, **options)
 
 
 def _only_our_bars() -> None:
@@ -131,6 +137,26 @@ def save_forms(
     for one, name in files.items():
         adapter.save(out / name, one, resolution, getattr(torch, dtype))
     return {str(one): name for one, name in files.items()}
+
+
+def save_trained(person: Person, out: Path, base: Base) -> dict[str, str]:
+    """Writes what DreamBooth made of a person: an adapter's forms, a whole pipeline, or a word."""
+    if isinstance(person, Adapter):
+        return save_forms(person, out, base.resolution)
+    if isinstance(person, Word):
+        person.save(out / WORD)
+        return {"textual-inversion": WORD}
+    person.save(out / "pipeline", base)
+    return {"pipeline": "pipeline"}
+
+
+def steps_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """For a report: the steps a training took and, where it stopped by itself, why; that is printed too."""
+    found: dict[str, Any] = {"steps": int(metadata.get("steps", 0))}
+    if "stopped" in metadata:
+        found["stopped"] = metadata["stopped"]
+        typer.echo(f"{'steps':12} {found['steps']}: {found['stopped']}")
+    return found
 
 
 def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32") -> dict[str, str]:

@@ -37,24 +37,47 @@ Seed: TypeAlias = Annotated[
 ]
 Rank: TypeAlias = Annotated[int | None, typer.Option("--rank", help="Rank of the LoRA.", show_default=False)]
 Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Training steps.", show_default=False)]
+StepsOrAuto: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--steps", help="Training steps, or auto: until the loss stops falling.", show_default=False
+    ),
+]
 Weights: TypeAlias = Annotated[
     list[float] | None, typer.Option("--weight", help="Of each adapter, in order.", show_default=False)
 ]
 Form = Literal["diffusers", "kohya", "lidb"]
 
 PRESETS = Path(__file__).parent.parent / "presets"
-TABLES = ("dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "demo", "generate")
+TABLES = (
+    "prepare", "dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "demo", "generate",
+    "evaluate",
+)  # fmt: skip
 """Commands that a config file may have a table for, so that one file holds a whole recipe."""
 
 
 class Place(BaseModel):
-    """Which base a command works on, and where: keys that every config accepts."""
+    """Which base a command works on, where and how: keys that every config accepts (see `load_base`)."""
 
     model_config = ConfigDict(extra="forbid")
 
     base: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    variant: str | None = None
+    offline: bool = False
+    base_config: str | None = None
+    leave_out: tuple[str, ...] = ()
+    trigger: str | None = None
+    class_word: str | None = None
+    resolution: int | None = Field(None, ge=8)
+    add_sites: str | None = None
+    skip_sites: str | None = None
+    offload: bool = False
+
+    def loading(self) -> dict[str, Any]:
+        """What `load_base` takes."""
+        return {"source": self.base, **self.model_dump(exclude={"base"})}
 
 
 class Nothing(BaseModel):
@@ -158,7 +181,17 @@ def _flatten(command: str, model: type[BaseModel], data: Mapping[str, Any]) -> d
     others = set(TABLES) - set(model.model_fields)
     tables = {name: value for name, value in data.items() if name in others and isinstance(value, dict)}
     top = {name: value for name, value in data.items() if name not in tables}
-    return {**tables.get(command, {}), **top}
+    return _over(tables.get(command, {}), top)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tables as one, the second's values over the first's, in nested tables too."""
+    both = {
+        name: _over(below[name], above[name])
+        for name in below.keys() & above.keys()
+        if isinstance(below[name], Mapping) and isinstance(above[name], Mapping)
+    }
+    return {**below, **above, **both}
 
 
 def _preset(file: Path | None) -> Path | None:

@@ -39,11 +39,11 @@ def table(
         top = MARGIN + HEAD + line * (CELL + GAP)
         _label(sheet, label, notes.get(label, ""), left - LABEL - GAP, top)
         for column, picture in enumerate(pictures):
-            sheet.paste(_fit(picture, CELL), (left + column * (CELL + GAP), top))
+            sheet.paste(fit(picture, CELL), (left + column * (CELL + GAP), top))
     return sheet
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
+def fit(picture: Image.Image, side: int) -> Image.Image:
     """Square and of the cell's size; small pictures are enlarged smoothly."""
     short = min(picture.size)
     x, y = (picture.width - short) // 2, (picture.height - short) // 2
@@ -52,22 +52,22 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     )
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
 def _photo(sheet: Image.Image, photo: Image.Image, side: int, height: int) -> None:
     """The reference photo, large, in the middle of the table's height, with a line below it."""
     top = MARGIN + HEAD + (height - 2 * MARGIN - HEAD - side) // 2
-    sheet.paste(_fit(photo, side), (MARGIN, top))
+    sheet.paste(fit(photo, side), (MARGIN, top))
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN + side // 2, top - 14), "the one photo given", INK, _font(20), anchor="ms")
+    draw.text((MARGIN + side // 2, top - 14), "the one photo given", INK, font_of(20), anchor="ms")
 
 
 def _centred(sheet: Image.Image, text: str, x: int, y: int, width: int, height: int) -> None:
     """Text broken into lines that fit, standing on the foot of its box."""
-    font, draw = _font(18), ImageDraw.Draw(sheet)
-    lines = _lines(draw, text, font, width)
+    font, draw = font_of(18), ImageDraw.Draw(sheet)
+    lines = break_lines(draw, text, font, width)
     for row, line in enumerate(reversed(lines)):
         draw.text((x + width // 2, y + height - 4 - 22 * row), line, INK, font, anchor="ms")
 
@@ -75,20 +75,20 @@ def _centred(sheet: Image.Image, text: str, x: int, y: int, width: int, height: 
 def _label(sheet: Image.Image, label: str, note: str, x: int, top: int) -> None:
     """A row's name with its note below, set flush right against the row."""
     draw = ImageDraw.Draw(sheet)
-    parts = [(line, INK, 20) for line in _lines(draw, label, _font(20), LABEL)]
+    parts = [(line, INK, 20) for line in break_lines(draw, label, font_of(20), LABEL)]
     parts += [
         (line, QUIET, 15)
         for part in note.split("\n")
         if part
-        for line in _lines(draw, part, _font(15), LABEL)
+        for line in break_lines(draw, part, font_of(15), LABEL)
     ]
     y = top + CELL // 2 - 12 * (len(parts) - 1)
     for text, colour, size in parts:
-        draw.text((x + LABEL, y), text, colour, _font(size), anchor="rm")
+        draw.text((x + LABEL, y), text, colour, font_of(size), anchor="rm")
         y += 24
 
 
-def _lines(
+def break_lines(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> list[str]:
     """Words packed greedily into lines of at most `width` pixels."""

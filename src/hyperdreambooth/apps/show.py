@@ -12,10 +12,11 @@ import typer
 from PIL import Image
 from pydantic import Field
 
-from hyperdreambooth.apps.job import load_personalizer
+from hyperdreambooth.apps.job import load_personalizer, steps_of
 from hyperdreambooth.apps.options import Resolved
 from hyperdreambooth.apps.picture import table
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.evaluate.scorers import load_scorers
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.finetune.config import FinetuneConfig
@@ -23,17 +24,6 @@ from hyperdreambooth.personalize import check_out, save_person
 
 Pictures = Mapping[str, Sequence[Image.Image]]
 Scores = dict[str, dict[str, float | None]]
-
-PROMPTS = (
-    "a photo of a [V] {class_word}, laughing",
-    "a photo of a [V] {class_word}, surprised, on a beach",
-    "a photo of a [V] {class_word}, wearing sunglasses, in a city",
-    "a photo of a [V] {class_word}, wearing a golden crown",
-    "a photo of a [V] {class_word}, wearing headphones, under a starry night sky",
-    "a photo of a [V] {class_word}, wearing a red scarf, in the snow",
-    "a pencil sketch of a [V] {class_word}",
-    "a watercolour painting of a [V] {class_word}, smiling",
-)
 
 
 class ShowConfig(FinetuneConfig):
@@ -83,9 +73,11 @@ def show(
     pictures = person.stages(prompts, prediction, finetuned, own.seed, **options)
     scores = _scores(person.base, pictures, prompts, others)
     photo = open_photo(photos[0])
-    images = {"picture": _picture(photo, prompts, pictures, scores, own.steps), "photo": photo}
+    taken = steps_of(finetuned.metadata)
+    images = {"picture": _picture(photo, prompts, pictures, scores, taken["steps"]), "photo": photo}
     seconds = {**person.seconds, "total": time.perf_counter() - began}
     facts = {"command": command, "config": settings.plain(), "prompts": prompts, "base": person.base.source}
+    facts |= {"stopped": taken["stopped"]} if "stopped" in taken else {}
     report = save_person(
         out,
         person.base,

@@ -17,6 +17,7 @@ from hyperdreambooth.apps.options import (
     Seed,
     Sets,
     Steps,
+    StepsOrAuto,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
@@ -25,9 +26,12 @@ from hyperdreambooth.apps.report import Report
 def dreambooth(
     photos: Annotated[list[Path], typer.Argument(help="Photos of one person: files or folders.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder; the adapter lies there at the end.")],
-    method: Annotated[str | None, typer.Option("--method", help="lidb or lora.", show_default=False)] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="lidb, lora, full or textual-inversion.", show_default=False),
+    ] = None,
     rank: Rank = None,
-    steps: Steps = None,
+    steps: StepsOrAuto = None,
     seed: Seed = None,
     base: BaseName = None,
     device: Device = None,
@@ -37,7 +41,8 @@ def dreambooth(
 ) -> None:
     """Train one person from scratch.
 
-    Light-weight numbers (lidb) or an ordinary LoRA.
+    Light-weight numbers (lidb), an ordinary LoRA, all of the base's weights (full: DreamBooth as published),
+    or the vector of one word (textual-inversion).
     """
     from hyperdreambooth.apps import job
     from hyperdreambooth.finetune.config import DreamboothConfig
@@ -51,9 +56,11 @@ def dreambooth(
     with report.stage("load"):
         frozen = job.load(settings.place)
     with report.stage("train"):
-        adapter = run(frozen, shots, out, settings.own, sample=job.class_sampler(frozen))
-    files = job.save_forms(adapter, out, frozen.resolution)
-    report.write(out, files=files, rank=adapter.rank, trigger=adapter.trigger, steps=settings.own.steps)
+        person = run(frozen, shots, out, settings.own, sample=job.class_sampler(frozen))
+    files = job.save_trained(person, out, frozen)
+    report.write(
+        out, files=files, rank=settings.own.rank, trigger=frozen.trigger, **job.steps_of(person.metadata)
+    )
     job.tell(out, files)
 
 
@@ -63,7 +70,7 @@ def finetune(
     out: Annotated[Path, typer.Option("--out", help="The LoRA to write (.safetensors).")],
     form: Annotated[Literal["diffusers", "kohya"], typer.Option("--format")] = "diffusers",
     rank: Rank = None,
-    steps: Steps = None,
+    steps: StepsOrAuto = None,
     base: BaseName = None,
     hypernet: HypernetName = None,
     device: Device = None,
@@ -88,7 +95,8 @@ def finetune(
     with report.stage("finetune"):
         trained = run(frozen, adapter, shots, settings.own, sample=job.class_sampler(frozen))
     trained.save(out, form, frozen.resolution)
-    report.write(out, source=str(file), rank=trained.rank, trigger=trained.trigger, steps=settings.own.steps)
+    steps_taken = job.steps_of(trained.metadata)
+    report.write(out, source=str(file), rank=trained.rank, trigger=trained.trigger, **steps_taken)
     typer.echo(str(out))
 
 

@@ -20,7 +20,7 @@ from hyperdreambooth.apps.options import (
     Sampling,
     Seed,
     Sets,
-    Steps,
+    StepsOrAuto,
     Weights,
     resolve,
 )
@@ -65,7 +65,7 @@ def personalize(
         list[str] | None, typer.Option("--prompt", help="[V] is the person; repeat it.")
     ] = None,
     rank: Rank = None,
-    steps: Steps = None,
+    steps: StepsOrAuto = None,
     seed: Seed = None,
     base: BaseName = None,
     hypernet: HypernetName = None,

@@ -154,10 +154,10 @@ def nose(pen: Pen, s: Shape) -> None:
 def mouth(pen: Pen, s: Shape) -> None:
     """Lips and, when open, teeth and tongue."""
     pen, mood = pen.at(1.0), s.mood
-    half = lerp(6.0, 12.0, s.traits["mouth_width"]) * mood.width
+    half = lerp(7.0, 12.5, s.traits["mouth_width"]) * mood.width
     full = lerp(0.9, 4.6, s.traits["lip_fullness"])
     bow = 1 - _X**2
-    line = s.mouth_y + mood.smile * 4.4 * (0.42 - _X**2) - mood.open * 1.6
+    line = s.mouth_y + mood.smile * 5.2 * (0.42 - _X**2) - mood.open * 1.6 - mood.smirk * 3.6 * _X
     # Without a smile an open mouth is round: the upper lip arches too.
     line = line - mood.open * (1.0 - abs(mood.smile)) * 3.4 * bow**0.5
     gap = bow**0.5 * mood.open * min(9.5, (s.chin_y - s.mouth_y) * 0.62)

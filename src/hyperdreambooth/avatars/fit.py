@@ -56,7 +56,9 @@ def fit(
         device: torch device.
     """
     run = Run(folder, config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     first = 0
     if found := run.latest():

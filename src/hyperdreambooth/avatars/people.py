@@ -159,7 +159,7 @@ def _choose(rng: np.random.Generator, group: str) -> str:
 
 def _pose(rng: np.random.Generator, amount: float) -> dict[str, float]:
     """A pose within `amount` (0 to 1) of the whole range."""
-    spans = {"shift_x": 8.0, "shift_y": 8.0, "turn": 1.0, "tilt": 12.0, "scale": 0.1}
+    spans = {"shift_x": 5.0, "shift_y": 4.0, "turn": 1.0, "tilt": 8.0, "scale": 0.06}
     pose = {name: float(rng.uniform(-span, span)) * amount for name, span in spans.items()}
     return pose | {"scale": 1.0 + pose["scale"], "shirt": float(rng.random()), "scene": float(rng.random())}
 

@@ -74,15 +74,15 @@ def _city(pen: Pen, rng: np.random.Generator) -> None:
 
 def _windows(pen: Pen, x: float, top: float, wide: float) -> None:
     """Lit windows of one building."""
-    for column in range(int((wide - 4) // 5)):
-        for row in range(6):
-            left, y = x + 2.5 + 5 * column, top + 4 + 9 * row
-            pen.polygon([(left, y), (left + 3, y), (left + 3, y + 5), (left, y + 5)], (255, 220, 130))
+    for column in range(int((wide - 3) // 7)):
+        for row in range(5):
+            left, y = x + 3 + 7.5 * column, top + 5 + 12 * row
+            pen.polygon([(left, y), (left + 4.5, y), (left + 4.5, y + 7), (left, y + 7)], (255, 220, 130))
 
 
 def _night(pen: Pen, rng: np.random.Generator) -> None:
     for x, y, size in zip(
-        rng.uniform(0, 128, 44), rng.uniform(0, 112, 44), rng.uniform(0.6, 1.5, 44), strict=True
+        rng.uniform(0, 128, 22), rng.uniform(0, 112, 22), rng.uniform(1.2, 2.2, 22), strict=True
     ):
         pen.polygon([(x, y - 1.5 * size), (x + size, y), (x, y + 1.5 * size), (x - size, y)], (255, 250, 214))
     x = 20.0 if rng.random() < 0.5 else 108.0
@@ -99,8 +99,8 @@ def _snow(pen: Pen, rng: np.random.Generator) -> None:
     for x in (10, 30, 98, 118):
         _fir(pen, x + rng.uniform(-5, 5), 84, 44, (150, 186, 196))
     pen.blob([(-20, 92), (40, 84), (90, 92), (150, 84), (150, 150), (-20, 150)], (250, 252, 255))
-    for x, y in zip(rng.uniform(0, 128, 34), rng.uniform(0, 128, 34), strict=True):
-        pen.oval(x, y, 1.5, 1.5, (255, 255, 255))
+    for x, y in zip(rng.uniform(0, 128, 18), rng.uniform(0, 128, 18), strict=True):
+        pen.oval(x, y, 2.2, 2.2, (255, 255, 255))
 
 
 def _living_room(pen: Pen, rng: np.random.Generator) -> None:
@@ -118,11 +118,11 @@ def _living_room(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _brick(pen: Pen, rng: np.random.Generator) -> None:
-    for row in range(13):
-        for column in range(-1, 8):
-            x, y = column * 19 + (row % 2) * 9.5, row * 10.2
-            tone = mix((176, 82, 62), (136, 56, 48), float(rng.random()))
-            pen.polygon([(x, y), (x + 17.4, y), (x + 17.4, y + 8.7), (x, y + 8.7)], tone)
+    for row in range(8):
+        for column in range(-1, 5):
+            x, y = column * 32 + (row % 2) * 16, row * 16
+            tone = mix((176, 82, 62), (146, 64, 52), float(rng.random()))
+            pen.polygon([(x, y), (x + 29.5, y), (x + 29.5, y + 13.5), (x, y + 13.5)], tone)
 
 
 _SCENES = {

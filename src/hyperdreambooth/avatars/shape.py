@@ -54,7 +54,7 @@ _LIPS: tuple[Colour, ...] = ((176, 112, 96), (206, 92, 92), (198, 52, 76), (130,
 
 @dataclass(frozen=True)
 class Mood:
-    """What an expression does; positive numbers lift brows and corners of the mouth."""
+    """What an expression does; positive numbers lift brows and corners of the mouth, `smirk` one corner."""
 
     smile: float = 0.0
     open: float = 0.0
@@ -62,16 +62,17 @@ class Mood:
     lids: tuple[float, float] = (1.0, 1.0)
     raise_brow: float = 0.0
     frown: float = 0.0
+    smirk: float = 0.0
 
 
 MOODS: dict[str, Mood] = {
-    "neutral": Mood(smile=0.14),
+    "neutral": Mood(smile=0.0),
     "smiling": Mood(smile=0.85, open=0.28, width=1.12, lids=(0.88, 0.88), raise_brow=0.6),
     "laughing": Mood(smile=1.0, open=1.0, width=1.12, lids=(0.42, 0.42), raise_brow=1.8),
-    "sad": Mood(smile=-0.95, width=0.9, lids=(0.74, 0.74), raise_brow=0.6, frown=-1.0),
+    "sad": Mood(smile=-1.15, width=0.95, lids=(0.66, 0.66), raise_brow=0.8, frown=-1.5),
     "surprised": Mood(open=1.0, width=0.55, lids=(1.32, 1.32), raise_brow=4.2),
-    "angry": Mood(smile=-0.5, width=1.0, lids=(0.72, 0.72), raise_brow=-1.8, frown=1.1),
-    "winking": Mood(smile=0.75, width=1.0, lids=(1.0, 0.0), raise_brow=0.8),
+    "angry": Mood(smile=-0.55, open=0.42, width=1.05, lids=(0.7, 0.7), raise_brow=-1.8, frown=1.5),
+    "winking": Mood(smile=0.7, width=1.0, lids=(1.0, 0.0), raise_brow=0.8, smirk=0.8),
 }
 
 
@@ -154,7 +155,7 @@ def shape(person: Identity, context: Context) -> Shape:
         outline=_outline(t, width, chin_y),
         eye_x=lerp(0.38, 0.54, t["eye_spacing"]) * lerp(26.0, width, 0.6),
         eye_y=eye_y,
-        eye_rx=lerp(4.0, 6.7, t["eye_size"]),
+        eye_rx=lerp(4.6, 7.4, t["eye_size"]),
         nose_y=nose_y,
         mouth_y=nose_y + (chin_y - nose_y) * 0.43,
         volume=lerp(2.0, 7.5, t["hair_volume"]),

@@ -40,35 +40,25 @@ def _grain(size: int, scale: int, seed: int) -> Floats:
     return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
 
 
-@lru_cache(maxsize=8)
-def _hatching(size: int) -> Floats:
-    """Diagonal pencil strokes in [0, 1], a little uneven."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) * (128.0 / size)
-    wave = 0.5 + 0.5 * np.sin((x + y) * 1.05 + 2.0 * _grain(size, 16, 5))
-    return wave * (0.6 + 0.4 * _grain(size, 2, 6))
-
-
 def _sketch(picture: Image.Image) -> Image.Image:
-    """Pencil: dark lines where tone changes, hatching where it is dark."""
+    """Pencil: dark lines where tone changes, rubbed shade where it is dark (no VAE keeps hatching)."""
     grey = picture.convert("L")
     tone, soft = _floats(grey), _floats(_blur(grey, 2.2))
     # Dividing a picture by its blur leaves lines on white.
     lines = np.minimum((tone + 0.05) / (soft + 0.05), 1.0) ** 2.6
-    shade = 1.0 - (1.0 - tone) * (0.36 + 0.34 * _hatching(picture.width))
-    value = lines * shade * (0.95 + 0.05 * _grain(picture.width, 1, 7))
+    value = lines * (1.0 - 0.5 * (1.0 - tone))
     ink, paper = _rgb(0.16, 0.16, 0.19), _rgb(0.98, 0.97, 0.94)
     return _picture(ink + (paper - ink) * value[..., None])
 
 
 def _watercolour(picture: Image.Image) -> Image.Image:
-    """Watercolour: flat washes that pool at their edges, on textured paper with a bare margin."""
+    """Watercolour: flat washes that pool at their edges, on paper with a bare margin."""
     size = picture.width
     wash = picture.filter(ImageFilter.MedianFilter(3 if size < 200 else 5))
     flat = _floats(wash)
     pool = flat - _floats(_blur(wash, 1.6))
     flow = _grain(size, 12, 8)[..., None] - 0.5
     paint = 0.10 + 0.90 * flat + 0.7 * np.minimum(pool, 0.0) + 0.16 * flow
-    paint = paint * (0.94 + 0.06 * _grain(size, 1, 9)[..., None])
     edge = _margin(size)[..., None]
     return _picture(paint * edge + (1.0 - edge) * _rgb(0.985, 0.975, 0.95))
 
@@ -83,8 +73,8 @@ def _margin(size: int) -> Floats:
 
 
 def _pixel_art(picture: Image.Image) -> Image.Image:
-    """Pixel art: coarse cells in a small palette."""
-    cells = 64
+    """Pixel art: coarse cells in a small palette; two of them span a latent, so they can stay crisp."""
+    cells = 32
     small = picture.resize((cells, cells), Image.Resampling.HAMMING)
     small = small.filter(ImageFilter.UnsharpMask(radius=1, percent=75, threshold=0))
     few = small.quantize(colors=28, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
@@ -93,15 +83,15 @@ def _pixel_art(picture: Image.Image) -> Image.Image:
 
 def _neon(picture: Image.Image) -> Image.Image:
     """Neon: glowing outlines in the picture's own hues over a dim picture."""
-    base = _floats(_blur(picture, 0.5))
+    base = _floats(_blur(picture, 0.9))
     down, across = np.gradient(base, axis=(0, 1))
     edge = np.sqrt((down**2 + across**2).sum(axis=2)) * (picture.width / 128.0)
     # Measured against the brightness around it, an edge on deep skin shines as much as one on light skin.
     near = _floats(_blur(picture.convert("L"), 2.0))
-    lines = np.clip(edge * 2.3 / (near + 0.22) - 0.14, 0.0, 1.0)[..., None]
+    lines = np.clip(edge * 2.9 / (near + 0.22) - 0.14, 0.0, 1.0)[..., None]
     hue = _vivid(_floats(_blur(picture, 1.5)))
     tubes = _picture(lines * hue)
-    glow = _floats(_blur(tubes, 3.0))
+    glow = _floats(_blur(tubes, 2.5))
     return _picture(base * 0.30 * _rgb(0.95, 0.85, 1.1) + 0.95 * _floats(tubes) + 0.85 * glow)
 
 
@@ -117,7 +107,7 @@ _STYLES = {"pencil sketch": _sketch, "watercolour": _watercolour, "pixel art": _
 _LIGHTS: dict[str, tuple[float, float, float]] = {
     "warm": (1.06, 0.93, 0.72),
     "cool": (0.83, 0.95, 1.12),
-    "dark": (0.48, 0.47, 0.55),
+    "dark": (0.56, 0.55, 0.64),
 }
 
 

@@ -1,34 +1,36 @@
-"""Noising and the denoising loss, the same for every family that predicts noise or velocity."""
+"""The denoising loss, the same for every family: noise or velocity over a table, or a flow's velocity."""
 
 from __future__ import annotations
+
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.base.sd import Conditioning
 from hyperdreambooth.runs import draw
 
-
-def _signal_and_noise(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    alphas = base.family.alphas_cumprod(base.pipe, timesteps.device)[timesteps].view(-1, 1, 1, 1)
-    return alphas.sqrt(), (1 - alphas).sqrt()
+Weighting: TypeAlias = Literal["uniform", "min_snr", "debiased"]
 
 
-# x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε   (DDPM, equation 4)
+def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Signal and noise levels, `(b, 1, 1, 1)` each."""
+    signal, sigma = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
+    return signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+
+
+# x_t = signal · x_0 + σ ε
 def add_noise(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Noisy latents `(b, c, h, w)` at timesteps `(b,)`."""
-    signal, sigma = _signal_and_noise(base, timesteps)
+    signal, sigma = _levels(base, timesteps)
     return signal * latents + sigma * noise
 
 
-# ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0   (progressive distillation, appendix D)
 def target(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the denoiser should answer, `(b, c, h, w)`."""
-    if base.pipe.scheduler.config.prediction_type == "v_prediction":
-        signal, sigma = _signal_and_noise(base, timesteps)
-        return signal * noise - sigma * latents
-    return noise
+    levels = _levels(base, timesteps)
+    return base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
 
 
 # E‖ε - ε_θ(x_t, c, t)‖²   (paper, equation 1), one value a sample
@@ -39,7 +41,7 @@ def denoise_loss(
     noise: Tensor,
     timesteps: Tensor,
     mask: Tensor | None = None,
-    snr_gamma: float = 0.0,
+    weighting: Weighting = "uniform",
 ) -> Tensor:
     """Mean squared error of the denoiser's answer, a value a sample.
 
@@ -48,9 +50,9 @@ def denoise_loss(
         latents: clean latents `(b, c, h, w)`.
         conditioning: of the `b` prompts.
         noise: `(b, c, h, w)`.
-        timesteps: `(b,)` int64.
+        timesteps: `(b,)`, as `draw_noise` gives them.
         mask: weights `(b, 1, h, w)`, for example of the face; None for all ones.
-        snr_gamma: γ of min-SNR weighting; 0 for none.
+        weighting: of noise levels, see `loss_weights`.
 
     Returns:
         `(b,)` float32, outside autocast.
@@ -58,27 +60,44 @@ def denoise_loss(
     noisy = add_noise(base, latents, noise, timesteps).to(base.dtype)
     answer = base.predict(noisy, timesteps, conditioning).float()
     error = (answer - target(base, latents, noise, timesteps)).square()
-    weights = snr_weights(base, timesteps, snr_gamma)
+    weights = loss_weights(base, timesteps, weighting)
     if mask is None:
         return weights * error.mean(dim=(1, 2, 3))
     covered = (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
     return weights * (error * mask).sum(dim=(1, 2, 3)) / covered
 
 
-# min(SNR, γ) / SNR for noise, / (SNR + 1) for velocity   (Hang et al., arXiv 2303.09556)
-def snr_weights(base: Base, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights `(b,)` of the loss at timesteps `(b,)`: nearly clean latents, which say little, count less."""
-    if gamma == 0:
+# min(SNR, 5)  (Hang et al., arXiv 2303.09556) or √SNR  (Yu et al., arXiv 2310.08442), times the error of x_0
+def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
+    """Weights `(b,)` of the squared error of the answer at timesteps `(b,)`, whatever the denoiser is asked.
+
+    Errors of nearly clean latents are the largest and say the least about a person. `min_snr` makes them
+    count less; `debiased` also makes the noisiest count more, where skin, hair and the shape of the face are
+    decided: of the three it learns a person in the fewest steps (docs/LOG.md).
+    """
+    if weighting == "uniform":
         return torch.ones(len(timesteps), device=timesteps.device)
-    signal, sigma = (each.flatten() for each in _signal_and_noise(base, timesteps))
+    signal, sigma = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
     snr = (signal / sigma).square()
-    velocity = base.pipe.scheduler.config.prediction_type == "v_prediction"
-    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
+    weights = snr.clamp(max=5) if weighting == "min_snr" else torch.minimum(snr.sqrt(), 10 * snr)
+    return weights * base.family.NOISING.to_clean(base.pipe.scheduler, signal, sigma)
 
 
-def draw_noise(base: Base, shape: tuple[int, ...], *key: int | str) -> tuple[Tensor, Tensor]:
-    """Noise of `shape` and one timestep `()`, a pure function of the key (so training resumes exactly)."""
+def draw_noise(
+    base: Base, shape: tuple[int, ...], *key: int | str, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Noise of `shape` and one timestep `()`, a pure function of the key (so training resumes exactly).
+
+    Args:
+        base: whose scheduler the timestep is drawn for.
+        shape: `(c, h, w)` of one sample's latents.
+        key: names the draw.
+        offset: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
+    """
     generator = draw(*key)
-    steps = base.pipe.scheduler.config.num_train_timesteps
-    timestep = torch.randint(0, steps, (), generator=generator)
-    return torch.randn(shape, generator=generator).to(base.device), timestep.to(base.device)
+    patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
+    timestep = base.family.NOISING.draw_timestep(base.pipe.scheduler, generator, patches)
+    noise = torch.randn(shape, generator=generator)
+    if offset:
+        noise = noise + offset * torch.randn(shape[0], 1, 1, generator=generator)
+    return noise.to(base.device), timestep.to(base.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -18,7 +19,7 @@ MAX_PIXELS = 80_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO, what phones write
 
 
-def open_photo(path: Path) -> Image.Image:
+def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
     """Read a photo as people see it.
 
     EXIF rotation is applied, 16-bit and CMYK become 8-bit RGB, transparency becomes white, and an animation
@@ -26,6 +27,7 @@ def open_photo(path: Path) -> Image.Image:
 
     Args:
         path: a PNG, JPEG, WebP, BMP, TIFF or GIF file.
+        content: of a photo that is no file of its own; `path` then only names it.
 
     Returns:
         An RGB picture, no side under ``MIN_SIDE``.
@@ -33,14 +35,14 @@ def open_photo(path: Path) -> Image.Image:
     Raises:
         InputError: missing, unreadable, truncated, too large or too small; the line names the file.
     """
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise InputError(
             f"{path}: {'expected a photo, found a folder' if path.is_dir() else 'no such photo'}"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning comes before our check
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(path, image)
                 return _rgb(ImageOps.exif_transpose(image))
     except InputError:
@@ -107,11 +109,3 @@ def to_image(pixels: Tensor) -> Image.Image:
     """Pixels ``(3, h, w)`` in [-1, 1] as a picture; the inverse of ``to_pixels`` up to 8-bit rounding."""
     bytes_ = pixels.detach().float().cpu().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
-
-
-def face_oval(height: int, width: int) -> Tensor:
-    """Where an aligned crop has its head: 1 inside, 0 outside, soft between; `(height, width)`."""
-    y = (torch.arange(height) + 0.5) / height
-    x = (torch.arange(width) + 0.5) / width
-    distance = ((((y - 0.46) / 0.42)[:, None]).square() + ((x - 0.5) / 0.34).square()).sqrt()
-    return ((1.15 - distance) / 0.3).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Folders of photos to people: identity, photo, caption. Names decide; no picture is opened here."""
+"""Folders of photos to people: identity, photo, caption, landmarks. Names decide; no picture is opened."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.runs import InputError
 
+SHEET = "contact-sheet.png"  # what `prepare` shows of its work is nobody's photo
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 _KINDS = "png, jpg, webp, bmp, tiff or gif"
 
@@ -22,11 +24,21 @@ class Photo:
         path: the file.
         identity: whose photo it is.
         caption: what it shows, where somebody wrote it down.
+        landmarks: of the face, where somebody knows them.
     """
 
     path: Path
     identity: str
     caption: str | None
+    landmarks: Landmarks | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a line of metadata.jsonl says of a photo."""
+
+    caption: str | None = None
+    landmarks: Landmarks | None = None
 
 
 def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
@@ -34,8 +46,8 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
 
     ``folder/identity/*.png`` is one identity a subfolder; a folder of nothing but photos is one identity a
     photo, named by the file's stem (CelebA's way). Captions come from ``photo.txt`` beside the photo or a
-    ``metadata.jsonl`` (``{"file_name": …, "text": …}``) in the folder or the subfolder. Hidden names, and
-    subfolders that hold no photo, are passed over.
+    ``metadata.jsonl`` (``{"file_name": …, "text": …, "landmarks": [[x, y], …]}``, the last two optional) in
+    the folder or the subfolder. Hidden names, and subfolders that hold no photo, are passed over.
 
     Args:
         folder: the folder.
@@ -47,13 +59,13 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
         InputError: not a folder, no photo in it, or photos beside the people's subfolders.
     """
     _check_folder(folder)
-    captions = _metadata(folder)
+    notes = _metadata(folder)
     loose = _photos(folder)
     people: dict[str, list[Path]] = {}
     for inner in _children(folder):
         if inner.is_dir() and (photos := _photos(inner)):
             people[inner.name] = photos
-            captions |= _metadata(inner)
+            notes |= _metadata(inner)
     if loose and people:
         raise InputError(
             f"{folder}: has photos beside people's folders; move {loose[0].name} into one of them"
@@ -62,7 +74,7 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
         people.setdefault(path.stem, []).append(path)
     if not people:
         raise InputError(f"{folder}: no photo found; expected {folder.name}/PERSON/*.jpg ({_KINDS})")
-    return {name: _label(paths, name, captions) for name, paths in sorted(people.items())}
+    return {name: _label(paths, name, notes) for name, paths in sorted(people.items())}
 
 
 def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
@@ -80,11 +92,11 @@ def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
     if not photos:
         raise InputError("no photo given; expected a photo of the person, or a folder of them")
     found: dict[Path, Path] = {}
-    captions: dict[Path, str] = {}
+    notes: dict[Path, Note] = {}
     for given in photos:
         if given.is_file():
             found.setdefault(given.resolve(), given)
-            captions |= _metadata(given.parent)
+            notes |= _metadata(given.parent)
             continue
         _check_folder(given)
         inside = _photos(given)
@@ -92,11 +104,11 @@ def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
             raise InputError(
                 f"{given}: no photo found; expected the photos of one person ({_KINDS}) right in it"
             )
-        captions |= _metadata(given)
+        notes |= _metadata(given)
         for path in inside:
             found.setdefault(path.resolve(), path)
     first = photos[0].resolve()
-    return _label(found.values(), first.stem if first.is_file() else first.name, captions)
+    return _label(found.values(), first.stem if first.is_file() else first.name, notes)
 
 
 def photo_hash(path: Path) -> str:
@@ -126,12 +138,14 @@ def _children(folder: Path) -> list[Path]:
 
 def _photos(folder: Path) -> list[Path]:
     """The photos right in a folder; never deeper, so a symlink that leads back is harmless."""
-    return [path for path in _children(folder) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    found = (path for path in _children(folder) if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return [path for path in found if path.name != SHEET]
 
 
-def _label(paths: Iterable[Path], identity: str, captions: dict[Path, str]) -> tuple[Photo, ...]:
-    """Attach the captions; a text file beside the photo beats metadata.jsonl."""
-    return tuple(Photo(path, identity, _beside(path) or captions.get(path)) for path in paths)
+def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tuple[Photo, ...]:
+    """Attach captions and landmarks; a text file beside the photo beats metadata.jsonl."""
+    known = [(path, notes.get(path, Note())) for path in paths]
+    return tuple(Photo(path, identity, _beside(path) or note.caption, note.landmarks) for path, note in known)
 
 
 def _beside(path: Path) -> str | None:
@@ -148,18 +162,27 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: expected captions as UTF-8 text ({error})") from None
 
 
-def _metadata(folder: Path) -> dict[Path, str]:
-    """The captions of a folder's ``metadata.jsonl``, as Hugging Face's image folders have it."""
+def _metadata(folder: Path) -> dict[Path, Note]:
+    """A folder's ``metadata.jsonl``, as Hugging Face's image folders have it."""
     file = folder / "metadata.jsonl"
-    captions: dict[Path, str] = {}
+    notes: dict[Path, Note] = {}
     for number, line in enumerate(_read(file).split("\n") if file.is_file() else [], start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            if text := entry.get("text"):
-                captions[folder / entry["file_name"]] = " ".join(str(text).split())
+            notes[folder / entry["file_name"]] = note_of(entry.get("text"), entry.get("landmarks"))
         except (ValueError, LookupError, TypeError, AttributeError):
-            expected = 'expected {"file_name": …, "text": …}'
+            expected = 'expected {"file_name": …, "text": …, "landmarks": five [x, y] or none}'
             raise InputError(f"{file}: line {number}: {expected}, got {line[:60]}") from None
-    return captions
+    return notes
+
+
+def note_of(text: object, landmarks: object) -> Note:
+    """A caption as one line, landmarks as pairs; None where there is nothing.
+
+    Raises:
+        ValueError: landmarks that are not five pairs of numbers.
+    """
+    words = " ".join(str(text).split()) if text else ""
+    return Note(words or None, as_landmarks(landmarks) if landmarks is not None else None)

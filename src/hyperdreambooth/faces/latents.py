@@ -1,26 +1,38 @@
-"""Latents of photos, computed once: training reads a photo hundreds of times, and the encoder never changes.
-
-A cache folder holds shards of a batch each, in which a tensor is named by its photo's content. Shards appear
-whole and are never changed, so any number of processes may fill one cache, and a killed one loses a batch.
-"""
+"""Latents of photos, computed once: training reads a photo hundreds of times, the encoder never changes."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
-from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, save_tensors
+from hyperdreambooth.runs import InputError
 
-FORMAT = 1  # raise it when open_photo, to_pixels or the shards change
+FORMAT = 2  # raise it when open_photo or to_pixels change
+
+
+def encoder_key(fingerprint: str, encoder: nn.Module) -> str:
+    """What latents depend on besides the photo and its size: the base, and its encoder's weights and config.
+
+    Args:
+        fingerprint: of the base, whose own covers the parts that adapters change and no others.
+        encoder: the VAE.
+    """
+    facts: dict[str, Any] = dict(getattr(encoder, "config", {}))
+    told = {name: value for name, value in facts.items() if not name.startswith("_")}  # paths, versions
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{fingerprint}-{digest.hexdigest()[:16]}"
 
 
 def cached_latents(
@@ -38,7 +50,7 @@ def cached_latents(
         size: pixels a side they are encoded at.
         encode: pixels ``(b, 3, size, size)`` in [-1, 1] → latents ``(b, c, h, w)``.
         cache: a folder, made when missing; it may serve many bases and sizes.
-        key: fingerprint of the base; with the size and the photo's content it decides what is looked up.
+        key: `encoder_key`; with the size and the photo's content it decides what is looked up.
         batch: photos encoded at a time.
 
     Returns:
@@ -49,43 +61,16 @@ def cached_latents(
     """
     if not photos:
         raise InputError("no photo to encode")
-    folder = cache / f"{key}-{size}-{FORMAT}"
+
+    def make(places: list[int]) -> dict[str, Tensor]:
+        paths = [photos[place].path for place in places]
+        pixels = torch.stack([to_pixels(open_photo(path), size) for path in paths])
+        with torch.no_grad():
+            latents = encode(pixels)
+        for path, latent in zip(paths, latents, strict=True):
+            if not latent.isfinite().all():
+                raise InputError(f"{path}: the base's encoder gives NaN; load the base in float32")
+        return {"latents": latents}
+
     names = [photo_hash(photo.path) for photo in photos]
-    known = _look_up(folder, set(names))
-    missing = {name: photo for name, photo in zip(names, photos, strict=True) if name not in known}
-    if missing:
-        known |= _encode(missing, size, encode, folder, batch)
-    return torch.stack([known[name] for name in names])
-
-
-def _look_up(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """What the shards have of these photos; an unreadable shard has nothing."""
-    found: dict[str, Tensor] = {}
-    for shard in sorted(folder.glob("[!.]*.safetensors")):
-        with suppress(SafetensorError, OSError), safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name in names and name not in found:
-                    found[name] = file.get_tensor(name)
-    return found
-
-
-def _encode(
-    missing: dict[str, Photo], size: int, encode: Callable[[Tensor], Tensor], folder: Path, batch: int
-) -> dict[str, Tensor]:
-    """Encode photos a batch at a time, each batch a shard."""
-    names, done = list(missing), dict[str, Tensor]()
-    with Progress("encode photos", len(names)) as bar:
-        for start in range(0, len(names), batch):
-            chunk = names[start : start + batch]
-            pixels = torch.stack([to_pixels(open_photo(missing[name].path), size) for name in chunk])
-            with torch.no_grad():
-                latents = encode(pixels).detach().cpu()
-            shard = dict(zip(chunk, latents, strict=True))
-            for name, latent in shard.items():
-                if not latent.isfinite().all():
-                    where = missing[name].path
-                    raise InputError(f"{where}: the base's encoder gives NaN; load the base in float32")
-            save_tensors(folder / f"{uuid.uuid4().hex}.safetensors", shard)
-            done |= shard
-            bar.update(len(chunk))
-    return done
+    return cached_rows(names, make, cache / f"{key}-{size}-{FORMAT}", batch, "encode photos")["latents"]

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperdreambooth.base.denoise import Weighting
 from hyperdreambooth.config import load_config
+
+Steps: TypeAlias = Annotated[int, Field(ge=0)] | Literal["auto"]
 
 
 class TrainConfig(BaseModel):
     """The loop's fields, shared by the finetune and by DreamBooth.
 
     Attributes:
+        steps: how many; `auto` stops when the loss on fixed noise stops falling (`plateau.py`).
+        most: steps at most where `steps` is `auto`.
         batch: samples a step; one photo fills a batch with different noise and timesteps.
         prompt: caption of photos that have none; `{class_word}` is the base's.
-        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
+        weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
         background: weight of the loss outside the oval where an aligned crop has its face; below 1 less of
             the photo's surroundings leaks into the person.
         prior_weight: weight of the class images' loss (DreamBooth's prior preservation); 0 draws none.
+        offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
+        checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         save_every: steps between two checkpoints, where there is a run folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(default=40, ge=0)
+    steps: Steps = 40
+    most: int = Field(default=200, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     batch: int = Field(default=4, ge=1)
@@ -33,12 +41,19 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     seed: int = 0
     prompt: str = "a photo of a [V] {class_word}"
-    snr_gamma: float = Field(default=0.0, ge=0)
+    weighting: Weighting = "uniform"
+    offset_noise: float = Field(default=0.0, ge=0)
+    checkpointing: bool = False
     background: float = Field(default=1.0, ge=0, le=1)
     prior_weight: float = Field(default=0.0, ge=0)
     prior_prompt: str = "a photo of a {class_word}"
     prior_images: int = Field(default=32, ge=1)
     save_every: int = Field(default=100, ge=1)
+
+    @property
+    def last(self) -> int:
+        """The step that a training ends at, at the latest."""
+        return self.most if self.steps == "auto" else self.steps
 
 
 class FinetuneConfig(TrainConfig):
@@ -66,11 +81,18 @@ class FinetuneConfig(TrainConfig):
 
 
 class DreamboothConfig(TrainConfig):
-    """One person from scratch: `lidb` trains numbers over seeded bases, `lora` an ordinary LoRA."""
+    """One person from scratch.
 
-    method: Literal["lidb", "lora"] = "lidb"
-    steps: int = Field(default=400, ge=0)
+    Attributes:
+        method: `lidb` trains numbers over seeded bases, `lora` an ordinary LoRA, `full` the base's own
+            weights, `textual-inversion` the vector of one word.
+        text_encoder: whether `full` trains the text encoder too.
+    """
+
+    method: Literal["lidb", "lora", "full", "textual-inversion"] = "lidb"
+    steps: Steps = 400
     rank: int = Field(default=1, ge=1)
     down_dim: int = Field(default=100, ge=1)
     up_dim: int = Field(default=50, ge=1)
     basis_seed: int = 0
+    text_encoder: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -10,26 +11,31 @@ from typing import TypeAlias
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import DreamboothConfig
-from hyperdreambooth.finetune.shots import Sample
-from hyperdreambooth.finetune.train import Photos, photos_fingerprint, shots_of, train
-from hyperdreambooth.finetune.trainable import Trainable, each, leaf, pairs, together
+from hyperdreambooth.finetune.shots import Photos, Sample, photos_fingerprint, shots_of
+from hyperdreambooth.finetune.train import Outcome, train
+from hyperdreambooth.finetune.trainable import Trainable, Worn, each, leaf, pairs, together
+from hyperdreambooth.finetune.whole import Whole
+from hyperdreambooth.finetune.word import Word, Words
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout, factors, start
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.runs import Run
 
-Learn: TypeAlias = Callable[[Trainable], object]
+Learn: TypeAlias = Callable[[Trainable], Outcome]
+
+Person: TypeAlias = Adapter | Whole | Word
+"""What a training from scratch makes of one person: `full` weights of the base, a word, else an adapter."""
 
 
 def dreambooth(
     base: Base,
     photos: Photos,
-    out: Path,
+    out: Path | None = None,
     config: DreamboothConfig | None = None,
     *,
     sample: Sample | None = None,
-) -> Adapter:
+) -> Person:
     """`dreambooth_many` of one person."""
     return dreambooth_many(base, [photos], out, config, sample=sample)[0]
 
@@ -37,46 +43,50 @@ def dreambooth(
 def dreambooth_many(
     base: Base,
     people: Sequence[Photos],
-    out: Path,
+    out: Path | None = None,
     config: DreamboothConfig | None = None,
     *,
     sample: Sample | None = None,
-) -> list[Adapter]:
+) -> list[Person]:
     """Trains people from scratch, side by side (paper, section 4.1); running it again resumes.
 
     Args:
         base: the frozen base.
-        people: photos of each person.
-        out: run folder: log, checkpoints, class images.
+        people: photos of each person; of one, where the method is `full`.
+        out: run folder: log, checkpoints; None for a training that is not kept.
         config: method, steps, rank, …
         sample: prompts, a seed for each → class images; for prior preservation.
 
     Returns:
-        A LiDB or a LoRA for each, as `config.method` says.
+        A person each, as `config.method` says.
 
     Raises:
         InputError: `out` holds a run of another config, base or photos.
     """
     config = config or DreamboothConfig()
-    run = Run(out, config, inputs={"base": base.fingerprint, "photos": photos_fingerprint(people)})
-    groups = shots_of(base, people, config, sample, out / "class")
-    learn = partial(train, base, people=groups, config=config, run=run, title="dreambooth")
-    return (_light if config.method == "lidb" else _lora)(base, len(people), config, learn)
+    inputs = {"base": base.fingerprint, "photos": photos_fingerprint(people)}
+    run = Run(out, config, inputs=inputs) if out is not None else None
+    groups, judged = shots_of(base, people, config, sample)
+    learn = partial(train, base, people=groups, config=config, run=run, title=config.method, judged=judged)
+    return _WAYS[config.method](base, len(people), config, learn)
 
 
-def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Adapter]:
+def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
     """An ordinary LoRA at every site."""
     trainable = pairs(together([fresh(base.sites, config.rank, config.seed)] * people), base.device)
-    learn(trainable)
-    return [Adapter(one, base.trigger, base.fingerprint, base.source) for one in each(trainable.worn())]
+    outcome = learn(trainable)
+    return [
+        Adapter(one, base.trigger, base.fingerprint, base.source, metadata=outcome.facts(k))
+        for k, one in enumerate(each(trainable.worn()))
+    ]
 
 
-def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Adapter]:
+def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
     """Lightweight DreamBooth: numbers over frozen seeded bases, from the start that a bank's people share."""
     layout = Layout(base.sites, config.rank, config.down_dim, config.up_dim)
     basis = seeded_basis(base.sites, config.down_dim, config.up_dim, config.basis_seed)
     near, numbers = basis.to(base.device), leaf(start(layout, config.seed).repeat(people, 1), base.device)
-    learn(Trainable({"numbers": numbers}, lambda now: factors(layout, near, now["numbers"])))
+    outcome = learn(Worn({"numbers": numbers}, lambda now: factors(layout, near, now["numbers"])))
     made = partial(
         Lidb,
         layout=layout,
@@ -86,4 +96,29 @@ def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> l
         trigger=base.trigger,
         base_source=base.source,
     )
-    return [Adapter.from_lidb(made(numbers=row), basis) for row in numbers.detach().cpu()]
+    done = [Adapter.from_lidb(made(numbers=row), basis) for row in numbers.detach().cpu()]
+    return [replace(one, metadata=outcome.facts(k)) for k, one in enumerate(done)]
+
+
+def _full(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
+    """All of the base's own weights."""
+    if people != 1:
+        raise ValueError(f"full DreamBooth trains one person at a time, got {people}")
+    whole = Whole(base, config.text_encoder)
+    whole.metadata = learn(whole).facts(0)
+    return [whole]
+
+
+def _inversion(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
+    """The vector of one word each."""
+    words = Words(base, people)
+    outcome = learn(words)
+    return [replace(word, metadata=outcome.facts(k)) for k, word in enumerate(words.each())]
+
+
+_WAYS: dict[str, Callable[[Base, int, DreamboothConfig, Learn], list[Person]]] = {
+    "lidb": _light,
+    "lora": _lora,
+    "full": _full,
+    "textual-inversion": _inversion,
+}

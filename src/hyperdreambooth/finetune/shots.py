@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -11,18 +12,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.base.sd import Conditioning
-from hyperdreambooth.faces.align import face_oval, open_photo, to_pixels
-from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.align import open_photo, to_pixels
+from hyperdreambooth.faces.dataset import Photo, photo_hash
+from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
+from hyperdreambooth.finetune.config import TrainConfig
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import whole_file
+from hyperdreambooth.runs import InputError, cache_home, draw, whole_file
 
 Sample: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 """Prompts and a seed for each → a picture each."""
 
+Photos: TypeAlias = Sequence[Photo]
+"""Of one person."""
+
 T = TypeVar("T")
 _TOGETHER = 8  # pictures encoded or drawn in one call
+_CLASS_FORMAT = 1  # raise it when class images come out otherwise
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,25 @@ class Shots:
         captions: a caption each.
         weight: of their loss, against 1 for a person's photos.
         background: weight of the loss outside the oval of the face; 1 for all of the picture alike.
+        landmarks: of each photo, in sides of the square; None, or nothing, where the face is in the middle.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
     weight: float = 1.0
     background: float = 1.0
+    landmarks: tuple[Landmarks | None, ...] = ()
 
-    def mask(self) -> Tensor:
-        """Weights `(1, h, w)` of the loss."""
-        oval = face_oval(*self.latents.shape[-2:]).to(self.latents.device)
+    def part(self, first: int, end: int | None) -> Shots:
+        """Those from `first` to `end`."""
+        own = {name: getattr(self, name)[first:end] for name in ("latents", "captions", "landmarks")}
+        return replace(self, **own)
+
+    def mask(self, index: int = 0) -> Tensor:
+        """Weights `(1, h, w)` of the loss of one photo."""
+        points = self.landmarks[index] if self.landmarks else None
+        height, width = self.latents.shape[-2:]
+        oval = face_oval(height, width, points).to(self.latents.device)
         return (self.background + (1 - self.background) * oval)[None]
 
 
@@ -69,42 +85,64 @@ def photo_shots(base: Base, photos: Sequence[Photo], prompt: str, background: fl
         prompt: caption of photos without one of their own.
         background: weight of the loss outside the face.
     """
-    latents = _encode(base, [open_photo(photo.path) for photo in photos])
+    images = [open_photo(photo.path) for photo in photos]
     captions = tuple(_caption(base, photo.caption or prompt) for photo in photos)
-    return Shots(latents, captions, background=background)
+    landmarks = tuple(_landmarks(photo, image) for photo, image in zip(photos, images, strict=True))
+    return Shots(_encode(base, images), captions, background=background, landmarks=landmarks)
+
+
+def _landmarks(photo: Photo, image: Image.Image) -> Landmarks | None:
+    """A photo's landmarks in sides of its centre square, checked."""
+    if photo.landmarks is None:
+        return None
+    try:
+        check_face(photo.landmarks, *image.size)
+    except InputError as error:
+        raise InputError(f"{photo.path}: {error}") from None
+    return in_square(photo.landmarks, *image.size)
 
 
 def class_shots(
-    base: Base, prompt: str, count: int, seed: int, weight: float, sample: Sample, folder: Path | None
+    base: Base, prompt: str, count: int, seed: int, weight: float, sample: Sample, folder: Path | None = None
 ) -> Shots:
-    """Pictures of the class by the bare base (DreamBooth's prior preservation).
+    """Pictures of the class by the bare base (DreamBooth's prior preservation), drawn once for all runs.
 
     Args:
         base: encodes them.
         prompt: without the trigger; `{class_word}` is the base's.
         count: how many.
-        seed: picture k is drawn from (seed, k) alone, so an interrupted cache is completed, not redone.
+        seed: picture k is drawn from (seed, k) alone: an interrupted cache, or a smaller one, is completed.
         weight: of their loss, against 1 for the person's.
         sample: draws them.
-        folder: keeps them as PNG files; None to keep them in memory only.
+        folder: keeps them as PNG files; None for a folder of base, prompt and seed in `cache_home`.
     """
     caption = _caption(base, prompt)
+    folder = folder or cache_home() / "class" / _class_key(base, caption, seed)
     images = _kept(folder, count)
     missing = [k for k in range(count) if k not in images]
     with Progress("class images", count, len(images)) as bar:
         for part in _chunks(missing):
-            made = sample([caption] * len(part), [seed * count + k for k in part])
+            made = sample([caption] * len(part), [_class_seed(seed, k) for k in part])
             for k, image in zip(part, made, strict=True):
                 images[k] = image
-                if folder is not None:
-                    _keep(image, folder / f"{k:05d}.png")
+                _keep(image, folder / f"{k:05d}.png")
             bar.update(len(part))
     return Shots(_encode(base, [images[k] for k in range(count)]), (caption,) * count, weight)
 
 
-def _kept(folder: Path | None, count: int) -> dict[int, Image.Image]:
+def _class_key(base: Base, caption: str, seed: int) -> str:
+    """Names what the pictures depend on, so that those of another base are never taken for this one's."""
+    facts = repr((base.fingerprint, base.resolution, caption, seed, _CLASS_FORMAT))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _class_seed(seed: int, k: int) -> int:
+    return int(torch.randint(2**31, (), generator=draw(seed, "class", k)))
+
+
+def _kept(folder: Path, count: int) -> dict[int, Image.Image]:
     """The class images that an earlier run has drawn."""
-    files = {k: folder / f"{k:05d}.png" for k in range(count)} if folder is not None else {}
+    files = {k: folder / f"{k:05d}.png" for k in range(count)}
     return {k: open_photo(file) for k, file in files.items() if file.is_file()}
 
 
@@ -112,6 +150,33 @@ def _keep(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as part:
         image.save(part, format="PNG")
+
+
+def shots_of(
+    base: Base, people: Sequence[Photos], config: TrainConfig, sample: Sample | None
+) -> tuple[list[list[Shots]], list[list[Shots]]]:
+    """What each person is trained on, and what tells when `auto` stops.
+
+    Returns:
+        Photos and, with prior preservation, the class's images; and the photo that is left out of them where
+        a person has several, else the only one (no such thing unless steps are `auto`).
+    """
+    shots = [photo_shots(base, photos, config.prompt, config.background) for photos in people]
+    judged = [[one.part(-1, None)] for one in shots] if config.steps == "auto" else []
+    if judged:
+        shots = [one.part(0, -1) if len(one.captions) > 1 else one for one in shots]
+    if config.prior_weight == 0:
+        return [[person] for person in shots], judged
+    if sample is None:
+        raise ValueError("prior_weight > 0 needs `sample`, which makes the class images")
+    count, weight = config.prior_images, config.prior_weight
+    shared = class_shots(base, config.prior_prompt, count, config.seed, weight, sample)
+    return [[person, shared] for person in shots], judged
+
+
+def photos_fingerprint(people: Sequence[Photos]) -> str:
+    """Names the photos, person by person: a run folder of others is refused."""
+    return ";".join(",".join(sorted(photo_hash(photo.path)[:12] for photo in photos)) for photos in people)
 
 
 class Conditioner:

@@ -1,18 +1,18 @@
 """One loop over leaf tensors, for DreamBooth (paper, section 4.1) and for the fast finetune (section 4.3).
 
-What is trained is a handful of leaf tensors and a function that makes LoRA factors of them, so rank-relaxed
-factors, a trainable LoRA beside a frozen prediction, LiDB numbers and a fresh LoRA go through the same loop.
-Leaves lead with an identity axis: many people train side by side in one forward and backward, each as if
-alone (losses are summed, gradients clipped a person at a time, Adam is elementwise).
+What is trained is a handful of leaf tensors and a way to put them on the base (`trainable.Trainable`), so
+rank-relaxed factors, a trainable LoRA beside a frozen prediction, LiDB numbers, a fresh LoRA, the base's own
+weights and the vector of a word go through the same loop. Leaves lead with an identity axis: many people
+train side by side in one forward and backward, each as if alone (losses are summed, gradients clipped person
+by person, Adam is elementwise).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,18 +21,14 @@ from torch.amp.grad_scaler import GradScaler
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.faces.dataset import Photo, photo_hash
 from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
-from hyperdreambooth.finetune.shots import Conditioner, Sample, Shots, class_shots, photo_shots
-from hyperdreambooth.finetune.trainable import Trainable, beside, each, pairs, together
-from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.finetune.plateau import DRAWS, Plateau
+from hyperdreambooth.finetune.shots import Conditioner, Photos, Sample, Shots, photos_fingerprint, shots_of
+from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, pairs, together
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, Run
 from hyperdreambooth.shapes import Factors, Site
-
-Photos: TypeAlias = Sequence[Photo]
-"""Of one person."""
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,7 +37,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate at a step: constant, or half a cosine from `lr` to 0."""
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return config.lr * 0.5 * (1 + math.cos(math.pi * step / config.last))
 
 
 # E‖ε - ε_θ(x_t, c)‖² of the person + λ · the same of the class   (DreamBooth, equation 2)
@@ -57,14 +53,37 @@ def step_losses(
     per = len(picks) // len(people)
     latents = torch.stack([shots.latents[index] for shots, index in picks])
     shape = tuple(latents.shape[1:])
-    drawn = [draw_noise(base, shape, config.seed, "finetune", step, k) for k in range(per)] * len(people)
+    keys, offset = [(config.seed, "finetune", step, k) for k in range(per)], config.offset_noise
+    drawn = [draw_noise(base, shape, *key, offset=offset) for key in keys] * len(people)
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
-    mask = torch.stack([shots.mask() for shots, _ in picks])
+    mask = torch.stack([shots.mask(index) for shots, index in picks])
     with torch.autocast(base.device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
         conditioning = encode([shots.captions[index] for shots, index in picks])
-        losses = denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.snr_gamma)
+        losses = denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.weighting)
     weights = losses.new_tensor([shots.weight for shots, _ in picks])
     return (losses * weights).unflatten(0, (len(people), per)).sum(1) / config.batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, a person each.
+
+    Attributes:
+        losses: mean loss of the last tenth of the steps taken now; None when none were.
+        steps: those that the leaves have behind them.
+        reasons: why they are not more; empty where a number of steps was asked for.
+    """
+
+    losses: list[float] | None
+    steps: list[int]
+    reasons: list[str]
+
+    def facts(self, k: int) -> dict[str, str]:
+        """What an adapter's header tells of person `k`."""
+        found = {"steps": str(self.steps[k])}
+        if self.losses is not None:
+            found["loss"] = f"{self.losses[k]:.5f}"
+        return {**found, "stopped": self.reasons[k]} if self.reasons[k] else found
 
 
 def train(
@@ -74,61 +93,104 @@ def train(
     config: TrainConfig,
     run: Run | None = None,
     title: str = "finetune",
-) -> Tensor | None:
+    judged: Sequence[Sequence[Shots]] = (),
+) -> Outcome:
     """Moves the leaves in place; the base is as before afterwards.
 
     Args:
         base: the frozen base.
-        trainable: the leaves, each with `n` people in front, and what they mean.
+        trainable: the leaves, and how the base is to have them.
         people: of each, the latents and captions and, with prior preservation, the class's.
         config: steps, rate, batch, …
         run: a run folder for the log and checkpoints; None for a short finetune.
         title: of the progress bar.
-
-    Returns:
-        Everybody's mean loss of the last tenth of the steps taken now, `(n,)`; None when none were.
+        judged: of each, the shots whose loss on fixed noise tells when to stop; none for a fixed number.
     """
-    leaves, now = list(trainable.leaves.values()), trainable.worn()
-    losses: list[Tensor] = []
+    leaves, losses = list(trainable.leaves.values()), list[Tensor]()
     optimizer = torch.optim.Adam(leaves, lr=config.lr)
-    scaler = GradScaler(base.device.type, enabled=config.precision == "fp16")
-    first = _resume(run, trainable, optimizer, scaler)
-    captions = [caption for groups in people for shots in groups for caption in shots.captions]
-    encode = Conditioner(base, captions, any(site.startswith("text") for site in now))
+    # gradients through float16 weights are as small as those of float16 autocast
+    half = config.precision == "fp16" or base.dtype == torch.float16
+    scaler = GradScaler(base.device.type, enabled=half)
+    captions = [c for groups in [*people, *judged] for shots in groups for c in shots.captions]
+    encode = Conditioner(base, captions, bool(trainable.parts & set(base.family.TEXT_ENCODERS)))
+    base.rest(trainable.parts)
     images = len(people[0]) * config.batch
-    with wear(base.components, now) as worn, Progress(title, config.steps, first) as bar:
-        for step in range(first, config.steps):
+    with (
+        trainable.on(base) as put,
+        base.checkpointing(config.checkpointing),
+        Progress(title, config.last) as bar,
+    ):
+        watch = _plateau(base, trainable, judged, encode, config, put) if judged else None
+        first = _resume(run, trainable, optimizer, scaler, watch)
+        bar.start_at(first)
+        for step in range(first, config.last):
+            if watch is not None and watch.done(step):
+                break
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            worn.set(trainable.to_factors(trainable.leaves), images)
+            put(images)
             loss = step_losses(base, people, encode, config, step)
-            _update(loss.sum(), leaves, optimizer, scaler, config.clip)
+            _update(loss.sum(), leaves, optimizer, scaler, config.clip, trainable.people)
             losses.append(loss.detach())
             mean = loss.mean().item()
             bar.update(1, loss=mean)
-            _record(run, step + 1, mean, config, lambda: _state(trainable, optimizer, scaler))
-    return torch.stack(losses[-max(1, len(losses) // 10) :]).mean(0).cpu() if losses else None
+            _record(run, step + 1, mean, config, lambda: _state(trainable, optimizer, scaler, watch))
+        if watch is not None:
+            watch.done(config.last)
+            watch.put_back()
+    tail = losses[-max(1, len(losses) // 10) :]
+    return Outcome(
+        torch.stack(tail).mean(0).tolist() if tail else None,
+        watch.at.tolist() if watch else [config.last] * len(people),
+        watch.reasons() if watch else [""] * len(people),
+    )
+
+
+def _plateau(
+    base: Base,
+    trainable: Trainable,
+    judged: Sequence[Sequence[Shots]],
+    encode: Conditioner,
+    config: TrainConfig,
+    put: Put,
+) -> Plateau:
+    """Watches the loss on draws that no step makes: those of steps below 0."""
+
+    def judge() -> Tensor:
+        put(config.batch)
+        found = [step_losses(base, judged, encode, config, -1 - k).detach() for k in range(DRAWS)]
+        return torch.stack(found).mean(0)
+
+    return Plateau(trainable.leaves, trainable.people, judge)
 
 
 def _update(
-    loss: Tensor, leaves: list[Tensor], optimizer: torch.optim.Optimizer, scaler: GradScaler, clip: float
+    loss: Tensor,
+    leaves: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    clip: float,
+    people: int,
 ) -> None:
     """One step of the optimiser; the scaler does nothing except for fp16."""
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    clip_people(leaves, clip)
+    clip_people(leaves, clip, people)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
 
 
-def clip_people(leaves: Sequence[Tensor], limit: float) -> None:
-    """Scales each person's own gradient, over all leaves `(n, …)`, down to a norm of at most `limit`."""
+def clip_people(leaves: Sequence[Tensor], limit: float, people: int) -> None:
+    """Scales each person's own gradient, over all leaves `(people, …)`, down to a norm of at most `limit`.
+
+    A single person's leaves may have any shape.
+    """
     gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    norms = torch.stack([g.reshape(people, -1).square().sum(1) for g in gradients]).sum(0).sqrt()
     scale = limit / norms.clamp_min(limit)
     for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)) if people > 1 else scale)
 
 
 def _record(
@@ -138,16 +200,24 @@ def _record(
     if run is None:
         return
     run.log(done, loss=loss, lr=learning_rate(config, done - 1))
-    if done % config.save_every == 0 or done == config.steps:
+    if done % config.save_every == 0 or done == config.last:
         run.save(done, state(), keep=1)
 
 
-def _state(trainable: Trainable, optimizer: torch.optim.Optimizer, scaler: GradScaler) -> dict[str, object]:
-    return {"leaves": trainable.leaves, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+def _state(
+    trainable: Trainable, optimizer: torch.optim.Optimizer, scaler: GradScaler, watch: Plateau | None
+) -> dict[str, object]:
+    watched = {"watch": watch.state()} if watch is not None else {}
+    parts = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    return {"leaves": dict(trainable.leaves), **parts, **watched}
 
 
 def _resume(
-    run: Run | None, trainable: Trainable, optimizer: torch.optim.Optimizer, scaler: GradScaler
+    run: Run | None,
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    watch: Plateau | None,
 ) -> int:
     """Puts the newest checkpoint back, if there is one; the step to go on with."""
     found = run.latest() if run is not None else None
@@ -159,21 +229,9 @@ def _resume(
             leaf.copy_(state["leaves"][name])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
+    if watch is not None:
+        watch.load(state["watch"])
     return step
-
-
-def shots_of(
-    base: Base, people: Sequence[Photos], config: TrainConfig, sample: Sample | None, folder: Path | None
-) -> list[list[Shots]]:
-    """What each person is trained on: photos and, with prior preservation, the class's images."""
-    shots = [photo_shots(base, photos, config.prompt, config.background) for photos in people]
-    if config.prior_weight == 0:
-        return [[person] for person in shots]
-    if sample is None:
-        raise ValueError("prior_weight > 0 needs `sample`, which makes the class images")
-    count, weight = config.prior_images, config.prior_weight
-    shared = class_shots(base, config.prior_prompt, count, config.seed, weight, sample, folder)
-    return [[person, shared] for person in shots]
 
 
 def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
@@ -193,11 +251,6 @@ def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
         if set(adapter.factors) != names:
             raise InputError("adapters: expected all of the same sites; finetune those of other sites alone")
     return sites
-
-
-def photos_fingerprint(people: Sequence[Photos]) -> str:
-    """Names the photos, person by person: a run folder of others is refused."""
-    return ";".join(",".join(sorted(photo_hash(photo.path)[:12] for photo in photos)) for photos in people)
 
 
 def finetune(
@@ -242,27 +295,26 @@ def finetune_many(
     trainable = _relaxed_or_beside(base, adapters, config)
     inputs = {"base": base.fingerprint, "photos": photos_fingerprint(people)}
     run = Run(out, config, inputs=inputs) if out is not None else None
-    groups = shots_of(base, people, config, sample, out / "class" if out is not None else None)
-    losses = train(base, trainable, groups, config, run)
-    done = [
-        _finished(one, factors, config) for one, factors in zip(adapters, each(trainable.worn()), strict=True)
+    groups, judged = shots_of(base, people, config, sample)
+    outcome = train(base, trainable, groups, config, run, judged=judged)
+    return [
+        _finished(one, factors, config, outcome.facts(k))
+        for k, (one, factors) in enumerate(zip(adapters, each(trainable.worn()), strict=True))
     ]
-    if losses is not None:
-        for adapter, loss in zip(done, losses.tolist(), strict=True):
-            adapter.metadata["loss"] = f"{loss:.5f}"
-    return done
 
 
-def _finished(adapter: Adapter, factors: Factors, config: FinetuneConfig) -> Adapter:
+def _finished(
+    adapter: Adapter, factors: Factors, config: FinetuneConfig, outcome: Mapping[str, str]
+) -> Adapter:
     """The trained factors in the adapter's place, of the rank that was asked for."""
     error = 0.0
     if next(iter(factors.values()))[0].shape[1] > config.rank:
         factors, error = truncate(factors, config.rank)
-    facts = {"steps": str(config.steps), "way": config.way, "truncation_error": f"{error:.3g}"}
+    facts = {**outcome, "way": config.way, "truncation_error": f"{error:.3g}"}
     return replace(adapter, factors=factors, lidb=None, metadata={**adapter.metadata, **facts})
 
 
-def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> Trainable:
+def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> Worn:
     """METHOD section 4's two ways; both are exact before the first step."""
     sites, highest = _fitting_sites(base, adapters), max(adapter.rank for adapter in adapters)
     if highest > config.rank:

@@ -1,28 +1,65 @@
-"""What a training moves: leaf tensors, and the LoRA factors that they stand for."""
+"""What a training moves: leaf tensors, and how the base wears what they stand for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import concatenate
 from hyperdreambooth.shapes import Factors
 
+Put: TypeAlias = Callable[[int], None]
+"""Puts the leaves as they are now on the base, for batches of so many samples in a row of one person."""
 
-@dataclass(frozen=True)
-class Trainable:
-    """Leaf tensors and what the base wears for them.
+
+class Trainable(Protocol):
+    """What the loop needs to know of anything that it trains.
 
     Attributes:
-        leaves: name → tensor that the optimiser moves.
+        leaves: name → tensor that the optimiser moves; the first axis is `people`, unless that is 1.
+        people: how many train side by side.
+        parts: the base's components that answer otherwise as the leaves move.
+    """
+
+    @property
+    def leaves(self) -> Mapping[str, Tensor]: ...
+    @property
+    def people(self) -> int: ...
+    @property
+    def parts(self) -> set[str]: ...
+    def on(self, base: Base) -> AbstractContextManager[Put]:
+        """The base with the leaves put on; as it was before when the block ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class Worn:
+    """Leaves that stand for LoRA factors.
+
+    Attributes:
+        leaves: name → tensor `(n, …)`.
         to_factors: differentiable; the leaves → factors of the same `n` people.
     """
 
     leaves: dict[str, Tensor]
     to_factors: Callable[[Mapping[str, Tensor]], Factors]
+
+    @property
+    def people(self) -> int:
+        """How many train side by side."""
+        return len(next(iter(self.leaves.values())))
+
+    @property
+    def parts(self) -> set[str]:
+        """The components that wear some of it."""
+        return {site.split(".", 1)[0] for site in self.worn()}
 
     def worn(self) -> Factors:
         """A copy of what the base wears now, on the CPU and outside any gradient."""
@@ -30,13 +67,19 @@ class Trainable:
             now = self.to_factors(self.leaves).items()
             return {name: (down.to("cpu", copy=True), up.to("cpu", copy=True)) for name, (down, up) in now}
 
+    @contextmanager
+    def on(self, base: Base) -> Generator[Put]:
+        """The base wears the factors."""
+        with wear(base.components, self.worn()) as worn:
+            yield lambda images: worn.set(self.to_factors(self.leaves), images)
+
 
 def leaf(tensor: Tensor, device: torch.device) -> Tensor:
     """A float32 copy that takes gradients, whatever the base's own format (LIBRARIES: bf16 bases)."""
     return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
 
 
-def pairs(trained: Factors, device: torch.device) -> Trainable:
+def pairs(trained: Factors, device: torch.device) -> Worn:
     """Both factors of every site are leaves of their own."""
     names = tuple(trained)
     leaves = {
@@ -44,7 +87,7 @@ def pairs(trained: Factors, device: torch.device) -> Trainable:
         for name, pair in trained.items()
         for end, tensor in zip(("down", "up"), pair, strict=True)
     }
-    return Trainable(leaves, lambda now: {name: (now[f"{name}.down"], now[f"{name}.up"]) for name in names})
+    return Worn(leaves, lambda now: {name: (now[f"{name}.down"], now[f"{name}.up"]) for name in names})
 
 
 def together(factors: Sequence[Factors]) -> Factors:
@@ -64,8 +107,8 @@ def each(factors: Factors) -> list[Factors]:
     ]
 
 
-def beside(frozen: Factors, trained: Factors, device: torch.device) -> Trainable:
+def beside(frozen: Factors, trained: Factors, device: torch.device) -> Worn:
     """A trained LoRA worn beside a frozen one: concatenating along the rank adds the two ΔW."""
     still = {name: (down.to(device), up.to(device)) for name, (down, up) in frozen.items()}
     inner = pairs(trained, device)
-    return Trainable(inner.leaves, lambda now: concatenate(still, inner.to_factors(now)))
+    return Worn(inner.leaves, lambda now: concatenate(still, inner.to_factors(now)))

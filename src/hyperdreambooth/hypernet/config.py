@@ -6,9 +6,20 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hyperdreambooth.base.denoise import Weighting
 from hyperdreambooth.hypernet.loss import Schedule
 
-_TELLING = ("log_every", "validate_every", "draws", "prompts", "save_every", "max_minutes", "finetune")
+_TELLING = (
+    "log_every",
+    "validate_every",
+    "draws",
+    "prompts",
+    "save_every",
+    "max_minutes",
+    "finetune",
+    "stored",
+    "strength",
+)
 
 
 class HypernetConfig(BaseModel):
@@ -25,8 +36,10 @@ class HypernetConfig(BaseModel):
         batch: identities an update, over all processes and accumulated parts.
         photos: target photos an identity.
         alpha, beta, gamma: weights of the denoising, weight and size losses.
-        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
+        weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
+        offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
         weight_loss: on ΔW (METHOD 3.2), or on balanced numbers.
+        optimizer: `adamw8bit` keeps its state in bytes; needs bitsandbytes.
         bank_share: share of a batch that is drawn from identities the bank covers, where it does not cover
             all.
         prompt: caption of photos without one of their own.
@@ -39,6 +52,11 @@ class HypernetConfig(BaseModel):
         start_from: a hypernetwork folder of the same shape whose weights to begin with.
         finetune: settings that suit the finetune of its predictions (`lr`, `steps`, `rank`, …); they travel
             in its folder and are the finetune's defaults.
+        strength: what the trained network predicts, times this. One photo leaves much open, and the loss is
+            least at a cautious answer, near the mean of all who look so; above 1 is bolder. Choose it on
+            people that nobody trained on (docs/LOG.md).
+        stored: number format of the exported weights; float16 halves the folder and moves predictions by less
+            than a hundredth.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,8 +85,10 @@ class HypernetConfig(BaseModel):
     alpha: Schedule = 1.0
     beta: Schedule = 0.1
     gamma: Schedule = 1e-3
-    snr_gamma: float = Field(0.0, ge=0)
+    weighting: Weighting = "uniform"
+    offset_noise: float = Field(0.0, ge=0)
     weight_loss: Literal["delta", "numbers"] = "delta"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     bank_share: float = Field(0.25, ge=0, le=1)
     prompt: str = "a photo of a [V] {class_word}"
     ema: float = Field(0.999, ge=0, lt=1)
@@ -85,6 +105,8 @@ class HypernetConfig(BaseModel):
     seed: int = 0
     start_from: str | None = None
     finetune: dict[str, Any] = {}
+    stored: Literal["float32", "float16"] = "float32"
+    strength: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
-from hyperdreambooth.faces.latents import cached_latents
+from hyperdreambooth.faces.latents import cached_latents, encoder_key
 from hyperdreambooth.hypernet.encoder import Encoder, cached_features
 from hyperdreambooth.runs import draw
 
@@ -97,7 +97,8 @@ def load_faces(
     # a caption is shared by many photos: tokenize each once
     known = {text: k for k, text in enumerate(dict.fromkeys(captions))}
     tokens = base.tokenize(list(known)).cpu()[[known[text] for text in captions]]
-    latents = cached_latents(photos, base.resolution, base.encode_images, cache, base.fingerprint)
+    key = encoder_key(base.fingerprint, base.pipe.vae)
+    latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
     features = cached_features(photos, base.resolution, encoder, cache)
     return Faces(tuple(people), photos, tuple(offsets), features, latents, tokens)
 
@@ -133,11 +134,11 @@ def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int
     return Slot(identity, order[0], targets, key)
 
 
-def collect(base: Base, faces: Faces, slots: Sequence[Slot]) -> Batch:
+def collect(base: Base, faces: Faces, slots: Sequence[Slot], offset_noise: float = 0.0) -> Batch:
     """The tensors of some slots; noise and timestep of each target are named by its slot's key."""
     targets = [(row, slot.key, k) for slot in slots for k, row in enumerate(slot.targets)]
     shape, rows = tuple(faces.latents.shape[1:]), [row for row, _, _ in targets]
-    drawn = [draw_noise(base, shape, *key, "noise", k) for _, key, k in targets]
+    drawn = [draw_noise(base, shape, *key, "noise", k, offset=offset_noise) for _, key, k in targets]
     return Batch(
         identities=tuple(slot.identity for slot in slots),
         features=faces.features[[slot.reference for slot in slots]].to(base.device, torch.float32),
@@ -148,9 +149,9 @@ def collect(base: Base, faces: Faces, slots: Sequence[Slot]) -> Batch:
     )
 
 
-def person_losses(base: Base, batch: Batch, snr_gamma: float = 0.0) -> Tensor:
+def person_losses(base: Base, batch: Batch, weighting: Weighting = "uniform") -> Tensor:
     """The denoising loss of every person `(n,)`, the base in what it wears now; mean over their targets."""
     conditioning = base.encode_prompts(batch.tokens)
     noisy = (batch.latents, conditioning, batch.noise, batch.timesteps)
-    losses = denoise_loss(base, *noisy, snr_gamma=snr_gamma)
+    losses = denoise_loss(base, *noisy, weighting=weighting)
     return losses.view(len(batch.identities), -1).mean(1)

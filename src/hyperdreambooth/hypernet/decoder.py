@@ -8,11 +8,14 @@ a loop over sites.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
@@ -140,8 +143,9 @@ class HyperNetwork(nn.Module):
         seen = self.seen_norm(self.see(clean) + self.position)
         overall = self.overall(clean.mean(1))[:, None]
         theta = torch.zeros(len(features), self.layout.size, device=features.device)
-        for _ in range(self.shape.refinements):
-            theta = theta + self.delta(seen, overall, theta)
+        with _quick_attention(features.device):
+            for _ in range(self.shape.refinements):
+                theta = theta + self.delta(seen, overall, theta)
         return theta
 
     def delta(
@@ -170,6 +174,11 @@ class HyperNetwork(nn.Module):
     def forward(self, features: Features) -> Float[Tensor, "b P"]:
         """Features `(b, t, c)` → numbers `(b, P)`, float32."""
         return self.mean + self.spread * self.theta(features).float()
+
+
+def _quick_attention(device: torch.device) -> AbstractContextManager[Any]:
+    """On a CPU plain products: fused attention's backward took 60 % of this network's time (docs/LOG.md)."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _padding(layout: Layout) -> tuple[Tensor, Tensor]:

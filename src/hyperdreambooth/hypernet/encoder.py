@@ -20,22 +20,31 @@ from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, load_tensors, read_json, save_tensors, write_json
 
 PROCESSOR = "preprocessor_config.json"
+_BICUBIC = 3  # PIL's number, as processors note it; 2 is bilinear
 CHUNK = 2048  # photos a cache file: a kill loses at most one chunk of encoding
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How the model wants its pictures: `size` pixels square, `(x - mean) / std` of values in [0, 1]."""
+    """How the model wants its pictures: `size` pixels square, `(x - mean) / std` of values in [0, 1].
+
+    Attributes:
+        size: pixels a side.
+        mean, std: a colour.
+        bicubic: resized so, or bilinearly.
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bicubic: bool = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels `(b, 3, h, w)` in [-1, 1] → `(b, 3, size, size)`, normalised. No torchvision needed."""
         if pixels.shape[-2:] != (self.size, self.size):
-            square = (self.size, self.size)
-            pixels = F.interpolate(pixels, square, mode="bilinear", antialias=True, align_corners=False)
+            square, mode = (self.size, self.size), "bicubic" if self.bicubic else "bilinear"
+            pixels = F.interpolate(pixels, square, mode=mode, antialias=True, align_corners=False)
+            pixels = pixels.clamp(-1, 1)  # bicubic overshoots
         mean, std = (
             torch.tensor(each, device=pixels.device).view(1, 3, 1, 1) for each in (self.mean, self.std)
         )
@@ -80,8 +89,14 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of weights, preprocessing and layers: what the features depend on."""
-        digest = hashlib.sha256(repr((self.preprocess, self.layers)).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        made = self.preprocess
+        told = f"Preprocess(size={made.size}, mean={made.mean}, std={made.std})"
+        digest = hashlib.sha256(f"({told}, {self.layers})".encode())
+        if made.bicubic:
+            digest.update(b"bicubic")
+        for name, tensor in sorted(self.tower.state_dict().items()):
+            if "pooler" in name:  # not read; new and random where the checkpoint has none
+                continue
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -98,6 +113,7 @@ class Encoder:
             "size": {"height": made.size, "width": made.size},
             "image_mean": made.mean,
             "image_std": made.std,
+            "resample": _BICUBIC if made.bicubic else 2,
         }
         write_json(folder / PROCESSOR, facts)
 
@@ -156,9 +172,10 @@ def _preprocess(facts: dict[str, Any], config: Any) -> Preprocess:
     side = next(
         (_side(size) for size in [*sizes, getattr(config, "image_size", None), 224] if size is not None), 224
     )
-    return Preprocess(
-        side, tuple(facts.get("image_mean", (0.5,) * 3)), tuple(facts.get("image_std", (0.5,) * 3))
-    )
+    mean, std = (tuple(facts.get(name, (0.5,) * 3)) for name in ("image_mean", "image_std"))
+    if not facts.get("do_normalize", True):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return Preprocess(side, mean, std, facts.get("resample") == _BICUBIC)
 
 
 def _side(size: Any) -> int:

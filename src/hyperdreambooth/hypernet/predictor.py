@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class Facts:
         resolution: pixels a side that photos are cropped to.
         training: figures of the training; information only, except `step`.
         finetune: settings that suit the finetune of its predictions; its defaults wherever this is used.
+        strength: ΔW is predicted times this, see `HypernetConfig.strength`.
     """
 
     base_fingerprint: str
@@ -88,6 +90,7 @@ class Facts:
     resolution: int
     training: dict[str, Any] = field(default_factory=dict[str, Any])
     finetune: dict[str, Any] = field(default_factory=dict[str, Any])
+    strength: float = 1.0
 
 
 class Predictor:
@@ -116,10 +119,23 @@ class Predictor:
         """`seed:N`, or `hypernet:FINGERPRINT` where the bases were learned."""
         return self.basis.source
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of all that a prediction comes out of."""
+        state = self.network.state_dict()
+        digest = hashlib.sha256(
+            f"{self.basis.source} {self.encoder.fingerprint()} {self.network.shape}".encode()
+        )
+        for name in sorted(state):
+            digest.update(name.encode() + state[name].detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> Tensor:
         """Photos `(b, 3, h, w)` in [-1, 1] → numbers `(b, P)`, a person each."""
-        return self.network(self.encoder(pixels).to(self.device))
+        numbers = self.network(self.encoder(pixels).to(self.device))
+        parts = self.layout.split(numbers)
+        return self.layout.join({name: (a, b * self.facts.strength) for name, (a, b) in parts.items()})
 
     def average(self, pixels: Tensor) -> Tensor:
         """Several photos `(m, 3, h, w)` of one person → numbers `(1, P)`.
@@ -154,11 +170,20 @@ class Predictor:
                 f"this base is {base_fingerprint}; load that base, or a hypernetwork trained on this one"
             )
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder; `config.json` last, so what is there is whole or recognisably not."""
+    def save(self, folder: Path, stored: str = "float32") -> None:
+        """Writes the folder; `config.json` last, so what is there is whole or recognisably not.
+
+        Args:
+            folder: may hold an earlier save.
+            stored: number format of the weights; learned bases stay as they are, for their fingerprint.
+        """
         if self.encoder.nbytes() < COPIED:
             _save_encoder(self.encoder, folder)
-        save_tensors(folder / "model.safetensors", self.network.state_dict())
+        weights = {
+            name: tensor if name.startswith("basis_") else tensor.to(getattr(torch, stored))
+            for name, tensor in self.network.state_dict().items()
+        }
+        save_tensors(folder / "model.safetensors", weights)
         with whole_file(folder / "README.md") as card:
             card.write_text(self._card(), encoding="utf-8")
         write_json(folder / "config.json", self._config(_fingerprint(folder / "model.safetensors")))
@@ -184,11 +209,12 @@ class Predictor:
 
     def _card(self) -> str:
         facts, layout = self.facts, self.layout
+        encoder = "encoder/" if self.encoder.nbytes() < COPIED else self.encoder.source
         finetune = ", ".join(f"`{name} {value}`" for name, value in facts.finetune.items())
         return _CARD.format(
             base=facts.base_source, fingerprint=facts.base_fingerprint, trigger=facts.trigger,
             class_word=facts.class_word, numbers=layout.size, rank=layout.rank, sites=len(layout.sites),
-            basis=self.basis.source, encoder=self.encoder.source, step=int(facts.training.get("step", 0)),
+            basis=self.basis.source, encoder=encoder, step=int(facts.training.get("step", 0)),
             finetune=finetune or "with the defaults",
         )  # fmt: skip
 

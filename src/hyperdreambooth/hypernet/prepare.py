@@ -6,6 +6,8 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +92,15 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
     """Accelerate as the launcher set it up; the base moves to this process's own device.
 
     Raises:
-        InputError: fp16 without CUDA, or a batch that the processes cannot share.
+        InputError: fp16 without CUDA, float16 weights otherwise, or a batch that the processes cannot share.
     """
     if config.precision == "fp16" and base.device.type != "cuda":
         raise InputError(
             f"precision: fp16 needs CUDA, the base is on {base.device.type}; use float32 or bf16"
+        )
+    if base.dtype == torch.float16 and config.precision != "fp16":
+        raise InputError(
+            f"precision: {config.precision} over float16 weights loses small gradients; use dtype=bfloat16"
         )
     accelerator = Accelerator(
         cpu=base.device.type == "cpu", mixed_precision=_PRECISION[config.precision],
@@ -109,7 +115,7 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
             f"batch: {config.batch} identities cannot be shared by {shared}; use a multiple of {parts}"
         )
     if accelerator.device.type != "cpu":
-        base.pipe.to(accelerator.device)
+        base.move(accelerator.device)
     return accelerator
 
 
@@ -182,7 +188,23 @@ def _optimizer(network: HyperNetwork, config: HypernetConfig) -> torch.optim.Opt
     ]
     if basis:
         groups.append({"params": basis, "full_lr": config.basis_lr, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return _adamw(config)(groups, lr=config.lr)
+
+
+def _adamw(config: HypernetConfig) -> Any:
+    """AdamW, or the one that keeps its state in eight bits.
+
+    Raises:
+        InputError: it is asked for and not installed.
+    """
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            "optimizer: adamw8bit needs bitsandbytes, which is not installed; pip install bitsandbytes, or "
+            "set optimizer=adamw"
+        )
+    return import_module("bitsandbytes").optim.AdamW8bit
 
 
 def _begin_with(network: HyperNetwork, job: Job, source: str) -> None:

@@ -73,15 +73,17 @@ def _wear_and_train(job: Job, state: State, sample: Sample | None, score: Score 
         found = job.run.latest()
     if found is not None:
         state.load(job, found[1])
-    denoiser: Any = job.base.components[job.base.family.DENOISER]
-    try:
-        if job.config.checkpointing:
-            denoiser.enable_gradient_checkpointing()
-        with wear(job.base.components, _nobody(state.ema), name="hypernet") as worn:
-            train(job, state, worn, found[0] if found else 0, sample, score)
-    finally:
-        if job.config.checkpointing:
-            denoiser.disable_gradient_checkpointing()
+    job.base.rest(_parts(job))
+    with (
+        job.base.checkpointing(job.config.checkpointing),
+        wear(job.base.components, _nobody(state.ema), name="hypernet") as worn,
+    ):
+        train(job, state, worn, found[0] if found else 0, sample, score)
+
+
+def _parts(job: Job) -> set[str]:
+    """The parts of the base that wear what is trained."""
+    return {site.component for site in job.targets.layout.sites}
 
 
 def train(
@@ -112,6 +114,7 @@ def train(
                 bar.update(0, loss=_tell(job, step + 1, totals, norm))
                 totals.zero_()
             _judge_and_save(job, state, worn, step + 1, last, sample, score)
+            job.base.rest(_parts(job))  # pictures of a validation need everything
             if last:
                 return
 
@@ -132,13 +135,14 @@ def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple
     share = 1.0 if silent else config.bank_share if beta > 0 else 0.0
     pools, places = ([job.trained, covered] if covered else [job.trained]), _places(job, part)
     key = (config.seed, "train", step)
-    batch = collect(base, job.faces, [pick(job.faces, pools, share, config.photos, *key, k) for k in places])
+    slots = [pick(job.faces, pools, share, config.photos, *key, k) for k in places]
+    batch = collect(base, job.faces, slots, config.offset_noise)
     with job.accelerator.autocast():
         numbers, factors_ = state.model(batch.features)
         denoise = numbers.new_zeros(())
         if not silent:
             worn.set(factors_, images=config.photos)
-            denoise = person_losses(base, batch, config.snr_gamma).mean()
+            denoise = person_losses(base, batch, config.weighting).mean()
     weights, known = known_losses(job, state.network, numbers, batch)
     size = size_loss(numbers, state.network.mean, state.network.spread).mean()
     loss = alpha * denoise + beta * weights / len(places) + gamma * size
@@ -240,7 +244,7 @@ def _judge_and_save(
             job.run.log(done, kind="pictures", picture=picture.name, **scores)
     if save:
         state.save(job, done)
-        Predictor(state.ema, job.encoder, _facts(job, done, figures)).save(job.out)
+        Predictor(state.ema, job.encoder, _facts(job, done, figures)).save(job.out, job.config.stored)
 
 
 def _facts(job: Job, done: int, figures: dict[str, float]) -> Facts:
@@ -252,5 +256,5 @@ def _facts(job: Job, done: int, figures: dict[str, float]) -> Facts:
     }  # fmt: skip
     return Facts(
         base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training,
-        job.config.finetune,
+        job.config.finetune, job.config.strength,
     )  # fmt: skip

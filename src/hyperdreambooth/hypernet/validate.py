@@ -70,7 +70,7 @@ def _losses(
     for first in range(0, len(chosen), config.batch):
         some = slice(first, first + config.batch)
         worn.set(factors(network.layout, network.basis(), numbers[some]), images=config.photos)
-        parts.append(person_losses(base, collect(base, faces, chosen[some]), config.snr_gamma))
+        parts.append(person_losses(base, collect(base, faces, chosen[some]), config.weighting))
     return torch.cat(parts)
 
 

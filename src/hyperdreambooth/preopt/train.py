@@ -8,6 +8,7 @@ batched is alone, whatever the batch's composition.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -20,17 +21,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
+from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.base.sd import Conditioning
+from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.dataset import Photo, read_faces
-from hyperdreambooth.faces.latents import cached_latents
+from hyperdreambooth.faces.latents import cached_latents, encoder_key
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, factors, start
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import Run, draw, environment
+from hyperdreambooth.runs import InputError, Run, draw, environment
 
 _ENCODED_TOGETHER = 32  # prompts
 _READ_EVERY = 10  # steps
@@ -53,7 +55,9 @@ class PreoptConfig(BaseModel):
         seed: names the start and all draws.
         text_encoder: whether the text encoder is adapted too; if not, prompts are encoded once.
         prompt: caption of photos without one; `{class_word}` is the base's.
-        snr_gamma: γ of min-SNR weighting of the denoising loss (arXiv 2303.09556); 0 for none.
+        weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
+        offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
+        checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         size_weight: of the mean square of the numbers' distance from the shared start.
         precision: of the base's forward and backward; the numbers and Adam stay float32.
     """
@@ -73,7 +77,9 @@ class PreoptConfig(BaseModel):
     seed: int = 0
     text_encoder: bool = True
     prompt: str = "a [V] {class_word}"
-    snr_gamma: float = Field(0.0, ge=0)
+    weighting: Weighting = "uniform"
+    offset_noise: float = Field(0.0, ge=0)
+    checkpointing: bool = False
     size_weight: float = Field(0.0, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
 
@@ -97,7 +103,7 @@ class Stage:
     @property
     def text_worn(self) -> bool:
         """Whether a text encoder wears what is trained."""
-        return any(site.component.startswith("text_encoder") for site in self.layout.sites)
+        return any(site.component != self.base.family.DENOISER for site in self.layout.sites)
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast of the base's forward."""
@@ -119,8 +125,14 @@ class Stage:
 
 
 def prepare(base: Base, config: PreoptConfig) -> Stage:
-    """Chooses the sites and draws bases and start, all from the config's seeds."""
-    sites = tuple(s for s in base.sites if config.text_encoder or not s.component.startswith("text_encoder"))
+    """Chooses the sites and draws bases and start, all from the config's seeds.
+
+    Raises:
+        InputError: float16 weights, through which small gradients vanish where nothing scales them.
+    """
+    if base.dtype == torch.float16:
+        raise InputError("dtype: float16 weights lose small gradients here; use bfloat16 or float32")
+    sites = tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
     layout = Layout(sites, config.rank, config.down_dim, config.up_dim)
     basis = seeded_basis(sites, config.down_dim, config.up_dim, config.basis_seed, base.device)
     return Stage(base, config, layout, basis, start(layout, config.seed).to(base.device))
@@ -146,7 +158,8 @@ def load_people(stage: Stage, people: dict[str, tuple[Photo, ...]], cache: Path)
     base = stage.base
     default = stage.config.prompt.replace("{class_word}", base.class_word)
     photos = [photo for shots in people.values() for photo in shots]
-    latents = cached_latents(photos, base.resolution, base.encode_images, cache, base.fingerprint)
+    key = encoder_key(base.fingerprint, base.pipe.vae)
+    latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
     parts = latents.to(base.device).split([len(shots) for shots in people.values()])
     return [
         Person(name, part, tuple(photo.caption or default for photo in shots))
@@ -160,17 +173,16 @@ class Prompts:
     Args:
         stage: its base tokenizes and encodes.
         captions: all that will be asked for.
+        cache: folder of conditioning that was encoded before; None to keep none.
     """
 
-    def __init__(self, stage: Stage, captions: Iterable[str]) -> None:
+    def __init__(self, stage: Stage, captions: Iterable[str], cache: Path | None = None) -> None:
         known = sorted(set(captions))
         self._base, self._rows = stage.base, {caption: row for row, caption in enumerate(known)}
         self._tokens = stage.base.tokenize(known)
         self._once: Conditioning | None = None
         if not stage.text_worn:
-            with torch.no_grad(), stage.precision():
-                parts = [stage.base.encode_prompts(some) for some in self._tokens.split(_ENCODED_TOGETHER)]
-            self._once = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            self._once = _encoded(stage, self._tokens, cache)
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """The conditioning of `b` captions, each read by what its own sample wears."""
@@ -178,6 +190,22 @@ class Prompts:
         if self._once is None:
             return self._base.encode_prompts(self._tokens[rows])
         return {key: tensor[rows] for key, tensor in self._once.items()}
+
+
+def _encoded(stage: Stage, tokens: Tensor, cache: Path | None) -> Conditioning:
+    """The conditioning of token numbers `(m, t)`, from the cache where it is known."""
+
+    def make(rows: list[int]) -> Conditioning:
+        with torch.no_grad(), stage.precision():
+            return stage.base.encode_prompts(tokens[rows])
+
+    if cache is None:
+        parts = [make(rows.tolist()) for rows in torch.arange(len(tokens)).split(_ENCODED_TOGETHER)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in tokens.cpu()]
+    folder = cache / f"conditioning-{stage.base.fingerprint}-{stage.base.dtype}-{stage.config.precision}"
+    made = cached_rows(names, make, folder, _ENCODED_TOGETHER, "encode captions")
+    return {key: rows.to(stage.base.device) for key, rows in made.items()}
 
 
 # E‖ε - ε_θ(x_t, c)‖² of every identity under its own numbers   (paper, equation 1)
@@ -198,12 +226,14 @@ def person_losses(stage: Stage, prompts: Prompts, people: Sequence[Person], step
             row = order[k % len(order)]
             latents.append(person.latents[row])
             captions.append(person.captions[row])
-            drawn.append(draw_noise(stage.base, tuple(person.latents.shape[1:]), seed, person.name, step, k))
+            key, offset = (seed, person.name, step, k), stage.config.offset_noise
+            drawn.append(draw_noise(stage.base, tuple(person.latents.shape[1:]), *key, offset=offset))
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
-    gamma = stage.config.snr_gamma
     with stage.precision():
         conditioning, clean = prompts(captions), torch.stack(latents)
-        losses = denoise_loss(stage.base, clean, conditioning, noise, timesteps, snr_gamma=gamma)
+        losses = denoise_loss(
+            stage.base, clean, conditioning, noise, timesteps, weighting=stage.config.weighting
+        )
     return losses.unflatten(0, (len(people), each)).mean(1)
 
 
@@ -222,13 +252,16 @@ def clip_rows(gradient: Tensor, limit: float) -> Tensor:
     return gradient * (limit / norms.clamp_min(limit))
 
 
-def train_group(stage: Stage, people: Sequence[Person], bar: Progress | None = None) -> tuple[Tensor, Tensor]:
+def train_group(
+    stage: Stage, people: Sequence[Person], bar: Progress | None = None, cache: Path | None = None
+) -> tuple[Tensor, Tensor]:
     """Trains some identities side by side from the shared start; the base is as before afterwards.
 
     Args:
         stage: what all groups share.
         people: `n` identities.
         bar: told of every step.
+        cache: folder of encoded captions.
 
     Returns:
         Numbers `(n, P)` and losses `(steps, n)`, both on the CPU.
@@ -236,9 +269,11 @@ def train_group(stage: Stage, people: Sequence[Person], bar: Progress | None = N
     config, layout, basis = stage.config, stage.layout, stage.basis
     numbers = stage.start.repeat(len(people), 1).requires_grad_()
     adam = torch.optim.Adam([numbers], lr=config.lr)
-    prompts = Prompts(stage, (caption for person in people for caption in person.captions))
+    prompts = Prompts(stage, (caption for person in people for caption in person.captions), cache)
     history: list[Tensor] = []
-    with wear(stage.base.components, factors(layout, basis, numbers.detach())) as worn:
+    stage.base.rest({site.component for site in layout.sites})
+    worn_now, sparing = factors(layout, basis, numbers.detach()), config.checkpointing
+    with wear(stage.base.components, worn_now) as worn, stage.base.checkpointing(sparing):
         for step in range(config.steps):
             adam.param_groups[0]["lr"] = learning_rate(config, step)
             worn.set(factors(layout, basis, numbers), config.photos_per_step)
@@ -284,7 +319,7 @@ def preoptimize(base: Base, photos: Path, out: Path, config: PreoptConfig) -> Ba
         began = time.monotonic()
         loaded = load_people(stage, {name: people[name] for name in group}, out / "cache")
         with Progress("preoptimize", len(groups) * config.steps, k * config.steps) as bar:
-            numbers, losses = train_group(stage, loaded, bar)
+            numbers, losses = train_group(stage, loaded, bar, out / "cache")
         tenth = max(1, len(losses) // 10)
         figures = {"first_loss": losses[:tenth].mean(0), "last_loss": losses[-tenth:].mean(0)}
         bank.append(group, numbers, figures)

@@ -11,8 +11,14 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     ResNetConfig,
     ResNetModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
     ViTConfig,
     ViTModel,
 )
@@ -66,6 +72,38 @@ def clip(folder: Path) -> Path:
         CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=8)
     ).save_pretrained(folder)
     facts = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+    return folder
+
+
+def dinov2(folder: Path) -> Path:
+    """16 pixels → 4 tokens and a class token, of 8 channels; bicubic."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=16, patch_size=8
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    return recipe(folder, "BitImageProcessor", {"shortest_edge": 16}, resample=3, do_center_crop=True)
+
+
+def siglip(folder: Path) -> Path:
+    """Both towers; 16 pixels → 4 tokens of 8 channels; bicubic."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vision = SiglipVisionConfig(**small, image_size=16, patch_size=8)
+    text = SiglipTextConfig(**small, vocab_size=8, max_position_embeddings=4)
+    config = SiglipConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
+    SiglipModel(config).save_pretrained(folder)
+    return recipe(folder, "SiglipImageProcessor", {"height": 16, "width": 16}, resample=3)
+
+
+def recipe(folder: Path, kind: str, size: dict[str, int], **more: object) -> Path:
+    """The preprocessor file of a real model of that kind, at 16 pixels."""
+    facts = {
+        "image_processor_type": kind, "size": size, "crop_size": {"height": 16, "width": 16},
+        "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "do_resize": True, "do_normalize": True,
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_convert_rgb": True, **more,
+    }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(facts))
     return folder
 

@@ -1,0 +1,176 @@
+"""`hdb evaluate`: methods as rows, people × prompts × seeds, scores with intervals, plots, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperdreambooth.apps.options import BaseName, Device, DryRun, HypernetName, Resolved, Sets, resolve
+from hyperdreambooth.apps.report import Report
+
+if TYPE_CHECKING:
+    from hyperdreambooth.base.load import Base
+    from hyperdreambooth.evaluate.config import EvaluateConfig
+    from hyperdreambooth.evaluate.methods import Makers
+    from hyperdreambooth.evaluate.protocol import Protocol, Row
+    from hyperdreambooth.faces.dataset import Photo
+
+FOR_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
+
+
+def evaluate(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a person.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for pictures, report.json, report.html, plots.")],
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", help="Judge this file instead of the methods.", show_default=False),
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option("--identity", help="Whose it is: a sub-folder of PHOTOS.", show_default=False),
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option("--identities", help="How many people.", show_default=False)
+    ] = None,
+    base: BaseName = None,
+    hypernet: HypernetName = None,
+    device: Device = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "--preset", show_default=False,
+            help="TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper.",
+        ),
+    ] = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """The paper's experiment: methods side by side.
+
+    Of each person the first photo is given, the others judge. Run it again to continue, or with more people,
+    prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
+    """
+    from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
+
+    settings = resolve(
+        "evaluate", EvaluateConfig, config, sets, identities=identities, base=base, device=device
+    )
+    if adapter is not None:
+        settings = _for_a_file(settings)
+    methods_of(settings.own)
+    if dry_run:
+        return settings.show()
+    report = Report("evaluate", settings.plain())
+    with report.stage("load"):
+        people = _people(photos, identity, adapter is not None)
+        protocol = _protocol(settings, people, out, adapter, hypernet)
+    _run(protocol, report, out)
+
+
+def _for_a_file(settings: Resolved[EvaluateConfig]) -> Resolved[EvaluateConfig]:
+    """One person, and rows without training."""
+    rows = settings.own.rows if "adapter" in settings.own.rows else FOR_A_FILE
+    return Resolved(settings.place, settings.own.model_copy(update={"rows": rows, "identities": 1}))
+
+
+def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Sequence[Photo]]:
+    """Everybody of the folder, the named person first; a folder of nothing but photos may be one person's.
+
+    Raises:
+        InputError: no photo, no such person, or an adapter and nobody named among several people.
+    """
+    from hyperdreambooth.faces.dataset import read_faces, read_person
+    from hyperdreambooth.runs import InputError
+
+    found = read_faces(folder)
+    if alone and identity is None and not any(path.is_dir() for path in folder.iterdir()):
+        person = read_person([folder])
+        return {person[0].identity: person}
+    names = f"{', '.join(list(found)[:5])}{', …' if len(found) > 5 else ''}"
+    if identity is None and alone and len(found) > 1:
+        raise InputError(
+            f"--identity: {folder} has photos of {len(found)} people ({names}); name the adapter's"
+        )
+    if identity is not None and identity not in found:
+        raise InputError(f"--identity {identity}: no such person in {folder}; it has {names}")
+    return found if identity is None else {identity: found[identity], **found}
+
+
+def _protocol(
+    settings: Resolved[EvaluateConfig],
+    people: Mapping[str, Sequence[Photo]],
+    out: Path,
+    adapter: Path | None,
+    hypernet: str | None,
+) -> Protocol:
+    """The experiment with everything it needs loaded."""
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.evaluate import protocol
+    from hyperdreambooth.evaluate.judges import load_judges
+
+    own, frozen = settings.own, job.load(settings.place)
+    makers = _makers(own, frozen, hypernet)
+    if adapter is not None:
+        makers = makers.with_adapter(job.open_adapter(adapter, frozen, hypernet))
+    return protocol.Protocol(makers, load_judges(frozen, own.clip, own.dino, own.face), people, own, out)
+
+
+def _makers(own: EvaluateConfig, frozen: Base, hypernet: str | None) -> Makers:
+    """The base and the hypernetworks that some row needs."""
+    from hyperdreambooth.apps import job
+    from hyperdreambooth.base.load import EMBEDDED_NAME
+    from hyperdreambooth.evaluate.config import methods_of
+    from hyperdreambooth.evaluate.methods import Makers
+    from hyperdreambooth.hypernet.predictor import load_hypernet
+
+    wanted = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
+    named = hypernet is not None or frozen.source == EMBEDDED_NAME
+    network = job.load_predictor(hypernet, frozen) if "own" in wanted and named else None
+    pro = load_hypernet(own.pro, frozen.device) if "pro" in wanted and own.pro else None
+    for one in (network, pro):
+        if one is not None:
+            one.check_fits(frozen.fingerprint)
+    return Makers(frozen, network, pro, None)
+
+
+def _run(protocol: Protocol, report: Report, out: Path) -> None:
+    """Fills the rows, then writes what there is to read."""
+    from hyperdreambooth.evaluate.page import write_page
+    from hyperdreambooth.evaluate.plots import write_plots
+    from hyperdreambooth.evaluate.report import markdown, summary
+    from hyperdreambooth.evaluate.sheet import write_sheets
+    from hyperdreambooth.runs import whole_file
+
+    rows: dict[str, Row] = {}
+    for name in protocol.methods:
+        with report.stage(name):
+            rows[name] = protocol.row(name)
+    told = summary(protocol, rows)
+    plots = write_plots(told, out)
+    if not plots:
+        told["missing"].append(
+            "plots: none; pip install 'hyperdreambooth[plots]', or no row has a likeness score"
+        )
+    with whole_file(out / "table.md") as part:
+        part.write_text(markdown(told), encoding="utf-8")
+    write_page(protocol, rows, told, out)
+    sheets = write_sheets(protocol, rows, out)
+    report.write(out, files=["table.md", "report.html", *plots, *sheets], **told)
+    _tell(told, out)
+
+
+def _tell(told: Mapping[str, Any], out: Path) -> None:
+    """Likeness and prompt following of every row, what is missing, and where to look."""
+    from hyperdreambooth.evaluate.plots import FOLLOWING, LIKENESS, axis
+    from hyperdreambooth.evaluate.report import cell
+
+    scores = [name for name in (axis(told, LIKENESS), axis(told, FOLLOWING)) if name]
+    for name, row in told["rows"].items():
+        values = (f"{score} {cell(row['scores'].get(score))}" for score in scores)
+        typer.echo(f"{name:20} {'   '.join(values)}")
+    for line in told["missing"]:
+        typer.echo(f"note: {line}")
+    typer.echo(str(out / "report.html"))

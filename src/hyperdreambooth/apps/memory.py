@@ -1,0 +1,254 @@
+"""The memory a task will take, told before it takes it: the base's skeleton makes a step without numbers.
+
+    total = process + weights + encoder + trained · 16 + basis + saved + work
+
+*weights*: every network on the device, in its number format; *encoder*: the hypernetwork's eye, in float32,
+0 where its config is not at hand. *trained*: float32 value, gradient and Adam's two moments (20 bytes with
+the average that `train` keeps, 14 where its optimiser has eight bits). *saved*: what autograd keeps for the
+backward pass of one step, added up while the skeleton makes it, with attention fused as it is on devices.
+*work*: three times the largest map of the autoencoder (input, output and workspace of one convolution) or, if
+that is more, three times the largest saved tensor. *process*: Python with its libraries, or a CUDA context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModel
+
+from hyperdreambooth.apps.options import Place
+from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.load import EMBEDDED, FAMILIES, Base, is_embedded
+from hyperdreambooth.base.open import open_skeleton
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.lora.inject import wear
+
+Task = Literal["train", "personalize"]
+PROCESS = (
+    700 * 2**20
+)  # bytes, measured: Python, torch, diffusers and transformers imported; a CUDA context is like it
+DRAWN = 8  # pictures together, the default of `generate`
+SEEN = (257, 1280)  # tokens and channels of a large image encoder: the hypernetwork's way in
+
+
+def skeleton(place: Place) -> Base:
+    """The base without weights, on the meta device."""
+    source = str(EMBEDDED if is_embedded(place.base) else place.base)
+    pipe = open_skeleton(source, tuple(FAMILIES), place.dtype, place.offline)
+    for name in place.leave_out:
+        setattr(pipe, name, None)
+    return Base(
+        pipe, source, resolution=place.resolution, add_sites=place.add_sites, skip_sites=place.skip_sites,
+        offload=place.offload,
+    )  # fmt: skip
+
+
+def need(
+    base: Base, task: Task, config: FinetuneConfig | HypernetConfig, offline: bool = False
+) -> dict[str, int]:
+    """Bytes that a task takes on its device, by what for; their sum is the peak.
+
+    Args:
+        base: a skeleton.
+        task: `train` (stage 3) or `personalize`, whose finetune and pictures need most.
+        config: of the task.
+        offline: do not ask the hub for the image encoder's config.
+    """
+    trained, bytes_each, fixed = _trained(base, config)
+    saved, largest = _step(base, task, config)
+    drawn = 1 if base.pipe.vae.use_slicing or task == "train" else DRAWN
+    return {
+        "process": PROCESS,
+        "weights": _weights(base),
+        "encoder": _encoder(config.encoder, offline) if isinstance(config, HypernetConfig) else 0,
+        "trained": trained * bytes_each,
+        "basis": fixed,
+        "saved": saved,
+        "work": 3 * max(largest, _largest_map(base, drawn)),
+    }
+
+
+def advise(
+    place: Place, task: Task, config: FinetuneConfig | HypernetConfig, room: int
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """The task's needs as it is set, then with one more setting that saves memory after the other.
+
+    Args:
+        place: the base and how it is loaded.
+        task: what is to be done.
+        config: of the task.
+        room: bytes there are; ends as soon as the task fits.
+
+    Yields:
+        The settings, as `--set` takes them, and `need`.
+    """
+    changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("", {}, {}),
+        ("dtype=bfloat16", {"dtype": "bfloat16"}, {}),
+        ("checkpointing=true", {}, {"checkpointing": True}),
+        ("offload=true", {"offload": True}, {}),
+        ("batch=1", {}, {"batch": 1}),
+    ]
+    settings: list[str] = []
+    for words, placing, training in changes:
+        before = (place, config)
+        place, config = place.model_copy(update=placing), config.model_copy(update=training)
+        if words and before == (place, config):
+            continue
+        settings += [words] if words else []
+        needs = need(skeleton(place), task, config, place.offline)
+        yield " ".join(f"--set {word}" for word in settings), needs
+        if sum(needs.values()) <= room:
+            return
+
+
+def _encoder(source: str, offline: bool) -> int:
+    """Bytes of an image encoder, by its config."""
+    try:
+        with torch.device("meta"):
+            told = AutoConfig.from_pretrained(source, local_files_only=offline)
+            model = AutoModel.from_config(told)
+    except (OSError, ValueError):
+        return 0
+    return sum(4 * p.numel() for p in model.parameters())
+
+
+def _weights(base: Base) -> int:
+    """Bytes of the networks that are on the device while training."""
+    worn = {site.component for site in base.sites}
+    return sum(
+        p.nbytes
+        for name, part in base.pipe.components.items()
+        if isinstance(part, nn.Module) and (not base.offload or part is base.denoiser or name in worn)
+        for p in [*part.parameters(), *part.buffers()]
+    )
+
+
+def _trained(base: Base, config: FinetuneConfig | HypernetConfig) -> tuple[int, int, int]:
+    """How many numbers are trained, bytes for each, and bytes of frozen bases and the like."""
+    if isinstance(config, FinetuneConfig):
+        return sum(config.rank * (s.in_features + s.out_features) for s in base.sites), 16, 0
+    sites = tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
+    layout = Layout(sites, config.rank, config.down_dim, config.up_dim)
+    tokens, channels = SEEN
+    shape = Shape(tokens, channels, config.width, config.layers, config.heads, config.refinements)
+    with torch.device("meta"):
+        down = {s.name: torch.empty(min(layout.down_dim, s.in_features), s.in_features) for s in sites}
+        up = {s.name: torch.empty(s.out_features, min(layout.up_dim, s.out_features)) for s in sites}
+        network = HyperNetwork(layout, shape, Basis("seed:0", down, up), config.learn_basis)
+    numbers = sum(p.numel() for p in network.parameters())
+    frozen = 2 * sum(b.nbytes for b in network.buffers())
+    return numbers, 20 if config.optimizer == "adamw" else 14, frozen
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that keeps what fused kernels keep: inputs, output, and a number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`(…, t, c)` → `(…, t, c)` without numbers."""
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device attention would be counted with all its scores; devices never write them down."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            given = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
+            return _Fused.apply(given["query"], given["key"], given["value"])
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Tensors that autograd keeps, each storage once, without the base's own weights."""
+
+    own: set[int]
+    seen: dict[int, Tensor]
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Called for every tensor that is kept."""
+        place = _storage(tensor)
+        if place not in self.own:
+            self.seen.setdefault(place, tensor)  # alive, or its address would come again
+        return tensor
+
+    def sizes(self) -> list[int]:
+        """Bytes of each storage."""
+        return [tensor.untyped_storage().nbytes() for tensor in self.seen.values()] or [0]
+
+
+def _step(base: Base, task: Task, config: FinetuneConfig | HypernetConfig) -> tuple[int, int]:
+    """Bytes that autograd keeps of one step, and of its largest tensor; nothing is computed."""
+    people, images = (config.batch, getattr(config, "photos", 1)) if task == "train" else (1, config.batch)
+    if isinstance(config, HypernetConfig):
+        people //= config.accumulation
+    worn = {
+        s.name: (_leaf(people, config.rank, s.in_features), _leaf(people, s.out_features, config.rank))
+        for s in base.sites
+    }
+    kept = _Kept({_storage(p) for p in _parameters(base)}, {})
+    batch, side = people * images, base.resolution // base.pipe.vae_scale_factor
+    noise, timestep = draw_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
+    tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
+    with (
+        wear(base.components, worn, images=images),
+        base.checkpointing(config.checkpointing),
+        _FusedAttention(),
+        saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+    ):
+        told = base.family.encode_prompts(base.pipe, tokens)
+        noisy, times = noise.expand(batch, -1, -1, -1), timestep.expand(batch)
+        loss = denoise_loss(base, noisy, told, noisy, times)
+        assert loss.requires_grad
+    return sum(kept.sizes()), max(kept.sizes())
+
+
+def _storage(tensor: Tensor) -> int:
+    """Names a storage as long as it lives; on the meta device all have the address 0."""
+    storage: Any = tensor.untyped_storage()
+    return storage._cdata
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.empty(*shape, device="meta", requires_grad=True)
+
+
+def _parameters(base: Base) -> Iterator[Tensor]:
+    for part in base.pipe.components.values():
+        if isinstance(part, nn.Module):
+            yield from part.parameters()
+
+
+@torch.no_grad()
+def _largest_map(base: Base, pictures: int) -> int:
+    """Bytes of the largest map while the autoencoder decodes some pictures in the base's number format."""
+    largest: list[int] = [0]
+    vae, side = base.pipe.vae, base.resolution // base.pipe.vae_scale_factor
+    hooks = [
+        module.register_forward_hook(lambda _, __, made: largest.append(getattr(made, "nbytes", 0)))
+        for module in vae.modules()
+    ]
+    with _FusedAttention():
+        vae.decode(
+            torch.empty(pictures, vae.config.latent_channels, side, side, device="meta", dtype=vae.dtype)
+        )
+    for hook in hooks:
+        hook.remove()
+    return max(largest)

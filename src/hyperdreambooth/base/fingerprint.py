@@ -1,0 +1,63 @@
+"""Which weights a base has, in sixteen hex digits that do not depend on the number format it is loaded in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from hyperdreambooth.shapes import canonical
+
+_HEAD = 64  # numbers read of each weight
+
+
+def weights_fingerprint(
+    components: Mapping[str, nn.Module], stored: Path | None = None, variant: str | None = None
+) -> str:
+    """Sixteen hex digits from the name, shape and first 64 numbers of every weight.
+
+    The numbers are read as float16, so that float32 and float16 copies of a base accept the same adapters. A
+    bfloat16 copy has fewer digits than that: its numbers are read from the files it came from.
+
+    Args:
+        components: the parts that may wear an adapter.
+        stored: the pipeline's folder; without it a bfloat16 copy has a fingerprint of its own.
+        variant: of the files in that folder.
+    """
+    lines: list[str] = []
+    probes: list[bytes] = []
+    for part, module in sorted(components.items()):
+        rounded = any(p.dtype == torch.bfloat16 for p in module.parameters())
+        files = _heads(stored / part, part, variant) if rounded and stored is not None else {}
+        for name, p in sorted(module.named_parameters()):
+            lines.append(f"{part}.{name}:{tuple(p.shape)}")
+            if not p.is_meta:  # a base that is only measured has no numbers
+                numbers = files.get(canonical(part, name), p.detach().flatten()[:_HEAD])
+                probes.append(numbers.half().cpu().numpy().tobytes())
+    return hashlib.sha256("\n".join(lines).encode() + b"".join(probes)).hexdigest()[:16]
+
+
+def _heads(folder: Path, part: str, variant: str | None) -> dict[str, Tensor]:
+    """Canonical name → the first numbers of every weight in a component's files; nothing else is read."""
+    heads: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.stem.partition(".")[2].partition("-")[0] == (variant or ""):
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    heads[canonical(part, name)] = _head(tensors.get_slice(name))
+    return heads
+
+
+def _head(tensor: Any) -> Tensor:
+    """The first numbers of a weight on disk."""
+    shape: list[int] = tensor.get_shape()
+    if not shape:
+        return tensor[...].flatten()
+    rows = math.ceil(_HEAD / max(1, math.prod(shape[1:])))
+    return tensor[:rows].flatten()[:_HEAD]

@@ -1,0 +1,80 @@
+"""Stable Diffusion 3 and 3.5: a transformer of joint attention, two CLIPs, a T5 that may be left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.noising import Flow
+from hyperdreambooth.base.text import frozen_states, read, token_numbers
+
+DENOISER = "transformer"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NOISING = Flow(logit_normal=True)
+T5_LENGTH = 256  # the pipeline's own, with and without a T5
+
+
+def _lengths(pipe: Any) -> tuple[int, int, int]:
+    """Tokens of each tokenizer; 0 of a T5 that is not there."""
+    clip = pipe.tokenizer.model_max_length
+    return clip, clip, 0 if pipe.tokenizer_3 is None else _t5_length(pipe)
+
+
+def _t5_length(pipe: Any) -> int:
+    return T5_LENGTH if pipe.tokenizer_3 is None else min(T5_LENGTH, pipe.tokenizer_3.model_max_length)
+
+
+def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
+    """Token numbers `(b, 77 + 77 + 256)`."""
+    tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
+    pairs = zip(tokenizers, _lengths(pipe), strict=True)
+    return torch.cat([token_numbers(each, prompts, length) for each, length in pairs if length], dim=1)
+
+
+def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
+    """CLIP states side by side, widened, then T5's: `hidden (b, t, c)`; both projections: `pooled (b, p)`."""
+    first, second, third = tokens.split(_lengths(pipe), dim=1)
+    one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
+    clip = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+    width = pipe.transformer.config.joint_attention_dim
+    if pipe.text_encoder_3 is None:
+        t5 = clip.new_zeros(len(clip), _t5_length(pipe), width)
+    else:
+        t5 = frozen_states(pipe.text_encoder_3, third).to(clip.device, clip.dtype)
+    hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
+    return {"hidden": hidden, "pooled": torch.cat([one[0], two[0]], dim=-1)}
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """The transformer's velocity, `(b, c, h, w)`."""
+    return pipe.transformer(
+        hidden_states=noisy,
+        timestep=timesteps,
+        encoder_hidden_states=conditioning["hidden"],
+        pooled_projections=conditioning["pooled"],
+        return_dict=False,
+    )[0]
+
+
+def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
+    """Classifier-free guidance, with as many T5 tokens as in training."""
+    return {
+        "prompt": prompts,
+        "negative_prompt": negative,
+        "guidance_scale": guidance,
+        "max_sequence_length": _t5_length(pipe),
+    }
+
+
+def resolution(pipe: Any) -> int:
+    """The transformer's own side."""
+    return pipe.transformer.config.sample_size * pipe.vae_scale_factor
+
+
+def multiple(pipe: Any) -> int:
+    """Latents are cut into patches."""
+    return pipe.vae_scale_factor * pipe.transformer.config.patch_size

@@ -1,0 +1,48 @@
+"""Stable Diffusion XL: a U-Net that is told sizes and crops too, and two CLIP text encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.noising import Diffusion
+from hyperdreambooth.base.sd import multiple, resolution, sampling
+from hyperdreambooth.base.text import read, token_numbers
+
+__all__ = ["multiple", "resolution", "sampling"]  # as of the earlier models
+
+DENOISER = "unet"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NOISING = Diffusion()
+
+
+def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
+    """Token numbers `(b, 77 + 77)`: the tokenizers pad differently."""
+    both = (pipe.tokenizer, pipe.tokenizer_2)
+    return torch.cat([token_numbers(each, prompts, each.model_max_length) for each in both], dim=1)
+
+
+def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
+    """Penultimate states of both, `hidden (b, t, c)`, and the second one's projection, `pooled (b, p)`."""
+    first, second = tokens.split((pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length), dim=1)
+    one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
+    hidden = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+    return {"hidden": hidden, "pooled": two[0]}
+
+
+def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """The U-Net's answer for pictures that are whole and of just this size, as they are when drawn."""
+    pooled = conditioning["pooled"]
+    height, width = (side * pipe.vae_scale_factor for side in noisy.shape[-2:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=pooled.dtype)
+    added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
+    return pipe.unet(
+        noisy,
+        timesteps,
+        encoder_hidden_states=conditioning["hidden"],
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]

@@ -1,0 +1,155 @@
+"""What is compared with what: the settings of the protocol, and the methods that are its rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hyperdreambooth.runs import InputError
+
+Kind: TypeAlias = Literal["photo", "stranger", "base", "prediction", "finetune", "scratch", "file"]
+
+PROMPTS = (
+    "a photo of a [V] {class_word}, laughing",
+    "a photo of a [V] {class_word}, surprised, on a beach",
+    "a photo of a [V] {class_word}, wearing sunglasses, in a city",
+    "a photo of a [V] {class_word}, wearing a golden crown",
+    "a photo of a [V] {class_word}, wearing headphones, under a starry night sky",
+    "a photo of a [V] {class_word}, wearing a red scarf, in the snow",
+    "a pencil sketch of a [V] {class_word}",
+    "a watercolour painting of a [V] {class_word}, smiling",
+)
+
+
+class Method(BaseModel):
+    """A row: how a person is made.
+
+    Attributes:
+        kind: `photo` and `stranger` are bounds (another real photo of the person, and of somebody else, both
+            through the base's autoencoder), `base` is the bare base, `prediction` the hypernetwork alone,
+            `finetune` starts from it, `scratch` is DreamBooth, `file` the adapter that the user brought.
+        start: of a finetune: the prediction, or the shared point that all training starts from.
+        refinements: of the hypernetwork; None for its own.
+        network: the hypernetwork, or the second one that `pro` names.
+        settings: of the finetune or of DreamBooth; what is left out is as everywhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    start: Literal["prediction", "shared"] = "prediction"
+    refinements: int | None = None
+    network: Literal["own", "pro"] = "own"
+    settings: dict[str, Any] = {}
+
+
+def _scratch(**settings: Any) -> Method:
+    return Method(kind="scratch", settings=settings)
+
+
+METHODS: Mapping[str, Method] = {
+    "another-photo": Method(kind="photo"),
+    "somebody-else": Method(kind="stranger"),
+    "base": Method(kind="base"),
+    "prediction": Method(kind="prediction"),
+    "hyperdreambooth": Method(kind="finetune"),
+    "no-hypernetwork": Method(kind="finetune", start="shared"),
+    "no-refinement": Method(kind="finetune", refinements=1),
+    "pro": Method(kind="prediction", network="pro"),
+    "dreambooth": _scratch(method="full", steps=1200, lr=5e-6, batch=1, prior_weight=1.0, prior_images=100),
+    "dreambooth-agg-400": _scratch(method="full", steps=400, lr=1e-5, batch=1),
+    "dreambooth-agg-40": _scratch(method="full", steps=40, lr=5e-5, batch=1),
+    "dreambooth-lora": _scratch(method="lora", steps=400, rank=4, lr=1e-4, batch=1),
+    "lidb": _scratch(method="lidb", steps=400, rank=1, lr=1e-3),
+    "textual-inversion": _scratch(method="textual-inversion", steps=1000, lr=5e-3),
+    "adapter": Method(kind="file"),
+}
+"""The paper's rows (its table 1 and its ablation) between their bounds.
+
+The paper names steps, no learning rates; those here are common for Stable Diffusion 1.5, and presets have
+others for other bases.
+"""
+
+
+class EvaluateConfig(BaseModel):
+    """The config of `evaluate`.
+
+    Attributes:
+        identities: how many people of the folder, the first ones.
+        prompts: what everybody is drawn as; `[V]` is the person, `{class_word}` the base's.
+        seeds: pictures a prompt and person; a seed is the same noise for every method.
+        rows: names of methods; `NAME@STEPS` is one with so many steps, for a curve.
+        methods: settings of methods by name, over those of `METHODS`.
+        against: the row that all others are compared with, person by person; None for the first finetune.
+        pro: a second hypernetwork (`learn_basis`), for the row of that name.
+        draw_steps: denoising steps a picture.
+        guidance: classifier-free guidance.
+        batch: pictures drawn together.
+        together: people trained side by side.
+        shown: people in the report's picture grids.
+        clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`; None for neither.
+        dino: of a DINOv2 model.
+        face: of an encoder of real faces (`glintr100.onnx`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identities: int = Field(4, ge=1)
+    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    rows: tuple[str, ...] = Field(
+        ("another-photo", "somebody-else", "base", "prediction", "hyperdreambooth", "no-hypernetwork"),
+        min_length=1,
+    )
+    methods: dict[str, dict[str, Any]] = {}
+    against: str | None = None
+    pro: str | None = None
+    draw_steps: int = Field(25, ge=1)
+    guidance: float = Field(4.0, ge=0)
+    batch: int = Field(16, ge=1)
+    together: int = Field(16, ge=1)
+    shown: int = Field(4, ge=0)
+    clip: str | None = None
+    dino: str | None = None
+    face: str | None = None
+
+    def compared(self) -> str | None:
+        """The row that the others are compared with."""
+        finetunes = [name for name in self.rows if method_of(name, self).kind == "finetune"]
+        whole = [name for name in finetunes if "@" not in name]  # the method itself before its curve
+        return self.against or next(iter([*whole, *finetunes]), None)
+
+
+def method_of(name: str, config: EvaluateConfig) -> Method:
+    """The method of a row, with the config's settings for it.
+
+    Raises:
+        InputError: a row that is none.
+    """
+    known, _, steps = name.partition("@")
+    if known not in METHODS or not re.fullmatch(r"\d*", steps):
+        names = ", ".join(METHODS)
+        raise InputError(f"rows: {name!r} is no method; expected one of {names}, or NAME@STEPS for a curve")
+    method = METHODS[known]
+    settings = {**method.settings, **config.methods.get(known, {})}
+    if steps:
+        settings["steps"] = int(steps)
+    return method.model_copy(update={"settings": settings})
+
+
+def methods_of(config: EvaluateConfig) -> dict[str, Method]:
+    """Row → its method, in order.
+
+    Raises:
+        InputError: a row or a table of settings that names no method, or `against` that is no row.
+    """
+    if strays := sorted(set(config.methods) - set(METHODS)):
+        raise InputError(f"methods: {strays[0]!r} is no method; expected one of {', '.join(METHODS)}")
+    if config.against is not None and config.against not in config.rows:
+        raise InputError(
+            f"against: expected one of the rows {', '.join(config.rows)}, got {config.against!r}"
+        )
+    return {name: method_of(name, config) for name in config.rows}

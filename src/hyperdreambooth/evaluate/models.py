@@ -1,0 +1,154 @@
+"""The paper's judges, which have to be fetched: DINO, CLIP, and an encoder of real faces. Each is optional.
+
+The face encoder is AuraFace (`glintr100.onnx`, Apache-2.0); the usual ones forbid commercial use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hyperdreambooth.faces.align import to_image, to_pixels
+from hyperdreambooth.runs import InputError
+
+Embed: TypeAlias = Callable[[Sequence[Image.Image]], Tensor]
+"""`m` pictures → unit embeddings `(m, e)` on the CPU."""
+
+T = TypeVar("T")
+FACE_FILE = "glintr100.onnx"
+_TOGETHER = 16
+
+
+def _parts(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[at : at + _TOGETHER] for at in range(0, len(items), _TOGETHER)]
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """The centre square, as every stage sees a photo."""
+    return to_image(to_pixels(image, min(image.size)))
+
+
+class Dino:
+    """DINO's class token (paper: DINO; here DINOv2).
+
+    Args:
+        source: folder or hub id of a `Dinov2Model`.
+        device: where it runs.
+    """
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        loader: Any = AutoModel
+        self.model: Any = loader.from_pretrained(source).eval().to(device)
+        self.processor: Any = AutoImageProcessor.from_pretrained(source)
+        self.device = device
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit embeddings `(m, e)`."""
+        made = [
+            self.model(**self.processor([_square(i) for i in part], return_tensors="pt").to(self.device))
+            for part in _parts(images)
+        ]
+        return normalize(torch.cat([one.last_hidden_state[:, 0].float().cpu() for one in made]), dim=1)
+
+
+class Clip:
+    """CLIP's embeddings of pictures and of texts.
+
+    Args:
+        source: folder or hub id of a `CLIPModel`.
+        device: where it runs.
+    """
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+        loader: Any = CLIPModel
+        self.model: Any = loader.from_pretrained(source).eval().to(device)
+        self.processor: Any = AutoImageProcessor.from_pretrained(source)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        self.device = device
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit embeddings `(m, e)`."""
+        made: list[Tensor] = []
+        for part in _parts(images):
+            pixels = self.processor([_square(i) for i in part], return_tensors="pt").pixel_values
+            seen = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
+            made.append(self.model.visual_projection(seen).float().cpu())
+        return normalize(torch.cat(made), dim=1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings `(m, e)` of texts."""
+        words = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        read = self.model.text_model(**words.to(self.device)).pooler_output
+        return normalize(self.model.text_projection(read).float().cpu(), dim=1)
+
+
+class Face:
+    """An ArcFace-like encoder in ONNX form: 112 pixels, [-1, 1], RGB.
+
+    Args:
+        source: folder or hub id that has `glintr100.onnx`.
+        device: ignored: it runs where onnxruntime was built for.
+    """
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise InputError(
+                "the face encoder needs onnxruntime: pip install 'hyperdreambooth[eval]'"
+            ) from None
+        from pathlib import Path
+
+        here = Path(source) / FACE_FILE
+        file = here if here.is_file() else Path(hf_hub_download(source, FACE_FILE))
+        self.session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        self.input = self.session.get_inputs()[0].name
+
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit embeddings `(m, e)` of crops that show one face each."""
+        made = [
+            self.session.run(None, {self.input: torch.stack([to_pixels(i, 112) for i in part]).numpy()})[0]
+            for part in _parts(images)
+        ]
+        return normalize(torch.cat([torch.from_numpy(one) for one in made]), dim=1)
+
+
+Model = TypeVar("Model", Dino, Clip, Face)
+
+
+def fetch(
+    kind: type[Model], score: str, source: str | None, device: torch.device, missing: list[str]
+) -> Model | None:
+    """The judge, or None with one line in `missing` that says why its scores will be null.
+
+    Args:
+        kind: `Dino`, `Clip` or `Face`.
+        score: what it judges.
+        source: folder or hub id; None where it was not asked for.
+        device: where it runs.
+        missing: takes the line.
+    """
+    if source is None:
+        return None
+    try:
+        return kind(source, device)
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        missing.append(f"{score}: null, {source} cannot be had ({reason})")
+        return None

@@ -1,0 +1,146 @@
+"""Two plots, as PNG and SVG: likeness against steps, and likeness against prompt following (the front)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hyperdreambooth.evaluate.statistics import Interval
+from hyperdreambooth.runs import whole_file
+
+LIKENESS, FOLLOWING = ("identity", "face", "dino", "clip_i"), ("prompt", "clip_t")
+_INK, _QUIET, _PAPER = "#1c1e24", "#686c76", "#fcfbf8"
+# Paul Tol's "bright" and "muted" qualitative colours, which colour-blind people tell apart
+_COLOURS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee",
+    "#aa3377", "#332288", "#882255", "#44aa99", "#999933",
+)  # fmt: skip
+
+Point = tuple[float, Interval]
+"""Steps and the score there."""
+
+
+def axis(report: Mapping[str, Any], wanted: tuple[str, ...]) -> str | None:
+    """The first of some scores that rows of the report have; None for none."""
+    rows = report["rows"].values()
+    return next((name for name in wanted if any(row["scores"].get(name) for row in rows)), None)
+
+
+def families(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Method → its rows by rising steps: `NAME` and `NAME@STEPS` are one line of a plot."""
+    found: dict[str, list[str]] = {}
+    for name in report["rows"]:
+        found.setdefault(name.partition("@")[0], []).append(name)
+    return {method: sorted(names, key=lambda name: _steps(report, name)) for method, names in found.items()}
+
+
+def _steps(report: Mapping[str, Any], name: str) -> float:
+    return report["rows"][name]["cost"].get("steps", 0)
+
+
+def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
+    """Draws what the report has scores for.
+
+    Args:
+        report: of `report.summary`.
+        out: the folder.
+
+    Returns:
+        The files' names; none where matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        return []
+    likeness, following = axis(report, LIKENESS), axis(report, FOLLOWING)
+    files: list[str] = []
+    if likeness is not None:
+        files += _write(_against_steps(report, likeness), out / "steps")
+        if following is not None:
+            files += _write(_front(report, likeness, following), out / "front")
+    return files
+
+
+def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+    """An empty plot in our colours; no global state of matplotlib is touched."""
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(8, 5), dpi=150, facecolor=_PAPER, layout="constrained")
+    plot: Any = figure.add_subplot(facecolor=_PAPER)
+    plot.set_title(title, loc="left", color=_INK, fontsize=12)
+    plot.set_xlabel(x, color=_QUIET)
+    plot.set_ylabel(y, color=_QUIET)
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.grid(True, color="#e4e2dc", linewidth=0.8)
+    plot.set_axisbelow(True)
+    return figure, plot
+
+
+def _against_steps(report: Mapping[str, Any], score: str) -> Any:
+    """A line a method that has several rows, else a point; rows without training are level lines."""
+    figure, plot = _figure(f"{score} against steps", "training steps", f"{score}, mean and 95 % interval")
+    for k, (method, names) in enumerate(families(report).items()):
+        colour = _COLOURS[k % len(_COLOURS)]
+        points = [(_steps(report, n), one) for n in names if (one := report["rows"][n]["scores"].get(score))]
+        if points and points[-1][0] > 0:
+            _line(plot, points, colour, method)
+        elif points:
+            plot.axhline(points[0][1]["mean"], color=colour, linestyle=":", linewidth=1.5, label=method)
+    plot.set_xscale("symlog", linthresh=10)
+    plot.set_xlim(left=0)
+    ticks = sorted({_steps(report, name) for name in report["rows"]})
+    plot.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    plot.minorticks_off()
+    _legend(plot)
+    return figure
+
+
+def _line(plot: Any, points: list[Point], colour: str, label: str) -> None:
+    xs = [steps for steps, _ in points]
+    plot.plot(xs, [one["mean"] for _, one in points], color=colour, marker="o", markersize=5, label=label)
+    bands = [(steps, one["low"], one["high"]) for steps, one in points if one["low"] is not None]
+    if len(bands) > 1:
+        plot.fill_between(*zip(*bands, strict=True), color=colour, alpha=0.12, linewidth=0)
+    for steps, low, high in bands if len(points) == 1 else []:
+        plot.plot([steps, steps], [low, high], color=colour, linewidth=1)
+
+
+def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
+    """A point a row, with its intervals; rows of one method are joined."""
+    title = f"{likeness} against {following}: up and right is better"
+    figure, plot = _figure(
+        title, f"{following} (does the prompt come true)", f"{likeness} (is it the person)"
+    )
+    for k, (method, names) in enumerate(families(report).items()):
+        scores = [report["rows"][name]["scores"] for name in names]
+        pairs = [(s.get(following), s.get(likeness)) for s in scores]
+        there = [(x, y) for x, y in pairs if x is not None and y is not None]
+        colour = _COLOURS[k % len(_COLOURS)]
+        if there:
+            xs, ys = ([one["mean"] for one in side] for side in zip(*there, strict=True))
+            plot.plot(xs, ys, color=colour, marker="o", markersize=6, linewidth=1, label=method)
+            for x, y in there:
+                _cross(plot, x, y, colour)
+        elif level := next((y for _, y in pairs if y is not None), None):
+            plot.axhline(level["mean"], color=colour, linestyle=":", linewidth=1.5, label=method)
+    _legend(plot)
+    return figure
+
+
+def _cross(plot: Any, x: Interval, y: Interval, colour: str) -> None:
+    """Both intervals of one point."""
+    if x["low"] is not None and y["low"] is not None:
+        plot.plot([x["low"], x["high"]], [y["mean"]] * 2, color=colour, linewidth=0.8, alpha=0.6)
+        plot.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.8, alpha=0.6)
+
+
+def _legend(plot: Any) -> None:
+    plot.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=_INK)
+
+
+def _write(figure: Any, stem: Path) -> list[str]:
+    """The figure as PNG and SVG; dates are left out, so that the same figures give the same file."""
+    for ending, about in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        with whole_file(stem.with_suffix(ending)) as part:
+            figure.savefig(part, metadata=about)
+    return [f"{stem.name}.png", f"{stem.name}.svg"]

@@ -1,0 +1,83 @@
+"""One photo to one crop of one face, or one line on why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hyperdreambooth.faces.config import PrepareConfig
+from hyperdreambooth.faces.detect import Detector, Face
+from hyperdreambooth.faces.landmarks import Landmarks, aligned, centred, check_face, framed, similarity
+from hyperdreambooth.runs import InputError
+
+_JUDGED_AT = 256
+
+
+def crop_face(
+    image: Image.Image, landmarks: Landmarks | None, config: PrepareConfig, detect: Detector | None
+) -> tuple[Image.Image, Landmarks | None]:
+    """The crop, and the face's points in it.
+
+    Args:
+        image: an upright RGB picture.
+        landmarks: of the face, where somebody knows them; nothing is detected then.
+        config: size, margin, thresholds.
+        detect: finds faces; not needed with landmarks, or where photos are already cropped.
+
+    Raises:
+        InputError: no face, several, too small, blurred: one line, without the photo's name.
+    """
+    if landmarks is not None:
+        check_face(landmarks, *image.size)
+    if config.already_cropped:
+        _check_side(min(image.size), config)
+        crop, points = centred(image, landmarks, config.size)
+    else:
+        if landmarks is None:
+            landmarks = _choose(detect(image) if detect else (), config).landmarks
+        turn, _ = similarity(landmarks, framed(config.size, config.margin))
+        _check_side(config.size / abs(turn), config)
+        crop, points = aligned(image, landmarks, config.size, config.margin)
+    _check_sharp(crop, config)
+    return crop, points
+
+
+def _choose(faces: Any, config: PrepareConfig) -> Face:
+    """The face that is meant."""
+    found: list[Face] = sorted(faces, key=lambda face: face.area, reverse=True)
+    if not found:
+        raise InputError("no face found; crop it by hand and pass --already-cropped, or lower score")
+    if len(found) > 1 and config.several == "refuse":
+        boxes = ", ".join(str(face) for face in found)
+        raise InputError(f"{len(found)} faces found ({boxes}); crop to one, or --set several=largest")
+    return found[0]
+
+
+def _check_side(side: float, config: PrepareConfig) -> None:
+    """Enough pixels of the photo's own."""
+    if side < config.min_side:
+        limit = f"expected at least {config.min_side}; use a larger photo, or lower min_side"
+        raise InputError(f"too small: the crop would have {side:.0f} pixels a side, {limit}")
+
+
+def _check_sharp(crop: Image.Image, config: PrepareConfig) -> None:
+    """Neither blurred nor enlarged too far."""
+    if config.sharpness and (found := sharpness(crop)) < config.sharpness:
+        limit = f"expected at least {config.sharpness:g}; use a sharper photo, or lower sharpness"
+        raise InputError(f"blurred: sharpness {found:.1f}, {limit}")
+
+
+def sharpness(crop: Image.Image) -> float:
+    """Variance of the Laplacian `4 g - (its four neighbours)` of the grey crop, 0 to 255 a pixel.
+
+    Judged at 256 pixels a side, so that the threshold means the same for every size above.
+
+    A photograph in focus has some hundreds; one whose finest detail is a hundredth of the crop's side has 9.
+    """
+    side = min(_JUDGED_AT, *crop.size)
+    grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    g = np.asarray(grey, dtype=np.float64)
+    edges = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]
+    return float(edges.var())

@@ -1,0 +1,101 @@
+"""The memory told before a task: counted on a skeleton, checked against what autograd really keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from typer.testing import CliRunner
+
+import pipelines
+from hyperdreambooth.apps import cli
+from hyperdreambooth.apps.memory import advise, need, skeleton
+from hyperdreambooth.apps.options import Place
+from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.lora.inject import wear
+
+
+def kept(base: Base, batch: int, rank: int) -> int:
+    """Bytes that autograd keeps of one real step, without the base's own weights."""
+    own = {p.untyped_storage().data_ptr() for m in base.components.values() for p in m.parameters()}
+    seen: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    worn = {
+        s.name: (torch.randn(1, rank, s.in_features).requires_grad_(), torch.randn(1, s.out_features, rank))
+        for s in base.sites
+    }
+    latents = base.encode_images(torch.zeros(1, 3, 32, 32)).expand(batch, -1, -1, -1)
+    noise, timestep = draw_noise(base, tuple(latents.shape[1:]), "here")
+    with wear(base.components, worn, images=batch), saved_tensors_hooks(pack, lambda tensor: tensor):
+        told = base.encode_prompts(base.tokenize(["a person"] * batch))
+        denoise_loss(base, latents, told, noise.expand(batch, -1, -1, -1), timestep.expand(batch))
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+@pytest.mark.parametrize("name", ["SDXL", "Flux"])
+def test_a_skeleton_keeps_what_the_base_keeps(name: str, tmp_path: Path) -> None:
+    pipelines.FAMILIES[name]().save_pretrained(tmp_path)
+    thin = skeleton(Place(base=str(tmp_path), resolution=32))
+    real = Base(pipelines.FAMILIES[name](), name, resolution=32)
+    told = need(thin, "personalize", FinetuneConfig(batch=3, rank=2))
+    weights = [
+        p for m in real.pipe.components.values() if isinstance(m, torch.nn.Module) for p in m.parameters()
+    ]
+    assert told["trained"] == 16 * sum(2 * (s.in_features + s.out_features) for s in real.sites)
+    assert told["saved"] == pytest.approx(kept(real, 3, 2), rel=0.1)
+    assert told["weights"] == pytest.approx(sum(p.nbytes for p in weights), rel=0.01)
+
+
+def test_advice_goes_on_until_it_fits_and_each_step_saves(micro_dir: Path) -> None:
+    place, config = Place(base=str(micro_dir)), FinetuneConfig(batch=4)
+    steps = list(advise(place, "personalize", config, 0))
+    assert [words.split()[-1] for words, _ in steps[1:]] == [
+        "dtype=bfloat16", "checkpointing=true", "offload=true", "batch=1",
+    ]  # fmt: skip
+    totals = [sum(needs.values()) for _, needs in steps]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
+    assert len(list(advise(place, "personalize", config, totals[2]))) == 3
+
+
+def test_training_a_hypernetwork_counts_its_network(micro_dir: Path) -> None:
+    thin = skeleton(Place(base=str(micro_dir)))
+    small, wide = (
+        need(thin, "train", HypernetConfig(width=w, batch=2, encoder="none/none")) for w in (64, 256)
+    )
+    assert wide["trained"] > small["trained"] and wide["saved"] == small["saved"]
+    assert small["basis"] > 0 and small["encoder"] == 0
+
+
+def test_doctor_tells_whether_a_task_fits(micro_dir: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["doctor", "--base", str(micro_dir), "--task", "personalize"])
+    assert result.exit_code == 0, result.output
+    assert "fits (process" in result.output
+
+
+def test_resting_parts_lie_on_the_cpu(micro_dir: Path) -> None:
+    """The meta device stands for an accelerator: what rests is told by where it is sent."""
+    base = load_base(micro_dir, "cpu", offload=True)
+    sent: list[tuple[str, torch.device]] = []
+
+    def to(name: str, device: Any) -> None:
+        sent.append((name, torch.device(device)))
+
+    for name, module in base._modules().items():
+        module.to = lambda device, name=name: to(name, device)  # type: ignore[method-assign, misc]
+    base.denoiser.to_empty(device="meta")
+    base.rest({"text_encoder"})
+    assert dict(sent) == {
+        "vae": torch.device("cpu"), "text_encoder": torch.device("meta"), "unet": torch.device("meta"),
+    }  # fmt: skip

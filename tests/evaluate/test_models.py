@@ -1,0 +1,141 @@
+"""The judges that have to be fetched, against plain transformers and arithmetic on tiny random models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+import micro
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.evaluate.judges import load_judges, mean_cosine
+from hyperdreambooth.evaluate.models import FACE_FILE, Clip, Dino, Face
+from hyperdreambooth.faces.align import to_pixels
+
+CPU = torch.device("cpu")
+SIZE = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, tok = tmp_path_factory.mktemp("clip"), micro.tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {
+        "bos_token_id": tok.bos_token_id,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+    }
+    text = {**small, **ids, "vocab_size": len(tok), "max_position_embeddings": 16}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    CLIPImageProcessor(**SIZE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(1)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=16, patch_size=8
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(**SIZE).save_pretrained(folder)
+    return folder
+
+
+def test_clip_gives_what_the_whole_model_gives(clip: Path) -> None:
+    ours, model = Clip(str(clip), CPU), CLIPModel.from_pretrained(clip).eval()
+    images, texts = pictures(20), ["a photo of a face", "a hat"]
+    pixels = CLIPImageProcessor.from_pretrained(clip)(images, return_tensors="pt").pixel_values
+    words = micro.tokenizer()(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        whole = model(pixel_values=pixels, **words)
+    torch.testing.assert_close(ours.embed(images), whole.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.embed_texts(texts), whole.text_embeds, atol=1e-5, rtol=0)
+
+
+def test_dino_is_the_class_token_and_likeness_the_mean_cosine(dino: Path) -> None:
+    ours, model = Dino(str(dino), CPU), Dinov2Model.from_pretrained(dino).eval()
+    images, others = pictures(3), pictures(2, seed=5)
+
+    def alone(image: Image.Image) -> torch.Tensor:
+        pixels = BitImageProcessor.from_pretrained(dino)([image], return_tensors="pt").pixel_values
+        with torch.no_grad():
+            return model(pixel_values=pixels).last_hidden_state[0, 0]
+
+    for found, image in zip(mean_cosine(ours.embed, images, others), images, strict=True):
+        cosines = [torch.cosine_similarity(alone(image), alone(other), dim=0).item() for other in others]
+        assert found == pytest.approx(sum(cosines) / 2, abs=1e-5)
+
+
+def field(number: int, content: bytes | int) -> bytes:
+    """One field of a protobuf message: what an ONNX file is made of."""
+    if isinstance(content, int):
+        return bytes([number << 3]) + varint(content)
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    head = bytes([value & 127 | (128 if value > 127 else 0)])
+    return head + varint(value >> 7) if value > 127 else head
+
+
+def average_pool(file: Path) -> None:
+    """An ONNX model `(b, 3, 112, 112)` → `(b, 3, 1, 1)` → `(b, 3)`: every channel's mean."""
+
+    def value(name: bytes, dims: list[bytes | int]) -> bytes:
+        sizes = b"".join(field(1, field(2 if isinstance(d, bytes) else 1, d)) for d in dims)
+        return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
+
+    pool = field(1, b"x") + field(2, b"p") + field(4, b"GlobalAveragePool")
+    flat = field(1, b"p") + field(2, b"y") + field(4, b"Flatten")
+    graph = field(1, pool) + field(1, flat) + field(2, b"g")
+    graph += field(11, value(b"x", [b"b", 3, 112, 112])) + field(12, value(b"y", [b"b", 3]))
+    file.write_bytes(field(1, 8) + field(7, graph) + field(8, field(2, 13)))
+
+
+def test_the_face_encoder_sees_112_pixels_between_minus_one_and_one(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    average_pool(tmp_path / FACE_FILE)
+    images = pictures(18)
+    found = Face(str(tmp_path), CPU).embed(images)
+    means = torch.stack([to_pixels(image, 112).mean((1, 2)) for image in images])
+    torch.testing.assert_close(found, means / means.norm(dim=1, keepdim=True), atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_had_is_one_line_and_null(micro_base: Base, clip: Path, tmp_path: Path) -> None:
+    judges = load_judges(micro_base, str(clip), str(tmp_path / "nowhere"), "nobody/no-faces")
+    assert judges.clip is not None and judges.dino is None and judges.face is None
+    scores, places = ("identity, prompt, traits", "dino", "face"), ("scorers", "nowhere", "nobody/no-faces")
+    assert len(judges.missing) == 3
+    for line, score, place in zip(judges.missing, scores, places, strict=True):
+        assert line.startswith(f"{score}: null") and place in line and "\n" not in line
+    assert judges.names == {"scorers": None, "clip": str(clip), "dino": None, "face": None}
+    images, reference = pictures(3), pictures(1, seed=9)[0]
+    prompts = ["a photo of a [V] face", "a [V] hat", "a face"]
+    found = judges(images, prompts, reference, pictures(2, seed=3))
+    assert found.keys() == {"pose_copied", "background_copied", "diversity", "clip_i", "clip_t"}
+    assert all(len(values) == 3 for values in found.values())
+    plain = Clip(str(clip), CPU).embed_texts(["a photo of a face", "a hat", "a face"])
+    expected = (Clip(str(clip), CPU).embed(images) * plain).sum(1).tolist()
+    assert found["clip_t"] == pytest.approx(expected, abs=1e-5)
+    assert "clip_i" not in judges(images, [None] * 3, reference, [])

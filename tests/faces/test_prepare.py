@@ -1,0 +1,230 @@
+"""Photos to crops: the same with any number of processes, after any kill, and for two runs at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import portrait
+import pytest
+from PIL import ImageFilter
+
+import processes
+from hyperdreambooth.faces import prepare
+from hyperdreambooth.faces.align import open_photo
+from hyperdreambooth.faces.config import PrepareConfig
+from hyperdreambooth.faces.crop import crop_face
+from hyperdreambooth.faces.dataset import read_faces, read_person
+from hyperdreambooth.faces.journal import Journal, Record
+from hyperdreambooth.faces.prepare import prepare_folder
+from hyperdreambooth.runs import InputError
+
+CONFIG = PrepareConfig(size=64, min_side=16)
+
+
+def make(folder: Path, people: int = 3, each: int = 2) -> Path:
+    """Small astronauts, each photo shifted, with captions; the last one is blurred, one is torn."""
+    for person in range(people):
+        home = folder / f"p{person}"
+        home.mkdir(parents=True)
+        for k in range(each):
+            image = portrait.astronaut().resize((128, 128)).crop((k, 0, 128, 128 - person))
+            image.save(home / f"{k}.png")
+            (home / f"{k}.txt").write_text(f"a [V] face, {person}-{k}")
+    image.filter(ImageFilter.GaussianBlur(9)).save(home / f"{each - 1}.png")
+    torn = folder / "p0" / "torn.png"
+    torn.write_bytes((folder / "p0" / "0.png").read_bytes()[:3000])
+    return folder
+
+
+def run(source: Path, out: Path, workers: int = 1, **fields: Any) -> list[Record]:
+    config = CONFIG.model_copy(update=fields)
+    return prepare_folder(source, out, config, workers, portrait.middle)
+
+
+def state(out: Path) -> dict[str, bytes]:
+    """All that anybody reads: everything but the journal, hidden files and the machine's own stamp."""
+    files = [path for path in out.rglob("*") if path.is_file() and not any(p[0] == "." for p in path.parts)]
+    return {str(f.relative_to(out)): f.read_bytes() for f in files if f.name != "environment.json"}
+
+
+def test_every_photo_becomes_its_crop_or_a_reason(tmp_path: Path) -> None:
+    source, out = make(tmp_path / "photos"), tmp_path / "out"
+    records = run(source, out)
+    assert [record.name for record in records] == ["p0/0", "p0/1", "p0/torn", "p1/0", "p1/1", "p2/0", "p2/1"]
+    reasons = {record.name: record.reason.split()[0] for record in records if not record.kept}
+    assert reasons == {"p0/torn": "the", "p2/1": "blurred:"} and "truncated" in records[2].reason
+    people = read_faces(out)
+    assert {name: [photo.path.name for photo in photos] for name, photos in people.items()} == {
+        "p0": ["0.png", "1.png"], "p1": ["0.png", "1.png"], "p2": ["0.png"],
+    }  # fmt: skip
+    for photos in people.values():
+        for photo in photos:
+            given = source / photo.path.relative_to(out)
+            image = open_photo(given)
+            crop, points = crop_face(image, None, CONFIG, portrait.middle)
+            assert open_photo(photo.path).tobytes() == crop.tobytes() and photo.landmarks == points
+            assert photo.caption == given.with_suffix(".txt").read_text()
+    assert [photo.caption for photo in read_person([out / "p1"])] == ["a [V] face, 1-0", "a [V] face, 1-1"]
+
+
+def test_a_flat_folder_stays_flat(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("000001.jpg", "000002.png"):
+        portrait.astronaut().save(tmp_path / "photos" / name)
+    run(tmp_path / "photos", tmp_path / "out", caption="a photo of a [V] person")
+    people = read_faces(tmp_path / "out")
+    assert list(people) == ["000001", "000002"]
+    assert {photo.caption for photos in people.values() for photo in photos} == {"a photo of a [V] person"}
+
+
+def test_spawned_workers_do_what_one_process_does(tmp_path: Path) -> None:
+    """As on Windows and on a Mac; detector and photos travel to the workers, records come back in order."""
+    source = make(tmp_path / "photos", people=4, each=5)
+    alone, shared = run(source, tmp_path / "alone"), run(source, tmp_path / "shared", workers=2)
+    assert len(alone) == 21 > prepare.FEW and alone == shared
+    assert state(tmp_path / "alone") == state(tmp_path / "shared")
+
+
+def refuse(*_: object) -> Record:
+    raise AssertionError("a photo was cropped again")
+
+
+def test_run_again_it_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = make(tmp_path / "photos"), tmp_path / "out"
+    first, before = run(source, out), state(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "prepare_photo", refuse)
+        assert run(source, out) == first
+    assert state(out) == before and len(list((out / ".journal").iterdir())) == 1
+    for journal in (out / ".journal").iterdir():  # a line that a kill has torn, and one of something else
+        lines = journal.read_text().splitlines(keepends=True)
+        journal.write_text("".join(lines[:-1]) + lines[-1][:20] + "\n{}\n[]\n")
+    assert run(source, out) == first and state(out) == before
+
+
+def test_a_source_that_changes_is_followed(tmp_path: Path) -> None:
+    """Changed, changed back, added, broken, gone, with and without a caption: as if prepared anew."""
+    source, out = make(tmp_path / "photos"), tmp_path / "out"
+    photo, words = source / "p1" / "0.png", source / "p1" / "0.txt"
+    old = photo.read_bytes()
+
+    def change() -> None:
+        portrait.astronaut().resize((150, 150)).save(photo)
+
+    steps: list[Callable[[], object]] = [
+        lambda: None, change, lambda: photo.write_bytes(old), words.unlink, lambda: words.write_text("new"),
+        lambda: (source / "p1" / "1.png").unlink(), lambda: photo.write_bytes(old[:900]),
+        lambda: photo.rename(source / "p2" / "0b.png"), lambda: photo.write_bytes(old),
+    ]  # fmt: skip
+    for number, step in enumerate(steps):
+        step()
+        records = run(source, out)
+        fresh = run(source, tmp_path / f"fresh-{number}")
+        assert records == fresh and state(out) == state(tmp_path / f"fresh-{number}"), number
+
+
+def test_names_that_some_file_systems_cannot_tell_apart(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("ana.png", "ana.jpg", "Bob.png"):
+        portrait.astronaut().save(tmp_path / "photos" / name)
+    records = {Path(record.photo).name: record for record in run(tmp_path / "photos", tmp_path / "out")}
+    assert records["ana.jpg"].kept and records["Bob.png"].kept
+    assert "has the same name as" in records["ana.png"].reason and "rename" in records["ana.png"].reason
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    source = make(tmp_path / "photos")
+    for out, words in {
+        source: "lies in", source / "crops": "lies in", tmp_path: "expected a new or empty folder",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            run(source, out)
+    run(source, tmp_path / "out")
+    with pytest.raises(InputError, match=r"another config \(config.size was 64, now 32\)"):
+        run(source, tmp_path / "out", size=32)
+    other = make(tmp_path / "others")
+    with pytest.raises(InputError, match="source"):
+        run(other, tmp_path / "out")
+
+
+def test_without_a_detector_the_first_photo_that_needs_one_says_so(tmp_path: Path) -> None:
+    source = make(tmp_path / "photos")
+    with pytest.raises(InputError, match="--already-cropped"):
+        prepare_folder(source, tmp_path / "out", CONFIG)
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*.png")]
+    points = [[x / 4, y / 4] for x, y in portrait.LANDMARKS]
+    lines = [json.dumps({"file_name": name, "landmarks": points}) + "\n" for name in names]
+    (source / "metadata.jsonl").write_text("".join(lines))
+    assert sum(record.kept for record in prepare_folder(source, tmp_path / "out", CONFIG, 1)) == 5
+
+
+def killed_at(number: int, source: Path, out: Path, done: bool) -> None:
+    """Runs, and dies by -9 before (or just after) the rename that makes file `number` appear."""
+    real, count = os.replace, 0
+
+    def counting(*names: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == number and done:
+            real(*names)
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*names)
+
+    os.replace = counting
+    run(source, out)
+
+
+@processes.CHEAP
+@pytest.mark.parametrize("done", [False, True])
+def test_killed_at_any_rename_it_leaves_whole_files_and_ends_the_same(tmp_path: Path, done: bool) -> None:
+    source, whole = make(tmp_path / "photos"), tmp_path / "whole"
+    records = run(source, whole)
+    kills = 0
+    for number in range(1, 40):
+        out = tmp_path / f"killed-{number}"
+        process = processes.start(killed_at, number, source, out, done)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        for name, content in state(out).items():  # what is there is as in the end, whole, captions with crops
+            assert content == state(whole)[name], (number, name)
+            assert not name.endswith(".png") or Path(name).with_suffix(".txt").as_posix() in state(out)
+        assert run(source, out) == records and state(out) == state(whole)
+    assert kills >= 14  # config, environment, 5 crops, 5 captions, metadata of 3 people
+
+
+def both(barrier: Any, source: Path, out: Path) -> None:
+    barrier.wait()
+    run(source, out)
+
+
+@processes.CHEAP
+def test_two_runs_at_once_write_the_same(tmp_path: Path) -> None:
+    source = make(tmp_path / "photos", people=5, each=6)
+    records = run(source, tmp_path / "alone")
+    barrier = processes.CONTEXT.Barrier(2)
+    runs = [processes.start(both, barrier, source, tmp_path / "out") for _ in range(2)]
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0, 0]
+    assert state(tmp_path / "out") == state(tmp_path / "alone") and run(source, tmp_path / "out") == records
+    assert not list((tmp_path / "out").rglob(".*.tmp.*"))
+
+
+def test_a_journal_line_says_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    made = Record("ana/1", "x.jpg", "ab", caption="ü", landmarks=portrait.LANDMARKS)
+    for record in (made, Record("b", "y.jpg", "cd", "blurred", thumb="AAAA"), Record("b", "y.jpg", "ef")):
+        journal.add(record)
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.known == {"ana/1": made, "b": Record("b", "y.jpg", "ef")}
+    assert again.ever_kept == {"ana/1", "b"}

@@ -1,0 +1,258 @@
+"""Every family does everything: the same chain on micro pipelines, against the pipelines' own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxTransformer2DModel
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
+
+import eyes
+import pipelines
+from hyperdreambooth.adapter import Adapter, load_adapter
+from hyperdreambooth.apps import cli
+from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.faces.align import open_photo, to_pixels
+from hyperdreambooth.faces.dataset import read_faces, read_person
+from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
+from hyperdreambooth.finetune.dreambooth import dreambooth
+from hyperdreambooth.finetune.train import finetune, finetune_many
+from hyperdreambooth.generate import generate
+from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.train import train_hypernet
+from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.lora.relax import fresh
+from hyperdreambooth.personalize import FILES, Personalizer
+from hyperdreambooth.preopt.train import PreoptConfig, preoptimize
+from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.shapes import Factors
+
+PROMPT = "a photo of a [V] face"
+
+
+def flux_guided() -> Any:
+    """The distilled one, which takes guidance as an input."""
+    pipe = pipelines.flux()
+    torch.manual_seed(3)
+    config = {**pipe.transformer.config, "guidance_embeds": True}
+    pipe.transformer = FluxTransformer2DModel.from_config(config).eval()
+    return pipe
+
+
+def sd3_with_t5() -> Any:
+    """The whole one: its T5 reads prompts too."""
+    pipe = pipelines.sd3()
+    tok, t5 = pipelines.t5(width=40)
+    pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
+    return pipe
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    **pipelines.FAMILIES, "Flux, guided": flux_guided, "SD3 with T5": sd3_with_t5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=pipelines.FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved micro pipeline."""
+    place = tmp_path_factory.mktemp("family") / "base"
+    pipelines.FAMILIES[request.param]().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Base:
+    return load_base(folder, "cpu", resolution=32, class_word="face")
+
+
+def people(base: Base, n: int) -> Factors:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        s.name: (
+            torch.randn(n, 2, s.in_features, generator=generator) * 0.3,
+            torch.randn(n, s.out_features, 2, generator=generator) * 0.3,
+        )
+        for s in base.sites
+    }
+
+
+def worst(one: list[Image.Image], other: list[Image.Image]) -> int:
+    """The largest difference of any colour value, of 255."""
+    pairs = zip(one, other, strict=True)
+    return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_the_denoiser_is_told_is_what_the_pipeline_tells_it(name: str) -> None:
+    pipe: Any = VARIANTS[name]()
+    pipe.set_progress_bar_config(disable=True)
+    base = Base(pipe, name, resolution=32)
+    heard: list[tuple[dict[str, Any], tuple[Any, ...], Tensor]] = []
+    hook = base.denoiser.register_forward_hook(
+        lambda module, words, told, answer: heard.append((told, words, answer[0])), with_kwargs=True
+    )
+    told = base.family.sampling(pipe, ["a sks face", "a hat"], None, 1.0)
+    pipe(**told, num_inference_steps=2, height=32, width=32, generator=torch.Generator().manual_seed(0))
+    hook.remove()
+    seen, words, theirs = heard[1]
+    noisy = seen["hidden_states"] if "hidden_states" in seen else words[0]
+    t = torch.as_tensor(seen["timestep"] if "timestep" in seen else words[1])
+    if noisy.ndim == 3:  # packed, and the time in units of its own
+        noisy, theirs, t = (
+            pipe._unpack_latents(noisy, 16, 16, 1),
+            pipe._unpack_latents(theirs, 16, 16, 1),
+            t * 1000,
+        )
+    with torch.no_grad():
+        conditioning = base.encode_prompts(base.tokenize(["a [V] face", "a hat"]))
+        ours = base.predict(noisy, t.expand(2), conditioning)
+    assert all(len(tensor) == 2 for tensor in conditioning.values())
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_sites_are_the_attention_projections(base: Base) -> None:
+    assert base.sites == pipelines.attention_sites(pipelines.parts(base.pipe))
+
+
+def test_latents_come_back_as_pictures_of_the_pipelines_own_decoding(base: Base) -> None:
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    latents, vae = base.encode_images(pixels), base.pipe.vae
+    shift = vae.config.shift_factor or 0.0
+    with torch.no_grad():
+        expected = (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor
+        shown = vae.decode(latents / vae.config.scaling_factor + shift).sample.clamp(-1, 1)
+    torch.testing.assert_close(latents, expected)
+    torch.testing.assert_close(base.decode_latents(latents), shown)
+
+
+def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path: Path) -> None:
+    eye = eyes.vit(tmp_path / "eye")
+    bank_config = PreoptConfig(down_dim=6, up_dim=4, steps=3, lr=1e-2, identities_per_batch=6)
+    preoptimize(base, micro_photos, tmp_path / "bank", bank_config)
+    config = HypernetConfig(
+        encoder=str(eye), width=16, heads=2, layers=1, refinements=1, steps=2, batch=2, validation=0
+    )
+    predictor = train_hypernet(base, micro_photos, tmp_path / "hyper", config, tmp_path / "bank")
+    me = Personalizer(base, predictor)
+    photo = micro_photos / "person-0" / "0.png"
+    prediction = me.predict(photo)
+    prediction.save(tmp_path / "person.lidb.safetensors", "lidb")
+    again = load_adapter(tmp_path / "person.lidb.safetensors", base.sites, base.fingerprint)
+    relaxed = again.relax(2)
+    tuned = finetune(base, relaxed, read_person([photo]), FinetuneConfig(rank=2, steps=3, lr=1e-2, batch=2))
+    whole = me.personalize(photo, rank=2, steps=3, lr=1e-2, batch=2)
+    for site, (down, up) in whole.factors.items():
+        torch.testing.assert_close(up @ down, tuned.factors[site][1] @ tuned.factors[site][0])
+    check_export(base, folder, whole, tmp_path)
+
+
+def check_export(base: Base, folder: Path, adapter: Adapter, place: Path) -> None:
+    """The written LoRA in plain diffusers gives the live model's picture."""
+    strong = Adapter({s: (d, u * 20) for s, (d, u) in adapter.factors.items()}, "sks", base.fingerprint, "x")
+    strong.save(place / "pytorch_lora_weights.safetensors", "diffusers", base.resolution)
+    live = generate(base, [PROMPT], [strong], steps=2, guidance=2.0)
+    plain: Any = DiffusionPipeline.from_pretrained(folder, **absent(base))
+    plain.set_progress_bar_config(disable=True)
+    plain.load_lora_weights(place, weight_name="pytorch_lora_weights.safetensors")
+    told = base.family.sampling(base.pipe, ["a photo of a sks face"], None, 2.0)
+    options = {"num_inference_steps": 2, "height": 32, "width": 32}
+    theirs = plain(**told, **options, generator=draw(0, "generate", PROMPT, 0)).images
+    assert worst(live, theirs) <= 1
+    assert worst(live, generate(base, [PROMPT], steps=2, guidance=2.0)) > 1
+
+
+def absent(base: Base) -> dict[str, None]:
+    """Plain diffusers wants to be told of parts that a pipeline was saved without."""
+    return {"text_encoder_3": None, "tokenizer_3": None} if hasattr(base.pipe, "text_encoder_3") else {}
+
+
+def test_the_loss_of_one_person_falls(base: Base, micro_photos: Path, tmp_path: Path) -> None:
+    photos = read_faces(micro_photos)["person-1"][:1]
+    config = DreamboothConfig(method="lora", rank=4, steps=30, lr=2e-2, batch=4, schedule="cosine")
+    adapter = dreambooth(base, photos, tmp_path / "run", config)
+    latents = base.encode_images(to_pixels(open_photo(photos[0].path), 32)[None])
+    drawn = [draw_noise(base, tuple(latents.shape[1:]), "held out", k) for k in range(16)]
+    noise, times = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
+
+    def loss() -> float:
+        with torch.no_grad():
+            told = base.encode_prompts(base.tokenize([photos[0].caption or PROMPT] * 16))
+            return denoise_loss(base, latents.expand(16, -1, -1, -1), told, noise, times).mean().item()
+
+    bare = loss()
+    with wear(base.components, adapter.factors):
+        assert loss() < 0.95 * bare
+
+
+@pytest.mark.parametrize("negative", [None, "a hat"])
+def test_a_batch_of_different_people_is_one_by_one(base: Base, negative: str | None) -> None:
+    factors, prompts = people(base, 2), [PROMPT, "a [V] face wearing a hat"]
+    options: dict[str, Any] = {"steps": 2, "guidance": 3.0, "negative": negative}
+    together = generate(base, prompts, per_prompt=factors, images=2, batch=4, **options)
+    alone = [
+        picture
+        for k, prompt in enumerate(prompts)
+        for picture in generate(
+            base, [prompt], per_prompt={s: (d[[k]], u[[k]]) for s, (d, u) in factors.items()}, images=2,
+            **options,
+        )
+    ]  # fmt: skip
+    assert worst(together, alone) <= 1
+    assert worst(together, generate(base, prompts, images=2, **options)) > 5
+
+
+def test_sparing_memory_changes_nothing(base: Base, folder: Path, micro_photos: Path) -> None:
+    """Checkpointing gives the same people; a bfloat16 base nearly the same, in float32 adapters."""
+    shots = list(read_faces(micro_photos).values())[:2]
+    lora = Adapter(fresh(base.sites, 2), "sks", base.fingerprint, base.source)
+    config = FinetuneConfig(rank=2, steps=2, batch=1, lr=1e-2)
+
+    def trained(here: Base, **fields: Any) -> Iterator[tuple[Tensor, float]]:
+        for one in finetune_many(here, [lora, lora], shots, config.model_copy(update=fields)):
+            yield (
+                torch.cat([(up @ down).flatten() for down, up in one.factors.values()]),
+                float(one.metadata["loss"]),
+            )
+
+    def alike(one: Tensor, other: Tensor) -> bool:
+        return bool(torch.cosine_similarity(one, other, dim=0) > 0.8)
+
+    half = load_base(folder, "cpu", "bfloat16", resolution=32, class_word="face")
+    autocast, spared_ones = trained(base, precision="bf16"), trained(base, checkpointing=True)
+    for plain, spared, cast, rough in zip(trained(base), spared_ones, autocast, trained(half), strict=True):
+        torch.testing.assert_close(spared[0], plain[0], rtol=1e-3, atol=1e-6)
+        assert rough[0].dtype == torch.float32
+        assert rough[1] == pytest.approx(plain[1], rel=0.05)
+        assert alike(rough[0], plain[0]) and alike(cast[0], plain[0])
+
+
+def test_float16_weights_train_only_where_gradients_are_scaled(
+    micro_dir: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    half = load_base(micro_dir, "cpu", "float16")
+    with pytest.raises(InputError, match="dtype: float16 weights lose"):
+        preoptimize(half, micro_photos, tmp_path / "bank", PreoptConfig())
+    with pytest.raises(InputError, match="use dtype=bfloat16"):
+        train_hypernet(half, micro_photos, tmp_path / "hyper", HypernetConfig())
+
+
+def test_the_commands_take_any_base(tmp_path: Path, micro_photos: Path) -> None:
+    pipelines.FAMILIES["SD3"]().save_pretrained(tmp_path / "base")
+    config, photo, out = tmp_path / "config.toml", micro_photos / "person-0" / "0.png", tmp_path / "out"
+    config.write_text(f"base = '{tmp_path / 'base'}'\nresolution = 32\ndevice = 'cpu'\n")
+    person = str(out / FILES["kohya"])
+    for words in (
+        ["dreambooth", str(photo), "--out", str(out), "--steps", "2", "--set", "skip_sites=^text"],
+        ["generate", "--prompt", PROMPT, "--adapter", person, "--out", str(tmp_path / "pictures")],
+    ):
+        result = CliRunner().invoke(cli.app, [*words, "--config", str(config)])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "pictures" / "000-0.png").is_file() and (out / FILES["diffusers"]).is_file()

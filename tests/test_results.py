@@ -1,0 +1,58 @@
+"""README's tables are what the results say, and every result is of an experiment that is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def experiment() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiment", ROOT / "benchmarks" / "experiment.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["experiment"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_says_what_the_results_say(experiment: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [match["name"] for match in experiment.MARK.finditer(text)]
+    assert names and all((ROOT / "benchmarks" / "results" / f"{name}.json").is_file() for name in names)
+    assert experiment.tables(text) == text, "run: python benchmarks/experiment.py --tables"
+
+
+def test_a_table_that_differs_is_seen(experiment: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    match = experiment.MARK.search(text)
+    assert match is not None
+    changed = text.replace(match["table"], match["table"].replace("| base |", "| better |"))
+    assert experiment.tables(changed) == text != changed
+
+
+def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> None:
+    from hyperdreambooth.apps.options import PRESETS
+    from hyperdreambooth.apps.world import RenderConfig
+
+    recipes = {
+        file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
+    }
+    for recipe in recipes.values():
+        assert {"preset", "photos"} <= recipe.keys() <= {"preset", "photos", "sheets"}
+        assert (PRESETS / f"{recipe['preset']}.toml").is_file()
+        RenderConfig(**recipe["photos"])
+    sheets = [f"{name}-{row}.jpg" for name, recipe in recipes.items() for row in recipe.get("sheets", ())]
+    assert all((ROOT / "docs" / sheet).is_file() for sheet in sheets)
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        told = json.loads(file.read_text())
+        if name := told.get("experiment"):
+            assert name in recipes and {"commit", "torch"} <= told["environment"].keys() and told["machine"]
