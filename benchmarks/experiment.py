@@ -45,6 +45,8 @@ def run(name: str, out: Path, words: list[str]) -> Path:
     """
     recipe = tomllib.loads((HERE / "experiments" / f"{name}.toml").read_text(encoding="utf-8"))
     flags = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
+    if "rows" in recipe:
+        words = ["--set", f"rows={json.dumps(recipe['rows'])}", *words]
     hdb("avatars", "render", "--out", out / "photos", *flags)
     hdb("evaluate", out / "photos", "--preset", recipe["preset"], "--out", out / "evaluation", *words)
     report = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def load_config(
     for item in sets:
         key, value = _assignment(item)
         words[key] = value
-        _put(data, key, _literal(value))
+        _put(data, key, literal(value))
     data.update({name: value for name, value in fields.items() if value is not None})
     try:
         return model.model_validate(data)
@@ -77,7 +77,7 @@ def _assignment(item: str) -> tuple[Key, str]:
     return key, value.strip()
 
 
-def _literal(words: str) -> Any:
+def literal(words: str) -> Any:
     """A TOML or JSON literal, else the words themselves."""
     try:
         table = tomllib.loads(f"value = {words}")

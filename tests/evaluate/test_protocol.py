@@ -17,13 +17,13 @@ import micro
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.evaluate import plots, protocol
-from hyperdreambooth.evaluate.config import METHODS, EvaluateConfig, method_of
+from hyperdreambooth.evaluate.config import METHODS, EvaluateConfig, Method, method_of
 from hyperdreambooth.evaluate.judges import load_judges
 from hyperdreambooth.evaluate.methods import Makers
 from hyperdreambooth.evaluate.page import write_page
 from hyperdreambooth.evaluate.protocol import Protocol, Row, draw_people
 from hyperdreambooth.evaluate.report import markdown, summary
-from hyperdreambooth.evaluate.sheet import CELL
+from hyperdreambooth.evaluate.sheet import CELL, write_sheets
 from hyperdreambooth.evaluate.statistics import interval
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.hypernet.predictor import load_hypernet
@@ -98,6 +98,31 @@ def test_every_row_of_the_paper(
     assert len(list((tmp_path / "shared" / "class").rglob("*.png"))) == 2  # drawn once for all
     text = markdown(told)
     assert all(f"| {name} |" in text for name in rows)
+
+
+def test_a_row_of_several_photos_takes_them_from_the_judges_of_all_rows(
+    home: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    rows = ("another-photo", "prediction", "prediction:photos=2")
+    experiment = made(home, micro_photos, tmp_path, rows=rows)
+    make = Makers.make
+
+    def watched(self: Makers, method: Method, people: Any) -> Any:
+        seen.extend(len(photos) for photos in people)
+        return make(self, method, people)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Makers, "make", watched)
+        done = experiment.run()
+    assert seen == [1, 1, 1, 2, 2, 2]
+    assert [path.name for path in experiment.others("person-0")] == ["2.png"]
+    assert done["another-photo"].cells["person-0"] == []  # no photo is left for the bound
+    assert not set(cells(experiment, rows[1])["person-0"]) & set(cells(experiment, rows[2])["person-0"])
+    files = write_sheets(experiment, {name: done[name] for name in rows}, tmp_path)
+    assert files == ["sheets/prediction.jpg", "sheets/prediction-photos-2.jpg"]
+    with pytest.raises(InputError, match="takes 4 photos a person, person-0 has fewer"):
+        made(home, micro_photos, tmp_path, rows=("prediction:photos=4",))
 
 
 def test_likeness_is_never_judged_by_the_reference(home: Path, micro_photos: Path, tmp_path: Path) -> None:
@@ -248,7 +273,15 @@ def test_rows_are_named_or_refused() -> None:
     rows = ("base", "hyperdreambooth@7", "no-hypernetwork", "hyperdreambooth")
     assert EvaluateConfig(rows=rows).compared() == "no-hypernetwork"
     assert EvaluateConfig(rows=rows, against="base").compared() == "base"
-    for rows, words in ((("magic",), "'magic' is no method"), (("base@x",), "NAME@STEPS")):
+    several = method_of("hyperdreambooth:photos=3,way=side_by_side@9", config)
+    assert several.photos == 3 and several.settings == {"steps": 9, "lr": 1.0, "way": "side_by_side"}
+    assert method_of("hyperdreambooth:start=shared", config).start == "shared"
+    for rows, words in (
+        (("magic",), "'magic' is no method"),
+        (("base@x",), "NAME@STEPS"),
+        (("base:photos=0",), "photos: Input should be"),
+        (("base:start=nowhere",), "start: Input should be"),
+    ):
         with pytest.raises(InputError, match=words):
             protocol.methods_of(EvaluateConfig(rows=rows))
     with pytest.raises(InputError, match="'magic' is no method"):

@@ -26,6 +26,13 @@ Pictures = Mapping[str, Sequence[Image.Image]]
 Scores = dict[str, dict[str, float | None]]
 
 
+_WHY_NOT = {
+    "identity": "not judged: no other photo of this person to compare with",
+    "prompt": "not judged: no prompt asks for what the judge knows",
+    "no judges": "not judged: this base brings no scorers",
+}
+
+
 class ShowConfig(FinetuneConfig):
     """The config of `personalize` and `demo`: the finetune's fields, and how pictures are drawn.
 
@@ -127,11 +134,11 @@ def head(prompt: str) -> str:
 
 def _tell(out: Path, report: Mapping[str, Any]) -> None:
     """Scores, seconds and places, a line each."""
-    for score, stages in report["scores"].items():
-        values = (
-            f"{stage} {'-' if value is None else format(value, '.2f')}" for stage, value in stages.items()
-        )
-        typer.echo(f"{score:10} {'   '.join(values)}")
+    scores: Mapping[str, Mapping[str, float | None]] = report["scores"]
+    judged = any(value is not None for stages in scores.values() for value in stages.values())
+    for score, stages in scores.items():
+        values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
+        typer.echo(f"{score:10} {'   '.join(values) or _WHY_NOT[score if judged else 'no judges']}")
     typer.echo(
         f"{'seconds':10} {'   '.join(f'{stage} {value:.1f}' for stage, value in report['seconds'].items())}"
     )

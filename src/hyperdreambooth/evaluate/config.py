@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperdreambooth.config import literal, load_config
 from hyperdreambooth.runs import InputError
 
 Kind: TypeAlias = Literal["photo", "stranger", "base", "prediction", "finetune", "scratch", "file"]
@@ -34,6 +35,7 @@ class Method(BaseModel):
         start: of a finetune: the prediction, or the shared point that all training starts from.
         refinements: of the hypernetwork; None for its own.
         network: the hypernetwork, or the second one that `pro` names.
+        photos: reference photos a person.
         settings: of the finetune or of DreamBooth; what is left out is as everywhere.
     """
 
@@ -43,6 +45,7 @@ class Method(BaseModel):
     start: Literal["prediction", "shared"] = "prediction"
     refinements: int | None = None
     network: Literal["own", "pro"] = "own"
+    photos: int = Field(1, ge=1)
     settings: dict[str, Any] = {}
 
 
@@ -74,6 +77,10 @@ others for other bases.
 """
 
 
+_ROW = re.compile(r"(?P<method>[\w-]+)(?::(?P<changes>[^@]+))?(?:@(?P<steps>\d+))?")
+_OWN = Method.model_fields.keys() - {"kind", "settings"}
+
+
 class EvaluateConfig(BaseModel):
     """The config of `evaluate`.
 
@@ -81,8 +88,9 @@ class EvaluateConfig(BaseModel):
         identities: how many people of the folder, the first ones.
         prompts: what everybody is drawn as; `[V]` is the person, `{class_word}` the base's.
         seeds: pictures a prompt and person; a seed is the same noise for every method.
-        rows: names of methods; `NAME@STEPS` is one with so many steps, for a curve.
-        methods: settings of methods by name, over those of `METHODS`.
+        rows: names of methods; `NAME@STEPS` is one with so many steps, for a curve, and `NAME:key=value,…`
+            one with other settings, for an ablation.
+        methods: settings of methods by name, over those of `METHODS`; fields of `Method` count among them.
         against: the row that all others are compared with, person by person; None for the first finetune.
         pro: a second hypernetwork (`learn_basis`), for the row of that name.
         draw_steps: denoising steps a picture.
@@ -119,7 +127,7 @@ class EvaluateConfig(BaseModel):
     def compared(self) -> str | None:
         """The row that the others are compared with."""
         finetunes = [name for name in self.rows if method_of(name, self).kind == "finetune"]
-        whole = [name for name in finetunes if "@" not in name]  # the method itself before its curve
+        whole = [name for name in finetunes if name in METHODS]  # the method itself before its variants
         return self.against or next(iter([*whole, *finetunes]), None)
 
 
@@ -129,15 +137,21 @@ def method_of(name: str, config: EvaluateConfig) -> Method:
     Raises:
         InputError: a row that is none.
     """
-    known, _, steps = name.partition("@")
-    if known not in METHODS or not re.fullmatch(r"\d*", steps):
+    found = _ROW.fullmatch(name)
+    if found is None or found["method"] not in METHODS:
         names = ", ".join(METHODS)
-        raise InputError(f"rows: {name!r} is no method; expected one of {names}, or NAME@STEPS for a curve")
-    method = METHODS[known]
-    settings = {**method.settings, **config.methods.get(known, {})}
-    if steps:
-        settings["steps"] = int(steps)
-    return method.model_copy(update={"settings": settings})
+        raise InputError(
+            f"rows: {name!r} is no method; expected one of {names}, NAME@STEPS or NAME:key=value,key=value"
+        )
+    method = METHODS[found["method"]]
+    settings = {**method.settings, **config.methods.get(found["method"], {})}
+    for change in filter(None, (found["changes"] or "").split(",")):
+        key, _, value = change.partition("=")
+        settings[key.strip()] = literal(value.strip())
+    if found["steps"]:
+        settings["steps"] = int(found["steps"])
+    own = {key: settings.pop(key) for key in _OWN & settings.keys()}
+    return load_config(Method, **{**method.model_dump(), **own, "settings": settings})
 
 
 def methods_of(config: EvaluateConfig) -> dict[str, Method]:

@@ -29,7 +29,7 @@ from hyperdreambooth.finetune.dreambooth import Person
 from hyperdreambooth.finetune.trainable import together
 from hyperdreambooth.generate import generate
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import read_json, whole_file, write_json
+from hyperdreambooth.runs import InputError, read_json, whole_file, write_json
 
 FORMAT = 1  # raise it when what a cell means changes
 
@@ -74,8 +74,8 @@ class Protocol:
     Args:
         makers: what people are made with.
         judges: who scores the pictures.
-        people: name → photos: the first is the reference, the last a bound where there are three or more, and
-            those between judge.
+        people: name → photos: the first is the reference (the first few, where a row takes several), the last
+            a bound where two or more are left, and those between judge.
         config: what is compared.
         out: keeps everything.
     """
@@ -99,11 +99,14 @@ class Protocol:
         self.prompts = [text.replace("{class_word}", self.base.class_word) for text in config.prompts]
         self.methods = methods_of(config)
         self.settings = {name: makers.settings(method) for name, method in self.methods.items()}
+        self.references = max(method.photos for method in self.methods.values())
+        if few := [name for name, photos in self.people.items() if len(photos) < self.references]:
+            raise InputError(f"rows: one takes {self.references} photos a person, {few[0]} has fewer")
 
     def others(self, person: str) -> list[Path]:
-        """The photos that likeness is judged by: never the reference, never the bound's own."""
-        photos = [photo.path for photo in self.people[person]]
-        return photos[1:-1] if len(photos) > 2 else photos[1:]
+        """The photos that likeness is judged by: never any row's reference, never the bound's own."""
+        photos = [photo.path for photo in self.people[person][self.references :]]
+        return photos[:-1] if len(photos) > 1 else photos
 
     def run(self) -> dict[str, Row]:
         """Makes what is missing, row by row, and judges everything."""
@@ -150,14 +153,14 @@ class Protocol:
         method, settings = self.methods[name], self.settings[name]
         network = self.makers.source(method) if method.kind in ("prediction", "finetune") else None
         brought = self.makers.adapter if method.kind == "file" else None
-        reference = self.people[person][0]
+        references = () if method.kind == "base" else self.people[person][: method.photos]
         return _key(
             format=FORMAT,
             base=self.drawn_by,
-            kind=method.model_dump(mode="json", exclude={"settings"}),
+            kind=method.model_dump(mode="json", exclude={"settings", "photos"}),
             settings=settings.model_dump(mode="json") if settings else None,
             network=network.fingerprint if network else None,
-            photo=None if method.kind == "base" else [photo_hash(reference.path), reference.caption],
+            photos=[[photo_hash(photo.path), photo.caption] for photo in references],
             adapter=_probe(brought) if brought else None,
         )
 
@@ -170,7 +173,8 @@ class Protocol:
         made: dict[str, Person | None] = {p: one[0] for p, one in found.items() if one is not None}
         costs = {p: one[1] for p, one in found.items() if one is not None}
         if absent:
-            fresh, cost = self.makers.make(self.methods[name], [self.people[p][:1] for p in absent])
+            method = self.methods[name]
+            fresh, cost = self.makers.make(method, [self.people[p][: method.photos] for p in absent])
             for person, one in zip(absent, fresh, strict=True):
                 made[person], costs[person] = one, cost
                 keep(one, cost, stems[person])
@@ -196,7 +200,7 @@ class Protocol:
             other = who[(who.index(person) + 1) % len(who)]
             return self.everybody[other][-1].path if len(who) > 1 else None
         photos = self.people[person]
-        return photos[-1].path if len(photos) > 2 else None
+        return photos[-1].path if len(photos) > self.references + 1 else None
 
     def _bounds(self, method: Method, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
         """Photos as the base's autoencoder gives them back: no picture of the base can be nearer."""

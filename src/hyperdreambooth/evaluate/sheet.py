@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,12 +28,13 @@ def write_sheets(protocol: Protocol, rows: Mapping[str, Row], out: Path) -> list
         The files, relative to `out`.
     """
     bounds = {name for name, method in protocol.methods.items() if method.kind in ("photo", "stranger")}
-    files = [f"sheets/{name}.jpg" for name in rows if name not in bounds]
-    for name, file in zip((name for name in rows if name not in bounds), files, strict=True):
+    plain = {name: re.sub(r"[^\w@-]+", "-", name) for name in rows if name not in bounds}
+    files = {name: f"sheets/{word}.jpg" for name, word in plain.items()}
+    for name, file in files.items():
         picture = _sheet(protocol, rows[name])
         with whole_file(out / file) as part:
             picture.save(part, format="JPEG", quality=88)
-    return files
+    return [*files.values()]
 
 
 def _sheet(protocol: Protocol, row: Row) -> Image.Image:
