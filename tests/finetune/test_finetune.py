@@ -291,20 +291,23 @@ def test_captions_are_the_photos_own_or_the_configs(micro_base: Base, person: tu
     assert shots.captions == ("a photo of a sks face", "a photo of a sks face, smiling")
 
 
-def test_class_images_are_drawn_once_and_completed(micro_base: Base, tmp_path: Path) -> None:
+def test_class_images_are_drawn_once_and_completed(
+    micro_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDB_CACHE", str(tmp_path))
     calls: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
 
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         calls.append((tuple(prompts), tuple(seeds)))
         return [Image.new("RGB", (32, 32), (seed % 256, 0, 0)) for seed in seeds]
 
-    first = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample, tmp_path / "class")
+    first = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample)
     assert [len(prompts) for prompts, _ in calls] == [8, 2]
     assert calls[0][0][0] == "a photo of a face"
     assert len({seed for _, seeds in calls for seed in seeds}) == 10
-    (tmp_path / "class" / "00004.png").unlink()
+    next(tmp_path.glob("class/*/00004.png")).unlink()
     seeds, calls[:] = calls[0][1], []
-    second = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample, tmp_path / "class")
+    second = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample)
     assert calls == [(("a photo of a face",), (seeds[4],))]
     torch.testing.assert_close(first.latents, second.latents)
     assert second.weight == 0.5

@@ -35,6 +35,13 @@ def _square(image: Image.Image) -> Image.Image:
     return to_image(to_pixels(image, min(image.size)))
 
 
+def _pretrained(kind: Any, source: str, device: torch.device) -> tuple[Any, Any]:
+    """A transformers model and what prepares pictures for it."""
+    from transformers import AutoImageProcessor
+
+    return kind.from_pretrained(source).eval().to(device), AutoImageProcessor.from_pretrained(source)
+
+
 class Dino:
     """DINO's class token (paper: DINO; here DINOv2).
 
@@ -44,11 +51,9 @@ class Dino:
     """
 
     def __init__(self, source: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
 
-        loader: Any = AutoModel
-        self.model: Any = loader.from_pretrained(source).eval().to(device)
-        self.processor: Any = AutoImageProcessor.from_pretrained(source)
+        self.model, self.processor = _pretrained(AutoModel, source, device)
         self.device = device
 
     @torch.no_grad()
@@ -70,11 +75,9 @@ class Clip:
     """
 
     def __init__(self, source: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoTokenizer, CLIPModel
 
-        loader: Any = CLIPModel
-        self.model: Any = loader.from_pretrained(source).eval().to(device)
-        self.processor: Any = AutoImageProcessor.from_pretrained(source)
+        self.model, self.processor = _pretrained(CLIPModel, source, device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self.device = device
 

@@ -102,10 +102,10 @@ def _landmarks(photo: Photo, image: Image.Image) -> Landmarks | None:
     return in_square(photo.landmarks, *image.size)
 
 
-def class_shots(
-    base: Base, prompt: str, count: int, seed: int, weight: float, sample: Sample, folder: Path | None = None
-) -> Shots:
+def class_shots(base: Base, prompt: str, count: int, seed: int, weight: float, sample: Sample) -> Shots:
     """Pictures of the class by the bare base (DreamBooth's prior preservation), drawn once for all runs.
+
+    They stay as PNG files in a folder of base, prompt and seed in `cache_home`.
 
     Args:
         base: encodes them.
@@ -114,10 +114,9 @@ def class_shots(
         seed: picture k is drawn from (seed, k) alone: an interrupted cache, or a smaller one, is completed.
         weight: of their loss, against 1 for the person's.
         sample: draws them.
-        folder: keeps them as PNG files; None for a folder of base, prompt and seed in `cache_home`.
     """
     caption = _caption(base, prompt)
-    folder = folder or cache_home() / "class" / _class_key(base, caption, seed)
+    folder = cache_home() / "class" / _class_key(base, caption, seed)
     images = _kept(folder, count)
     missing = [k for k in range(count) if k not in images]
     with Progress("class images", count, len(images)) as bar:
