@@ -12,17 +12,8 @@ from hyperdreambooth.avatars.build import BuildConfig, build, pack
 from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.runs import InputError, read_json
 
-TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="fp32")
-CONFIG = BuildConfig(
-    vae=TINY,
-    decoder=TINY,
-    base=TINY,
-    faces=TINY,
-    identity=TINY,
-    attributes=TINY,
-    encoder=TINY,
-    judged_people=4,
-)
+TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="float32")
+CONFIG = BuildConfig(vae=TINY, base=TINY, identity=TINY, attributes=TINY, encoder=TINY, judged_people=4)
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:

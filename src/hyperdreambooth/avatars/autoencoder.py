@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperdreambooth.avatars.fit import StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
@@ -43,33 +43,19 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
     def loss_of(step: int) -> dict[str, Tensor]:
         pixels = crops(pictures, config, step).to(device)
         posterior = vae.encode(pixels).latent_dist
-        losses = _pixel_losses(vae.decode(posterior.sample()).sample.float(), pixels)
+        answer = vae.decode(posterior.sample()).sample.float()
+        absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        return {**losses, "loss": losses["loss"] + 1e-4 * kl, "kl": kl}
+        return {
+            "loss": absolute + 8 * squared + 1e-4 * kl,
+            "absolute": absolute,
+            "squared": squared,
+            "kl": kl,
+        }
 
     fit("vae", vae, loss_of, config, folder, device)
     vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
     return vae
-
-
-def train_decoder(vae: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> None:
-    """The decoder goes on alone, in place: sharper pictures, and what learned from its latents holds."""
-    decoder = (
-        nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).float().to(device)
-    )
-
-    def loss_of(step: int) -> dict[str, Tensor]:
-        pixels = crops(pictures, config, step).to(device)
-        with torch.no_grad():
-            latents = vae.encode(pixels).latent_dist.mode()
-        return _pixel_losses(vae.decode(latents).sample.float(), pixels)
-
-    fit("decoder", decoder, loss_of, config, folder, device)
-
-
-def _pixel_losses(answer: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
-    return {"loss": absolute + 8 * squared, "absolute": absolute, "squared": squared}
 
 
 def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from hyperdreambooth.avatars import measure
-from hyperdreambooth.avatars.autoencoder import psnr, train_decoder, train_vae
+from hyperdreambooth.avatars.autoencoder import psnr, train_vae
 from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.avatars.diffusion import CLASS_WORD, TRIGGER, assemble, train_base
 from hyperdreambooth.avatars.fit import StageConfig
@@ -31,18 +31,11 @@ SHARD = "15MB"
 
 
 class BuildConfig(BaseModel):
-    """What `hdb avatars build` makes; the defaults are the shipped world's.
-
-    `decoder` goes on with the VAE and `faces` with the base, where the one before it ended; `focus` is how
-    much more the middle of a picture counts in `faces`.
-    """
+    """What `hdb avatars build` makes; the defaults are the shipped world's."""
 
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
-    decoder: StageConfig = StageConfig(steps=12000, batch=16, lr=1e-3, people=2000)
     base: StageConfig = StageConfig(steps=3800, batch=64, lr=1.5e-3, ema=0.998, people=8000)
-    faces: StageConfig = StageConfig(steps=5400, batch=64, lr=1e-3, ema=0.999, people=10000)
-    focus: float = 3.0
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
@@ -85,13 +78,6 @@ def _judges(out: Path, config: BuildConfig, album: bool = False) -> Pictures:
 
 def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     vae = train_vae(_train_pictures(out, config.vae, album=False), config.vae, out / "runs" / "vae", device)
-    train_decoder(
-        vae,
-        _train_pictures(out, config.decoder, album=False),
-        config.decoder,
-        out / "runs" / "decoder",
-        device,
-    )
     _save(out / "vae", lambda part: vae.save_pretrained(part))
     return {"psnr_db": round(psnr(vae, _judges(out, config), device), 2), "parameters": _size(vae)}
 
@@ -106,9 +92,9 @@ def _load_vae(out: Path, device: str) -> Any:
 
 def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     pipe = assemble(_load_vae(out, device), config.base.seed)
-    for name, stage, focus in (("base", config.base, 0.0), ("faces", config.faces, config.focus)):
-        drawn = _train_pictures(out, stage, album=False)
-        train_base(pipe, drawn, stage, out / "runs" / name, device, focus)
+    train_base(
+        pipe, _train_pictures(out, config.base, album=False), config.base, out / "runs" / "base", device
+    )
 
     def save(part: Path) -> None:
         pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)

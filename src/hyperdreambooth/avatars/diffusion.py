@@ -13,6 +13,7 @@ from hyperdreambooth.avatars.captions import caption, words
 from hyperdreambooth.avatars.fit import StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
 from hyperdreambooth.avatars.untyped import diffusers, transformers
+from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import draw, load_tensors, save_tensors
 
 TRIGGER = "sks"
@@ -102,7 +103,7 @@ def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
         return load_tensors(file)[0]["latents"]
     parts: list[Tensor] = []
     for rows in torch.arange(len(pictures)).split(64):
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with autocast("auto", torch.device(device)):
             mode = vae.encode(pictures.batch(rows).to(device)).latent_dist.mode()
         parts.append((mode * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)
@@ -110,9 +111,7 @@ def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
     return latents
 
 
-def train_base(
-    pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str, focus: float = 0.0
-) -> None:
+def train_base(pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> None:
     """Trains UNet and text encoder together on rendered pictures and their captions.
 
     Args:
@@ -121,12 +120,11 @@ def train_base(
         config: steps, batch, rates.
         folder: run folder.
         device: torch device.
-        focus: how much more the error counts in the middle of the picture, where faces are.
     """
     vae, tokenizer = pipe.vae, pipe.tokenizer
     model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).float().to(device)
     latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
-    alphas, weight = scheduler().alphas_cumprod.to(device), _middle(latents.shape[-1], focus).to(device)
+    alphas = scheduler().alphas_cumprod.to(device)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         generator = draw("base", config.seed, step)
@@ -141,20 +139,12 @@ def train_base(
         noisy = signal.sqrt() * latents[rows].float().to(device) + (1 - signal).sqrt() * noise
         hidden = model["text_encoder"](tokens)[0]
         answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
-        error = ((answer - noise).square() * weight).mean(dim=(1, 2, 3))
+        error = (answer - noise).square().mean(dim=(1, 2, 3))
         # Min-SNR weighting (Hang et al., arXiv 2303.09556, γ = 5): nearly clean latents would dominate.
         snr = (signal / (1 - signal)).flatten()
         return {"loss": (error * (5 / snr).clamp(max=1)).mean(), "error": error.mean()}
 
     fit("base", model, loss_of, config, folder, device)
-
-
-def _middle(side: int, focus: float) -> Tensor:
-    """Weights `(side, side)`, `1 + focus` in the middle to 1 at the edges, scaled to a mean of 1."""
-    place = (torch.arange(side) + 0.5) / side - 0.5
-    bell = (-0.5 * (place / 0.2).square()).exp()
-    weight = 1 + focus * bell[:, None] * bell
-    return weight / weight.mean()
 
 
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 
@@ -24,7 +25,7 @@ class StageConfig(BaseModel):
         batch: samples a step.
         lr: peak learning rate of AdamW; warm-up over 2 %, cosine to a twentieth.
         ema: decay of the weight average that is shipped.
-        precision: `bf16` or `fp32` autocast.
+        precision: of the forward and backward.
         seed: of weights and draws.
         people: identities rendered for it.
         each: pictures an identity.
@@ -35,7 +36,7 @@ class StageConfig(BaseModel):
     batch: int = 32
     lr: float = 1e-3
     ema: float = 0.999
-    precision: str = "bf16"
+    precision: Precision = "auto"
     seed: int = 0
     people: int = 6000
     each: int = 4
@@ -72,7 +73,7 @@ def fit(
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate(step, config.steps)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            with autocast(config.precision, torch.device(device)):
                 losses = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()

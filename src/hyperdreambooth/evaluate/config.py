@@ -45,7 +45,7 @@ class Method(BaseModel):
     start: Literal["prediction", "shared"] = "prediction"
     refinements: int | None = None
     network: Literal["own", "pro"] = "own"
-    photos: int = Field(1, ge=1)
+    photos: int = Field(default=1, ge=1)
     settings: dict[str, Any] = {}
 
 
@@ -150,8 +150,9 @@ def method_of(name: str, config: EvaluateConfig) -> Method:
         settings[key.strip()] = literal(value.strip())
     if found["steps"]:
         settings["steps"] = int(found["steps"])
-    own = {key: settings.pop(key) for key in _OWN & settings.keys()}
-    return load_config(Method, **{**method.model_dump(), **own, "settings": settings})
+    own: dict[str, Any] = {key: settings.pop(key) for key in _OWN & settings.keys()}
+    own = {**method.model_dump(), **own, "settings": settings}
+    return load_config(Method, **own)
 
 
 def methods_of(config: EvaluateConfig) -> dict[str, Method]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hyperdreambooth.base.denoise import Weighting
 from hyperdreambooth.config import load_config
+from hyperdreambooth.precision import Precision
 
 Steps: TypeAlias = Annotated[int, Field(ge=0)] | Literal["auto"]
 
@@ -17,6 +18,7 @@ class TrainConfig(BaseModel):
     """The loop's fields, shared by the finetune and by DreamBooth.
 
     Attributes:
+        precision: of the base's forward and backward; `auto` is what is fast here.
         steps: how many; `auto` stops when the loss on fixed noise stops falling (`plateau.py`).
         most: steps at most where `steps` is `auto`.
         batch: samples a step; one photo fills a batch with different noise and timesteps.
@@ -38,7 +40,7 @@ class TrainConfig(BaseModel):
     schedule: Literal["constant", "cosine"] = "constant"
     batch: int = Field(default=4, ge=1)
     clip: float = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
     prompt: str = "a photo of a [V] {class_word}"
     weighting: Weighting = "uniform"

@@ -26,11 +26,10 @@ from hyperdreambooth.finetune.plateau import DRAWS, Plateau
 from hyperdreambooth.finetune.shots import Conditioner, Photos, Sample, Shots, photos_fingerprint, shots_of
 from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, pairs, together
 from hyperdreambooth.lora.relax import fresh, relax, truncate
+from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, Run
 from hyperdreambooth.shapes import Factors, Site
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -57,7 +56,7 @@ def step_losses(
     drawn = [draw_noise(base, shape, *key, offset=offset) for key in keys] * len(people)
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
     mask = torch.stack([shots.mask(index) for shots, index in picks])
-    with torch.autocast(base.device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
+    with autocast(config.precision, base.device):
         conditioning = encode([shots.captions[index] for shots, index in picks])
         losses = denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.weighting)
     weights = losses.new_tensor([shots.weight for shots, _ in picks])

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hyperdreambooth.base.denoise import Weighting
 from hyperdreambooth.hypernet.loss import Schedule
+from hyperdreambooth.precision import Precision
 
 _TELLING = (
     "log_every",
@@ -44,6 +45,7 @@ class HypernetConfig(BaseModel):
             all.
         prompt: caption of photos without one of their own.
         ema: decay of the averaged weights, which are what is exported.
+        precision: of the forward and backward; `auto` is what is fast here.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         validation: identities held out (at most a quarter of them).
         draws: noise draws a held-out identity at each validation.
@@ -92,7 +94,7 @@ class HypernetConfig(BaseModel):
     bank_share: float = Field(0.25, ge=0, le=1)
     prompt: str = "a photo of a [V] {class_word}"
     ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Precision = "float32"
     accumulation: int = Field(1, ge=1)
     checkpointing: bool = False
     validation: int = Field(16, ge=0)

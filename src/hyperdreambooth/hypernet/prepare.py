@@ -26,10 +26,11 @@ from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.hypernet.target import Targets, read_targets
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
+from hyperdreambooth.precision import resolved
 from hyperdreambooth.runs import InputError, Run, read_json
 from hyperdreambooth.shapes import Factors
 
-_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+_ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Wearable(nn.Module):
@@ -103,7 +104,7 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
             f"precision: {config.precision} over float16 weights loses small gradients; use dtype=bfloat16"
         )
     accelerator = Accelerator(
-        cpu=base.device.type == "cpu", mixed_precision=_PRECISION[config.precision],
+        cpu=base.device.type == "cpu", mixed_precision=_ACCELERATE[resolved(config.precision, base.device)],
         gradient_accumulation_steps=config.accumulation,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )  # fmt: skip

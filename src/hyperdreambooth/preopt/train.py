@@ -31,6 +31,7 @@ from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, factors, start
 from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.precision import autocast, resolved
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, Run, draw, environment
 
@@ -59,7 +60,8 @@ class PreoptConfig(BaseModel):
         offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         size_weight: of the mean square of the numbers' distance from the shared start.
-        precision: of the base's forward and backward; the numbers and Adam stay float32.
+        precision: of the base's forward and backward, `auto` is what is fast here; the numbers and Adam stay
+            float32.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,7 +83,7 @@ class PreoptConfig(BaseModel):
     offset_noise: float = Field(0.0, ge=0)
     checkpointing: bool = False
     size_weight: float = Field(0.0, ge=0)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
 
     @model_validator(mode="after")
     def _rank_fits(self) -> Self:
@@ -107,7 +109,7 @@ class Stage:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast of the base's forward."""
-        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.config.precision, self.base.device)
 
     def manifest(self) -> dict[str, Any]:
         """How the bank is made; a bank of another manifest is refused."""
@@ -203,7 +205,8 @@ def _encoded(stage: Stage, tokens: Tensor, cache: Path | None) -> Conditioning:
         parts = [make(rows.tolist()) for rows in torch.arange(len(tokens)).split(_ENCODED_TOGETHER)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in tokens.cpu()]
-    folder = cache / f"conditioning-{stage.base.fingerprint}-{stage.base.dtype}-{stage.config.precision}"
+    precision = resolved(stage.config.precision, stage.base.device)
+    folder = cache / f"conditioning-{stage.base.fingerprint}-{stage.base.dtype}-{precision}"
     made = cached_rows(names, make, folder, _ENCODED_TOGETHER, "encode captions")
     return {key: rows.to(stage.base.device) for key, rows in made.items()}
 
