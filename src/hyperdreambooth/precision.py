@@ -23,9 +23,8 @@ def resolved(precision: Precision, device: torch.device) -> Literal["float32", "
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    told: Callable[[], Mapping[str, Any]] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )  # torch 2.11 has none
+    # not in every torch that is supported
+    told: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return "bf16" if device.type == "cpu" and told().get("amx_bf16") else "float32"
 
 
