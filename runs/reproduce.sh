@@ -13,7 +13,7 @@ world=() bank=() train=()
 people=5000 covered=128
 if [ "$SETTING" = short ]; then
   people=200 covered=16
-  for stage in vae base identity attributes encoder; do
+  for stage in vae base faces identity attributes encoder; do
     world+=(--set "$stage.steps=60" --set "$stage.people=200" --set "$stage.checkpoint_every=20")
   done
   bank+=(--set steps=20 --set identities_per_batch=8)

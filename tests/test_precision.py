@@ -12,14 +12,15 @@ from hyperdreambooth.precision import Precision, autocast, resolved
 CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True} if amx else {})
-    assert resolved("auto", CPU) == ("bf16" if amx else "float32")
+@pytest.mark.parametrize("able", ["amx_bf16", "avx512_bf16", ""])
+def test_auto_on_a_processor(monkeypatch: pytest.MonkeyPatch, able: str) -> None:
+    told = {"avx512_f": True, "amx_bf16": False, "avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {**told, able: True})
+    assert resolved("auto", CPU) == ("bf16" if able else "float32")
     assert resolved("auto", MPS) == "float32"
     product = torch.ones(2, 2)
     with autocast("auto", CPU):
-        assert (product @ product).dtype == (torch.bfloat16 if amx else torch.float32)
+        assert (product @ product).dtype == (torch.bfloat16 if able else torch.float32)
 
 
 @pytest.mark.parametrize("new", [True, False])

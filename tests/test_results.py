@@ -47,7 +47,7 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
     }
     for recipe in recipes.values():
-        assert {"preset", "photos"} <= recipe.keys() <= {"preset", "photos", "sheets"}
+        assert {"preset", "photos"} <= recipe.keys() <= {"preset", "photos", "rows", "sheets"}
         assert (PRESETS / f"{recipe['preset']}.toml").is_file()
         RenderConfig(**recipe["photos"])
     sheets = [f"{name}-{row}.jpg" for name, recipe in recipes.items() for row in recipe.get("sheets", ())]

@@ -13,22 +13,26 @@ from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.runs import InputError, read_json
 
 TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="float32")
-CONFIG = BuildConfig(vae=TINY, base=TINY, identity=TINY, attributes=TINY, encoder=TINY, judged_people=4)
+CONFIG = BuildConfig(
+    vae=TINY, base=TINY, faces=TINY, identity=TINY, attributes=TINY, encoder=TINY, judged_people=4
+)
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="vae, base, scorers, encoder, all"):
+    with pytest.raises(InputError, match="vae, base, faces, scorers, encoder, all"):
         build("unet", tmp_path, CONFIG)
 
 
 def test_a_stage_needs_its_predecessor(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run the stage vae first"):
         build("base", tmp_path, CONFIG)
+    with pytest.raises(InputError, match="run the stage base first"):
+        build("faces", tmp_path, CONFIG)
 
 
 def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
     figures = build("all", tmp_path / "work", CONFIG)
-    assert set(figures) == {"vae", "base", "scorers", "encoder"}
+    assert set(figures) == {"vae", "base", "faces", "scorers", "encoder"}
     before = (tmp_path / "work" / "base.json").stat().st_mtime_ns
     build("all", tmp_path / "work", CONFIG)
     assert (tmp_path / "work" / "base.json").stat().st_mtime_ns == before

@@ -1,4 +1,4 @@
-"""Builds the embedded world from seeds: VAE → base → scorers → encoder, and the figures that describe them.
+"""Builds the embedded world from seeds: VAE → base → faces → scorers → encoder, and the figures that describe them.
 
 Every stage is a resumable run folder under `out/`; a finished stage is not done again. `pack` puts what ships
 (float16, shards of at most 15 MB) into one folder, with figures and logs beside the weights.
@@ -19,23 +19,28 @@ from torch import nn
 from hyperdreambooth.avatars import measure
 from hyperdreambooth.avatars.autoencoder import psnr, train_vae
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.diffusion import CLASS_WORD, TRIGGER, assemble, train_base
+from hyperdreambooth.avatars.diffusion import CLASS_WORD, TRIGGER, assemble, plain_attention, train_base
 from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.avatars.pictures import Pictures, pictures
 from hyperdreambooth.avatars.readers import train_attributes, train_encoder, train_identity
 from hyperdreambooth.avatars.untyped import diffusers
 from hyperdreambooth.runs import InputError, environment, read_json, whole_folder, write_json
 
-STAGES = ("vae", "base", "scorers", "encoder")
+STAGES = ("vae", "base", "faces", "scorers", "encoder")
 SHARD = "15MB"
 
 
 class BuildConfig(BaseModel):
-    """What `hdb avatars build` makes; the defaults are the shipped world's."""
+    """What `hdb avatars build` makes; the defaults are the shipped world's.
+
+    `faces` goes on with the base where `base` ended; `focus` is how much more the middle of a picture counts in it.
+    """
 
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
     base: StageConfig = StageConfig(steps=3800, batch=64, lr=1.5e-3, ema=0.998, people=8000)
+    faces: StageConfig = StageConfig(steps=3500, batch=64, lr=1e-3, people=8000, seed=1)
+    focus: float = 4.0
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
@@ -92,17 +97,30 @@ def _load_vae(out: Path, device: str) -> Any:
 
 def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     pipe = assemble(_load_vae(out, device), config.base.seed)
-    train_base(
-        pipe, _train_pictures(out, config.base, album=False), config.base, out / "runs" / "base", device
-    )
+    drawn = _train_pictures(out, config.base, album=False)
+    train_base(pipe, drawn, config.base, out / "runs" / "base", device)
+    return _save_pipeline(pipe, out / "base")
+
+
+def _faces(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    if not (out / "base").is_dir():
+        raise InputError(f"{out / 'base'}: no base there yet; run the stage base first")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out / "base").to(device)
+    plain_attention(pipe.unet)
+    drawn = _train_pictures(out, config.faces, album=False)
+    train_base(pipe, drawn, config.faces, out / "runs" / "faces", device, config.focus)
+    return _save_pipeline(pipe, out / "faces")
+
+
+def _save_pipeline(pipe: Any, folder: Path) -> dict[str, Any]:
+    sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
 
     def save(part: Path) -> None:
         pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)
         write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
         _forget_half(part / "text_encoder" / "config.json")
 
-    sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
-    _save(out / "base", save)
+    _save(folder, save)
     return {"parameters": sizes}
 
 
@@ -142,6 +160,7 @@ def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 _RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = {
     "vae": _vae,
     "base": _base,
+    "faces": _faces,
     "scorers": _scorers,
     "encoder": _encoder,
 }
@@ -165,7 +184,7 @@ def pack(out: Path, pack_folder: Path) -> None:
         pack_folder: receives `base/` (with `base/scorers/`) and `logs/`.
     """
     with whole_folder(pack_folder / "base") as part:
-        shutil.copytree(out / "base", part, dirs_exist_ok=True)
+        shutil.copytree(out / "faces", part, dirs_exist_ok=True)
         shutil.copytree(out / "scorers", part / "scorers")
     with whole_folder(pack_folder / "logs") as part:
         for run in sorted((out / "runs").iterdir()):
