@@ -11,6 +11,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers share the cores: with a thread a core each, they wait for one another most of the time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # tensor maths: what is imported from now on checks the shapes of every call
 CHECKED = ("lidb.weights", "lora.inject", "lora.relax", "hypernet.decoder", "hypernet.loss")

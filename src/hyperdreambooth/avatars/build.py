@@ -39,8 +39,8 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
     base: StageConfig = StageConfig(steps=3800, batch=64, lr=1.5e-3, ema=0.998, people=8000)
-    faces: StageConfig = StageConfig(steps=3500, batch=64, lr=1e-3, people=8000, seed=1)
-    focus: float = 4.0
+    faces: StageConfig = StageConfig(steps=2700, batch=64, lr=1e-3, people=8000, seed=1)
+    focus: float = 8.0
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)

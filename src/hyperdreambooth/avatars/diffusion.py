@@ -116,7 +116,7 @@ def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
 
 
 def train_base(
-    pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str, focus: float = 0.0
+    pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str, focus: float | None = None
 ) -> None:
     """Trains UNet and text encoder together on rendered pictures and their captions.
 
@@ -126,12 +126,13 @@ def train_base(
         config: steps, batch, rates.
         folder: run folder.
         device: torch device.
-        focus: how much more the error counts in the middle of the picture, where faces are.
+        focus: how much more the error counts in the middle of the picture, where faces are; then noise levels are
+            weighted so that the shape of a face counts. None while there are scenes and styles to learn.
     """
     vae, tokenizer = pipe.vae, pipe.tokenizer
     model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).float().to(device)
     latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
-    alphas, weight = scheduler().alphas_cumprod.to(device), _middle(latents.shape[-1], focus).to(device)
+    alphas, weight = scheduler().alphas_cumprod.to(device), _middle(latents.shape[-1], focus or 0.0).to(device)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         generator = draw("base", config.seed, step)
@@ -147,17 +148,24 @@ def train_base(
         hidden = model["text_encoder"](tokens)[0]
         answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
         error = ((answer - noise).square() * weight).mean(dim=(1, 2, 3))
-        # Min-SNR weighting (Hang et al., arXiv 2303.09556, γ = 5): nearly clean latents would dominate.
         snr = (signal / (1 - signal)).flatten()
-        return {"loss": (error * (5 / snr).clamp(max=1)).mean(), "error": error.mean()}
+        return {"loss": (error * _noise_weight(snr, focus is not None)).mean(), "error": error.mean()}
 
     fit("base", model, loss_of, config, folder, device)
+
+
+def _noise_weight(snr: Tensor, shape_counts: bool) -> Tensor:
+    """Of each noise level: min-SNR (Hang et al., arXiv 2303.09556, γ = 5), or debiased (Yu et al., arXiv 2310.08442).
+
+    Under the first nearly clean latents do not dominate; the second adds weight where faces take their shape.
+    """
+    return snr.rsqrt().clamp(max=10) if shape_counts else (5 / snr).clamp(max=1)
 
 
 def _middle(side: int, focus: float) -> Tensor:
     """Weights `(side, side)`, `1 + focus` in the middle down to 1 at the edges, scaled to a mean of 1."""
     place = (torch.arange(side) + 0.5) / side - 0.5
-    bell = (-0.5 * (place / 0.2).square()).exp()
+    bell = (-0.5 * (place / 0.17).square()).exp()
     weight = 1 + focus * bell[:, None] * bell
     return weight / weight.mean()
 
