@@ -90,7 +90,13 @@ def _shard(folder: Path, names: Sequence[str]) -> Path:
 
 
 def _save(folder: Path, names: Sequence[str], rows: Mapping[str, Tensor]) -> None:
-    save_tensors(_shard(folder, names), rows, {_NAMES: " ".join(names)})
+    shard = _shard(folder, names)
+    try:
+        save_tensors(shard, rows, {_NAMES: " ".join(names)})
+    except PermissionError:  # Windows replaces nothing that another process has mapped: the same rows, then
+        found = _open(shard)
+        if found is None or found[0] != list(names) or found[1].keys() != rows.keys():
+            raise
 
 
 def _open(shard: Path) -> tuple[list[str], Rows] | None:

@@ -119,6 +119,22 @@ def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
     assert report(tmp_path / "g")["counts"]["dropped"] == 1
 
 
+def test_names_that_are_not_utf8_are_reported(photos: Path, tmp_path: Path) -> None:
+    """Of a photo, which is dropped, and of the folder, which is escaped."""
+    home = photos.rename(tmp_path / "album")
+    try:
+        (home / "ana" / "3.jpg").rename(home / "ana" / os.fsdecode(b"caf\xe9.jpg"))
+        home = home.rename(tmp_path / os.fsdecode(b"\xe9t\xe9"))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    result = hdb("prepare", home, "--out", tmp_path / "crops", "--already-cropped", "--set", "sharpness=0")
+    told = report(tmp_path / "crops")
+    assert told["counts"] == {"photos": 3, "kept": 2, "dropped": 1, "people": 1}
+    assert (
+        told["photos"].endswith("\\udce9t\\udce9") and "caf\\udce9.jpg: the file's name is" in result.stdout
+    )
+
+
 def crops(out: Path) -> dict[str, bytes]:
     return {crop.name: crop.read_bytes() for crop in out.glob("ana/[!.]*.png")}
 

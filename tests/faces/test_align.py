@@ -79,6 +79,15 @@ def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
     assert open_photo(tmp_path / "a.png").tobytes() == upright.tobytes()
 
 
+def test_odd_tags_cost_no_photo() -> None:
+    """Text where EXIF has a number: Pillow reads it, and cannot write it."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    split((64, 48)).save(buffer, "JPEG", exif=exif)
+    content = buffer.getvalue().replace(b"\x01\x0f\x00\x02", b"\x02\x13\x00\x02")
+    assert content != buffer.getvalue() and open_photo(Path("a.jpg"), content).size == (48, 64)
+
+
 def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "a.png")

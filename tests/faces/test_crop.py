@@ -16,6 +16,7 @@ from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face, sharpness
 from hyperdreambooth.faces.detect import Face
+from hyperdreambooth.faces.landmarks import Landmarks, check_face
 from hyperdreambooth.runs import InputError
 
 CONFIG = PrepareConfig(size=128)
@@ -93,6 +94,32 @@ def test_already_cropped_takes_the_centre_square() -> None:
     crop, points = crop_face(image, None, PrepareConfig(size=128, already_cropped=True), None)
     square = image.crop((50, 0, 250, 200)).resize((128, 128), Image.Resampling.LANCZOS)
     assert crop.tobytes() == square.tobytes() and points is None
+
+
+def test_a_face_beside_the_centre_square() -> None:
+    """What is kept has landmarks that a training takes; of this photo it would have a part of a shoulder."""
+    image, config = (
+        portrait.astronaut().crop((0, 40, 512, 160)),
+        PrepareConfig(size=128, already_cropped=True),
+    )
+    for dx, inside in ((0, True), (80, False), (200, False)):
+        points = portrait.scaled(1, dx, -40)
+        if inside:
+            _, found = crop_face(image, points, config, None)
+            check_face(found or (), 128, 128)
+            continue
+        with pytest.raises(InputError, match=r"outside the centre square; .* leave out --already-cropped"):
+            crop_face(image, points, config, None)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [((9.0, 9.0),) * 5, portrait.LANDMARKS[1::-1] + portrait.LANDMARKS[2:3] + portrait.LANDMARKS[:2:-1]],
+)
+def test_a_detector_that_sees_no_face_in_a_face(points: Landmarks) -> None:
+    """A training would refuse the crop's landmarks."""
+    with pytest.raises(InputError, match="the landmarks make no face"):
+        crop_face(portrait.astronaut(), None, CONFIG, lambda image: [Face(portrait.BOX, points, 0.9)])
 
 
 # ---- five hundred photos that nobody would send ---------------------------------------------------------

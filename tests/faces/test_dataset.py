@@ -59,7 +59,18 @@ def test_captions(tmp_path: Path) -> None:
     assert captions == ["a [V] face, smiling", "of its own", "ü", None, "with a mark"]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", '{"text": "x"}', '{"file_name": 3, "text": "x"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "3",
+        '{"text": "x"}',
+        '{"file_name": 3, "text": "x"}',
+        "[" * 99999,
+        '{"file_name": "1.jpg", "text": "\\ud800"}',
+    ],
+)
 def test_a_broken_caption_file_names_its_line(tmp_path: Path, line: str) -> None:
     touch(tmp_path, "1.jpg")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.jpg", "text": "x"}\n' + line)

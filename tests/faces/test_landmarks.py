@@ -211,7 +211,7 @@ def test_points_of_a_face_whatever_its_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, 3, [1, 2], [[1, 2]] * 4, ["a"] * 10, [[1, float("nan")]] * 5, {"a": 1}]
+    "value", [None, 3, [1, 2], [[1, 2]] * 4, ["a"] * 10, [[1, float("nan")]] * 5, {"a": 1}, [10**400] * 10]
 )
 def test_what_is_no_landmarks(value: object) -> None:
     with pytest.raises(ValueError, match="landmarks"):

@@ -193,6 +193,27 @@ def test_four_processes_fill_one_cache_at_once(tmp_path: Path, photos: list[Phot
         shutil.rmtree(tmp_path / "cache")
 
 
+@pytest.mark.parametrize("content", ["whole", "torn", "none"])
+def test_a_shard_that_windows_does_not_replace(
+    tmp_path: Path, photos: list[Photo], monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """Another process has made it meanwhile, and mapped it: that is fine if it is whole, and only then."""
+
+    def replace(source: Path, target: Path) -> None:
+        if content != "none":
+            target.write_bytes(source.read_bytes()[: None if content == "whole" else 200])
+        raise PermissionError(13, "Access is denied", str(target))
+
+    monkeypatch.setattr(os, "replace", replace)
+    if content == "whole":
+        assert torch.equal(
+            cached_latents(photos, 32, Encoder(), tmp_path / "cache", "key", batch=3), naive(photos, 32)
+        )
+        return
+    with pytest.raises(PermissionError):
+        cached_latents(photos, 32, Encoder(), tmp_path / "cache", "key", batch=3)
+
+
 def test_a_broken_photo_is_named_and_the_rest_is_kept(tmp_path: Path, photos: list[Photo]) -> None:
     photos[5].path.write_bytes(photos[5].path.read_bytes()[:200])
     encode = Encoder()

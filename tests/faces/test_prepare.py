@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from hyperdreambooth.faces.crop import crop_face
 from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.prepare import prepare_folder
+from hyperdreambooth.faces.sources import Item
 from hyperdreambooth.runs import InputError
 
 CONFIG = PrepareConfig(size=64, min_side=16)
@@ -135,6 +139,118 @@ def test_names_that_some_file_systems_cannot_tell_apart(tmp_path: Path) -> None:
     records = {Path(record.photo).name: record for record in run(tmp_path / "photos", tmp_path / "out")}
     assert records["ana.jpg"].kept and records["Bob.png"].kept
     assert "has the same name as" in records["ana.png"].reason and "rename" in records["ana.png"].reason
+
+
+def jobs(*items: Item) -> list[str]:
+    """Reasons for dropping photos by their names alone."""
+    found = prepare._jobs(items, {}, Path("out"), CONFIG, portrait.middle)  # pyright: ignore[reportPrivateUsage]
+    return [one.reason if isinstance(one, Record) else "" for one in found]
+
+
+def test_a_name_counts_once_however_it_is_written() -> None:
+    """A Mac composes ü in either way, a shard may have a key twice."""
+    one, two, three = (Item(name, "x.tar:1", b"", None) for name in ("ana/\u00fc", "ana/u\u0308", "ana/o"))
+    reasons = jobs(one, two, three, three)
+    assert [reason[:29] for reason in reasons] == [
+        "",
+        "has the same name as x.tar:1;",
+        "",
+        "has the same name as x.tar:1;",
+    ]
+
+
+def test_a_photo_named_like_the_contact_sheet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("Contact-Sheet.jpg", "b.jpg"):
+        portrait.astronaut().save(tmp_path / "photos" / name)
+    records = {record.name: record for record in run(tmp_path / "photos", tmp_path / "out")}
+    assert (
+        records["b"].kept and "prepare's own contact-sheet.png; rename it" in records["Contact-Sheet"].reason
+    )
+    assert list(read_faces(tmp_path / "out")) == ["b"]
+
+
+def test_a_name_that_is_not_utf8_costs_that_photo_alone(tmp_path: Path) -> None:
+    """In a folder of such a name, with two spaces in it: a reason never begins with the photo's path."""
+    home = tmp_path / os.fsdecode(b"our  caf\xe9") / "ana"
+    try:
+        home.mkdir(parents=True)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    for name in ("a.png", os.fsdecode(b"caf\xe9.png")):
+        portrait.astronaut().resize((128, 128)).save(home / name)
+    (home / "torn.png").write_bytes(b"no picture")
+    for _ in range(2):
+        records = run(home.parent, tmp_path / "out")
+        assert [(one.name, one.reason[:19]) for one in records] == [
+            ("ana/a", ""), ("ana/caf\\udce9", "the file's name is "), ("ana/torn", "not a PNG, JPEG, We"),
+        ]  # fmt: skip
+        json.dumps([one.photo for one in records], ensure_ascii=False).encode()
+
+
+def test_one_bad_sample_of_a_shard_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    portrait.astronaut().resize((128, 128)).save(tmp_path / "1.png")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, data in (("ana/1.png", None), ("ana/2.png", None), ("ana/2.json", b"not json")):
+            data = data or (tmp_path / "1.png").read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    records = run(tmp_path / "s.tar", tmp_path / "out")
+    assert [(one.photo[-5:], one.reason[:22]) for one in records] == [
+        ("ana/1", ""), ("ana/2", "expected UTF-8 text an"),
+    ]  # fmt: skip
+
+
+def test_a_source_without_photos(tmp_path: Path) -> None:
+    tarfile.open(tmp_path / "s.tar", "w").close()
+    with pytest.raises(InputError, match=r"s\.tar: no photo found"):
+        run(tmp_path / "s.tar", tmp_path / "out")
+
+
+def test_windows_has_no_more_than_61_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    counts = [prepare._processes(asked) for asked in (None, 3, 100)]  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(sys, "platform", "win32")
+    counts += [prepare._processes(asked) for asked in (None, 3, 100)]  # pyright: ignore[reportPrivateUsage]
+    assert counts == [64, 3, 100, 61, 3, 61]
+
+
+def test_what_another_run_finishes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    """Its half-written file is seen, and gone when it is looked at; so is this link's target."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".1.abc.tmp.png").symlink_to("nowhere")
+    run(make(tmp_path / "photos", people=1), tmp_path / "out")
+
+
+def test_a_photo_renamed_by_its_case_keeps_its_crop(tmp_path: Path) -> None:
+    """Where `Ana.png` and `ana.png` are one file, as on Windows and Macs; here a link makes them one."""
+    (tmp_path / "photos").mkdir()
+    portrait.astronaut().save(tmp_path / "photos" / "Ana.jpg")
+    run(tmp_path / "photos", tmp_path / "out")
+    (tmp_path / "photos" / "Ana.jpg").rename(tmp_path / "photos" / "ana.jpg")
+    old, new = tmp_path / "out" / "Ana.png", tmp_path / "out" / "ana.png"
+    if not new.exists():
+        old.rename(new)
+        old.symlink_to(new.name)
+    run(tmp_path / "photos", tmp_path / "out")
+    assert old.exists() and new.exists()
+
+
+def test_a_run_that_fails_closes_its_journal(tmp_path: Path) -> None:
+    """Windows removes no folder with an open file in it."""
+    source, opened = make(tmp_path / "photos"), list[Any]()
+
+    def fail(image: Any) -> Any:
+        if len(opened) == 2:
+            raise MemoryError
+        opened.append(image)
+        return portrait.middle(image)
+
+    with pytest.raises(MemoryError) as caught:
+        prepare_folder(source, tmp_path / "out", CONFIG, 1, fail)
+    frame = next(entry.frame for entry in caught.traceback if entry.name == "prepare_folder")
+    assert frame.f_locals["journal"]._file.closed
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import random
 import tarfile
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import portrait
 import pytest
 from PIL import Image
 
+from hyperdreambooth.faces import sources
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.sources import Item, read_items, safe_name
 from hyperdreambooth.runs import InputError
@@ -72,7 +77,10 @@ def test_shards_of_webdataset(tmp_path: Path) -> None:
         shard.write({"__key__": "x2", "png": content(4), "cls": 7})
         shard.write({"__key__": "x3", "txt": "no picture"})
     found = items(tmp_path)
-    assert told(found) == [("ana/1", "a face, smiling"), ("ana/2", "sad"), ("bob/x1", None), ("7/x2", None)]
+    assert told(found) == [
+        ("ana/a-000-1", "a face, smiling"), ("ana/a-000-2", "sad"), ("bob/a-001-x1", None),
+        ("7/a-001-x2", None),
+    ]  # fmt: skip
     assert found[1].content == content(2) and found[1].landmarks == portrait.LANDMARKS
     assert found[0].origin == f"{tmp_path / 'a-000.tar'}:ana/1"
     assert items(tmp_path / "a-001.tar", identity_column="who")[0].name == "eve/x1"
@@ -104,8 +112,123 @@ def test_hostile_shards(tmp_path: Path) -> None:
     for name in ("torn.tar", "no.tar", "none.tar"):
         with pytest.raises(InputError, match=rf"{name}: not a whole tar file"):
             items(tmp_path / name)
-    with pytest.raises(InputError, match=r"j\.tar:1: expected UTF-8 text and a JSON object"):
-        items(shard(tmp_path / "j.tar", **{"1_png": content(1), "1_json": b"[1]"}))
+
+
+def test_one_bad_sample_costs_no_other(tmp_path: Path) -> None:
+    bad = [b"[1]", b"not json", b"\xff", b'{"text": "\\ud800"}', b'{"landmarks": [3]}', b"[" * 100_000]
+    bad += [b'{"landmarks": [1, 2, 3, 4, 5, 6, 7, 8, 9, 1%s]}' % (b"0" * 400)]
+    members = {
+        f"{k}_{ending}": data
+        for k, told in enumerate(bad)
+        for ending, data in (("png", content(1)), ("json", told))
+    }
+    *refused, good = items(shard(tmp_path / "j.tar", **members, ok_png=content(2)))
+    assert [item.origin for item in refused] == [f"{tmp_path / 'j.tar'}:{k}" for k in range(len(bad))]
+    assert all(item.refused.startswith("expected UTF-8 text and a JSON object") for item in refused)
+    assert (good.name, good.refused, good.content) == ("ok", "", content(2))
+
+
+def test_several_shards_that_count_from_the_same_number(tmp_path: Path) -> None:
+    for name in ("000", "001"):
+        shard(
+            tmp_path / f"{name}.tar",
+            **{"0_png": content(1), "0_cls": b"3\n", "1_png": content(2), "1_cls": b"3"},
+        )
+    names = [item.name for item in items(tmp_path)]
+    assert names == ["3/000-0", "3/000-1", "3/001-0", "3/001-1"]
+    assert [item.name for item in items(tmp_path / "000.tar")] == ["3/0", "3/1"]
+    (tmp_path / "._000.tar").write_bytes(b"what a Mac leaves on a foreign disk")
+    assert [item.name for item in items(tmp_path)] == names
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """A folder's photo keeps its name and so is refused; a shard's gets one of ours."""
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / "photos" / "ana").mkdir(parents=True)
+    try:
+        (tmp_path / "photos" / "ana" / f"{name}.png").write_bytes(content(1))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    (tmp_path / "photos" / "ana" / "b.png").write_bytes(content(2))
+    good, bad = items(tmp_path / "photos")
+    assert (good.name, good.refused) == ("ana/b", "") and "not UTF-8; rename it" in bad.refused
+    (packed,) = items(shard(tmp_path / f"{name}.tar", **{f"{name}_png": content(1)}))
+    assert not packed.refused and packed.content == content(1)
+    for text in (bad.name, bad.origin, packed.name, packed.origin):
+        text.encode()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_fuzzed_shards_are_read_or_refused(tmp_path: Path, mode: str) -> None:
+    buffer, rng = io.BytesIO(), random.Random(0)
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in (("ü" * 60 + ".png", bytes(700)), ("ü" * 60 + ".json", b'{"identity": "a"}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    for _ in range(150):
+        broken = bytearray(buffer.getvalue())
+        for _ in range(3):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        (tmp_path / "x.tar").write_bytes(broken)
+        with suppress(InputError):
+            for item in items(tmp_path / "x.tar"):
+                f"{item.name} {item.origin} {item.refused}".encode()
+
+
+def test_a_sparse_photo_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LARGEST", 1000)
+    (item,) = items(shard(tmp_path / "x.tar", **{"1_png": bytes(5000)}))
+    assert item.content == bytes(1000)
+
+
+def test_a_zip_of_photos_that_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As image folders of the hub come: rows with addresses within the zip. One photo has rotted there."""
+    datasets = pytest.importorskip("datasets")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for k in range(3):
+            file.writestr(f"{k}.png", content(k))
+    whole = (tmp_path / "photos.zip").read_bytes()
+    at = whole.index(content(1)) + 50
+    (tmp_path / "photos.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    real = datasets.load_dataset
+
+    def load(name: str, split: str, streaming: bool) -> Any:
+        return real("imagefolder", data_files=str(tmp_path / name), split=split, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = items("hf:photos.zip")
+    assert [item.content for item in found] == [content(0), b"", content(2)]
+    assert "cannot read the photo (Bad CRC-32" in found[1].refused
+    (tmp_path / "photos.zip").unlink()
+
+
+def test_rows_that_are_no_use_cost_no_other(tmp_path: Path) -> None:
+    """Also: a folder's name may look like a pattern."""
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["ana"]),
+        landmarks=datasets.Sequence(datasets.Value("float32")),
+    )
+    rows = {"image": [picture(k) for k in range(3)], "label": [0, -1, 0], "landmarks": [None, None, [1.0]]}
+    (tmp_path / "set[1]").mkdir()
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(str(tmp_path / "set[1]" / "0.parquet"))
+    good, *refused = items(tmp_path / "set[1]")
+    assert good.name == "ana/train-00000000" and not good.refused
+    assert "-1" in refused[0].refused and "five [x, y] landmarks" in refused[1].refused
+
+
+def test_a_parquet_file_that_is_broken_inside(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict(
+        {"image": [picture(1)]}, features=datasets.Features(image=datasets.Image())
+    )
+    made.to_parquet(str(tmp_path / "0.parquet"))
+    raw = (tmp_path / "0.parquet").read_bytes()
+    (tmp_path / "0.parquet").write_bytes(raw[:4] + b"\x0f" * 36 + raw[40:])
+    with pytest.raises(OSError, match=r"the stream broke off \(.*\); get its files again"):
+        items(tmp_path)
 
 
 def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
@@ -174,6 +297,8 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     for source, words, fields in (
         (tmp_path / "numbers", "expected a column of images, found a", {}),
         (tmp_path / "torn", "cannot be read as a data set", {}),
+        ("hf:", "hf:: no data set is named; expected hf:NAME", {}),
+        ("hf::train", "hf::train: no data set is named", {}),
         ("hf:nobody/nothing", r"hf:nobody/nothing: cannot be loaded .*expected hf:NAME", {}),
         (tmp_path / "none", "no such photo", {}),
     ):

@@ -50,6 +50,7 @@ def prepare(
     if dry_run:
         return show(settings.model_dump(mode="json"))
     from hyperdreambooth.faces.prepare import prepare_folder
+    from hyperdreambooth.faces.sources import printable
 
     report = Report("prepare", settings.model_dump(mode="json"))
     with report.stage("prepare"):
@@ -58,7 +59,7 @@ def prepare(
         _draw(out, records)
     kept = [{"photo": one.photo, "crop": f"{one.name}.png"} for one in records if one.kept]
     dropped = [{"photo": one.photo, "reason": one.reason} for one in records if not one.kept]
-    report.write(out, photos=photos, counts=_counts(records), kept=kept, dropped=dropped)
+    report.write(out, photos=printable(photos), counts=_counts(records), kept=kept, dropped=dropped)
     _tell(out, records)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from hyperdreambooth.runs import InputError
@@ -17,6 +17,15 @@ MIN_SIDE = 32  # pixels; a smaller face has nothing to learn from
 MAX_PIXELS = 80_000_000
 # Only these decoders ever run: Pillow has others that start programs (EPS) or that no camera writes.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO, what phones write
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
@@ -44,7 +53,7 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own size warning comes before our check
             with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(path, image)
-                return _rgb(ImageOps.exif_transpose(image))
+                return _rgb(_upright(image))
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -66,6 +75,13 @@ def _check_size(path: Path, image: Image.Image) -> None:
     if min(width, height) < MIN_SIDE:
         limit = f"expected at least {MIN_SIDE} a side; use a larger photo"
         raise InputError(f"{path}: the picture is {width}×{height} pixels, {limit}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As EXIF has it. Pillow's `exif_transpose` also writes the tags anew, and fails at odd ones."""
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -9,7 +9,16 @@ from PIL import Image
 
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.detect import Detector, Face
-from hyperdreambooth.faces.landmarks import Landmarks, aligned, centred, check_face, framed, similarity
+from hyperdreambooth.faces.landmarks import (
+    Landmarks,
+    aligned,
+    centred,
+    check_face,
+    check_shape,
+    framed,
+    outside,
+    similarity,
+)
 from hyperdreambooth.runs import InputError
 
 _JUDGED_AT = 256
@@ -27,16 +36,18 @@ def crop_face(
         detect: finds faces; not needed with landmarks, or where photos are already cropped.
 
     Raises:
-        InputError: no face, several, too small, blurred: one line, without the photo's name.
+        InputError: no face, several, cut off, too small, blurred: one line, without the photo's name.
     """
     if landmarks is not None:
         check_face(landmarks, *image.size)
     if config.already_cropped:
         _check_side(min(image.size), config)
         crop, points = centred(image, landmarks, config.size)
+        _check_inside(points, config)
     else:
         if landmarks is None:
             landmarks = _choose(detect(image) if detect else (), config).landmarks
+            check_shape(landmarks)
         turn, _ = similarity(landmarks, framed(config.size, config.margin))
         _check_side(config.size / abs(turn), config)
         crop, points = aligned(image, landmarks, config.size, config.margin)
@@ -53,6 +64,15 @@ def _choose(faces: Any, config: PrepareConfig) -> Face:
         boxes = ", ".join(str(face) for face in found)
         raise InputError(f"{len(found)} faces found ({boxes}); crop to one, or --set several=largest")
     return found[0]
+
+
+def _check_inside(points: Landmarks | None, config: PrepareConfig) -> None:
+    """A centre square without the face, or with a part of it, is no crop of a face."""
+    if points is not None and outside(points, config.size, config.size):
+        raise InputError(
+            "the face's landmarks lie outside the centre square; crop the photo to the face, or leave out "
+            "--already-cropped"
+        )
 
 
 def _check_side(side: float, config: PrepareConfig) -> None:

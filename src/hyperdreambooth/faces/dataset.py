@@ -172,7 +172,7 @@ def _metadata(folder: Path) -> dict[Path, Note]:
         try:
             entry = json.loads(line)
             notes[folder / entry["file_name"]] = note_of(entry.get("text"), entry.get("landmarks"))
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             expected = 'expected {"file_name": …, "text": …, "landmarks": five [x, y] or none}'
             raise InputError(f"{file}: line {number}: {expected}, got {line[:60]}") from None
     return notes
@@ -182,7 +182,8 @@ def note_of(text: object, landmarks: object) -> Note:
     """A caption as one line, landmarks as pairs; None where there is nothing.
 
     Raises:
-        ValueError: landmarks that are not five pairs of numbers.
+        ValueError: landmarks that are not five pairs of numbers, or half a character, which JSON can spell.
     """
     words = " ".join(str(text).split()) if text else ""
+    words.encode()
     return Note(words or None, as_landmarks(landmarks) if landmarks is not None else None)

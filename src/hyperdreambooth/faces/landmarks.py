@@ -35,7 +35,7 @@ def as_landmarks(value: Any) -> Landmarks:
     """
     try:
         points = np.asarray(value, dtype=np.float64).reshape(5, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON knows whole numbers that no float holds
         raise ValueError("expected five [x, y] landmarks (eyes, nose, corners of the mouth)") from None
     if not np.isfinite(points).all():
         raise ValueError("expected finite landmarks")
@@ -96,10 +96,24 @@ def check_face(points: Landmarks, width: int, height: int) -> None:
     Raises:
         InputError: which of the two.
     """
-    if any(not (0 <= x <= width and 0 <= y <= height) for x, y in points):
+    if outside(points, width, height):
         raise InputError(
             f"landmarks outside the picture of {width}×{height}; expected pixels of the upright photo"
         )
+    check_shape(points)
+
+
+def outside(points: Landmarks, width: int, height: int) -> bool:
+    """Whether some point lies beyond the edges of a picture."""
+    return any(not (0 <= x <= width and 0 <= y <= height) for x, y in points)
+
+
+def check_shape(points: Landmarks) -> None:
+    """Refuses points such as no face has, wherever they lie.
+
+    Raises:
+        InputError: that is so.
+    """
     if misfit(points) > MOST_MISFIT:
         raise InputError(
             "the landmarks make no face; expected left eye, right eye, nose, left and right corner of the "

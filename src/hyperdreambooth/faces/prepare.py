@@ -12,12 +12,15 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
@@ -28,14 +31,16 @@ from PIL import Image
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face
+from hyperdreambooth.faces.dataset import SHEET
 from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.journal import Journal, Record
-from hyperdreambooth.faces.sources import HUB, Item, read_items
+from hyperdreambooth.faces.sources import HUB, Item, printable, read_items
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, Run, whole_file
 
 THUMB = 160  # pixels of a dropped photo in the contact sheet
 FEW = 16  # photos that are not worth starting processes for
+_MOST_ON_WINDOWS = 61  # processes that one call there can wait for; the pool refuses more
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is nobody's
 
 
@@ -70,23 +75,24 @@ def prepare_folder(
         What became of every photo, in the source's order.
 
     Raises:
-        InputError: an unusable source, a folder of something else, or a detector that cannot be had.
+        InputError: an unusable or empty source, a folder of something else, or a detector that cannot be had.
     """
     config, source = config or PrepareConfig(), str(source)
     _check_out(source, out)
-    Run(out, config, inputs={"source": source})
+    Run(out, config, inputs={"source": printable(source)})
     journal, records = Journal(out / ".journal"), list[Record]()
     items = read_items(source, config)
     jobs = _jobs(items, journal.known, out, config, detect)
-    with Progress("prepare", len(items) if isinstance(items, list) else None) as bar:
-        for record in _each(jobs, workers or os.cpu_count() or 1):
+    with closing(journal), Progress("prepare", len(items) if isinstance(items, list) else None) as bar:
+        for record in _each(jobs, _processes(workers)):
             if record.content and record != journal.known.get(record.name):
                 journal.add(record)
             records.append(record)
             bar.update(1)
-    journal.close()
+    if not records:
+        raise InputError(f"{source}: no photo found in it")
     kept = [record for record in records if record.kept]
-    _remove(out, journal.ever_kept - {record.name for record in kept})
+    _remove(out, journal.ever_kept, {record.name for record in kept})
     _describe(out, kept)
     return records
 
@@ -112,16 +118,17 @@ def _jobs(
     """What is still to be done, and the records of what is done."""
     names, depths = dict[str, str](), set[int]()
     for item in items:
+        if item.refused:
+            yield Record(item.name, item.origin, "", item.refused)
+            continue
         depths.add(item.name.count("/"))
         if len(depths) > 1:
             raise InputError(f"{item.origin}: some photos name a person and some do not; name all or none")
-        first = names.setdefault(item.name.casefold(), item.origin)  # some file systems know no upper case
         try:
-            if first != item.origin:
-                raise InputError(f"has the same name as {first}; rename one of them")
+            _claim(item, names)
             content = item.fingerprint()
         except InputError as error:
-            yield Record(item.name, item.origin, "", str(error))
+            yield Record(item.name, item.origin, "", _reason(error, item))
             continue
         record = known.get(item.name)
         if record and record.content == content and _is_there(record, out):
@@ -133,6 +140,31 @@ def _jobs(
         yield Job(item, content, out, config, detect)
 
 
+def _claim(item: Item, names: dict[str, str]) -> None:
+    """Notes a photo's name; refuses one that is taken."""
+    name = _folded(item.name)
+    if f"{name.rpartition('/')[2]}.png" == SHEET:
+        raise InputError(f"its crop would have the name of prepare's own {SHEET}; rename it")
+    if first := names.get(name):
+        raise InputError(f"has the same name as {first}; rename one of them")
+    names[name] = item.origin
+
+
+def _folded(name: str) -> str:
+    """A name as the file systems of Windows and Macs compare it."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _reason(error: InputError, item: Item) -> str:
+    """Why a photo is dropped, without its name, which the record has already."""
+    return printable(str(error).removeprefix(f"{InputError(f'{_path(item)}:')} "))
+
+
+def _path(item: Item) -> Path:
+    """The photo's file, or what names a photo that is none."""
+    return item.content if isinstance(item.content, Path) else Path(item.origin)
+
+
 def _is_there(record: Record, out: Path) -> bool:
     return not record.kept or (out / f"{record.name}.png").is_file()
 
@@ -140,13 +172,11 @@ def _is_there(record: Record, out: Path) -> bool:
 def prepare_photo(job: Job) -> Record:
     """Crops one photo and writes it: the caption first, so that no crop is ever without it."""
     item, image = job.item, None
-    path = item.content if isinstance(item.content, Path) else Path(item.origin)
     try:
-        image = open_photo(path, None if isinstance(item.content, Path) else item.content)
+        image = open_photo(_path(item), None if isinstance(item.content, Path) else item.content)
         crop, points = crop_face(image, item.landmarks, job.config, job.detect)
     except InputError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        return Record(item.name, item.origin, job.content, reason, thumb=_thumb(image))
+        return Record(item.name, item.origin, job.content, _reason(error, item), thumb=_thumb(image))
     caption = item.caption or job.config.caption
     place = job.out / f"{item.name}.png"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +231,12 @@ def _each(jobs: Iterator[Job | Record], workers: int) -> Iterator[Record]:
             pool.shutdown(cancel_futures=True)
 
 
+def _processes(asked: int | None) -> int:
+    """As many as asked for, else one a core."""
+    count = asked or os.cpu_count() or 1
+    return min(count, _MOST_ON_WINDOWS) if sys.platform == "win32" else count
+
+
 def _result(one: Record | Future[Record]) -> Record:
     return one if isinstance(one, Record) else one.result()
 
@@ -239,14 +275,19 @@ def _describe(out: Path, kept: Iterable[Record]) -> None:
             part.write_text("".join(known), encoding="utf-8")
 
 
-def _remove(out: Path, names: Iterable[str]) -> None:
+def _remove(out: Path, ever: set[str], kept: set[str]) -> None:
     """Crops whose photo is gone or dropped by now, and what a killed run left half-written long ago."""
-    for name in names:
+    folded = {_folded(name): out / f"{name}.png" for name in kept}
+    for name in ever - kept:
         place = out / f"{name}.png"
+        renamed = folded.get(_folded(name))
+        if renamed and place.exists() and place.samefile(renamed):  # Ana.png to ana.png, where case is one
+            continue
         place.unlink(missing_ok=True)
         place.with_suffix(".txt").unlink(missing_ok=True)
         if place.parent != out and not any(place.parent.glob("[!.]*.png")):
             (place.parent / "metadata.jsonl").unlink(missing_ok=True)
     for left in out.rglob(".*.tmp.*"):
-        if time.time() - left.stat().st_mtime > _FORGOTTEN:
-            left.unlink(missing_ok=True)
+        with suppress(OSError):  # another run may just have finished it
+            if time.time() - left.stat().st_mtime > _FORGOTTEN:
+                left.unlink()

@@ -5,23 +5,36 @@ Only `prepare` reads these: what it writes is an ordinary photo folder, which ev
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import lzma
 import re
 import tarfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hyperdreambooth.faces.config import PrepareConfig
-from hyperdreambooth.faces.dataset import EXTENSIONS, Note, note_of, photo_hash, read_faces, read_person
+from hyperdreambooth.faces.dataset import (
+    EXTENSIONS,
+    Note,
+    Photo,
+    note_of,
+    photo_hash,
+    read_faces,
+    read_person,
+)
 from hyperdreambooth.faces.landmarks import Landmarks
 from hyperdreambooth.runs import InputError
 
 HUB = "hf:"
 IDENTITIES = ("identity", "person", "person_id", "celeb_id", "label")
 CAPTIONS = ("text", "caption", "prompt")
+LARGEST = 2**30  # bytes read of what an archive calls a photo: a sparse one may promise any number
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Item:
         content: the file, or the bytes of a photo that is no file.
         caption: or None.
         landmarks: or None.
+        refused: why the photo cannot be had; empty where it can.
     """
 
     name: str
@@ -41,6 +55,7 @@ class Item:
     content: Path | bytes
     caption: str | None
     landmarks: Landmarks | None = None
+    refused: str = ""
 
     def fingerprint(self) -> str:
         """32 hex digits of all that the crop depends on.
@@ -81,8 +96,9 @@ def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
 
 
 def _within(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder, sorted; none where it is no folder."""
-    return sorted(folder.glob(pattern)) if folder.is_dir() else []
+    """Files of a folder, sorted, hidden ones left out (a Mac's `._0.tar` is no shard); none if it is none."""
+    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    return [file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts)]
 
 
 def _of_folder(folder: Path) -> list[Item]:
@@ -91,28 +107,29 @@ def _of_folder(folder: Path) -> list[Item]:
         home, photos = folder.parent, read_person([folder])
     else:
         home, photos = folder, [photo for group in read_faces(folder).values() for photo in group]
-    return [
-        Item(_stem(photo.path, home), str(photo.path), photo.path, photo.caption, photo.landmarks)
-        for photo in photos
-    ]
+    return [_of_file(photo, home) for photo in photos]
 
 
-def _stem(path: Path, home: Path) -> str:
-    return path.relative_to(home).with_suffix("").as_posix()
+def _of_file(photo: Photo, home: Path) -> Item:
+    name = photo.path.relative_to(home).with_suffix("").as_posix()
+    refused = "" if name == printable(name) else "the file's name is not UTF-8; rename it"
+    origin = printable(str(photo.path))
+    return Item(printable(name), origin, photo.path, photo.caption, photo.landmarks, refused)
 
 
 # ---- webdataset: a tar whose neighbouring files of one stem are one sample -------------------------------
 
 
-def _of_shards(shards: Iterable[Path], config: PrepareConfig) -> Generator[Item]:
+def _of_shards(shards: Sequence[Path], config: PrepareConfig) -> Generator[Item]:
     """Samples of shards in order; pickles and whatever else lies in them are not looked at."""
     for shard in shards:
+        prefix = f"{shard.stem}-" if len(shards) > 1 else ""  # every shard may count its photos from 0
         try:
             with tarfile.open(shard, "r:*") as tar:
                 for key, files in _samples(tar):
-                    if item := _sample(shard, key, files, config):
+                    if item := _sample(f"{shard}:{key}", PurePosixPath(key), files, config, prefix):
                         yield item
-        except (OSError, tarfile.TarError, EOFError) as error:
+        except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{shard}: not a whole tar file, get it again ({error})") from None
 
 
@@ -130,31 +147,34 @@ def _samples(tar: tarfile.TarFile) -> Generator[tuple[str, dict[str, bytes]]]:
             yield key, files
             files = {}
         opened = tar.extractfile(member)
-        key, files[ending] = now, opened.read() if opened else b""
+        key, files[ending] = now, opened.read(LARGEST) if opened else b""
     if files:
         yield key, files
 
 
-def _sample(shard: Path, key: str, files: Mapping[str, bytes], config: PrepareConfig) -> Item | None:
+def _sample(
+    origin: str, key: PurePosixPath, files: Mapping[str, bytes], config: PrepareConfig, prefix: str
+) -> Item | None:
     """One sample; None where it has no picture."""
     pictures = [content for ending, content in sorted(files.items()) if f".{ending}" in EXTENSIONS]
     if not pictures:
         return None
-    origin, path = f"{shard}:{key}", PurePosixPath(key)
     try:
-        facts = json.loads(files.get("json", b"{}"))
-        words = files.get("txt", files.get("caption", b"")).decode("utf-8-sig") or _pick(
-            facts, CAPTIONS, config.caption_column
-        )
-        note = note_of(words, facts.get("landmarks"))
-        named = _pick(facts, IDENTITIES, config.identity_column)
-        identity = files["cls"].decode() if named is None and "cls" in files else named
-    except (ValueError, AttributeError) as error:
-        raise InputError(
-            f"{origin}: expected UTF-8 text and a JSON object beside the photo ({error})"
-        ) from None
-    folder = str(path.parent) if identity is None and len(path.parts) > 1 else identity
-    return _item(folder, path.name, origin, pictures[0], note)
+        identity, note = _told(files, config)
+    except (ValueError, AttributeError, RecursionError) as error:
+        reason = f"expected UTF-8 text and a JSON object beside the photo ({error})"
+        return _refused(str(key), origin, reason)
+    folder = str(key.parent) if identity is None and len(key.parts) > 1 else identity
+    return _item(folder, prefix + key.name, origin, pictures[0], note)
+
+
+def _told(files: Mapping[str, bytes], config: PrepareConfig) -> tuple[Any, Note]:
+    """Who is in a sample's picture, and what is said of it."""
+    facts = json.loads(files.get("json", b"{}"))
+    written = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
+    note = note_of(written or _pick(facts, CAPTIONS, config.caption_column), facts.get("landmarks"))
+    named = _pick(facts, IDENTITIES, config.identity_column)
+    return files["cls"].decode().strip() if named is None and "cls" in files else named, note
 
 
 # ---- Hugging Face datasets -----------------------------------------------------------------------------
@@ -173,26 +193,27 @@ def _datasets() -> Any:
 def _of_hub(source: str, config: PrepareConfig) -> Iterator[Item]:
     """`hf:NAME[:split]`, streamed: nothing is kept but the crops."""
     name, _, split = source.removeprefix(HUB).partition(":")
+    if not name:
+        raise InputError(f"{source}: no data set is named; expected hf:NAME or hf:NAME:split")
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
     except Exception as error:  # the network, the hub, a split: each has errors of its own
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError(f"{source}: cannot be loaded ({why}); expected hf:NAME or hf:NAME:split") from None
-    return _streamed(_rows(rows, source, split or "train", config), source)
+    items = _rows(rows, source, split or "train", config)
+    return _streamed(items, source, "run the same command again to go on")
 
 
-def _streamed(rows: Iterator[Item], source: str) -> Iterator[Item]:
-    """A stream that breaks off is no bug: the same command goes on from there."""
+def _streamed(rows: Iterator[Item], source: str, advice: str) -> Iterator[Item]:
+    """A stream that breaks off, or a file that is broken from some row on, is no bug."""
     try:
         yield from rows
     except InputError:
         raise
-    except Exception as error:  # whatever the network's libraries raise today
+    except Exception as error:  # whatever the libraries of networks and formats raise today
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise OSError(
-            f"{source}: the stream broke off ({why}); run the same command again to go on"
-        ) from error
+        raise OSError(f"{source}: the stream broke off ({why}); {advice}") from error
 
 
 def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
@@ -200,14 +221,15 @@ def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
     datasets = _datasets()
     try:
         if files := _within(folder, "**/*.parquet"):
-            names = [str(file) for file in files]
+            names = [glob.escape(str(file)) for file in files]  # `datasets` takes patterns
             loaded = datasets.load_dataset("parquet", data_files=names, split="train", streaming=True)
         else:
             loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
         raise InputError(f"{folder}: cannot be read as a data set ({str(error).strip()[:160]})") from None
     parts: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {str(loaded.split or "data"): loaded}
-    return (item for split, part in parts.items() for item in _rows(part, str(folder), split, config))
+    rows = (item for split, part in parts.items() for item in _rows(part, str(folder), split, config))
+    return _streamed(rows, str(folder), "get its files again")
 
 
 def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator[Item]:
@@ -223,14 +245,34 @@ def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator
         if wish is not None and wish not in features:
             raise InputError(f"{source}: no column '{wish}'; expected one of {', '.join(features)}")
     for number, row in enumerate(rows.cast_column(column, image_type(decode=False))):
-        origin = f"{source}:{split}:{number}"
+        name, origin = f"{split}-{number:08d}", f"{source}:{split}:{number}"
         try:
             note = note_of(_pick(row, CAPTIONS, config.caption_column), row.get("landmarks"))
+            person, content = _person(row, features, config), _stored(row[column] or {})
         except ValueError as error:
-            raise InputError(f"{origin}: {error}") from None
-        stored = row[column] or {}
-        content = stored.get("bytes") or (Path(stored["path"]) if stored.get("path") else b"")
-        yield _item(_person(row, features, config), f"{split}-{number:08d}", origin, content, note)
+            yield _refused(name, origin, str(error))
+            continue
+        yield _item(person, name, origin, content, note)
+
+
+def _stored(picture: Mapping[str, Any]) -> Path | bytes:
+    """A picture's bytes, else its file; a stream has addresses in place of files (`zip://1.png::https://…`).
+
+    Raises:
+        InputError: nothing whole is at the address.
+    """
+    path = picture.get("path") or ""
+    if picture.get("bytes") or not path:
+        return picture.get("bytes") or b""
+    if "://" not in path:
+        return Path(path)
+    from datasets.download.streaming_download_manager import xopen
+
+    try:
+        with xopen(path, "rb") as file:
+            return file.read(LARGEST)
+    except (FileNotFoundError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot read the photo ({error})") from None
 
 
 def _person(row: Mapping[str, Any], features: Mapping[str, Any], config: PrepareConfig) -> Any:
@@ -252,7 +294,16 @@ def _pick(facts: Mapping[str, Any], usual: Iterable[str], wish: str | None) -> A
 
 def _item(identity: Any, photo: str, origin: str, content: Path | bytes, note: Note) -> Item:
     name = safe_name(photo) if identity is None else f"{safe_name(str(identity))}/{safe_name(photo)}"
-    return Item(name, origin, content, note.caption, note.landmarks)
+    return Item(name, printable(origin), content, note.caption, note.landmarks)
+
+
+def _refused(name: str, origin: str, reason: str) -> Item:
+    return Item(printable(name), printable(origin), b"", None, refused=reason)
+
+
+def printable(text: str) -> str:
+    """What is no UTF-8 in a file's name, escaped: Python has it as lone surrogates, which no report takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def safe_name(text: str) -> str:
@@ -261,4 +312,4 @@ def safe_name(text: str) -> str:
     reserved = re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", safe, re.IGNORECASE)
     if safe and safe == text and not reserved:
         return safe
-    return f"{safe.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"{safe.strip('_')}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
