@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,15 +18,20 @@ import torch
 from PIL import Image
 
 import eyes
+from hyperdreambooth.base.denoise import denoise_loss
 from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet import train as module
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.data import Faces, hold_out, pick
+from hyperdreambooth.hypernet.data import Faces, Slot, collect, hold_out, load_faces, person_losses, pick
+from hyperdreambooth.hypernet.encoder import load_encoder
 from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
 from hyperdreambooth.hypernet.train import rate, train_hypernet
 from hyperdreambooth.hypernet.validate import tell_apart
 from hyperdreambooth.lidb.basis import seeded_basis
+from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.runs import InputError, load_tensors
 from hyperdreambooth.shapes import Factors
 
@@ -202,6 +208,60 @@ def test_run_again_when_finished_trains_no_more(
     assert train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye)).facts.training["step"] == 6
 
 
+def test_what_only_tells_may_change_when_finished(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    out, before = tmp_path / "h", settings(eye, steps=2)
+    first = train_hypernet(micro_base, micro_photos, out, before)
+    again = before.model_copy(update={"strength": 2.0, "finetune": {"lr": 0.5}})
+    second = train_hypernet(micro_base, micro_photos, out, again)
+    assert load_facts(out) == second.facts
+    assert second.facts.strength == 2 * first.facts.strength and second.facts.finetune == {"lr": 0.5}
+    for name, tensor in first.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("saves", [2, 4])
+def test_a_full_disk_at_the_last_step_loses_nothing(
+    micro_base: Base,
+    micro_photos: Path,
+    eye: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saves: int,
+) -> None:
+    config, save = settings(eye, steps=4, save_every=saves), module.Predictor.save
+    whole = train_hypernet(micro_base, micro_photos, tmp_path / "whole", config)
+
+    def full(self: module.Predictor, *words: Any) -> None:
+        if self.facts.training["step"] == config.steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, *words)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(module.Predictor, "save", full)
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
+    done = train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
+    assert done.facts.training["step"] == config.steps
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(done.network.state_dict()[name], tensor)
+
+
+def test_a_folder_that_is_something_else_is_one_line(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "h"
+    train_hypernet(micro_base, micro_photos, out, settings(eye, steps=2))
+    config = json.loads((out / "config.json").read_text())
+    for damaged in ({**config, "encoder": {}}, {k: v for k, v in config.items() if k != "encoder"}):
+        (out / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"config\.json"):
+            load_hypernet(out)
+    (out / "config.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(InputError, match="does not say what it was made for"):
+        train_hypernet(micro_base, micro_photos, out, settings(eye, steps=2))
+
+
 def test_accumulated_parts_equal_one_batch(
     micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
 ) -> None:
@@ -286,8 +346,34 @@ def test_validation_pictures_are_drawn_with_each_persons_prediction_alone(
     assert_same(out, tmp_path / "silent")
 
 
+def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    people = read_faces(micro_photos)
+    faces = load_faces(people, micro_base, load_encoder(eye), "a [V] {class_word}", tmp_path)
+    rows = [0, 1, 4, 5]
+    slots = [Slot(0, 0, tuple(rows), ("here",))]
+    read: list[int] = []
+    micro_base.pipe.text_encoder.register_forward_pre_hook(
+        lambda _, words, told: read.append(len(words[0] if words else told["input_ids"])), with_kwargs=True
+    )
+    for part, times in (("unet", [2]), ("text_encoder", [2, 4, 4])):
+        bare = fresh([site for site in micro_base.sites if site.component == part], 2)
+        worn = {name: (down, torch.randn_like(up)) for name, (down, up) in bare.items()}
+        with torch.no_grad(), wear(micro_base.components, worn):
+            batch = collect(micro_base, faces, slots)
+            ours = [person_losses(micro_base, batch) for _ in range(2)]
+            assert read == times
+            said = [faces.photos[row].caption or "" for row in rows]
+            told = micro_base.encode_prompts(micro_base.tokenize(said))
+            plain = denoise_loss(micro_base, batch.latents, told, batch.noise, batch.timesteps).mean()
+            read.pop()
+        torch.testing.assert_close(torch.cat(ours), plain.expand(2))
+
+
 def test_draws_follow_the_slot_and_the_reference_is_not_the_target() -> None:
-    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), *([torch.empty(0)] * 3))
+    nothing: Any = None
+    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, nothing)
     for place in range(40):
         slot = pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)
         assert slot == pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)

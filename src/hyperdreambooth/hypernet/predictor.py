@@ -122,10 +122,9 @@ class Predictor:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of all that a prediction comes out of."""
-        state = self.network.state_dict()
-        digest = hashlib.sha256(
-            f"{self.basis.source} {self.encoder.fingerprint()} {self.network.shape}".encode()
-        )
+        state, facts = self.network.state_dict(), self.facts
+        made_of = (self.layout, self.basis.source, self.encoder.fingerprint(), self.network.shape)
+        digest = hashlib.sha256(f"{made_of} {facts.strength} {facts.resolution}".encode())
         for name in sorted(state):
             digest.update(name.encode() + state[name].detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -238,12 +237,13 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
         )
     try:
         network = _network(config, tensors).to(device)
+        source, layers, wanted = (config["encoder"][name] for name in ("source", "layers", "fingerprint"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"{folder / 'config.json'}: does not describe model.safetensors ({first}); get it again"
         ) from None
-    return Predictor(network, _encoder(folder, config["encoder"], device), facts)
+    return Predictor(network, _encoder(folder, str(source), layers, wanted, device), facts)
 
 
 def load_facts(source: str | Path) -> Facts:
@@ -308,14 +308,14 @@ def _network(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyperNetw
     return network
 
 
-def _encoder(folder: Path, config: Mapping[str, Any], device: torch.device | str) -> Encoder:
+def _encoder(
+    folder: Path, source: str, layers: list[int], wanted: str, device: torch.device | str
+) -> Encoder:
     """The vision model beside the weights, or the one they name; another one would see other features."""
-    copied = config["source"] == "encoder"
-    encoder = load_encoder(folder / "encoder" if copied else str(config["source"]), config["layers"], device)
-    if (found := encoder.fingerprint()) != config["fingerprint"]:
+    encoder = load_encoder(folder / "encoder" if source == "encoder" else source, layers, device)
+    if (found := encoder.fingerprint()) != wanted:
         raise InputError(
-            f"{folder}: trained with encoder {config['fingerprint']}, {encoder.source} is {found}; "
-            "get that version"
+            f"{folder}: trained with encoder {wanted}, {encoder.source} is {found}; get that version"
         )
     return encoder
 

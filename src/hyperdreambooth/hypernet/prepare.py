@@ -22,12 +22,12 @@ from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Faces, hold_out, load_faces
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
 from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
-from hyperdreambooth.hypernet.predictor import load_hypernet
+from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
 from hyperdreambooth.hypernet.target import Targets, read_targets
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.precision import resolved
-from hyperdreambooth.runs import InputError, Run, read_json
+from hyperdreambooth.runs import InputError, Run
 from hyperdreambooth.shapes import Factors
 
 _ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -155,7 +155,7 @@ def finished(out: Path, config: HypernetConfig) -> bool:
     """Whether `out` holds the network of the last step."""
     if not (out / "config.json").is_file():
         return False
-    return int(read_json(out / "config.json")["facts"]["training"].get("step", 0)) >= config.steps
+    return int(load_facts(out).training.get("step", 0)) >= config.steps
 
 
 def _state(job: Job) -> State:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def train_hypernet(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and finished(out, config):
             job.run.clear()
+            _retell(out, config)
+        accelerator.wait_for_everyone()
     finally:
         end_accelerate(accelerator)
     return load_hypernet(out, base.device)
@@ -243,8 +246,18 @@ def _judge_and_save(
             scores = pictures(job.base, job.faces, job.held, state.ema, job.config, picture, sample, score)
             job.run.log(done, kind="pictures", picture=picture.name, **scores)
     if save:
-        state.save(job, done)
+        # in this order: after the last checkpoint there is no step left that would export again
         Predictor(state.ema, job.encoder, _facts(job, done, figures)).save(job.out, job.config.stored)
+        state.save(job, done)
+
+
+def _retell(out: Path, config: HypernetConfig) -> None:
+    """What a finished network is worn with may change without training it again."""
+    made = load_hypernet(out)
+    training = {**made.facts.training, "config": config.model_dump(mode="json")}
+    facts = replace(made.facts, training=training, finetune=config.finetune, strength=config.strength)
+    if facts != made.facts:
+        Predictor(made.network, made.encoder, facts).save(out, config.stored)
 
 
 def _facts(job: Job, done: int, figures: dict[str, float]) -> Facts:
