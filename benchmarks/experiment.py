@@ -26,7 +26,10 @@ README = HERE.parent / "README.md"
 MARK = re.compile(
     r"(<!-- results/(?P<name>[\w-]+)\.json -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL
 )
-KEPT = ("config", "base", "prompts", "seeds", "judges", "rows", "paired", "missing", "seconds", "environment")
+KEPT = (
+    "config", "base", "network", "prompts", "seeds", "judges", "rows", "paired", "missing", "seconds",
+    "environment",
+)  # fmt: skip
 COLUMNS = ("identity", "prompt", "background_copied", "diversity")
 
 

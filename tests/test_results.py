@@ -31,6 +31,19 @@ def test_the_readme_says_what_the_results_say(experiment: ModuleType) -> None:
     assert experiment.tables(text) == text, "run: python benchmarks/experiment.py --tables"
 
 
+def test_the_readmes_figures_are_the_shipped_hypernetworks(experiment: ModuleType) -> None:
+    from hyperdreambooth.hypernet.predictor import load_hypernet
+    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+
+    shipped = load_hypernet(EMBEDDED_HYPERNET)
+    ours = {"fingerprint": shipped.fingerprint, "strength": shipped.facts.strength}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for match in experiment.MARK.finditer(text):
+        told = json.loads((ROOT / "benchmarks" / "results" / f"{match['name']}.json").read_text())
+        assert told.get("network", ours) == ours, "run the experiment again: its hypernetwork is another one"
+    assert "network" in experiment.KEPT
+
+
 def test_a_table_that_differs_is_seen(experiment: ModuleType) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     match = experiment.MARK.search(text)

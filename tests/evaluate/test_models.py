@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,13 +130,52 @@ def test_what_cannot_be_had_is_one_line_and_null(micro_base: Base, clip: Path, t
     assert len(judges.missing) == 3
     for line, score, place in zip(judges.missing, scores, places, strict=True):
         assert line.startswith(f"{score}: null") and place in line and "\n" not in line
-    assert judges.names == {"scorers": None, "clip": str(clip), "dino": None, "face": None}
+    assert judges.names.keys() == {"scorers", "clip", "dino", "face"}
+    assert [name for name, value in judges.names.items() if value is not None] == ["clip"]
     images, reference = pictures(3), pictures(1, seed=9)[0]
-    prompts = ["a photo of a [V] face", "a [V] hat", "a face"]
+    prompts = ["a photo of a [V] face", "[V], a hat", "a face"]
     found = judges(images, prompts, reference, pictures(2, seed=3))
     assert found.keys() == {"pose_copied", "background_copied", "diversity", "clip_i", "clip_t"}
     assert all(len(values) == 3 for values in found.values())
-    plain = Clip(str(clip), CPU).embed_texts(["a photo of a face", "a hat", "a face"])
+    plain = Clip(str(clip), CPU).embed_texts(["a photo of a face", ", a hat", "a face"])
     expected = (Clip(str(clip), CPU).embed(images) * plain).sum(1).tolist()
     assert found["clip_t"] == pytest.approx(expected, abs=1e-5)
     assert "clip_i" not in judges(images, [None] * 3, reference, [])
+
+
+def test_other_weights_in_the_same_folder_are_another_judge(
+    micro_base: Base, clip: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(clip, tmp_path / "clip")
+
+    def name() -> str | None:
+        return load_judges(micro_base, str(place), None, None).names["clip"]
+
+    first = name()
+    assert first == name() and first is not None
+    (place / "README.md").write_text("nothing that a judge reads")
+    assert name() == first
+    model = CLIPModel.from_pretrained(place)
+    model.text_projection.weight.data[-1, -1] += 1  # the very last number
+    model.save_pretrained(place)
+    assert name() not in (None, first)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a protobuf" * 9])
+def test_a_damaged_face_encoder_is_one_line_and_null(
+    micro_base: Base, tmp_path: Path, content: bytes
+) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / FACE_FILE).write_bytes(content)
+    judges = load_judges(micro_base, None, None, str(tmp_path))
+    assert judges.face is None
+    line = judges.missing[-1]
+    assert line.startswith("face: null") and FACE_FILE in line and "\n" not in line
+
+
+def test_a_cut_dino_is_one_line_and_null(micro_base: Base, dino: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(dino, tmp_path / "dino")
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    judges = load_judges(micro_base, None, str(place), None)
+    assert judges.dino is None and judges.missing[-1].startswith("dino: null")

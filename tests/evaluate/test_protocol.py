@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import micro
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.base.load import load_base
-from hyperdreambooth.evaluate import plots, protocol
+from hyperdreambooth.config import load_config
+from hyperdreambooth.evaluate import methods, plots, protocol
 from hyperdreambooth.evaluate.config import METHODS, EvaluateConfig, Method, method_of
 from hyperdreambooth.evaluate.judges import load_judges
 from hyperdreambooth.evaluate.methods import Makers
@@ -26,6 +28,7 @@ from hyperdreambooth.evaluate.report import markdown, summary
 from hyperdreambooth.evaluate.sheet import CELL, write_sheets
 from hyperdreambooth.evaluate.statistics import interval
 from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.runs import InputError
 
@@ -52,10 +55,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, micro_dir: Path) -> Path:
     return folder
 
 
-def made(home: Path, photos: Path, out: Path, network: str = "made", **fields: Any) -> Protocol:
+def made(
+    home: Path, photos: Path, out: Path, network: str | None = "made", loading: Any = None, **fields: Any
+) -> Protocol:
     """An experiment as the command makes it."""
-    base = load_base(home / "base", device="cpu")
-    makers = Makers(base, load_hypernet(home / network), None, None)
+    base = load_base(home / "base", device="cpu", **(loading or {}))
+    makers = Makers(base, load_hypernet(home / network) if network else None, None, None)
     config = EvaluateConfig(**{**QUICK, **fields})
     return Protocol(makers, load_judges(base, None, None, None), read_faces(photos), config, out)
 
@@ -241,6 +246,166 @@ def test_a_changed_input_makes_new_cells(home: Path, micro_photos: Path, tmp_pat
     assert changed(home=other) == {name: everybody for name in rows}
 
 
+LANDMARKS = [[12, 14], [20, 14], [16, 19], [13, 23], [19, 23]]
+
+
+def test_landmarks_are_an_input_as_well(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(micro_photos, tmp_path / "photos")
+    before = cells(made(home, photos, tmp_path), "hyperdreambooth")
+    note = {"file_name": "0.png", "landmarks": LANDMARKS}
+    (photos / "person-1" / "metadata.jsonl").write_text(json.dumps(note))
+    after = cells(made(home, photos, tmp_path), "hyperdreambooth")
+    assert {person for person in before if before[person] != after[person]} == {"person-1"}
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [
+        {"trigger": "hat"},
+        {"class_word": "hat"},
+        {"resolution": 64},
+        {"skip_sites": "^text_encoder"},
+        {"dtype": "float16"},
+    ],
+)
+def test_a_base_loaded_otherwise_makes_new_cells(
+    home: Path, micro_photos: Path, tmp_path: Path, loading: dict[str, Any]
+) -> None:
+    rows = ("base", "dreambooth-lora")
+    one = made(home, micro_photos, tmp_path, None, rows=rows)
+    other = made(home, micro_photos, tmp_path, None, loading, rows=rows)
+    for name in rows:
+        before, after = cells(one, name), cells(other, name)
+        assert not any(before[person] & after[person] for person in before)
+
+
+def test_a_component_left_out_makes_new_cells(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+    one = made(home, micro_photos, tmp_path, None, rows=("base",))
+    base = load_base(home / "base", device="cpu")
+    base.pipe.feature_extractor = micro.tokenizer()  # of the optional ones, whichever
+    other = Protocol(Makers(base, None, None, None), one.judges, one.everybody, one.config, tmp_path)
+    assert not set.union(*cells(one, "base").values()) & set.union(*cells(other, "base").values())
+
+
+def renamed(home: Path, folder: Path, **facts: Any) -> Path:
+    """The hypernetwork of `home` with other words or another strength."""
+    shutil.copytree(home / "made", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "facts": {**config["facts"], **facts}}))
+    return folder
+
+
+def test_another_strength_makes_new_cells_and_is_told(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+    rows = ("base", "prediction", "hyperdreambooth")
+    one = made(home, micro_photos, tmp_path, rows=rows)
+    bold = str(renamed(home, tmp_path / "bold", strength=3.0))
+    other = made(home, micro_photos, tmp_path, bold, rows=rows)
+    assert [cells(one, name) == cells(other, name) for name in rows] == [True, False, False]
+    network = other.makers.network
+    assert network is not None
+    assert summary(other, {})["network"] == {"fingerprint": network.fingerprint, "strength": 3.0}
+    assert summary(made(home, micro_photos, tmp_path, None, rows=("base",)), {})["network"] is None
+
+
+def test_everybody_is_called_alike_whatever_the_order_of_rows(
+    home: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    own = load_hypernet(renamed(home, tmp_path / "own", trigger="hat", class_word="photo"))
+    pro = load_hypernet(renamed(home, tmp_path / "pro", trigger="smiling", class_word="wearing"))
+    rows = ("no-hypernetwork", "pro", "dreambooth-lora", "prediction")
+
+    def run(*order: str) -> dict[str, list[bytes]]:
+        base = load_base(home / "base", device="cpu")
+        config = EvaluateConfig(**{**QUICK, "rows": order, "identities": 1})
+        experiment = Protocol(
+            Makers(base, own, pro, None),
+            load_judges(base, None, None, None),
+            read_faces(micro_photos),
+            config,
+            tmp_path / "-".join(order),
+        )
+        assert experiment.prompts[1] == "a [V] photo in a red hat"
+        done = experiment.run()
+        assert (base.trigger, base.class_word) == ("hat", "photo")
+        return {name: [cell.file.read_bytes() for cell in done[name].cells["person-0"]] for name in order}
+
+    assert run(*rows) == run(*reversed(rows))
+
+
+def test_a_diverged_person_is_null_and_stops_nobody(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+    rows = ("dreambooth-lora", "textual-inversion", "dreambooth", "base")
+    wild: dict[str, Any] = {"steps": 3, "lr": 1e30}
+    changed = {**SHORT, "dreambooth-lora": {**wild, "rank": 1}, "dreambooth": {**wild, "prior_weight": 0}}
+    for _ in range(2):  # and again
+        experiment = made(home, micro_photos, tmp_path, rows=rows, methods=changed, identities=2)
+        done = experiment.run()
+        told = summary(experiment, done)
+        for row in ("dreambooth-lora", "dreambooth"):
+            assert told["rows"][row]["scores"]["identity"] is None and told["rows"][row]["cost"] == {}
+        for row in ("textual-inversion", "base"):
+            assert told["rows"][row]["scores"]["identity"]["n"] == 2
+        assert told["missing"] == [
+            f"{row}: null for person-0, person-1: the training diverged; lower its lr"
+            for row in ("dreambooth-lora", "dreambooth")
+        ]
+        assert len(list((tmp_path / "made").rglob("*.safetensors"))) == 4  # of the other two rows
+        write_page(experiment, done, told, tmp_path)
+        write_sheets(experiment, done, tmp_path)
+
+
+def test_of_people_side_by_side_only_the_diverged_one_is_null(
+    home: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Makers.make
+
+    def poisoned(self: Makers, method: Method, people: Any) -> Any:
+        persons, costs = make(self, method, people)
+        next(iter(persons[1].factors.values()))[0][0, 0, 0] = float("nan")  # type: ignore[union-attr]
+        return persons, costs
+
+    monkeypatch.setattr(Makers, "make", poisoned)
+    experiment = made(home, micro_photos, tmp_path, rows=("dreambooth-lora",))
+    done = experiment.run()
+    assert done["dreambooth-lora"].diverged == ("person-1",)
+    assert summary(experiment, done)["rows"]["dreambooth-lora"]["scores"]["identity"]["n"] == 2
+
+
+def test_everybody_costs_their_own_steps(
+    home: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(makers: Makers, method: Method, people: Any) -> list[Word]:
+        return [Word(torch.zeros(16), {"steps": str(10 + k)}) for k in range(len(people))]
+
+    monkeypatch.setitem(methods._KINDS, "scratch", stopped)  # type: ignore[arg-type]
+    experiment = made(home, micro_photos, tmp_path, rows=("textual-inversion",))
+    done = experiment.run()["textual-inversion"]
+    assert [cost.steps for cost in done.costs.values()] == [10, 11, 12]
+    assert summary(experiment, {"x": done})["rows"]["x"]["cost"]["steps"] == 11
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("identity", "calibration", {"same": 0.5, "stranger": 0.1}),
+        ("attributes", "phrases", {**micro.PHRASES, "hat:red": "nothing"}),
+        ("attributes", "id2label", dict(enumerate([*micro.LABELS[1::-1], *micro.LABELS[2:]]))),
+    ],
+)
+def test_a_judge_of_other_words_or_calibration_judges_again(
+    home: Path, micro_photos: Path, tmp_path: Path, part: str, field: str, value: Any
+) -> None:
+    other = shutil.copytree(home, tmp_path / "home")
+    how: dict[str, Any] = {"network": None, "rows": ("base",), "identities": 2}
+    one = made(other, micro_photos, tmp_path / "out", **how)
+    scores(one, one.run())
+    file = other / "base" / "scorers" / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    again = made(other, micro_photos, tmp_path / "out", **how)
+    fresh = made(other, micro_photos, tmp_path / "fresh", **how)
+    assert scores(again, again.run()) == scores(fresh, fresh.run())
+    assert again.judges.names != one.judges.names
+
+
 def test_a_stale_score_is_judged_again(home: Path, micro_photos: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(micro_photos, tmp_path / "photos")
     first = made(home, photos, tmp_path / "out", rows=("base",)).run()["base"]
@@ -288,6 +453,20 @@ def test_rows_are_named_or_refused() -> None:
         protocol.methods_of(EvaluateConfig(methods={"magic": {}}))
     with pytest.raises(InputError, match="against"):
         protocol.methods_of(EvaluateConfig(against="lidb"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"seeds": (0, 1, 0)}, "seeds: .*each once"),
+        ({"prompts": ("a face", "a face")}, "prompts: .*each once"),
+        ({"prompts": ("a face", " ")}, "prompts: .*empty"),
+    ],
+)
+def test_repeated_seeds_and_empty_prompts_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        load_config(EvaluateConfig, **fields)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -368,3 +547,18 @@ def test_without_matplotlib_there_is_a_note_and_no_plot(
     assert plots.write_plots(told, tmp_path) == []
     write_page(experiment, rows, told, tmp_path)
     assert "data:image/svg" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_embedded_base_brings_people_of_its_own(home: Path, tmp_path: Path) -> None:
+    words = ["--out", tmp_path / "out", "--identities", 2, "--device", "cpu", "--set", 'rows=["base"]']
+    words += ["--set", "draw_steps=1", "--set", 'prompts=["a [V] face"]', "--set", "seeds=[3]"]
+    hdb("evaluate", *words)
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    rendered = read_faces(tmp_path / "out" / "photos")
+    assert list(rendered) == ["test-3000000", "test-3000001"]
+    assert [len(photos) for photos in rendered.values()] == [8, 8]
+    assert list(told["people"]["base"]["identity"]) == list(rendered)
+    elsewhere = hdb("evaluate", *words, "--base", home / "base", code=2)
+    assert "PHOTOS" in elsewhere and elsewhere.count("\n") == 1
+    brought = hdb("evaluate", *words, "--adapter", tmp_path / "me.safetensors", code=2)
+    assert "PHOTOS" in brought and brought.count("\n") == 1

@@ -68,6 +68,16 @@ def test_strength_multiplies_delta_w(micro_base: Base, tmp_path: Path, pixels: t
         torch.testing.assert_close(up @ down, 2.5 * cautious[1] @ cautious[0])
 
 
+@pytest.mark.parametrize("change", [{"strength": 2.5}, {"resolution": 16}])
+def test_the_fingerprint_names_all_that_a_prediction_comes_out_of(
+    micro_base: Base, tmp_path: Path, change: dict[str, float]
+) -> None:
+    plain = made(micro_base, tmp_path)
+    other = Predictor(plain.network, plain.encoder, replace(plain.facts, **change))
+    again = Predictor(plain.network, plain.encoder, replace(plain.facts, training={"step": 99}))
+    assert other.fingerprint != plain.fingerprint == again.fingerprint
+
+
 def test_several_photos_are_averaged(micro_base: Base, tmp_path: Path, pixels: torch.Tensor) -> None:
     predictor = made(micro_base, tmp_path)
     alone = torch.cat([predictor.predict(pixels[k : k + 1]) for k in range(3)])

@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from hyperdreambooth.evaluate.protocol import Protocol, Row
     from hyperdreambooth.faces.dataset import Photo
 
+PHOTOS = 8  # of each person who is rendered: one for the methods, one for the bound, six to judge by
 FOR_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
 
 
 def evaluate(
-    photos: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a person.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for pictures, report.json, report.html, plots.")],
+    photos: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of photos, one sub-folder a person [the embedded base: people rendered for it].",
+            show_default=False,
+        ),
+    ] = None,
     adapter: Annotated[
         Path | None,
         typer.Option("--adapter", help="Judge this file instead of the methods.", show_default=False),
@@ -50,8 +57,9 @@ def evaluate(
 ) -> None:  # fmt: skip
     """The paper's experiment: methods side by side.
 
-    Of each person the first photo is given, the others judge. Run it again to continue, or with more people,
-    prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
+    Of each person the first photo is given, the others judge. Without PHOTOS people that no training has seen
+    are rendered into OUT/photos, if the base is the embedded one. Run it again to continue, or with more
+    people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
     from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
 
@@ -64,6 +72,9 @@ def evaluate(
     if dry_run:
         return settings.show()
     report = Report("evaluate", settings.plain())
+    if photos is None:
+        with report.stage("render"):
+            photos = _rendered(settings, out, adapter)
     with report.stage("load"):
         people = _people(photos, identity, adapter is not None)
         protocol = _protocol(settings, people, out, adapter, hypernet)
@@ -74,6 +85,25 @@ def _for_a_file(settings: Resolved[EvaluateConfig]) -> Resolved[EvaluateConfig]:
     """One person, and rows without training."""
     rows = settings.own.rows if "adapter" in settings.own.rows else FOR_A_FILE
     return Resolved(settings.place, settings.own.model_copy(update={"rows": rows, "identities": 1}))
+
+
+def _rendered(settings: Resolved[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
+    """Photos of avatars that no training has seen, as many people as the config asks for.
+
+    Raises:
+        InputError: an adapter, which is of somebody in particular, or a base that knows other people.
+    """
+    from hyperdreambooth.avatars.folder import render_folder
+    from hyperdreambooth.base.load import is_embedded
+    from hyperdreambooth.runs import InputError
+
+    if adapter is not None or not is_embedded(settings.place.base):
+        raise InputError(
+            "PHOTOS: expected a folder of photos, one sub-folder a person, got none; only methods of the "
+            "embedded base are judged without"
+        )
+    render_folder(out / "photos", "test", settings.own.identities, PHOTOS)
+    return out / "photos"
 
 
 def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Sequence[Photo]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hyperdreambooth.config import literal, load_config
 from hyperdreambooth.runs import InputError
@@ -86,7 +86,7 @@ class EvaluateConfig(BaseModel):
 
     Attributes:
         identities: how many people of the folder, the first ones.
-        prompts: what everybody is drawn as; `[V]` is the person, `{class_word}` the base's.
+        prompts: what everybody is drawn as; `[V]` is the person, `{class_word}` the hypernetwork's or base's.
         seeds: pictures a prompt and person; a seed is the same noise for every method.
         rows: names of methods; `NAME@STEPS` is one with so many steps, for a curve, and `NAME:key=value,…`
             one with other settings, for an ablation.
@@ -123,6 +123,16 @@ class EvaluateConfig(BaseModel):
     clip: str | None = None
     dino: str | None = None
     face: str | None = None
+
+    @field_validator("prompts", "seeds")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same picture twice would count twice, and an empty prompt asks for nothing."""
+        if not all(str(value).strip() for value in values):
+            raise ValueError("expected words, one is empty")
+        if len(set(values)) < len(values):
+            raise ValueError("expected each once, one is repeated")
+        return values
 
     def compared(self) -> str | None:
         """The row that the others are compared with."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +32,10 @@ MEANING = {
     "background_copied": "correlation with the reference photo outside of it",
 }
 """Score → what it says; `prompt:GROUP` is the prompt's score of one group of attributes."""
+
+
+_WHO = re.compile(rf"\s*{re.escape(PLACEHOLDER)}")
+_READ = frozenset({".json", ".txt", ".safetensors", ".bin", ".onnx"})  # what judges are loaded from
 
 
 def mean_cosine(embed: Embed, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
@@ -99,9 +105,7 @@ class Judges:
         """Did the prompt come true?"""
         found: dict[str, Values] = {}
         if self.clip is not None:
-            plain = [
-                prompt.replace(f"{PLACEHOLDER} ", "") for prompt in prompts
-            ]  # no word that CLIP could know
+            plain = [_WHO.sub("", prompt).strip() for prompt in prompts]  # no word that CLIP could know
             found["clip_t"] = (self.clip.embed(images) * self.clip.embed_texts(plain)).sum(1).tolist()
         if self.scorers is None:
             return found
@@ -137,19 +141,22 @@ def load_judges(base: Base, clip: str | None, dino: str | None, face: str | None
         fetch(Dino, "dino", dino, device, missing),
         fetch(Face, "face", face, device, missing),
     )
-    names = {"scorers": _fingerprint(scorers), "clip": clip, "dino": dino, "face": face}
-    there = {**dict(zip(("clip", "dino", "face"), loaded, strict=True)), "scorers": scorers}
-    names = {name: value if there[name] is not None else None for name, value in names.items()}
+    sources = {"scorers": str(base.scorers), "clip": clip, "dino": dino, "face": face}
+    names = {
+        name: _name(source) if source is not None and one is not None else None
+        for (name, source), one in zip(sources.items(), (scorers, *loaded), strict=True)
+    }
     return Judges(scorers, *loaded, names=names, missing=tuple(missing))
 
 
-def _fingerprint(scorers: Scorers | None) -> str | None:
-    """Names both judges by a few of their numbers."""
-    if scorers is None:
-        return None
-    probes = [
-        p.flatten()[:8].double().sum()
-        for j in (scorers.encoder, scorers.reader)
-        for p in j.model.parameters()
-    ]
-    return f"{float(torch.stack(probes).abs().sum()):.9g}"
+def _name(source: str) -> str:
+    """A judge's name: a hub id as it is, a folder with a hash of its weights, labels and calibration."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in _READ):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return f"{folder.name}:{digest.hexdigest()[:16]}"

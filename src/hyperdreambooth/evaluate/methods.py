@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
@@ -54,7 +56,7 @@ class Makers:
     """What people are made with.
 
     Attributes:
-        base: the frozen base.
+        base: the frozen base; it is to call people as the hypernetwork was taught to.
         network: the hypernetwork; None where no row needs one.
         pro: a second one.
         adapter: what the user brought, for the row `adapter`.
@@ -64,6 +66,12 @@ class Makers:
     network: Predictor | None
     pro: Predictor | None
     adapter: Adapter | None
+
+    def __post_init__(self) -> None:
+        # before any prompt or key is made: no row changes what another row's pictures are called
+        if self.network is not None:
+            facts = self.network.facts
+            self.base.trigger, self.base.class_word = facts.trigger, facts.class_word
 
     def with_adapter(self, adapter: Adapter) -> Makers:
         """The same with what the user brought."""
@@ -108,28 +116,56 @@ class Makers:
         once.network.shape = replace(found.network.shape, refinements=method.refinements)
         return once
 
-    def make(self, method: Method, people: Sequence[Photos]) -> tuple[list[Person | None], Cost]:
+    def make(self, method: Method, people: Sequence[Photos]) -> tuple[list[Person | None], list[Cost]]:
         """A person for each, made of the photos given, side by side; None for the bare base.
 
         Args:
             method: how.
             people: the reference photos of each.
+
+        Returns:
+            The people, and what each of them cost.
         """
-        with Meter(self.base.device) as meter:
+        with _words_kept(self.base), Meter(self.base.device) as meter:
             made = _KINDS[method.kind](self, method, people)
-        steps = int(made[0].metadata.get("steps", 0)) if made[0] is not None else 0
-        share, size = meter.seconds / len(people), 0 if made[0] is None else _nbytes(made[0])
+        share = round(meter.seconds / len(people), 3)
         memory = None if meter.megabytes is None else round(meter.megabytes)
-        return made, Cost(round(share, 3), steps, memory, size, len(people))
+        return made, [Cost(share, _steps(one), memory, _nbytes(one), len(people)) for one in made]
 
 
-def _nbytes(person: Person) -> int:
-    """What has to be kept of a person: LiDB numbers, LoRA factors, a word, or all weights."""
-    if not isinstance(person, Adapter):
-        return person.nbytes
-    if person.lidb is not None:
+@contextmanager
+def _words_kept(base: Base) -> Generator[None]:
+    """A row with a hypernetwork of its own (`pro`) calls people as that one does, in the block only."""
+    own = base.trigger, base.class_word
+    try:
+        yield
+    finally:
+        base.trigger, base.class_word = own
+
+
+def _steps(person: Person | None) -> int:
+    return 0 if person is None else int(person.metadata.get("steps", 0))
+
+
+def _nbytes(person: Person | None) -> int:
+    """What has to be kept of a person: nothing, LiDB numbers, LoRA factors, a word, or all weights."""
+    if isinstance(person, Adapter) and person.lidb is not None:
         return person.lidb.numbers.nbytes
-    return sum(factor.nbytes for pair in person.factors.values() for factor in pair)
+    return sum(tensor.nbytes for tensor in _tensors(person))
+
+
+def _tensors(person: Person | None) -> list[Tensor]:
+    """All that the base wears of a person."""
+    if person is None:
+        return []
+    if isinstance(person, Adapter):
+        return [factor for pair in person.factors.values() for factor in pair]
+    return [person.vector] if isinstance(person, Word) else [*person.weights.values()]
+
+
+def diverged(person: Person | None) -> bool:
+    """Whether a training ended in NaN or infinity: that can neither be kept nor drawn."""
+    return not all(bool(tensor.isfinite().all()) for tensor in _tensors(person))
 
 
 def _nothing(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:

@@ -6,12 +6,14 @@ The face encoder is AuraFace (`glintr100.onnx`, Apache-2.0); the usual ones forb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -114,11 +116,12 @@ class Face:
             raise InputError(
                 "the face encoder needs onnxruntime: pip install 'hyperdreambooth[eval]'"
             ) from None
-        from pathlib import Path
-
         here = Path(source) / FACE_FILE
         file = here if here.is_file() else Path(hf_hub_download(source, FACE_FILE))
-        self.session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        try:
+            self.session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no narrower class in common
+            raise InputError(f"{file} is no whole ONNX model: {error}; get it again") from None
         self.input = self.session.get_inputs()[0].name
 
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
@@ -149,7 +152,7 @@ def fetch(
         return None
     try:
         return kind(source, device)
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
         reason = next(
             (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
         )

@@ -21,7 +21,7 @@ from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base, weights_fingerprint
 from hyperdreambooth.evaluate.config import EvaluateConfig, Method, methods_of
 from hyperdreambooth.evaluate.judges import Judges
-from hyperdreambooth.evaluate.methods import Cost, Makers, keep, kept
+from hyperdreambooth.evaluate.methods import Cost, Makers, diverged, keep, kept
 from hyperdreambooth.evaluate.statistics import PLACES
 from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
@@ -30,6 +30,7 @@ from hyperdreambooth.finetune.trainable import together
 from hyperdreambooth.generate import generate
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, read_json, whole_file, write_json
+from hyperdreambooth.shapes import site_fingerprint
 
 FORMAT = 1  # raise it when what a cell means changes
 
@@ -60,12 +61,14 @@ class Row:
         scores: person → score → a value a picture.
         costs: person → what making the person cost.
         settings: of the method, defaults included.
+        diverged: people whose training ended in NaN or infinity: no pictures, no scores, no costs.
     """
 
     cells: dict[str, list[Cell]]
     scores: dict[str, dict[str, list[float | None]]]
     costs: dict[str, Cost]
     settings: dict[str, Any]
+    diverged: tuple[str, ...] = ()
 
 
 class Protocol:
@@ -90,11 +93,7 @@ class Protocol:
     ) -> None:
         self.makers, self.judges, self.config, self.out = makers, judges, config, out
         self.base: Base = makers.base
-        self.drawn_by = _key(
-            base=self.base.fingerprint,
-            vae=weights_fingerprint({"vae": self.base.pipe.vae}),
-            scheduler=dict(self.base.pipe.scheduler.config),
-        )
+        self.drawn_by = _drawn_by(self.base)
         self.everybody, self.people = dict(people), dict(list(people.items())[: config.identities])
         self.prompts = [text.replace("{class_word}", self.base.class_word) for text in config.prompts]
         self.methods = methods_of(config)
@@ -125,9 +124,11 @@ class Protocol:
                 costs |= (
                     self._bounds(method, part, bar) if method.kind in BOUNDS else self._made(name, part, bar)
                 )
+        lost = () if method.kind in BOUNDS else tuple(person for person in who if person not in costs)
+        cells |= {person: [] for person in lost}
         scores = {person: self._judged(cells[person]) for person in who}
         settings = self.settings[name]
-        return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {})
+        return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {}, lost)
 
     def cells(self, name: str, person: str) -> list[Cell]:
         """The pictures of a row and person, whether they are there or not."""
@@ -159,27 +160,29 @@ class Protocol:
             base=self.drawn_by,
             kind=method.model_dump(mode="json", exclude={"settings", "photos"}),
             settings=settings.model_dump(mode="json") if settings else None,
-            network=network.fingerprint if network else None,
-            photos=[[photo_hash(photo.path), photo.caption] for photo in references],
+            network=network and [network.fingerprint, network.facts.trigger, network.facts.class_word],
+            photos=[[photo_hash(photo.path), photo.caption, photo.landmarks] for photo in references],
             adapter=_probe(brought) if brought else None,
         )
 
     def _made(self, name: str, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
-        """Makes and draws those people who lack a picture, side by side; what each person cost."""
+        """Makes and draws those who lack a picture, side by side; what each cost, but for the diverged."""
         stems = {person: self.out / "made" / person / self.key(name, person) for person in part}
         found = {person: kept(stem, self.base) for person, stem in stems.items()}
         lacking = [p for p, cells in part.items() if not all(cell.file.is_file() for cell in cells)]
         absent = [p for p in part if (one := found[p]) is None or (p in lacking and not one[2])]
-        made: dict[str, Person | None] = {p: one[0] for p, one in found.items() if one is not None}
-        costs = {p: one[1] for p, one in found.items() if one is not None}
+        there = {p: one for p, one in found.items() if one is not None and p not in absent}
+        made: dict[str, Person | None] = {p: one[0] for p, one in there.items()}
+        costs = {p: one[1] for p, one in there.items()}
         if absent:
             method = self.methods[name]
-            fresh, cost = self.makers.make(method, [self.people[p][: method.photos] for p in absent])
-            for person, one in zip(absent, fresh, strict=True):
-                made[person], costs[person] = one, cost
-                keep(one, cost, stems[person])
+            fresh, spent = self.makers.make(method, [self.people[p][: method.photos] for p in absent])
+            for person, one, cost in zip(absent, fresh, spent, strict=True):
+                if not diverged(one):
+                    made[person], costs[person] = one, cost
+                    keep(one, cost, stems[person])
         if lacking:
-            self._draw(made, [cell for cells in part.values() for cell in cells], bar)
+            self._draw(made, [cell for person in part if person in made for cell in part[person]], bar)
         return costs
 
     def _draw(self, made: Mapping[str, Person | None], cells: Sequence[Cell], bar: Progress) -> None:
@@ -266,6 +269,21 @@ def _drawn(base: Base, cells: Sequence[Cell], config: EvaluateConfig, **worn: An
     prompts, seeds = [str(cell.prompt) for cell in cells], [cell.seed for cell in cells]
     how: dict[str, Any] = {"steps": config.draw_steps, "guidance": config.guidance, "batch": config.batch}
     return generate(base, prompts, seed=seeds, **how, **worn)
+
+
+def _drawn_by(base: Base) -> str:
+    """Names a base as it was loaded: everything but the adapter that a picture of it depends on."""
+    pipe = base.pipe
+    return _key(
+        base=base.fingerprint,
+        vae=weights_fingerprint({"vae": pipe.vae}),
+        scheduler=dict(pipe.scheduler.config),
+        words=[base.trigger, base.class_word],
+        resolution=base.resolution,
+        sites=site_fingerprint(base.sites),
+        dtype=base.dtype,
+        components=sorted(name for name, part in pipe.components.items() if part is not None),
+    )
 
 
 def _key(**inputs: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from hyperdreambooth.evaluate.judges import MEANING
 from hyperdreambooth.evaluate.protocol import Protocol, Row
 from hyperdreambooth.evaluate.statistics import Interval, interval, paired
+from hyperdreambooth.hypernet.predictor import Predictor
 
 Persons = dict[str, dict[str, float]]
 """Score → person → value."""
@@ -31,7 +32,7 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
     Returns:
         `rows`: name → `scores` (score → n, mean, low, high), `cost` (means over people), `settings`;
         `paired`: the row `against`, and score → interval of each row's difference from it, person by person;
-        `people`: name → score → person → value; `prompts`, `seeds`, `judges`, `missing`.
+        `people`: name → score → person → value; `prompts`, `seeds`, `judges`, `missing`, `base`, `network`.
     """
     persons = {name: by_person(row) for name, row in rows.items()}
     against = protocol.config.compared()
@@ -51,9 +52,26 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
         "prompts": protocol.prompts,
         "seeds": list(protocol.config.seeds),
         "judges": dict(protocol.judges.names),
-        "missing": [*protocol.judges.missing, *_lonely(protocol)],
+        "missing": [*protocol.judges.missing, *_lonely(protocol), *_diverged(rows)],
         "base": {"source": protocol.base.source, "fingerprint": protocol.base.fingerprint},
+        "network": _network(protocol.makers.network),
     }
+
+
+def _network(network: Predictor | None) -> dict[str, Any] | None:
+    """Which hypernetwork the rows came out of; None where no row needed one."""
+    if network is None:
+        return None
+    return {"fingerprint": network.fingerprint, "strength": network.facts.strength}
+
+
+def _diverged(rows: Mapping[str, Row]) -> list[str]:
+    """A line for each row that made nothing of some people."""
+    return [
+        f"{name}: null for {', '.join(row.diverged)}: the training diverged; lower its lr"
+        for name, row in rows.items()
+        if row.diverged
+    ]
 
 
 def _lonely(protocol: Protocol) -> list[str]:
