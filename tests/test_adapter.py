@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hyperdreambooth.adapter import Adapter, load_adapter, merge, summary
+from hyperdreambooth.adapter import Adapter, load_adapter, merge, summary, weighted
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
@@ -116,6 +116,38 @@ def test_another_base_is_refused_with_the_file_and_both_fingerprints(tmp_path: P
     adapter().save(tmp_path / "x.lidb.safetensors", "lidb")
     with pytest.raises(InputError, match=rf"x\.lidb\.safetensors: made for base {BASE}.*{'f' * 16}"):
         load_adapter(tmp_path / "x.lidb.safetensors", SITES, "f" * 16)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_a_lora_of_another_base_is_refused_and_a_strangers_is_not(tmp_path: Path, form: str) -> None:
+    adapter().relax(2).save(tmp_path / "x.safetensors", form)  # type: ignore[arg-type]
+    assert load_adapter(tmp_path / "x.safetensors", SITES, BASE).base_fingerprint == BASE
+    with pytest.raises(InputError, match=rf"x\.safetensors: made for base {BASE}.*{'f' * 16}"):
+        load_adapter(tmp_path / "x.safetensors", SITES, "f" * 16)
+    replace(adapter().relax(2), base_fingerprint="").save(tmp_path / "y.safetensors", form)  # type: ignore[arg-type]
+    assert load_adapter(tmp_path / "y.safetensors", SITES, "f" * 16).base_fingerprint == ""
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e300])
+def test_a_weight_that_makes_no_numbers_is_refused(weight: float) -> None:
+    with pytest.raises(InputError, match=r"weight .*expected a finite number"):
+        weighted(adapter(), weight)
+    with pytest.raises(InputError, match="weight"):
+        merge([(adapter(), weight)])
+
+
+def test_a_rank_that_no_file_can_have_is_refused_with_the_limit() -> None:
+    for work in (lambda rank: adapter().relax(rank), lambda rank: merge([(adapter(), 1.0)], rank)):
+        with pytest.raises(InputError, match=r"rank 25: expected 1 to 24, .*text_encoder"):
+            work(25)
+        work(24)
+
+
+def test_the_norm_of_a_huge_delta_is_a_number() -> None:
+    huge = weighted(adapter(), 1e30)
+    assert all(
+        0 < norm < float("inf") for norm in summary(replace(adapter(), factors=huge))["delta_norm"].values()
+    )
 
 
 def no_file(path: Path) -> None:

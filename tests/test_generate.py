@@ -113,11 +113,14 @@ def test_the_base_is_bare_afterwards_even_after_an_error(
 
 def test_it_warns_when_nobody_calls_the_person(micro_base: Base) -> None:
     person = adapter(micro_base, people(micro_base, 1))
-    with pytest.warns(UserWarning, match="no prompt names the person"):
+    with pytest.warns(UserWarning, match="'a face asksed' does not name the person: write \\[V\\] or 'sks'"):
         generate(micro_base, ["a face asksed"], [person], steps=1)
+    with pytest.warns(UserWarning, match="'a hat' does not name the person") as warned:
+        generate(micro_base, ["a [V] face", "a hat"], [person, person], steps=1)
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        generate(micro_base, ["a sks face", "a hat"], [person], steps=1)
+        generate(micro_base, ["a sks face", "a [V] face"], [person], steps=1)
         generate(micro_base, ["a face"], [adapter(micro_base, people(micro_base, 1), trigger="")], steps=1)
         generate(micro_base, ["a face"], steps=1)
 

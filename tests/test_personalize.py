@@ -154,6 +154,38 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
             check_out(taken)
 
 
+@pytest.mark.parametrize(
+    ("report", "stray", "accepted"),
+    [
+        ('{"command": "personalize", "files": {"kohya": "a.safetensors"}}', "a.safetensors", True),
+        ('{"command": "demo", "files": {}}', "", True),
+        ('{"command": "demo", "files": {}}', "diary.txt", False),
+        ('{"command": "generate", "files": ["000-0.png"]}', "000-0.png", False),
+        ('{"command": "train"}', "model.safetensors", False),
+        ('{"command": "personalize"}', "", False),
+        ("[]", "", False),
+        ("{", "", False),
+    ],
+)
+def test_only_an_earlier_person_is_replaced(tmp_path: Path, report: str, stray: str, accepted: bool) -> None:
+    (tmp_path / "report.json").write_text(report)
+    if stray:
+        (tmp_path / stray).touch()
+    with contextlib.nullcontext() if accepted else pytest.raises(InputError, match="another --out"):
+        check_out(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_out(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="Not a directory; pass another --out"):
+        check_out(tmp_path / "file" / "out")
+    (tmp_path / "new").mkdir()
+    with contextlib.chdir(tmp_path / "new"), pytest.raises(InputError, match="current folder"):
+        check_out(Path("."))
+
+
 def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: Path, tmp_path: Path) -> None:
     prediction = me.predict(micro_photos / "person-0")
     adapter = me.personalize(micro_photos / "person-0", rank=2, steps=1, prediction=prediction)
@@ -189,6 +221,14 @@ def test_what_does_not_belong_together_is_refused(
         Personalizer.from_pretrained(micro_dir)
     with pytest.raises(InputError, match="no such folder"):
         Personalizer.from_pretrained(micro_dir, tmp_path / "nowhere", device="cpu")
+    for word in ({"trigger": "zzz"}, {"class_word": "man"}):
+        with pytest.raises(InputError, match=r"the hypernetwork was trained with '(sks|face)', got"):
+            Personalizer.from_pretrained(micro_dir, hypernet, device="cpu", **word)
+    Personalizer.from_pretrained(micro_dir, hypernet, device="cpu", trigger="sks", class_word="face")
+    with pytest.raises(InputError, match="rank 5000: expected 1 to"):
+        Personalizer.from_pretrained(micro_dir, hypernet, device="cpu").personalize(
+            micro_photos / "person-0", rank=5000, way="side_by_side"
+        )
     predictor = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu").predictor
     micro_base.fingerprint = "0" * 16
     with pytest.raises(InputError, match="0000000000000000"):

@@ -13,10 +13,10 @@ import torch
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
-from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, Facts
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
-from hyperdreambooth.lora.relax import add_up, relax, scaled, thin_svd, truncate
+from hyperdreambooth.lora.relax import add_up, inner_product, relax, scaled, truncate
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
@@ -68,10 +68,9 @@ class Adapter:
         """The same ΔW as a LoRA of a higher rank, every slot alive (paper, section 4.3; METHOD 4).
 
         Raises:
-            InputError: the adapter does not fit into the rank.
+            InputError: the adapter does not fit into the rank, or no layer has so many.
         """
-        if rank < 1:
-            raise InputError(f"rank {rank}: expected a whole number above 0")
+        check_rank(rank, self.factors)
         try:
             relaxed = relax(self.factors, rank, seed)
         except ValueError as error:
@@ -83,7 +82,8 @@ class Adapter:
         steps = self.metadata.get("steps", "")  # a stranger's file may have anything there
         place = Path(self.base_source)
         name = place.name if place.is_absolute() else self.base_source
-        return Facts(self.trigger, name, resolution, title, int(steps) if steps.isdecimal() else 0)
+        taken = int(steps) if steps.isdecimal() else 0
+        return Facts(self.trigger, name, resolution, title, taken, self.base_fingerprint)
 
     def save(
         self,
@@ -141,7 +141,13 @@ def load_adapter(
     header = lidb_header(path)
     if header is None:
         made, metadata = read_lora(path, layers or base_sites)
-        return Adapter(made, _trigger(metadata), "", metadata.get("ss_sd_model_name", ""), None, metadata)
+        source, fingerprint = metadata.get("ss_sd_model_name", ""), metadata.get(BASE_FINGERPRINT, "")
+        if fingerprint not in ("", base_fingerprint):
+            raise InputError(
+                f"{path}: made for base {fingerprint}, this base is {base_fingerprint}; "
+                "use the base it was made for"
+            )
+        return Adapter(made, _trigger(metadata), fingerprint, source, None, metadata)
     lidb = load_lidb(path, base_sites)
     basis = _basis(path, lidb, basis_of)
     check_fits(lidb, base_fingerprint, base_sites, basis, path)
@@ -162,11 +168,11 @@ def merge(adapters: Sequence[tuple[Adapter, float]], rank: int | None = None) ->
         first ones named.
 
     Raises:
-        InputError: a rank below 1.
+        InputError: a rank below 1 or above what a file can hold, or a weight that makes numbers infinite.
     """
-    if rank is not None and rank < 1:
-        raise InputError(f"rank {rank}: expected a whole number above 0")
-    worn = add_up([scaled(adapter.factors, weight) for adapter, weight in adapters])
+    worn = add_up([weighted(adapter, weight) for adapter, weight in adapters])
+    summed = max(down.shape[1] for down, _ in worn.values())
+    check_rank(summed if rank is None else rank, worn)
     factors, error = (worn, 0.0) if rank is None else truncate(worn, rank)
     trigger, fingerprint, source = (
         next((getattr(adapter, field) for adapter, _ in adapters if getattr(adapter, field)), "")
@@ -175,11 +181,34 @@ def merge(adapters: Sequence[tuple[Adapter, float]], rank: int | None = None) ->
     return Adapter(factors, trigger, fingerprint, source), error
 
 
+def weighted(adapter: Adapter, weight: float) -> Factors:
+    """The adapter's factors times a weight.
+
+    Raises:
+        InputError: NaN or infinity, as the weight or as what comes of it.
+    """
+    factors = scaled(adapter.factors, weight)
+    if not all(up.isfinite().all() for _, up in factors.values()):
+        raise InputError(f"weight {weight:g}: expected a finite number, small enough for the adapter's own")
+    return factors
+
+
+def check_rank(rank: int, factors: Factors) -> None:
+    """Refuses a rank that a LoRA file of these sites cannot have: readers take it for damage.
+
+    Raises:
+        InputError: one line with the limit.
+    """
+    limit, site = min((down.shape[2] + up.shape[1], name) for name, (down, up) in factors.items())
+    if not 1 <= rank <= limit:
+        raise InputError(f"rank {rank}: expected 1 to {limit}, the inputs and outputs of {site} together")
+
+
 def summary(adapter: Adapter) -> dict[str, Any]:
     """What `hdb inspect` shows: kind, rank, trigger, base, and how large ΔW is in each component."""
     squares: defaultdict[str, float] = defaultdict(float)
-    for name, (down, up) in adapter.factors.items():
-        squares[name.split(".")[0]] += thin_svd(down, up)[1].square().sum().item()
+    for name, pair in adapter.factors.items():
+        squares[name.split(".")[0]] += max(inner_product(pair, pair), 0.0)
     lidb = adapter.lidb
     held = [lidb.numbers] if lidb else [factor for pair in adapter.factors.values() for factor in pair]
     told: dict[str, Any] = {

@@ -10,10 +10,9 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.adapter import Adapter, weighted
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.lora.inject import Worn, wear, wearable
-from hyperdreambooth.lora.relax import scaled
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, draw
 from hyperdreambooth.shapes import Factors
@@ -58,7 +57,7 @@ def generate(
         `len(prompts) * images` pictures, prompt by prompt.
 
     Raises:
-        InputError: an adapter of another base, or a size the base cannot draw.
+        InputError: an adapter of another base, a weight that is no number, or a size the base cannot draw.
     """
     pairs = [(a, 1.0) if isinstance(a, Adapter) else a for a in adapters]
     texts = _texts(base, prompts, [adapter for adapter, _ in pairs])
@@ -69,8 +68,8 @@ def generate(
     done: list[Image.Image] = []
     with ExitStack() as stack:
         for index, (adapter, weight) in enumerate(pairs):
-            factors = scaled(_fitting(base, adapter), weight)
-            stack.enter_context(wear(base.components, factors, name=f"adapter_{index}"))
+            _check_fits(base, adapter)
+            stack.enter_context(wear(base.components, weighted(adapter, weight), name=f"adapter_{index}"))
         first = _of(per_prompt, [0]) if per_prompt else None
         worn = stack.enter_context(wear(base.components, first, name="each")) if first else None
         for start in range(0, len(jobs), batch):
@@ -99,23 +98,24 @@ def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> l
 
     Styles have triggers too: among several, the person's is the base's own wherever one of them has that.
 
-    Warns where a person is worn whom no prompt calls: the adapter then does little, and nobody can see why.
+    Warns of every prompt that does not call the person worn, and where none calls another adapter: it then
+    does little, and nobody can see why.
     """
     triggers = [adapter.trigger for adapter in adapters if adapter.trigger]
     person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
     texts = [prompt.replace(PLACEHOLDER, person) for prompt in prompts]
-    for trigger in triggers:
-        if not any(re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) for text in texts):
-            warnings.warn(
-                f"no prompt names {'the person' if trigger == person else 'an adapter that is worn'}: "
-                f"write {'[V] or ' if trigger == person else ''}{trigger!r} where it should appear",
-                stacklevel=3,
-            )
+    for trigger in dict.fromkeys(triggers):
+        silent = [text for text in texts if not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text)]
+        if trigger == person:
+            for text in silent:
+                warnings.warn(f"{text!r} does not name the person: write [V] or {trigger!r}", stacklevel=3)
+        elif len(silent) == len(texts):
+            warnings.warn(f"no prompt names an adapter that is worn: write {trigger!r}", stacklevel=3)
     return texts
 
 
-def _fitting(base: Base, adapter: Adapter) -> Factors:
-    """The adapter's factors, or InputError where it was made for another base."""
+def _check_fits(base: Base, adapter: Adapter) -> None:
+    """Refuses an adapter that was made for another base."""
     known = {site.name for site in wearable(base.components)}
     foreign = sorted(set(adapter.factors) - known)
     if adapter.base_fingerprint not in ("", base.fingerprint) or foreign:
@@ -127,4 +127,3 @@ def _fitting(base: Base, adapter: Adapter) -> Factors:
         raise InputError(
             f"adapter: {reason}; this base {base.source} is {base.fingerprint}; load the base it was made for"
         )
-    return adapter.factors

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from PIL import Image
 
-from hyperdreambooth.adapter import Adapter, Format
+from hyperdreambooth.adapter import Adapter, Format, check_rank
 from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.align import open_photo, to_pixels
@@ -23,7 +23,7 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, environment, whole_folder, write_json
+from hyperdreambooth.runs import InputError, check_writable, environment, read_json, whole_folder, write_json
 
 EMBEDDED_HYPERNET = EMBEDDED.parent / "hypernet"
 FILES: dict[Format, str] = {
@@ -32,6 +32,8 @@ FILES: dict[Format, str] = {
     "diffusers": "pytorch_lora_weights.safetensors",
 }
 """What each form of a person is called in a folder of its own."""
+COMMANDS = ("demo", "personalize")
+"""What the reports of such folders name as their maker."""
 
 Photos: TypeAlias = str | Path | Sequence[str | Path]
 """A photo, a folder of photos, or several of either: always of one person."""
@@ -72,7 +74,8 @@ class Personalizer:
             loading: others of `hyperdreambooth.base.load.load_base`.
 
         Raises:
-            InputError: another base without a hypernetwork, or two that do not belong together.
+            InputError: another base without a hypernetwork, two that do not belong together, or another
+                trigger or class word than the training's.
         """
         began = time.perf_counter()
         loaded = load_base(base, device, dtype, **loading)
@@ -80,7 +83,14 @@ class Personalizer:
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
-        person = cls(loaded, load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device))
+        predictor = load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device)
+        for word in ("trigger", "class_word"):
+            own, asked = getattr(predictor.facts, word), loading.get(word)
+            if asked not in (None, own):
+                raise InputError(
+                    f"{word}: the hypernetwork was trained with {own!r}, got {asked!r}; leave it out"
+                )
+        person = cls(loaded, predictor)
         person.seconds["load"] = time.perf_counter() - began
         return person
 
@@ -134,6 +144,7 @@ class Personalizer:
         chosen = load_config(FinetuneConfig, rank=rank, steps=steps, seed=seed, **fields)
         config = chosen.over(self.predictor.facts.finetune)
         adapter = prediction or self.predict(photos)
+        check_rank(config.rank, adapter.factors)
         with self._stage("relax"):
             if config.way == "complement":
                 adapter = adapter.relax(config.rank, seed)
@@ -194,14 +205,28 @@ def check_out(folder: Path) -> None:
     """Refuses to replace a folder that is not an earlier result; ask before the work too.
 
     Raises:
-        InputError: a file, or a folder with other things in it.
+        InputError: a file, a folder with other things in it, the current folder, or no place to write.
     """
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file()
-    ):
+    if folder.exists() and not _is_replaceable(folder):
         raise InputError(
             f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
         )
+    if folder.resolve() == Path.cwd():  # whoever stands in it would be left in a folder that is gone
+        raise InputError(f"out {folder}: the current folder cannot be replaced; pass another --out")
+    check_writable(folder.parent)
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether it is an empty folder, or holds an earlier person and nothing else."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    try:
+        report = read_json(folder / "report.json") if names else {}
+        earlier = report.get("command") in COMMANDS and names <= {"report.json", *report["files"].values()}
+    except (InputError, LookupError, AttributeError, TypeError):
+        return False
+    return not names or earlier
 
 
 def save_person(
@@ -248,6 +273,7 @@ def save_person(
         "rank": adapter.rank,
         "trigger": adapter.trigger,
         "seed": seed,
+        "command": "personalize",
         **facts,
         "environment": environment(),
     }

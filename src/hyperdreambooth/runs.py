@@ -17,6 +17,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Generator, Mapping
@@ -68,6 +69,22 @@ def _discard(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that nothing can be written to; one that is still to be made stays unmade.
+
+    Raises:
+        InputError: saying why.
+    """
+    place = folder.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"out {folder}: {place}: {error.strerror}; pass another --out") from None
 
 
 @contextmanager

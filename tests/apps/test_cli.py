@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +48,53 @@ def test_help(name: str) -> None:
     assert result.exit_code == 0 and "Usage" in result.stdout
 
 
-@pytest.mark.parametrize("words", [["nonsense"], ["train"], ["train", "x", "--out", "y", "--steps", "many"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["train"],
+        ["train", "x", "--out", "y", "--steps", "many"],
+        ["personalize", "x", "--out", "y", "--steps", "many"],
+        ["predict", "", "--out", "y.safetensors"],
+        ["train", "", "--out", "y"],
+        ["finetune", "x", "--photo", "", "--out", "y.safetensors"],
+    ],
+)
 def test_usage_errors_are_one_line(words: list[str]) -> None:
     result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "constrained" not in result.stderr
+    assert "" not in words or "expected a file or a folder, got ''" in result.stderr
+
+
+INTERRUPTED = """
+import sys, time
+from hyperdreambooth.apps import cli
+
+def command() -> None:
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        {then}
+
+cli.app.command()(command)
+sys.argv = ["hdb", "command"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("then", ["raise", "raise RecursionError", "raise ValueError('an import')"])
+def test_an_interrupt_is_one_line_and_130_whatever_becomes_of_it(then: str) -> None:
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + INTERRUPTED
+    words = [sys.executable, "-c", code.replace("{then}", then)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert said == "interrupted; run the same command again to continue\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner, Result
 
-from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.lidb.bank import Bank
@@ -368,6 +369,78 @@ def test_a_lidb_of_another_base_is_described_but_never_worn(
     assert told["base_fingerprint"] in error(
         "generate", "--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x", *on
     )
+
+
+def test_a_lora_of_another_base_is_described_but_never_worn(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    import micro
+
+    network, file = with_network(made, micro_dir), tmp_path / "r.safetensors"
+    hdb("relax", made / "p.lidb.safetensors", "--out", file, *network)
+    other = micro.pipeline()
+    with torch.no_grad():
+        other.unet.conv_in.bias.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    on = ["--base", tmp_path / "other", "--device", "cpu"]
+    told = json.loads(hdb("inspect", file, "--json", *on).stdout)
+    assert told["fits"].startswith(f"no: made for base {told['base_fingerprint']}") and "norms" not in told
+    words = ["--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x"]
+    assert told["base_fingerprint"] in error("generate", *words, *on)
+
+
+def test_a_damaged_lidb_is_an_error_whatever_its_base(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    tensors, header = load_tensors(made / "p.lidb.safetensors")
+    torn = tmp_path / "torn.lidb.safetensors"
+    save_file(
+        {name: tensor * float("nan") for name, tensor in tensors.items()},
+        torn,
+        {**header, "base_fingerprint": "f" * 16},
+    )
+    assert "NaN" in error("inspect", torn, "--base", micro_dir, "--device", "cpu")
+
+
+def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network, file = with_network(made, micro_dir), tmp_path / "huge.safetensors"
+    hdb("merge", made / "p.lidb.safetensors", "--weight", 1e30, "--out", file, *network)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    json.loads(hdb("inspect", file, "--json", "--against", file, *network).stdout, parse_constant=refuse)
+    assert "--weight" in error(
+        "merge", file, "--weight", "nan", "--out", tmp_path / "no.safetensors", *network
+    )
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_work(micro_photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = ["--base", tmp_path / "nowhere"]  # would be the next error
+    for name in ("checkpoint.lidb.safetensors", "file/p.safetensors"):
+        assert name.split("/")[0] in error(
+            "predict", photo(micro_photos), "--out", tmp_path / name, *nowhere, "--hypernet", tmp_path
+        )
+    for words in (["generate", "--prompt", "x"], ["export", tmp_path / "a"]):
+        assert "another --out" in error(*words, "--out", tmp_path / "file", *nowhere)
+
+
+def test_a_full_disk_leaves_no_part_of_a_set(
+    made: Path, micro_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, out = Adapter.save, tmp_path / "out"
+
+    def full(adapter: Adapter, path: Path, form: str, *rest: Any) -> None:
+        if form == "diffusers":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(adapter, path, form, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Adapter, "save", full)
+    words = ["export", made / "p.lidb.safetensors", "--out", out, *with_network(made, micro_dir)]
+    assert "disk is full" in hdb(*words, code=1).stderr and not list(out.iterdir())
+    monkeypatch.undo()
+    hdb(*words)
+    names = {"report.json", *report(out)["files"].values()}
+    assert {file.name for file in out.iterdir()} == names and len(names) == 4
 
 
 def test_bad_photos_are_one_line(made: Path, micro_dir: Path, micro_photos: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import warnings
 from typing import Any
 
@@ -27,6 +28,7 @@ from hyperdreambooth.apps import (
 )  # fmt: skip
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
+_interrupts: list[int] = []  # signals that came: what imports make of a KeyboardInterrupt may be anything
 
 
 def explain(error: Any) -> tuple[str, int] | None:
@@ -67,7 +69,8 @@ class Explained(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, typer.Exit | typer.Abort) or (found := explain(error)) is None:
+            said = KeyboardInterrupt() if _interrupts else error
+            if isinstance(said, typer.Exit | typer.Abort) or (found := explain(said)) is None:
                 raise
             typer.echo(found[0], err=True)
             raise typer.Exit(found[1]) from None
@@ -96,7 +99,14 @@ for command in (
 app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")
 
 
+def _interrupt(number: int, _frame: Any) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The entry point of `hdb` and `python -m hyperdreambooth`; a warning is one line too."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, _interrupt)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     app()

@@ -17,6 +17,7 @@ from hyperdreambooth.apps.options import (
     HypernetName,
     Seed,
     Sets,
+    named_path,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ OTHERS = 6  # more photos of the person, for scores only
 
 def demo(
     photo: Annotated[
-        Path | None, typer.Option("--photo", help="Your own photo [a held-out avatar's].", show_default=False)
+        Path | None,
+        typer.Option(
+            "--photo", help="Your own photo [a held-out avatar's].", show_default=False, parser=named_path
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for adapters, picture and report.json.")] = Path(
         "demo"

@@ -90,7 +90,9 @@ def export(
     if dry_run:
         return settings.show()
     from hyperdreambooth.apps import job
+    from hyperdreambooth.runs import check_writable
 
+    check_writable(out)
     report = Report("export", settings.plain())
     with report.stage("load"):
         frozen = job.load(settings.place)

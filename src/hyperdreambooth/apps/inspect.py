@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,13 +53,13 @@ def inspect(
     frozen = job.load(settings.place)
     told, adapter = _open(file, frozen, hypernet)
     if adapter is not None:
-        norms = {name: inner_product(pair, pair) ** 0.5 for name, pair in adapter.factors.items()}
+        norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
         told |= {**summary(adapter), "norms": norms}
         if against is not None:
             other = job.open_adapter(against, frozen, hypernet)
             told["against"] = {"file": str(against), **_compare(adapter, other)}
     if as_json:
-        return typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        return typer.echo(json.dumps(_plain(told), indent=2, ensure_ascii=False))
     _tell(told)
 
 
@@ -67,17 +68,16 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
     from hyperdreambooth.apps import job
     from hyperdreambooth.lidb.file import lidb_header
     from hyperdreambooth.lora.formats.describe import describe
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.runs import InputError, load_tensors
 
     header = lidb_header(file)
+    if header is not None:
+        load_tensors(file)
     told = {"format": "lidb", **header} if header is not None else describe(file)
     told = {"file": str(file), "bytes": file.stat().st_size, **told}
     here = f"{base.fingerprint} ({base.source})"
-    if header is not None and header.get("base_fingerprint") != base.fingerprint:
-        return {
-            **told,
-            "fits": f"no: made for base {header.get('base_fingerprint')}, this base is {here}",
-        }, None
+    if (made_for := told.get("base_fingerprint")) not in (None, "", base.fingerprint):
+        return {**told, "fits": f"no: made for base {made_for}, this base is {here}"}, None
     try:
         return {**told, "fits": f"yes: base {here}"}, job.open_adapter(file, base, hypernet)
     except InputError as error:
@@ -86,12 +86,21 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
         return {**told, "fits": f"no: {str(error).removeprefix(f'{file}: ')}; this base is {here}"}, None
 
 
+def _plain(told: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has not."""
+    if isinstance(told, dict):
+        return {name: _plain(value) for name, value in told.items()}
+    return None if isinstance(told, float) and not math.isfinite(told) else told
+
+
 def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
     """Cosine and relative distance of two ΔW over all sites, and the distance a site."""
     from hyperdreambooth.lora.relax import inner_product, relative_distance
 
     shared = sorted(one.factors.keys() & other.factors.keys())
-    here, there = (sum(inner_product(pair, pair) for pair in a.factors.values()) for a in (one, other))
+    here, there = (
+        sum(max(inner_product(pair, pair), 0.0) for pair in a.factors.values()) for a in (one, other)
+    )
     both = sum(inner_product(one.factors[name], other.factors[name]) for name in shared)
     return {
         "cosine": both / max((here * there) ** 0.5, 1e-30),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,9 +31,10 @@ from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hyper
 from hyperdreambooth.hypernet.validate import Sample, Score
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lora.formats.merged import save_merged
+from hyperdreambooth.lora.formats.write import check_name
 from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.runs import InputError, check_writable
 from hyperdreambooth.shapes import Factors
 
 WORD = "learned_embeds.safetensors"
@@ -112,8 +115,11 @@ def open_weighted(
     """Adapter files with their weights, 1 where none is given.
 
     Raises:
-        InputError: another number of weights than of files, or a file that does not fit.
+        InputError: another number of weights than of files, a weight that is no number, or a file that does
+            not fit.
     """
+    if strange := [weight for weight in weights if not math.isfinite(weight)]:
+        raise InputError(f"--weight: expected finite numbers, got {strange[0]}")
     if len(weights) not in (0, len(files)):
         raise InputError(
             f"--weight: expected one for each of the {len(files)} adapters or none, got {len(weights)}"
@@ -123,19 +129,25 @@ def open_weighted(
 
 
 def check_file(out: Path) -> None:
-    """Refuses an output that is no safetensors file, before the work."""
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise InputError(f"out {out}: expected a file that ends in .safetensors; pass another --out")
+    """Refuses an output that cannot become a safetensors file, before the work."""
+    check_name(out)
+    if out.is_dir():
+        raise InputError(f"out {out}: expected a file to write, found a folder; pass another --out")
+    check_writable(out.parent)
 
 
 def save_forms(
     adapter: Adapter, out: Path, resolution: int, form: Form | Literal["all"] = "all", dtype: str = "float32"
 ) -> dict[str, str]:
-    """Writes one form of an adapter, or every form it has, into a folder; form → file name."""
+    """Writes one form of an adapter, or every form it has, into a folder: all or none; form → file name."""
     having: list[Form] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
     files: dict[Form, str] = {one: FILES[one] for one in (having if form == "all" else (form,))}
-    for one, name in files.items():
-        adapter.save(out / name, one, resolution, getattr(torch, dtype))
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
+        for one, name in files.items():
+            adapter.save(Path(part) / name, one, resolution, getattr(torch, dtype))
+        for name in files.values():
+            os.replace(Path(part) / name, out / name)
     return {str(one): name for one, name in files.items()}
 
 

@@ -10,6 +10,21 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 import typer
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+
+def steps_or_auto(words: str) -> str:
+    """A number of steps, or `auto`; pydantic would name its own types."""
+    if words != "auto" and not words.isdecimal():
+        raise typer.BadParameter(f"expected a whole number or auto, got {words!r}")
+    return words
+
+
+def named_path(words: str) -> Path:
+    """A path; an empty word, which a shell makes of an unset variable, is not the current folder."""
+    if not words:
+        raise typer.BadParameter("expected a file or a folder, got ''")
+    return Path(words)
+
+
 ConfigFile: TypeAlias = Annotated[
     Path | None,
     typer.Option("--config", help="TOML, YAML or JSON file, or the name of a preset.", show_default=False),
@@ -40,8 +55,16 @@ Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Training 
 StepsOrAuto: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--steps", help="Training steps, or auto: until the loss stops falling.", show_default=False
+        "--steps",
+        help="Training steps, or auto: until the loss stops falling.",
+        show_default=False,
+        parser=steps_or_auto,
+        metavar="INTEGER|auto",
     ),
+]
+Photos: TypeAlias = Annotated[
+    list[Path],
+    typer.Argument(help="Photos of one person: files or folders.", parser=named_path),
 ]
 Weights: TypeAlias = Annotated[
     list[float] | None, typer.Option("--weight", help="Of each adapter, in order.", show_default=False)

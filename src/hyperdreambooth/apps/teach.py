@@ -13,18 +13,25 @@ from hyperdreambooth.apps.options import (
     Device,
     DryRun,
     HypernetName,
+    Photos,
     Rank,
     Seed,
     Sets,
     Steps,
     StepsOrAuto,
+    named_path,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
 
+People = Annotated[
+    Path,
+    typer.Argument(help="Folder of photos, one sub-folder a person.", parser=named_path),
+]
+
 
 def dreambooth(
-    photos: Annotated[list[Path], typer.Argument(help="Photos of one person: files or folders.")],
+    photos: Photos,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the adapter lies there at the end.")],
     method: Annotated[
         str | None,
@@ -66,7 +73,9 @@ def dreambooth(
 
 def finetune(
     file: Annotated[Path, typer.Argument(help="The adapter to start from, usually a prediction.")],
-    photo: Annotated[list[Path], typer.Option("--photo", help="Photo of the person; repeat it.")],
+    photo: Annotated[
+        list[Path], typer.Option("--photo", help="Photo of the person; repeat it.", parser=named_path)
+    ],
     out: Annotated[Path, typer.Option("--out", help="The LoRA to write (.safetensors).")],
     form: Annotated[Literal["diffusers", "kohya"], typer.Option("--format")] = "diffusers",
     rank: Rank = None,
@@ -79,6 +88,7 @@ def finetune(
     dry_run: DryRun = False,
 ) -> None:
     """Relax an adapter, train it a few steps."""
+    from hyperdreambooth.adapter import check_rank
     from hyperdreambooth.apps import job
     from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.finetune.train import finetune as run
@@ -92,6 +102,7 @@ def finetune(
     with report.stage("load"):
         frozen = job.load(settings.place)
         adapter = job.open_adapter(file, frozen, hypernet)
+        check_rank(settings.own.rank, adapter.factors)
     with report.stage("finetune"):
         trained = run(frozen, adapter, shots, settings.own, sample=job.class_sampler(frozen))
     trained.save(out, form, frozen.resolution)
@@ -101,7 +112,7 @@ def finetune(
 
 
 def preoptimize(
-    photos: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a person.")],
+    photos: People,
     out: Annotated[Path, typer.Option("--out", help="The bank.")],
     steps: Steps = None,
     seed: Seed = None,
@@ -131,7 +142,7 @@ def preoptimize(
 
 
 def train(
-    photos: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a person.")],
+    photos: People,
     out: Annotated[Path, typer.Option("--out", help="The hypernetwork's folder.")],
     bank: Annotated[
         Path | None, typer.Option("--bank", help="What preoptimize made.", show_default=False)

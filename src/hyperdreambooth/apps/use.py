@@ -16,6 +16,7 @@ from hyperdreambooth.apps.options import (
     Form,
     HypernetName,
     Nothing,
+    Photos,
     Rank,
     Sampling,
     Seed,
@@ -25,8 +26,6 @@ from hyperdreambooth.apps.options import (
     resolve,
 )
 from hyperdreambooth.apps.report import Report
-
-Photos = Annotated[list[Path], typer.Argument(help="Photos of one person: files or folders.")]
 
 
 def predict(
@@ -120,8 +119,9 @@ def generate(
     from hyperdreambooth.apps import job
     from hyperdreambooth.generate import generate as run
     from hyperdreambooth.progress import Progress
-    from hyperdreambooth.runs import whole_file
+    from hyperdreambooth.runs import check_writable, whole_file
 
+    check_writable(out)
     own = settings.own
     with report.stage("load"):
         frozen = job.load(settings.place)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperdreambooth.lora.formats.container import open_tensors
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT
 from hyperdreambooth.lora.formats.read import check_finite, open_lora
 
 
@@ -15,8 +16,8 @@ def describe(path: Path) -> dict[str, Any]:
     """What a LoRA file is, whatever base it is for.
 
     Returns:
-        `format` (whose names), `base` and `trigger` as the header tells them, `ranks`, `alphas` of the file's
-        own tensors, `layers` a part of the pipeline, number formats and `metadata`.
+        `format` (whose names), `base`, `base_fingerprint` and `trigger` as the header tells them, `ranks`,
+        `alphas` of the file's own tensors, `layers` a part of the pipeline, number formats and `metadata`.
 
     Raises:
         InputError: no LoRA file, or a damaged one.
@@ -32,6 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
     return {
         "format": _form(next(iter(modules.values())).down),
         "base": told.get("ss_base_model_version") or told.get("modelspec.architecture") or "not told",
+        "base_fingerprint": told.get(BASE_FINGERPRINT, ""),
         "trigger": told.get("modelspec.trigger_phrase", ""),
         "ranks": sorted({file.rank(module) for module in modules.values()}),
         "alphas": sorted(alphas),

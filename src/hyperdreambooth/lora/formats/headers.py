@@ -15,6 +15,9 @@ from torch import Tensor
 from hyperdreambooth.lora.formats.names import SD2, Family
 from hyperdreambooth.shapes import Site
 
+BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
+"""Our own header field: bases of the same shapes would wear each other's people without a word."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -26,6 +29,7 @@ class Facts:
         resolution: side of its pictures in pixels.
         title: a name for people.
         steps: it was finetuned for.
+        base_fingerprint: of the weights of that base; empty where nobody knows.
     """
 
     trigger: str
@@ -33,6 +37,7 @@ class Facts:
     resolution: int
     title: str
     steps: int = 0
+    base_fingerprint: str = ""
 
 
 def peft_config(sites: Sequence[Site], rank: int) -> str:

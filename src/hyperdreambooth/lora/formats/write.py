@@ -14,7 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyperdreambooth.lora.formats.headers import Facts, content_hash, kohya_fields, model_spec, peft_config
+from hyperdreambooth.lora.formats.headers import (
+    BASE_FINGERPRINT,
+    Facts,
+    content_hash,
+    kohya_fields,
+    model_spec,
+    peft_config,
+)
 from hyperdreambooth.lora.formats.names import (
     Family,
     Slot,
@@ -52,9 +59,7 @@ def write_lora(
         ValueError: several identities.
         RuntimeError: the file read back is not the adapter that was written; no file is left.
     """
-    if path.suffix != ".safetensors" or any(word in path.name.lower() for word in UNFIT_NAMES):
-        taboo = ", ".join(UNFIT_NAMES)
-        raise InputError(f"{path}: expected a name that ends in .safetensors, without {taboo} in it")
+    check_name(path)
     flat = _flatten(factors, dtype)
     sites = [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()]
     family, rank = family_of(sites), len(next(iter(flat.values()))[0])
@@ -65,9 +70,22 @@ def write_lora(
         metadata[ADAPTER_METADATA] = peft_config(sites, rank)
     else:
         metadata |= kohya_fields(facts, family, path.stem, rank, digest)
+    if facts.base_fingerprint:
+        metadata[BASE_FINGERPRINT] = facts.base_fingerprint
     with whole_file(path) as temporary:
         save_tensors(temporary, tensors, metadata)
         _check(temporary, flat, sites)
+
+
+def check_name(path: Path) -> None:
+    """Refuses a file name that tools pass over; ask before the work too.
+
+    Raises:
+        InputError: one line.
+    """
+    if path.suffix != ".safetensors" or any(word in path.name.lower() for word in UNFIT_NAMES):
+        taboo = ", ".join(UNFIT_NAMES)
+        raise InputError(f"{path}: expected a name that ends in .safetensors, without {taboo} in it")
 
 
 def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
