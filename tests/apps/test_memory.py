@@ -7,19 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from typer.testing import CliRunner
 
+import micro
 import pipelines
-from hyperdreambooth.apps import cli
-from hyperdreambooth.apps.memory import advise, need, skeleton
+from hyperdreambooth.apps import cli, memory
+from hyperdreambooth.apps.memory import _eye, _training, advise, need, skeleton
 from hyperdreambooth.apps.options import Place
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.runs import InputError
 
 
 def kept(base: Base, batch: int, rank: int) -> int:
@@ -49,7 +53,7 @@ def test_a_skeleton_keeps_what_the_base_keeps(name: str, tmp_path: Path) -> None
     pipelines.FAMILIES[name]().save_pretrained(tmp_path)
     thin = skeleton(Place(base=str(tmp_path), resolution=32))
     real = Base(pipelines.FAMILIES[name](), name, resolution=32)
-    told = need(thin, "personalize", FinetuneConfig(batch=3, rank=2))
+    told = _training(thin, "personalize", FinetuneConfig(batch=3, rank=2), 0)
     weights = [
         p for m in real.pipe.components.values() if isinstance(m, torch.nn.Module) for p in m.parameters()
     ]
@@ -62,7 +66,7 @@ def test_advice_goes_on_until_it_fits_and_each_step_saves(micro_dir: Path) -> No
     place, config = Place(base=str(micro_dir)), FinetuneConfig(batch=4)
     steps = list(advise(place, "personalize", config, 0))
     assert [words.split()[-1] for words, _ in steps[1:]] == [
-        "dtype=bfloat16", "checkpointing=true", "offload=true", "batch=1",
+        "dtype=bfloat16", "offload=true", "checkpointing=true", "batch=1",
     ]  # fmt: skip
     totals = [sum(needs.values()) for _, needs in steps]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
@@ -76,6 +80,66 @@ def test_training_a_hypernetwork_counts_its_network(micro_dir: Path) -> None:
     )
     assert wide["trained"] > small["trained"] and wide["saved"] == small["saved"]
     assert small["basis"] > 0 and small["encoder"] == 0
+
+
+def test_the_larger_of_training_and_drawing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, (tok, t5) = pipelines.sd3(), pipelines.t5(width=40)
+    pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
+    pipe.save_pretrained(tmp_path)
+    place = Place(base=str(tmp_path), resolution=32, skip_sites="^text_encoder")
+    sizes = {
+        name: sum(tensor.nbytes for tensor in [*part.parameters(), *part.buffers()])
+        for name, part in skeleton(place).pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
+    config, spared = FinetuneConfig(batch=1), place.model_copy(update={"offload": True})
+    readers = sum(size for name, size in sizes.items() if name.startswith("text"))
+    for drawn, here, weights in (
+        (1, place, sum(sizes.values())), (1, spared, sizes["transformer"]),
+        (10_000, place, sum(sizes.values())), (10_000, spared, max(readers, *sizes.values())),
+    ):  # fmt: skip
+        monkeypatch.setattr(memory, "DRAWN", drawn)
+        told = need(skeleton(here), "personalize", config)
+        assert told["weights"] == weights and (told["saved"] == 0) == (drawn > 1)
+
+
+def test_the_hypernetwork_is_counted_where_it_is_known(micro_base: Base, tmp_path: Path) -> None:
+    folder = micro.hypernet(tmp_path, micro_base)
+    made = load_hypernet(folder)
+    numbers = [*made.network.parameters(), *made.network.buffers(), *made.encoder.model.parameters()]
+    config = FinetuneConfig()
+    assert _eye(config, folder, True) == sum(tensor.nbytes for tensor in numbers)
+    assert _eye(config, None, True) == 0
+    with pytest.raises(InputError, match=r"config\.json"):
+        _eye(config, tmp_path, True)
+
+
+def doctor(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["doctor", *words])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output
+
+
+def test_doctor_counts_a_single_file_by_the_configs_of_its_like(micro_dir: Path, tmp_path: Path) -> None:
+    save_file(dict(micro.unet().state_dict()), tmp_path / "whole.safetensors")
+    words = ["--base", str(tmp_path / "whole.safetensors"), "--task", "personalize"]
+    code, told = doctor(*words, "--set", f"base_config={micro_dir}")
+    assert code == 0 and "fits (process" in told and "MISSING" not in told
+    code, told = doctor(*words)
+    assert code == 2 and "set base_config to a pipeline folder like it" in told
+    code, told = doctor("--base", str(tmp_path / "nowhere"))
+    assert code == 1 and "nowhere; name a diffusers pipeline folder" in told and "reproduce" not in told
+
+
+def test_doctor_counts_for_a_device_that_is_not_here(
+    micro_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    words = ["--base", str(micro_dir), "--task", "personalize", "--device"]
+    code, told = doctor(*words, "cuda")
+    assert code == 0 and "GiB on cuda, which is not on this machine (process" in told
+    code, told = doctor(*words, "bogus")
+    assert code == 2 and "error: device: expected auto or one of those here" in told
 
 
 def test_doctor_tells_whether_a_task_fits(micro_dir: Path) -> None:

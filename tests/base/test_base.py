@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
+import pipelines
 from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, loss_weights, target
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.runs import InputError
@@ -102,6 +104,30 @@ def test_the_trigger_replaces_the_placeholder(micro_base: Base) -> None:
 
 def test_plain_diffusers_loads_the_folder(micro_dir: Path) -> None:
     assert type(DiffusionPipeline.from_pretrained(micro_dir)).__name__ == "StableDiffusionPipeline"
+
+
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+def test_offloaded_networks_draw_in_turn_and_the_same_pictures(name: str) -> None:
+    """On the CPU nothing moves: what would move it is there while it draws, and gone afterwards."""
+    drawn: list[bytes] = []
+    for offload in (False, True):
+        pipe, seen = pipelines.FAMILIES[name](), list[bool]()
+        pipe.set_progress_bar_config(disable=True)
+        base = Base(pipe, "x", resolution=32, offload=offload)
+        handle = pipe.vae.decoder.register_forward_hook(lambda *_, to=seen, of=base: to.append(hooked(of)))
+        noise = [torch.Generator().manual_seed(k) for k in range(2)]
+        images = base.draw(["a", "b"], None, noise, steps=1, guidance=2.0, side=32)
+        handle.remove()
+        drawn.append(b"".join(image.tobytes() for image in images))
+        assert seen == [offload] and not hooked(base)
+    assert drawn[0] == drawn[1]
+
+
+def hooked(base: Base) -> bool:
+    """Whether accelerate would move a network; of all it does, or of none."""
+    parts = [part for part in base.pipe.components.values() if isinstance(part, nn.Module)]
+    (found,) = {hasattr(part, "_hf_hook") for part in parts}
+    return found
 
 
 def test_no_pipeline_is_one_line(tmp_path: Path) -> None:

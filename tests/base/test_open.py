@@ -11,12 +11,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPImageProcessorPil
 
 import micro
 import pipelines
-from hyperdreambooth.base import text
-from hyperdreambooth.base.load import FAMILIES, Base, load_base, plain_attention
+from hyperdreambooth.base import load, text
+from hyperdreambooth.base.load import FAMILIES, Base, load_base, pick_device, plain_attention
 from hyperdreambooth.base.open import open_skeleton
 from hyperdreambooth.runs import InputError
 
@@ -100,11 +102,84 @@ def test_another_family_a_pickle_and_nothing_are_one_line_each(micro_dir: Path, 
     StableDiffusionPipeline.from_pretrained(micro_dir).save_pretrained(pickled, safe_serialization=False)
     for place, told in (
         (other, "KandinskyPipeline is not one of"), (tmp_path / "model.ckpt", "safetensors"),
-        (pickled, "loaded"), ("nobody/nothing", "cannot be loaded"),
+        (pickled, "loaded"), ("nobody/nothing", "not on this machine"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=told) as caught:
             load_base(place, "cpu", offline=True)
         assert "\n" not in str(caught.value)
+
+
+def test_of_single_files_only_safetensors_are_opened(micro_dir: Path, tmp_path: Path) -> None:
+    torch.save(original(micro.pipeline()), tmp_path / "whole.ckpt")
+    for config in (None, str(micro_dir)):
+        with pytest.raises(InputError, match="pickles are never opened"):
+            load_base(tmp_path / "whole.ckpt", "cpu", base_config=config, offline=True)
+        with pytest.raises(InputError, match="pickles are never opened"):
+            open_skeleton(str(tmp_path / "whole.ckpt"), tuple(FAMILIES), base_config=config)
+
+
+def test_a_single_file_has_a_skeleton_by_the_configs_of_its_like(micro_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "whole.safetensors"
+    save_file(original(micro.pipeline()), file)
+    thin = Base(open_skeleton(str(file), tuple(FAMILIES), base_config=str(micro_dir)), "x")
+    assert thin.sites == load_base(micro_dir, "cpu").sites and thin.device.type == "meta"
+    with pytest.raises(InputError, match="hub is out of reach; set base_config to a pipeline folder"):
+        open_skeleton(str(file), tuple(FAMILIES))
+    with pytest.raises(InputError, match="hub is out of reach; set base_config to a pipeline folder"):
+        load_base(file, "cpu", offline=True)
+
+
+def test_a_skeleton_has_the_parts_that_belong_to_pipelines_alone(tmp_path: Path) -> None:
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(text_config=tower, vision_config={**tower, "image_size": 8, "patch_size": 4})
+    pipe = micro.pipeline()
+    checker = StableDiffusionSafetyChecker(config)
+    pipe.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessorPil())
+    pipe.save_pretrained(tmp_path)
+    thin = open_skeleton(str(tmp_path), tuple(FAMILIES))
+    assert sum(p.numel() for p in thin.safety_checker.parameters()) == sum(
+        p.numel() for p in checker.parameters()
+    )
+    assert open_skeleton(str(tmp_path), tuple(FAMILIES), leave_out=["safety_checker"]).safety_checker is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("model_index.json", "{}", r"model_index\.json: expected a table with _class_name"),
+        ("model_index.json", "[]", r"model_index\.json: expected a table with _class_name"),
+        ("hyperdreambooth.json", "[]", r'hyperdreambooth\.json: expected \{"trigger"'),
+        ("hyperdreambooth.json", '{"resolution": "large"}', r"got \{'resolution': 'large'\}"),
+    ],
+)
+def test_odd_notes_of_a_base_are_one_line(tmp_path: Path, file: str, content: str, told: str) -> None:
+    micro.pipeline().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=told):
+        load_base(tmp_path, "cpu")
+
+
+def test_only_what_no_base_needs_can_be_left_out(micro_dir: Path) -> None:
+    assert load_base(micro_dir, "cpu", leave_out=("safety_checker", "image_encoder")).sites
+    for name in ("unet", "text_encoder", "safty_checker"):
+        with pytest.raises(InputError, match=f"leave_out: expected some of safety_checker, .*, got {name}"):
+            load_base(micro_dir, "cpu", leave_out=(name,))
+    with pytest.raises(InputError, match="leave out both"):
+        load_base(micro_dir, "cpu", leave_out=("tokenizer_3",))
+
+
+def test_a_device_that_is_not_here_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "open_pipeline", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device in ("cuda", "cuda:0", "mps", "bogus", "cpu:1"):
+        with pytest.raises(InputError, match=rf"one of those here \(cpu\), got {device}$"):
+            load_base(None, device)
+    assert pick_device().type == pick_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == torch.device("cuda") and pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(InputError, match=r"\(cuda, cpu\), got cuda:2"):
+        pick_device("cuda:2")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -159,6 +234,14 @@ def test_a_frozen_reader_reads_a_text_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(text.frozen_states(t5, tokens)) == 3
     text.frozen_states(t5, tokens)
     assert seen[2:] == [1]  # the younger one was still known
+
+
+def test_what_was_read_follows_an_encoder_that_moves() -> None:
+    """The meta device stands for an accelerator, where some texts were read and others not yet."""
+    tok, t5 = pipelines.t5()
+    text.frozen_states(t5, text.token_numbers(tok, ["ab"], 8))
+    t5.to("meta")
+    assert text.frozen_states(t5, text.token_numbers(tok, ["ab", "c"], 8)).device.type == "meta"
 
 
 @pytest.mark.parametrize("name", pipelines.FAMILIES)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
-from hyperdreambooth.base.load import Base
+from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
 from hyperdreambooth.finetune import train as finetune_train
@@ -31,6 +32,8 @@ from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
+
+FACE = tuple((32 * x, 32 * y) for x, y in TEMPLATE)
 
 
 @pytest.fixture
@@ -227,6 +230,30 @@ def test_a_run_of_another_config_or_other_photos_is_refused(
         dreambooth(micro_base, person[:1], tmp_path / "run", config)
 
 
+def test_a_run_of_other_words_size_sites_or_start_is_refused(
+    micro_base: Base, micro_dir: Path, prediction: Adapter, person: tuple[Photo, ...], tmp_path: Path
+) -> None:
+    one, config = person[0], DreamboothConfig(method="lora", steps=1, batch=1)
+    dreambooth(micro_base, (one, person[1]), tmp_path / "run", config)
+    dreambooth(micro_base, (person[1], one), tmp_path / "run", config)
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("trigger", {"trigger": "zwx"}), ("class_word", {"class_word": "man"}),
+        ("resolution", {"resolution": 64}), ("sites", {"skip_sites": "^text_encoder"}),
+        ("sites", {"add_sites": r"ff\.net"}),
+    ]  # fmt: skip
+    for told, fields in others:
+        with pytest.raises(InputError, match=rf"inputs\.{told} was "):
+            dreambooth(load_base(micro_dir, "cpu", **fields), person[:2], tmp_path / "run", config)
+    for told, photo in (
+        ("captions", replace(one, caption="a hat")), ("landmarks", replace(one, landmarks=FACE)),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"\(inputs\.{told} was "):
+            dreambooth(micro_base, (photo, person[1]), tmp_path / "run", config)
+    finetune(micro_base, prediction, person, FinetuneConfig(steps=1), out=tmp_path / "tuned")
+    with pytest.raises(InputError, match=r"\(inputs\.adapters was "):
+        finetune(micro_base, prediction.relax(2), person, FinetuneConfig(steps=1), out=tmp_path / "tuned")
+
+
 @pytest.mark.parametrize("prior", [False, True])
 def test_step_loss_is_the_weighted_mean_of_single_samples(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], prior: bool
@@ -311,6 +338,31 @@ def test_class_images_are_drawn_once_and_completed(
     assert calls == [(("a photo of a face",), (seeds[4],))]
     torch.testing.assert_close(first.latents, second.latents)
     assert second.weight == 0.5
+
+
+def test_class_images_of_another_decoder_or_scheduler_and_torn_ones_are_drawn_again(
+    micro_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDB_CACHE", str(tmp_path))
+    drawn: list[int] = []
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        drawn.append(len(prompts))
+        return [Image.new("RGB", (32, 32)) for _ in seeds]
+
+    def ask() -> int:
+        drawn.clear()
+        class_shots(micro_base, "a {class_word}", 3, 0, 1.0, sample)
+        return sum(drawn)
+
+    assert (ask(), ask()) == (3, 0)
+    next(tmp_path.glob("class/*/00001.png")).write_bytes(b"half")
+    assert (ask(), ask()) == (1, 0)
+    with torch.no_grad():
+        next(micro_base.pipe.vae.parameters()).add_(1.0)
+    assert (ask(), ask()) == (3, 0)
+    micro_base.pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    assert (ask(), ask()) == (3, 0)
 
 
 def refuse(*_: object) -> list[Image.Image]:

@@ -104,18 +104,20 @@ def test_what_is_no_vision_model_is_one_line(tmp_path: Path, micro_dir: Path) ->
         assert "\n" not in str(caught.value)
 
 
-def test_features_are_encoded_once_in_any_order(
+def test_features_are_encoded_once_and_a_torn_file_is_made_anew(
     tmp_path: Path, micro_photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4)
-    eye = load_encoder(eyes.resnet(tmp_path / "eye"))
+    eye, cache = load_encoder(eyes.resnet(tmp_path / "eye")), tmp_path / "cache"
     photos = [photo for group in read_faces(micro_photos).values() for photo in group][:10]
-    first = cached_features(photos, 32, eye, tmp_path / "cache", batch=3)
+    first = cached_features(photos, 32, eye, cache, batch=3).clone()  # that is mapped from the file
     assert first.dtype == torch.float16
     assert first.shape == (10, eye.tokens, eye.channels)
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    (file,) = cache.glob("*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    torch.testing.assert_close(cached_features(photos, 32, eye, cache, batch=3), first)
     monkeypatch.setattr(module, "open_photo", lambda _: pytest.fail("encoded again"))
-    assert torch.equal(cached_features(photos, 32, eye, tmp_path / "cache"), first)
+    torch.testing.assert_close(cached_features(photos, 32, eye, cache), first)
+    torch.testing.assert_close(cached_features(photos[::-1], 32, eye, cache), first.flip(0))
 
 
 def test_another_encoder_or_size_finds_nothing(tmp_path: Path, micro_photos: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,10 @@ def doctor(
         Literal["train", "personalize"] | None,
         typer.Option("--task", help="Also tell the memory that this takes on --base.", show_default=False),
     ] = None,
+    hypernet: Annotated[
+        Path | None,
+        typer.Option("--hypernet", help="Folder; counted too [the embedded avatars'].", show_default=False),
+    ] = None,
     device: Device = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -47,13 +52,12 @@ def doctor(
     assets = Path(__file__).parent.parent / "avatars" / "assets"
     ready = _folder("avatars' base", assets / "base", "model_index.json")
     ready &= _folder("avatars' network", assets / "hypernet", "config.json")
-    if base is not None and Path(base).is_absolute():
-        ready &= _folder("base", Path(base), "model_index.json")
+    ready &= base is None or _base(base)
     for module, extra in EXTRAS.items():
         if find_spec(module) is None:
             _line(module, f"not installed (optional): pip install 'hyperdreambooth[{extra}]'")
     if task is not None and not missing:
-        ready &= _memory(task, base, device, config, sets)
+        ready &= _memory(task, base, hypernet, device, config, sets)
     if missing or not ready:
         raise typer.Exit(1)
 
@@ -90,40 +94,64 @@ def _devices() -> None:
 
 
 def _memory(
-    task: Literal["train", "personalize"], base: str | None, device: str | None, config: Path | None,
-    sets: list[str] | None,
+    task: Literal["train", "personalize"], base: str | None, hypernet: Path | None, device: str | None,
+    config: Path | None, sets: list[str] | None,
 ) -> bool:  # fmt: skip
     """A line on what the task takes, and one for each setting that saves; whether it fits as it is set."""
     from hyperdreambooth.apps.memory import advise
     from hyperdreambooth.apps.show import ShowConfig
-    from hyperdreambooth.base.load import pick_device
+    from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.config import HypernetConfig
+    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
     model = HypernetConfig if task == "train" else ShowConfig
     settings = resolve(task, model, config, sets, base=base, device=device)
-    place = pick_device(settings.place.device).type
-    room, verdicts = _room(place), list[bool]()
-    for words, needs in advise(settings.place, task, settings.own, room):
-        total = sum(needs.values())
-        verdicts.append(total <= room)
-        parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
-        verdict = "fits" if verdicts[-1] else "does not fit"
-        _line(words or task, f"{_gib(total)} of {_gib(room)} GiB on {place}, {verdict} ({parts})")
+    predicts = hypernet or (EMBEDDED_HYPERNET if is_embedded(settings.place.base) else None)
+    place, room, verdicts = *_room(settings.place.device), list[bool]()
+    for words, needs in advise(settings.place, task, settings.own, room or 0, predicts):
+        verdicts.append(room is None or sum(needs.values()) <= room)
+        _line(words or task, _told(needs, place, room))
     if not verdicts[-1]:
         _line(task, "too large even so: take a device with more memory, a smaller base or resolution")
     return verdicts[0]
+
+
+def _told(needs: Mapping[str, int], place: str, room: int | None) -> str:
+    """What a task takes on a device, and of what."""
+    total = sum(needs.values())
+    parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
+    if room is None:
+        return f"{_gib(total)} GiB on {place}, which is not on this machine ({parts})"
+    verdict = "fits" if total <= room else "does not fit"
+    return f"{_gib(total)} of {_gib(room)} GiB on {place}, {verdict} ({parts})"
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def _room(device: str) -> int:
-    """Bytes that are free on a device now."""
+def _room(device: str) -> tuple[str, int | None]:
+    """A device, and the bytes that are free on it now; None where it is not here: counting needs none.
+
+    Raises:
+        InputError: the word names no device.
+    """
     import torch
 
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    from hyperdreambooth.base.load import pick_device
+    from hyperdreambooth.runs import InputError
+
+    try:
+        place = pick_device(device)
+    except InputError:
+        if device.partition(":")[0] not in ("cuda", "mps"):
+            raise
+        return device, None
+    return place.type, torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _available()
+
+
+def _available() -> int:
+    """Bytes of the machine's own memory that are free."""
     told = Path("/proc/meminfo")
     if told.is_file():
         return next(
@@ -132,6 +160,18 @@ def _room(device: str) -> int:
             if line.startswith("MemAvailable")
         )
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _base(place: str) -> bool:
+    """Says where a base lies; whether it is there, as far as this machine can tell (not of a hub id)."""
+    path = Path(place)
+    there = (path / "model_index.json").is_file() or (path.is_file() and path.suffix == ".safetensors")
+    if not there and not path.exists() and not path.is_absolute():
+        return True
+    missing = path / "model_index.json" if path.is_dir() else path
+    advice = "name a diffusers pipeline folder, a .safetensors file or a hub id"
+    _line("base", place if there else f"MISSING: {missing}; {advice}")
+    return there
 
 
 def _folder(name: str, folder: Path, file: str) -> bool:

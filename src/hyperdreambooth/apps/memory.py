@@ -2,9 +2,12 @@
 
     total = process + weights + encoder + trained · 16 + basis + saved + work
 
-*weights*: every network on the device, in its number format; *encoder*: the hypernetwork's eye, in float32,
-0 where its config is not at hand. *trained*: float32 value, gradient and Adam's two moments (20 bytes with
-the average that `train` keeps, 14 where its optimiser has eight bits). *saved*: what autograd keeps for the
+while training, and less of it while pictures are drawn; the larger of the two is told.
+
+*weights*: the networks on the device, in their number format; all of them, unless `offload` lets them come in
+turn. *encoder*: the hypernetwork's eye, in float32, and to personalize the hypernetwork beside it; 0 where
+their configs are not at hand. *trained*: float32 value, gradient and Adam's two moments (20 bytes with the
+average that `train` keeps, 14 where its optimiser has eight bits). *saved*: what autograd keeps for the
 backward pass of one step, added up while the skeleton makes it, with attention fused as it is on devices.
 *work*: three times the largest map of the autoencoder (input, output and workspace of one convolution) or, if
 that is more, three times the largest saved tensor. *process*: Python with its libraries, or a CUDA context.
@@ -12,8 +15,10 @@ that is more, three times the largest saved tensor. *process*: Python with its l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,9 +35,11 @@ from hyperdreambooth.base.open import open_skeleton
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.predictor import load_facts
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.runs import read_json
 
 Task = Literal["train", "personalize"]
 PROCESS = (
@@ -45,9 +52,9 @@ SEEN = (257, 1280)  # tokens and channels of a large image encoder: the hypernet
 def skeleton(place: Place) -> Base:
     """The base without weights, on the meta device."""
     source = str(EMBEDDED if is_embedded(place.base) else place.base)
-    pipe = open_skeleton(source, tuple(FAMILIES), place.dtype, place.offline)
-    for name in place.leave_out:
-        setattr(pipe, name, None)
+    pipe = open_skeleton(
+        source, tuple(FAMILIES), place.dtype, place.offline, place.base_config, place.leave_out
+    )
     return Base(
         pipe, source, resolution=place.resolution, add_sites=place.add_sites, skip_sites=place.skip_sites,
         offload=place.offload,
@@ -55,7 +62,11 @@ def skeleton(place: Place) -> Base:
 
 
 def need(
-    base: Base, task: Task, config: FinetuneConfig | HypernetConfig, offline: bool = False
+    base: Base,
+    task: Task,
+    config: FinetuneConfig | HypernetConfig,
+    offline: bool = False,
+    hypernet: Path | None = None,
 ) -> dict[str, int]:
     """Bytes that a task takes on its device, by what for; their sum is the peak.
 
@@ -64,31 +75,50 @@ def need(
         task: `train` (stage 3) or `personalize`, whose finetune and pictures need most.
         config: of the task.
         offline: do not ask the hub for the image encoder's config.
+        hypernet: the folder that predicts; None where that is not known.
     """
+    training = _training(base, task, config, _eye(config, hypernet, offline))
+    return max(training, _drawing(base, task, training), key=lambda needs: sum(needs.values()))
+
+
+def _training(base: Base, task: Task, config: FinetuneConfig | HypernetConfig, eye: int) -> dict[str, int]:
+    """Bytes while a step is made, or a photo encoded before the first one."""
     trained, bytes_each, fixed = _trained(base, config)
     saved, largest = _step(base, task, config)
-    drawn = 1 if base.pipe.vae.use_slicing or task == "train" else DRAWN
     return {
         "process": PROCESS,
         "weights": _weights(base),
-        "encoder": _encoder(config.encoder, offline) if isinstance(config, HypernetConfig) else 0,
+        "encoder": eye,
         "trained": trained * bytes_each,
         "basis": fixed,
         "saved": saved,
-        "work": 3 * max(largest, _largest_map(base, drawn)),
+        "work": 3 * max(largest, _largest_map(base, 1)),
     }
 
 
+def _drawing(base: Base, task: Task, training: Mapping[str, int]) -> dict[str, int]:
+    """Bytes while pictures are drawn: nothing is saved, and of a person nothing is left but the factors."""
+    trained = training["trained"] if task == "train" else training["trained"] // 4
+    drawn = 1 if base.pipe.vae.use_slicing else DRAWN
+    changed = {"weights": _drawn_weights(base), "trained": trained, "saved": 0}
+    return {**training, **changed, "work": 3 * _largest_map(base, drawn)}
+
+
 def advise(
-    place: Place, task: Task, config: FinetuneConfig | HypernetConfig, room: int
+    place: Place,
+    task: Task,
+    config: FinetuneConfig | HypernetConfig,
+    room: int,
+    hypernet: Path | None = None,
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    """The task's needs as it is set, then with one more setting that saves memory after the other.
+    """The task's needs as it is set, then with one more setting after the other, of those that save memory.
 
     Args:
         place: the base and how it is loaded.
         task: what is to be done.
         config: of the task.
         room: bytes there are; ends as soon as the task fits.
+        hypernet: see `need`.
 
     Yields:
         The settings, as `--set` takes them, and `need`.
@@ -96,21 +126,36 @@ def advise(
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("", {}, {}),
         ("dtype=bfloat16", {"dtype": "bfloat16"}, {}),
-        ("checkpointing=true", {}, {"checkpointing": True}),
         ("offload=true", {"offload": True}, {}),
+        ("checkpointing=true", {}, {"checkpointing": True}),
         ("batch=1", {}, {"batch": 1}),
     ]
     settings: list[str] = []
+    least: float = math.inf
     for words, placing, training in changes:
-        before = (place, config)
-        place, config = place.model_copy(update=placing), config.model_copy(update=training)
-        if words and before == (place, config):
+        changed = place.model_copy(update=placing), config.model_copy(update=training)
+        needs = need(skeleton(changed[0]), task, changed[1], place.offline, hypernet)
+        if (total := sum(needs.values())) >= least:
             continue
+        (place, config), least = changed, total
         settings += [words] if words else []
-        needs = need(skeleton(place), task, config, place.offline)
         yield " ".join(f"--set {word}" for word in settings), needs
-        if sum(needs.values()) <= room:
+        if total <= room:
             return
+
+
+def _eye(config: FinetuneConfig | HypernetConfig, hypernet: Path | None, offline: bool) -> int:
+    """Bytes of what looks at photos: the image encoder, and a finished hypernetwork beside it."""
+    if isinstance(config, HypernetConfig):
+        return _encoder(config.encoder, offline)
+    if hypernet is None:
+        return 0
+    load_facts(hypernet)  # refuses what is no hypernetwork
+    told = read_json(hypernet / "config.json")
+    source = told["encoder"]["source"]
+    network = _network(Layout.from_json(told["layout"]), Shape(**told["network"]), told["learn_basis"])
+    copied = str(hypernet / "encoder") if source == "encoder" else source
+    return _nbytes(network) + _encoder(copied, offline)
 
 
 def _encoder(source: str, offline: bool) -> int:
@@ -124,15 +169,31 @@ def _encoder(source: str, offline: bool) -> int:
     return sum(4 * p.numel() for p in model.parameters())
 
 
+def _nbytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+
+
+def _networks(base: Base) -> dict[str, nn.Module]:
+    return {name: part for name, part in base.pipe.components.items() if isinstance(part, nn.Module)}
+
+
 def _weights(base: Base) -> int:
     """Bytes of the networks that are on the device while training."""
     worn = {site.component for site in base.sites}
     return sum(
-        p.nbytes
-        for name, part in base.pipe.components.items()
-        if isinstance(part, nn.Module) and (not base.offload or part is base.denoiser or name in worn)
-        for p in [*part.parameters(), *part.buffers()]
+        _nbytes(part)
+        for name, part in _networks(base).items()
+        if not base.offload or part is base.denoiser or name in worn
     )
+
+
+def _drawn_weights(base: Base) -> int:
+    """Bytes of the networks that are on the device together while drawing."""
+    sizes = {name: _nbytes(part) for name, part in _networks(base).items()}
+    if not base.offload:
+        return sum(sizes.values())
+    readers = sum(size for name, size in sizes.items() if name.startswith("text_encoder"))
+    return max(readers, *sizes.values())
 
 
 def _trained(base: Base, config: FinetuneConfig | HypernetConfig) -> tuple[int, int, int]:
@@ -141,15 +202,20 @@ def _trained(base: Base, config: FinetuneConfig | HypernetConfig) -> tuple[int, 
         return sum(config.rank * (s.in_features + s.out_features) for s in base.sites), 16, 0
     sites = tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
     layout = Layout(sites, config.rank, config.down_dim, config.up_dim)
-    tokens, channels = SEEN
-    shape = Shape(tokens, channels, config.width, config.layers, config.heads, config.refinements)
-    with torch.device("meta"):
-        down = {s.name: torch.empty(min(layout.down_dim, s.in_features), s.in_features) for s in sites}
-        up = {s.name: torch.empty(s.out_features, min(layout.up_dim, s.out_features)) for s in sites}
-        network = HyperNetwork(layout, shape, Basis("seed:0", down, up), config.learn_basis)
+    shape = Shape(*SEEN, config.width, config.layers, config.heads, config.refinements)
+    network = _network(layout, shape, config.learn_basis)
     numbers = sum(p.numel() for p in network.parameters())
     frozen = 2 * sum(b.nbytes for b in network.buffers())
     return numbers, 20 if config.optimizer == "adamw" else 14, frozen
+
+
+def _network(layout: Layout, shape: Shape, learn_basis: bool) -> HyperNetwork:
+    """A hypernetwork without weights."""
+    down_dim, up_dim = layout.down_dim, layout.up_dim
+    with torch.device("meta"):
+        down = {s.name: torch.empty(min(down_dim, s.in_features), s.in_features) for s in layout.sites}
+        up = {s.name: torch.empty(s.out_features, min(up_dim, s.out_features)) for s in layout.sites}
+        return HyperNetwork(layout, shape, Basis("seed:0", down, up), learn_basis)
 
 
 class _Fused(torch.autograd.Function):
@@ -203,7 +269,7 @@ def _step(base: Base, task: Task, config: FinetuneConfig | HypernetConfig) -> tu
         s.name: (_leaf(people, config.rank, s.in_features), _leaf(people, s.out_features, config.rank))
         for s in base.sites
     }
-    kept = _Kept({_storage(p) for p in _parameters(base)}, {})
+    kept = _Kept({_storage(p) for part in _networks(base).values() for p in part.parameters()}, {})
     batch, side = people * images, base.resolution // base.pipe.vae_scale_factor
     noise, timestep = draw_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
     tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
@@ -228,12 +294,6 @@ def _storage(tensor: Tensor) -> int:
 
 def _leaf(*shape: int) -> Tensor:
     return torch.empty(*shape, device="meta", requires_grad=True)
-
-
-def _parameters(base: Base) -> Iterator[Tensor]:
-    for part in base.pipe.components.values():
-        if isinstance(part, nn.Module):
-            yield from part.parameters()
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +143,25 @@ class Base:
         side: int,
     ) -> list[Any]:
         """Pictures by the pipeline itself, a generator each; prompts are taken as they are."""
-        if self.offload:
-            self.wake()
         told = self.family.sampling(self.pipe, prompts, negative, guidance)
         call = {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
-        return self.pipe(**told, **call).images
+        with self._in_turn():
+            return self.pipe(**told, **call).images
+
+    @contextmanager
+    def _in_turn(self) -> Generator[None]:
+        """With `offload`, the pipeline's networks come to the device one after the other for the block."""
+        if not self.offload:
+            yield
+            return
+        places = {module: next(module.parameters()).device for module in self._modules().values()}
+        try:
+            self.pipe.enable_model_cpu_offload(device=self.device)
+            yield
+        finally:
+            self.pipe.remove_all_hooks()
+            for module, place in places.items():
+                module.to(place)
 
     def rest(self, worn: Collection[str] = ()) -> None:
         """With `offload`, keeps only the denoiser and what wears an adapter on the device."""
@@ -159,12 +173,8 @@ class Base:
         """Puts the denoiser on a device, and with it what `offload` does not keep on the CPU."""
         self.denoiser.to(device)
         if not self.offload:
-            self.wake()
-
-    def wake(self) -> None:
-        """Brings everything back to where the denoiser lives."""
-        for module in self._modules().values():
-            module.to(self.device)
+            for module in self._modules().values():
+                module.to(device)
 
     @contextmanager
     def checkpointing(self, wanted: bool) -> Generator[None]:
@@ -180,12 +190,20 @@ class Base:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` → CUDA, else MPS, else CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """`auto` → CUDA, else MPS, else CPU.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    here = [kind for kind, count in found.items() if count]
+    if device == "auto":
+        return torch.device(here[0])
+    with suppress(RuntimeError):  # what torch says of a word that names none
+        asked = torch.device(device)
+        if (asked.index or 0) < found.get(asked.type, 0):
+            return asked
+    raise InputError(f"device: expected auto or one of those here ({', '.join(here)}), got {device}")
 
 
 def is_embedded(source: str | Path | None) -> bool:
@@ -228,8 +246,9 @@ def load_base(
         offload: keep VAE and bare text encoders on the CPU while training.
 
     Raises:
-        InputError: no pipeline there, or one of a family this package does not drive.
+        InputError: no pipeline there, one of a family this package does not drive, or no such device.
     """
+    where = pick_device(device)  # a mistake there would show after the loading
     place = str(EMBEDDED if is_embedded(source) else source)
     pipe = open_pipeline(place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out)
     facts = _facts(Path(place))
@@ -245,7 +264,7 @@ def load_base(
     )
     if dtype == "bfloat16":
         base.fingerprint = weights_fingerprint(base.components, folder_of(place), variant)
-    base.move(pick_device(device))
+    base.move(where)
     if base.device.type == "cpu":
         plain_attention(base)
     return base
@@ -261,4 +280,10 @@ def plain_attention(base: Base) -> None:
 def _facts(folder: Path) -> dict[str, Any]:
     """What a base says of itself beyond diffusers' own files: trigger, class word, resolution."""
     file = folder / "hyperdreambooth.json"
-    return read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    told, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
+    if isinstance(told, dict) and all(isinstance(told.get(k, kind()), kind) for k, kind in kinds.items()):
+        return told
+    expected = '{"trigger": "sks", "class_word": "person", "resolution": 512}, or some of it'
+    raise InputError(f"{file}: expected {expected}, got {str(told)[:60]}; correct it")

@@ -42,7 +42,8 @@ def frozen_states(encoder: Any, tokens: Tensor) -> Tensor:
         with torch.autocast(kind, enabled=False):
             states = encoder(tokens[list(rows.values())].to(encoder.device))[0]
         known.update(zip(rows, states, strict=True))
-    answer = torch.stack([known[key] for key in keys])
+    # an encoder that rests has moved since
+    answer = torch.stack([known[key].to(encoder.device) for key in keys])
     while len(known) > REMEMBERED:
         known.popitem(last=False)
     return answer

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import DreamboothConfig
-from hyperdreambooth.finetune.shots import Photos, Sample, photos_fingerprint, shots_of
+from hyperdreambooth.finetune.shots import Photos, Sample, inputs_of, shots_of
 from hyperdreambooth.finetune.train import Outcome, train
 from hyperdreambooth.finetune.trainable import Trainable, Worn, each, leaf, pairs, together
 from hyperdreambooth.finetune.whole import Whole
@@ -61,11 +61,10 @@ def dreambooth_many(
         A person each, as `config.method` says.
 
     Raises:
-        InputError: `out` holds a run of another config, base or photos.
+        InputError: `out` holds a run of another config, base or photos, or of the same otherwise captioned.
     """
     config = config or DreamboothConfig()
-    inputs = {"base": base.fingerprint, "photos": photos_fingerprint(people)}
-    run = Run(out, config, inputs=inputs) if out is not None else None
+    run = Run(out, config, inputs=inputs_of(base, people, config)) if out is not None else None
     groups, judged = shots_of(base, people, config, sample)
     learn = partial(train, base, people=groups, config=config, run=run, title=config.method, judged=judged)
     return _WAYS[config.method](base, len(people), config, learn)

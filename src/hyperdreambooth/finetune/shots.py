@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -17,9 +18,11 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
 from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
+from hyperdreambooth.faces.latents import encoder_key
 from hyperdreambooth.finetune.config import TrainConfig
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, cache_home, draw, whole_file
+from hyperdreambooth.shapes import site_fingerprint
 
 Sample: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 """Prompts and a seed for each → a picture each."""
@@ -131,8 +134,14 @@ def class_shots(base: Base, prompt: str, count: int, seed: int, weight: float, s
 
 def _class_key(base: Base, caption: str, seed: int) -> str:
     """Names what the pictures depend on, so that those of another base are never taken for this one's."""
-    facts = repr((base.fingerprint, base.resolution, caption, seed, _CLASS_FORMAT))
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+    pipe = base.pipe
+    scheduler = {name: fact for name, fact in pipe.scheduler.config.items() if not name.startswith("_")}
+    facts = (
+        encoder_key(base.fingerprint, pipe.vae), type(pipe.scheduler).__name__, sorted(scheduler.items()),
+        sorted(name for name, part in pipe.components.items() if part is not None),  # some can be left out
+        base.resolution, caption, seed, _CLASS_FORMAT,
+    )  # fmt: skip
+    return _digest(facts)
 
 
 def _class_seed(seed: int, k: int) -> int:
@@ -140,9 +149,12 @@ def _class_seed(seed: int, k: int) -> int:
 
 
 def _kept(folder: Path, count: int) -> dict[int, Image.Image]:
-    """The class images that an earlier run has drawn."""
-    files = {k: folder / f"{k:05d}.png" for k in range(count)}
-    return {k: open_photo(file) for k, file in files.items() if file.is_file()}
+    """The class images that an earlier run has drawn; a damaged one is drawn again."""
+    found: dict[int, Image.Image] = {}
+    for k in range(count):
+        with suppress(InputError):
+            found[k] = open_photo(folder / f"{k:05d}.png")
+    return found
 
 
 def _keep(image: Image.Image, file: Path) -> None:
@@ -173,9 +185,27 @@ def shots_of(
     return [[person, shared] for person in shots], judged
 
 
-def photos_fingerprint(people: Sequence[Photos]) -> str:
-    """Names the photos, person by person: a run folder of others is refused."""
-    return ";".join(",".join(sorted(photo_hash(photo.path)[:12] for photo in photos)) for photos in people)
+def inputs_of(base: Base, people: Sequence[Photos], config: TrainConfig) -> dict[str, str]:
+    """Names all that a training is fed besides its config: a run folder of others is refused."""
+    named = [
+        sorted(((photo_hash(photo.path), photo) for photo in photos), key=lambda pair: pair[0])
+        for photos in people
+    ]
+    shown = [photo for photos in named for _, photo in photos]
+    return {
+        "base": base.fingerprint,
+        "trigger": base.trigger,
+        "class_word": base.class_word,
+        "resolution": str(base.resolution),
+        "sites": site_fingerprint(base.sites),
+        "photos": ";".join(",".join(name[:12] for name, _ in photos) for photos in named),
+        "captions": _digest([_caption(base, photo.caption or config.prompt) for photo in shown]),
+        "landmarks": _digest([photo.landmarks for photo in shown]),
+    }
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 class Conditioner:

@@ -23,8 +23,8 @@ from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.plateau import DRAWS, Plateau
-from hyperdreambooth.finetune.shots import Conditioner, Photos, Sample, Shots, photos_fingerprint, shots_of
-from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, pairs, together
+from hyperdreambooth.finetune.shots import Conditioner, Photos, Sample, Shots, inputs_of, shots_of
+from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, hashed, pairs, together
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
@@ -288,12 +288,15 @@ def finetune_many(
         A LoRA of rank `config.rank` for each, worn by nothing.
 
     Raises:
-        InputError: an adapter of another base, or one whose rank leaves no room in `config.rank`.
+        InputError: an adapter of another base, one whose rank leaves no room in `config.rank`, or `out` holds
+            a run of another config, base, start or photos.
     """
     config = config or FinetuneConfig()
     trainable = _relaxed_or_beside(base, adapters, config)
-    inputs = {"base": base.fingerprint, "photos": photos_fingerprint(people)}
-    run = Run(out, config, inputs=inputs) if out is not None else None
+    run = None
+    if out is not None:
+        begun = hashed([adapter.factors for adapter in adapters])
+        run = Run(out, config, inputs={**inputs_of(base, people, config), "adapters": begun})
     groups, judged = shots_of(base, people, config, sample)
     outcome = train(base, trainable, groups, config, run, judged=judged)
     return [

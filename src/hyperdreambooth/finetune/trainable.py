@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,16 @@ def each(factors: Factors) -> list[Factors]:
         {site: (down[k : k + 1].clone(), up[k : k + 1].clone()) for site, (down, up) in factors.items()}
         for k in range(count)
     ]
+
+
+def hashed(people: Sequence[Factors]) -> str:
+    """Sixteen hex digits of everybody's factors."""
+    digest = hashlib.sha256()
+    for factors in people:
+        for site, pair in sorted(factors.items()):
+            numbers = [factor.detach().float().cpu().numpy().tobytes() for factor in pair]
+            digest.update(site.encode() + b"".join(numbers))
+    return digest.hexdigest()[:16]
 
 
 def beside(frozen: Factors, trained: Factors, device: torch.device) -> Worn:

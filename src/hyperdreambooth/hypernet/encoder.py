@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils.hub import cached_file
 
+from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
-from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, load_tensors, read_json, save_tensors, write_json
+from hyperdreambooth.runs import InputError, read_json, write_json
 
 PROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # PIL's number, as processors note it; 2 is bilinear
-CHUNK = 2048  # photos a cache file: a kill loses at most one chunk of encoding
 
 
 @dataclass(frozen=True)
@@ -195,33 +194,16 @@ def cached_features(
         size: pixels a side that photos are cropped to before the encoder's own resizing: the base's
             resolution, as at prediction.
         encoder: the frozen model.
-        cache: folder of the files, named by their content.
+        cache: a folder; it may serve many encoders and sizes.
         batch: photos a forward pass.
 
     Returns:
         `(m, t, c)` float16: 20,000 photos of 64 tokens of 128 channels are 330 MB.
     """
-    made = torch.empty(len(photos), encoder.tokens, encoder.channels, dtype=torch.float16)
-    name = encoder.fingerprint()
-    with Progress("features", len(photos)) as bar:
-        for first in range(0, len(photos), CHUNK):
-            some = photos[first : first + CHUNK]
-            key = hashlib.sha256(" ".join([name, str(size), *(photo_hash(p.path) for p in some)]).encode())
-            file = cache / f"features-{key.hexdigest()[:16]}.safetensors"
-            if not file.exists():
-                save_tensors(file, {"features": _encode(some, size, encoder, batch, bar)})
-            else:
-                bar.update(len(some))
-            made[first : first + len(some)] = load_tensors(file)[0]["features"]
-    return made
 
+    def make(places: list[int]) -> dict[str, Tensor]:
+        pixels = torch.stack([to_pixels(open_photo(photos[place].path), size) for place in places])
+        return {"features": encoder(pixels).half()}
 
-def _encode(photos: Sequence[Photo], size: int, encoder: Encoder, batch: int, bar: Progress) -> Tensor:
-    """Features `(m, t, c)` float16 of a few thousand photos."""
-    parts: list[Tensor] = []
-    for first in range(0, len(photos), batch):
-        some = photos[first : first + batch]
-        pixels = torch.stack([to_pixels(open_photo(photo.path), size) for photo in some])
-        parts.append(encoder(pixels).half().cpu())
-        bar.update(len(some))
-    return torch.cat(parts)
+    names, folder = [photo_hash(photo.path) for photo in photos], f"features-{encoder.fingerprint()}-{size}"
+    return cached_rows(names, make, cache / folder, batch, "features")["features"]
