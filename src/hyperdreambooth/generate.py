@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, weighted
+from hyperdreambooth.base.conditioning import names
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.lora.inject import Worn, wear, wearable
 from hyperdreambooth.progress import Progress
@@ -105,7 +105,7 @@ def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> l
     person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
     texts = [prompt.replace(PLACEHOLDER, person) for prompt in prompts]
     for trigger in dict.fromkeys(triggers):
-        silent = [text for text in texts if not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text)]
+        silent = [text for text in texts if not names(trigger, text)]
         if trigger == person:
             for text in silent:
                 warnings.warn(f"{text!r} does not name the person: write [V] or {trigger!r}", stacklevel=3)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.base.conditioning import Conditioner
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
@@ -23,7 +24,7 @@ from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
 from hyperdreambooth.finetune import train as finetune_train
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
-from hyperdreambooth.finetune.shots import Conditioner, Shots, class_shots, photo_shots
+from hyperdreambooth.finetune.shots import Shots, class_shots, photo_shots
 from hyperdreambooth.finetune.train import clip_people, finetune, finetune_many, learning_rate, step_losses
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis

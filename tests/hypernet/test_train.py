@@ -350,7 +350,6 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
     micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
 ) -> None:
     people = read_faces(micro_photos)
-    faces = load_faces(people, micro_base, load_encoder(eye), "a [V] {class_word}", tmp_path)
     rows = [0, 1, 4, 5]
     slots = [Slot(0, 0, tuple(rows), ("here",))]
     read: list[int] = []
@@ -358,6 +357,8 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
         lambda _, words, told: read.append(len(words[0] if words else told["input_ids"])), with_kwargs=True
     )
     for part, times in (("unet", [2]), ("text_encoder", [2, 4, 4])):
+        text = part == "text_encoder"
+        faces = load_faces(people, micro_base, load_encoder(eye), "a [V] {class_word}", tmp_path, text)
         bare = fresh([site for site in micro_base.sites if site.component == part], 2)
         worn = {name: (down, torch.randn_like(up)) for name, (down, up) in bare.items()}
         with torch.no_grad(), wear(micro_base.components, worn):
@@ -373,7 +374,7 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
 
 def test_draws_follow_the_slot_and_the_reference_is_not_the_target() -> None:
     nothing: Any = None
-    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, nothing)
+    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, (), nothing)
     for place in range(40):
         slot = pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)
         assert slot == pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)

@@ -1,4 +1,4 @@
-"""Builds the embedded world from seeds: VAE → base → faces → scorers → encoder, and the figures that describe them.
+"""Builds the embedded world from seeds: VAE → base → faces → scorers → encoder, and figures that describe it.
 
 Every stage is a resumable run folder under `out/`; a finished stage is not done again. `pack` puts what ships
 (float16, shards of at most 15 MB) into one folder, with figures and logs beside the weights.
@@ -33,7 +33,7 @@ SHARD = "15MB"
 class BuildConfig(BaseModel):
     """What `hdb avatars build` makes; the defaults are the shipped world's.
 
-    `faces` goes on with the base where `base` ended; `focus` is how much more the middle of a picture counts in it.
+    `faces` goes on with the base where `base` ended; in it the middle of a picture counts `focus` times more.
     """
 
     model_config = ConfigDict(extra="forbid")

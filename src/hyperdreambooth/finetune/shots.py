@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.conditioning import warn_unnamed
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
@@ -90,6 +90,7 @@ def photo_shots(base: Base, photos: Sequence[Photo], prompt: str, background: fl
     """
     images = [open_photo(photo.path) for photo in photos]
     captions = tuple(_caption(base, photo.caption or prompt) for photo in photos)
+    warn_unnamed(base, captions)
     landmarks = tuple(_landmarks(photo, image) for photo, image in zip(photos, images, strict=True))
     return Shots(_encode(base, images), captions, background=background, landmarks=landmarks)
 
@@ -206,26 +207,3 @@ def inputs_of(base: Base, people: Sequence[Photos], config: TrainConfig) -> dict
 
 def _digest(facts: object) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-class Conditioner:
-    """Captions → conditioning, encoded once where the text encoder wears nothing.
-
-    Args:
-        base: tokenizes and encodes.
-        captions: all that will be asked for.
-        text_worn: whether the text encoder wears what is trained; if not, everything is encoded now, once.
-    """
-
-    def __init__(self, base: Base, captions: Sequence[str], text_worn: bool) -> None:
-        self.base, self.known = base, sorted(set(captions))
-        self.tokens = base.tokenize(self.known)
-        with torch.no_grad():
-            self.once = None if text_worn else base.encode_prompts(self.tokens)
-
-    def __call__(self, captions: Sequence[str]) -> Conditioning:
-        """The conditioning of `b` captions, each read by what its own sample wears."""
-        rows = [self.known.index(caption) for caption in captions]
-        if self.once is None:
-            return self.base.encode_prompts(self.tokens[rows])
-        return {name: tensor[rows] for name, tensor in self.once.items()}

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.base.conditioning import Conditioner
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.plateau import DRAWS, Plateau
-from hyperdreambooth.finetune.shots import Conditioner, Photos, Sample, Shots, inputs_of, shots_of
+from hyperdreambooth.finetune.shots import Photos, Sample, Shots, inputs_of, shots_of
 from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, hashed, pairs, together
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.precision import autocast

@@ -6,7 +6,6 @@ processes, sees the same people, photos, noise and timesteps.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,53 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.conditioning import Conditioner, warn_unnamed
 from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
 from hyperdreambooth.hypernet.encoder import Encoder, cached_features
 from hyperdreambooth.runs import draw
-
-
-class Captions:
-    """What the photos say; encoded once where the text encoders wear nothing.
-
-    Args:
-        base: tokenizes and encodes.
-        texts: a caption for each photo; many photos share one.
-        cache: folder of what was encoded before.
-    """
-
-    def __init__(self, base: Base, texts: Sequence[str], cache: Path) -> None:
-        known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        self._base, self._cache, self._rows = base, cache, [known[text] for text in texts]
-        self._tokens = base.tokenize(list(known)).cpu()
-        self._once: Conditioning | None = None
-
-    def __call__(self, photos: Sequence[int]) -> Conditioning:
-        """The conditioning of some photos' captions, each read by what its own sample wears."""
-        base, rows = self._base, [self._rows[photo] for photo in photos]
-        if any(getattr(base.components[part], "peft_config", None) for part in base.family.TEXT_ENCODERS):
-            return base.encode_prompts(self._tokens[rows])
-        self._once = self._once or self._encoded()
-        return {name: tensor[rows].to(base.device) for name, tensor in self._once.items()}
-
-    def _encoded(self) -> Conditioning:
-        """The conditioning of all captions, in the precision of the moment: training is all of one."""
-        base, kind = self._base, self._base.device.type
-
-        def make(places: list[int]) -> Conditioning:
-            with torch.no_grad():
-                return base.encode_prompts(self._tokens[places])
-
-        parts = sorted(name for name, part in base.pipe.components.items() if part is not None)
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.dtype
-        facts = repr((base.fingerprint, parts, base.dtype, precision))
-        folder = self._cache / f"conditioning-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
-        names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens]
-        return cached_rows(names, make, folder, title="encode captions")
 
 
 @dataclass(frozen=True)
@@ -74,7 +34,8 @@ class Faces:
         offsets: identity `k` owns photos `offsets[k]` to `offsets[k + 1]`.
         features: `(m, t, c)` float16, for reference photos.
         latents: `(m, c, h, w)`, for target photos.
-        captions: what the photos say.
+        captions: `m`, what the photos say.
+        told: captions → conditioning.
     """
 
     names: tuple[str, ...]
@@ -82,7 +43,8 @@ class Faces:
     offsets: tuple[int, ...]
     features: Tensor
     latents: Tensor
-    captions: Captions
+    captions: tuple[str, ...]
+    told: Conditioner
 
     def rows(self, identity: int) -> range:
         """The photos of one identity."""
@@ -120,7 +82,8 @@ class Batch:
 
 
 def load_faces(
-    people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str, cache: Path
+    people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str, cache: Path,
+    text_worn: bool,
 ) -> Faces:  # fmt: skip
     """Encodes all photos, or finds them encoded in `cache`.
 
@@ -129,18 +92,21 @@ def load_faces(
         base: gives latents, and reads captions.
         encoder: gives features.
         prompt: caption of photos without one; `{class_word}` is filled in.
-        cache: folder of the encoded photos.
+        cache: folder of the encoded photos and captions.
+        text_worn: whether the text encoders wear what is trained.
     """
     photos = tuple(photo for group in people.values() for photo in group)
     offsets = [0]
     for group in people.values():
         offsets.append(offsets[-1] + len(group))
     usual = prompt.replace("{class_word}", base.class_word)
-    captions = Captions(base, [photo.caption or usual for photo in photos], cache)
+    captions = tuple(photo.caption or usual for photo in photos)
+    warn_unnamed(base, captions)
+    told = Conditioner(base, captions, text_worn, cache)
     key = encoder_key(base.fingerprint, base.pipe.vae)
     latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
     features = cached_features(photos, base.resolution, encoder, cache)
-    return Faces(tuple(people), photos, tuple(offsets), features, latents, captions)
+    return Faces(tuple(people), photos, tuple(offsets), features, latents, captions, told)
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
@@ -185,7 +151,7 @@ def collect(base: Base, faces: Faces, slots: Sequence[Slot], offset_noise: float
         latents=faces.latents[rows].to(base.device),
         noise=torch.stack([noise for noise, _ in drawn]),
         timesteps=torch.stack([timestep for _, timestep in drawn]),
-        told=partial(faces.captions, rows),
+        told=partial(faces.told, [faces.captions[row] for row in rows]),
     )
 
 

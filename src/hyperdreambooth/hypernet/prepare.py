@@ -146,9 +146,14 @@ def prepare(
     }  # fmt: skip
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
-        faces = load_faces(people, base, encoder, config.prompt, out / "cache")
+        faces = load_faces(people, base, encoder, config.prompt, out / "cache", _text_worn(base, targets))
     job = Job(base, config, faces, trained, held, targets, encoder, accelerator, run, out)
     return job, _state(job)
+
+
+def _text_worn(base: Base, targets: Targets) -> bool:
+    """Whether a text encoder wears what is trained."""
+    return any(site.component in base.family.TEXT_ENCODERS for site in targets.layout.sites)
 
 
 def finished(out: Path, config: HypernetConfig) -> bool:

@@ -61,7 +61,7 @@ def add_delta(
     Returns:
         `(b, …, o)` in the format of `result`. Factors are cast, activations never: factors are small.
     """
-    down, up = down.to(x.dtype), up.to(result.dtype)
+    down, up = down.to(x.device, x.dtype), up.to(x.device, result.dtype)
     n, run = len(down), routing(len(x), len(down), images)
     if n == 1:
         hidden = F.linear(x, down[0]).flatten(0, -2).to(result.dtype)

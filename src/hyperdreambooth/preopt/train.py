@@ -8,10 +8,9 @@ batched is alone, whatever the batch's composition.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +20,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from hyperdreambooth.base.conditioning import Conditioner, warn_unnamed
 from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
-from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, factors, start
 from hyperdreambooth.lora.inject import wear
-from hyperdreambooth.precision import autocast, resolved
+from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import InputError, Run, draw, environment
 
-_ENCODED_TOGETHER = 32  # prompts
 _READ_EVERY = 10  # steps
 
 
@@ -162,6 +159,7 @@ def load_people(stage: Stage, people: dict[str, tuple[Photo, ...]], cache: Path)
     photos = [photo for shots in people.values() for photo in shots]
     key = encoder_key(base.fingerprint, base.pipe.vae)
     latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
+    warn_unnamed(base, [photo.caption or default for photo in photos])
     parts = latents.to(base.device).split([len(shots) for shots in people.values()])
     return [
         Person(name, part, tuple(photo.caption or default for photo in shots))
@@ -169,50 +167,8 @@ def load_people(stage: Stage, people: dict[str, tuple[Photo, ...]], cache: Path)
     ]
 
 
-class Prompts:
-    """Captions → conditioning: tokenized once, and encoded once where the text encoder wears nothing.
-
-    Args:
-        stage: its base tokenizes and encodes.
-        captions: all that will be asked for.
-        cache: folder of conditioning that was encoded before; None to keep none.
-    """
-
-    def __init__(self, stage: Stage, captions: Iterable[str], cache: Path | None = None) -> None:
-        known = sorted(set(captions))
-        self._base, self._rows = stage.base, {caption: row for row, caption in enumerate(known)}
-        self._tokens = stage.base.tokenize(known)
-        self._once: Conditioning | None = None
-        if not stage.text_worn:
-            self._once = _encoded(stage, self._tokens, cache)
-
-    def __call__(self, captions: Sequence[str]) -> Conditioning:
-        """The conditioning of `b` captions, each read by what its own sample wears."""
-        rows = torch.tensor([self._rows[caption] for caption in captions], device=self._tokens.device)
-        if self._once is None:
-            return self._base.encode_prompts(self._tokens[rows])
-        return {key: tensor[rows] for key, tensor in self._once.items()}
-
-
-def _encoded(stage: Stage, tokens: Tensor, cache: Path | None) -> Conditioning:
-    """The conditioning of token numbers `(m, t)`, from the cache where it is known."""
-
-    def make(rows: list[int]) -> Conditioning:
-        with torch.no_grad(), stage.precision():
-            return stage.base.encode_prompts(tokens[rows])
-
-    if cache is None:
-        parts = [make(rows.tolist()) for rows in torch.arange(len(tokens)).split(_ENCODED_TOGETHER)]
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in tokens.cpu()]
-    precision = resolved(stage.config.precision, stage.base.device)
-    folder = cache / f"conditioning-{stage.base.fingerprint}-{stage.base.dtype}-{precision}"
-    made = cached_rows(names, make, folder, _ENCODED_TOGETHER, "encode captions")
-    return {key: rows.to(stage.base.device) for key, rows in made.items()}
-
-
 # E‖ε - ε_θ(x_t, c)‖² of every identity under its own numbers   (paper, equation 1)
-def person_losses(stage: Stage, prompts: Prompts, people: Sequence[Person], step: int) -> Tensor:
+def person_losses(stage: Stage, told: Conditioner, people: Sequence[Person], step: int) -> Tensor:
     """The loss of every identity at a step, `(n,)`.
 
     Photo, noise and timestep of an identity are functions of (seed, identity, step) alone, never of who else
@@ -233,7 +189,7 @@ def person_losses(stage: Stage, prompts: Prompts, people: Sequence[Person], step
             drawn.append(draw_noise(stage.base, tuple(person.latents.shape[1:]), *key, offset=offset))
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
     with stage.precision():
-        conditioning, clean = prompts(captions), torch.stack(latents)
+        conditioning, clean = told(captions), torch.stack(latents)
         losses = denoise_loss(
             stage.base, clean, conditioning, noise, timesteps, weighting=stage.config.weighting
         )
@@ -272,7 +228,8 @@ def train_group(
     config, layout, basis = stage.config, stage.layout, stage.basis
     numbers = stage.start.repeat(len(people), 1).requires_grad_()
     adam = torch.optim.Adam([numbers], lr=config.lr)
-    prompts = Prompts(stage, (caption for person in people for caption in person.captions), cache)
+    captions = [caption for person in people for caption in person.captions]
+    told = Conditioner(stage.base, captions, stage.text_worn, cache)
     history: list[Tensor] = []
     stage.base.rest({site.component for site in layout.sites})
     worn_now, sparing = factors(layout, basis, numbers.detach()), config.checkpointing
@@ -280,7 +237,7 @@ def train_group(
         for step in range(config.steps):
             adam.param_groups[0]["lr"] = learning_rate(config, step)
             worn.set(factors(layout, basis, numbers), config.photos_per_step)
-            losses = person_losses(stage, prompts, people, step)
+            losses = person_losses(stage, told, people, step)
             away = (numbers - stage.start).square().mean(1)
             (gradient,) = torch.autograd.grad((losses + config.size_weight * away).sum(), numbers)
             numbers.grad = clip_rows(gradient, config.clip)
