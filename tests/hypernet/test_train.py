@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from small_train import assert_same, lines, settings, weights
 
 import eyes
 from hyperdreambooth.base.denoise import denoise_loss
-from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet import train as module
-from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Faces, Slot, collect, hold_out, load_faces, person_losses, pick
 from hyperdreambooth.hypernet.encoder import load_encoder
 from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
@@ -32,14 +27,8 @@ from hyperdreambooth.hypernet.validate import tell_apart
 from hyperdreambooth.lidb.basis import seeded_basis
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
-from hyperdreambooth.runs import InputError, load_tensors
+from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
-
-SMALL: dict[str, object] = {
-    "width": 16, "layers": 1, "heads": 2, "batch": 4, "steps": 6, "warmup": 1, "save_every": 2,
-    "log_every": 2, "validate_every": 3, "validation": 1, "draws": 1, "lr": 1e-2, "ema": 0.9,
-}  # fmt: skip
-DIMS: dict[str, object] = {"down_dim": 6, "up_dim": 4, "basis_seed": 7}
 
 
 def colours(pixels: torch.Tensor) -> torch.Tensor:
@@ -56,24 +45,6 @@ def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HDB_QUIET", "1")
-
-
-def settings(eye: Path, **fields: object) -> HypernetConfig:
-    return HypernetConfig.model_validate({**SMALL, **DIMS, "encoder": str(eye), **fields})
-
-
-def lines(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_tensors(out / "model.safetensors")[0]
-
-
-def assert_same(one: Path, two: Path) -> None:
-    a, b = weights(one), weights(two)
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 class Killed(BaseException):
@@ -450,68 +421,3 @@ def test_a_diverged_loss_stops_the_run(
     with pytest.raises(InputError, match="the loss is nan at step 2"):
         train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
     assert not (tmp_path / "h" / "config.json").exists()
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from hyperdreambooth.base.load import load_base
-from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.train import train_hypernet
-
-base, photos, out, config, bank = sys.argv[1:6]
-made = HypernetConfig.model_validate_json(config)
-train_hypernet(load_base(base, device="cpu"), Path(photos), Path(out), made, Path(bank) if bank else None)
-"""
-
-
-def command(
-    folder: Path, base: Path, photos: Path, out: Path, config: HypernetConfig, bank: str = ""
-) -> list[str]:
-    """The arguments of a script that trains, for a process of its own."""
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    return [str(script), str(base), str(photos), str(out), config.model_dump_json(exclude_unset=True), bank]
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_ends_with_the_same_weights(
-    micro_dir: Path, micro_photos: Path, eye: Path, tmp_path: Path
-) -> None:
-    config, out = settings(eye, steps=40, save_every=3), tmp_path / "h"
-    run = [sys.executable, *command(tmp_path, micro_dir, micro_photos, out, config)]
-    train_hypernet(load_base(micro_dir, device="cpu"), micro_photos, tmp_path / "whole", config)
-    for size in (0, 400, 1200):  # killed once the log has grown past that: somewhere in a step
-        process = subprocess.Popen(run, env={**os.environ, "HDB_QUIET": "1"})
-        log = out / "run" / "log.jsonl"
-        while process.poll() is None and not (log.exists() and log.stat().st_size > size):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(run, check=True, env={**os.environ, "HDB_QUIET": "1"})
-    assert_same(tmp_path / "whole", out)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("learn_basis", [False, True])
-def test_two_processes_equal_one(
-    micro_dir: Path, micro_photos: Path, eye: Path, tmp_path: Path, learn_basis: bool
-) -> None:
-    base = load_base(micro_dir, device="cpu")
-    eyes.bank(base, tmp_path / "bank", ("person-0", "person-1", "person-2"))
-    config = settings(eye, learn_basis=learn_basis, beta=0.5, lr=1e-3)
-    train_hypernet(base, micro_photos, tmp_path / "one", config, tmp_path / "bank")
-    launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", "0",
-    ]  # fmt: skip
-    # accelerate 1.15: `--cpu` alone starts one process (the rest is mpirun's matter); this starts two, gloo
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HDB_QUIET": "1", "OMP_NUM_THREADS": "1"}
-    run = command(tmp_path, micro_dir, micro_photos, tmp_path / "two", config, str(tmp_path / "bank"))
-    subprocess.run([*launch, *run], check=True, env=environment)
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
-    told = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("one", "two")]
-    assert told[0] == pytest.approx(told[1], rel=1e-3)

@@ -32,9 +32,6 @@ from hyperdreambooth.lora.inject import locate, wear
 from hyperdreambooth.lora.relax import relative_distance
 from hyperdreambooth.shapes import Factors, Site, canonical
 
-# one worker makes all rows, or nobody could compare the table with the docs
-pytestmark = pytest.mark.xdist_group("table")
-
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
 FACTS = Facts("sks", "micro", 32, "Ana")

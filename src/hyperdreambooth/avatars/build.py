@@ -90,9 +90,7 @@ def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
 def _load_vae(out: Path, device: str) -> Any:
     if not (out / "vae").is_dir():
         raise InputError(f"{out / 'vae'}: no VAE there yet; run the stage vae first")
-    vae = diffusers.AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
-    vae.register_to_config(_name_or_path="")  # or the folder of whoever built it would ship
-    return vae
+    return diffusers.AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
 
 
 def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
@@ -119,9 +117,16 @@ def _save_pipeline(pipe: Any, folder: Path) -> dict[str, Any]:
         pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)
         write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
         _forget_half(part / "text_encoder" / "config.json")
+        for config in ("model_index.json", "vae/config.json", "unet/config.json"):
+            _forget_place(part / config)
 
     _save(folder, save)
     return {"parameters": sizes}
+
+
+def _forget_place(config: Path) -> None:
+    """Or the folder of whoever built it would ship."""
+    write_json(config, {name: value for name, value in read_json(config).items() if name != "_name_or_path"})
 
 
 def _forget_half(config: Path) -> None:
