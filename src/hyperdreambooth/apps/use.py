@@ -133,4 +133,4 @@ def generate(
         with whole_file(out / name) as part:
             picture.save(part, format="PNG")
     report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
-    typer.echo(f"{out}: {len(names)} pictures")
+    typer.echo(f"{out}: {len(names)} picture{'s'[: len(names) != 1]}")
