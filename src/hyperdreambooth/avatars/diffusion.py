@@ -132,10 +132,8 @@ def train_base(
     vae, tokenizer = pipe.vae, pipe.tokenizer
     model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).float().to(device)
     latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
-    alphas, weight = (
-        scheduler().alphas_cumprod.to(device),
-        _middle(latents.shape[-1], focus or 0.0).to(device),
-    )
+    alphas = scheduler().alphas_cumprod.to(device)
+    weight = _middle(latents.shape[-1], focus or 0.0).to(device)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         generator = draw("base", config.seed, step)
