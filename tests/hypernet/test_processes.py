@@ -18,17 +18,6 @@ from hyperdreambooth.base.load import load_base
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 
-
-@pytest.fixture(scope="module")
-def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return eyes.resnet(tmp_path_factory.mktemp("eye"))
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HDB_QUIET", "1")
-
-
 SCRIPT = """
 import sys
 from pathlib import Path

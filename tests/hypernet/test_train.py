@@ -37,16 +37,6 @@ def colours(pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
 
 
-@pytest.fixture(scope="module")
-def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return eyes.resnet(tmp_path_factory.mktemp("eye"))
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HDB_QUIET", "1")
-
-
 class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
