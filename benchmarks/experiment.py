@@ -1,8 +1,8 @@
-"""Runs an experiment of experiments/ and writes its figures to results/; README's tables come out of these.
+"""Runs an experiment of experiments/ and writes its figures to results/; the pages' tables come of these.
 
     python benchmarks/experiment.py avatars-small                  # benchmarks/results/avatars-small.json
     python benchmarks/experiment.py avatars --identities 16        # fewer people first; run again for all
-    python benchmarks/experiment.py --tables                       # only writes README's tables anew
+    python benchmarks/experiment.py --tables                       # only writes the tables anew
 
 It is `hdb avatars render` and `hdb evaluate` with a preset: run again, it goes on where it was.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "evaluation.md")
 MARK = re.compile(
     r"(<!-- results/(?P<name>[\w-]+)\.json -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL
 )
@@ -47,11 +47,12 @@ def run(name: str, out: Path, words: list[str]) -> Path:
         words: further words of `hdb evaluate`.
     """
     recipe = tomllib.loads((HERE / "experiments" / f"{name}.toml").read_text(encoding="utf-8"))
-    flags = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
-    if "rows" in recipe:
-        words = ["--set", f"rows={json.dumps(recipe['rows'])}", *words]
-    hdb("avatars", "render", "--out", out / "photos", *flags)
-    hdb("evaluate", out / "photos", "--preset", recipe["preset"], "--out", out / "evaluation", *words)
+    photos = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
+    chosen = [f"{key}={json.dumps(value)}" for key, value in recipe["set"].items()]
+    settings = [word for setting in chosen for word in ("--set", setting)]
+    hdb("avatars", "render", "--out", out / "photos", *photos)
+    evaluation = ("--out", out / "evaluation", "--identities", recipe["photos"]["identities"])
+    hdb("evaluate", out / "photos", "--preset", recipe["preset"], *evaluation, *settings, *words)
     report = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
     result = {"experiment": name, "machine": machine(), **{key: report[key] for key in KEPT}}
     for row in recipe.get("sheets", ()):
@@ -74,7 +75,7 @@ def machine() -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """README's table of an experiment: likeness, prompt following, what is copied, what a person costs."""
+    """The table of an experiment: likeness, prompt following, what is copied, what a person costs."""
     from hyperdreambooth.evaluate.report import cell
 
     columns = [c for c in COLUMNS if any(row["scores"].get(c) for row in result["rows"].values())]
@@ -96,7 +97,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def tables(text: str) -> str:
-    """The README with every table as its result says; a marker without a result keeps its place empty."""
+    """A page with every table as its result says; a marker without a result keeps its place empty."""
 
     def fill(match: re.Match[str]) -> str:
         file = HERE / "results" / f"{match['name']}.json"
@@ -107,20 +108,21 @@ def tables(text: str) -> str:
 
 
 def main() -> None:
-    """Runs what was asked for, then writes the README's tables."""
+    """Runs what was asked for, then writes the pages' tables."""
     known = sorted(file.stem for file in (HERE / "experiments").glob("*.toml"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?", choices=known)
     parser.add_argument("--out", type=Path, help="photos and pictures [out/experiments/NAME]")
-    parser.add_argument("--tables", action="store_true", help="write README's tables and stop")
+    parser.add_argument("--tables", action="store_true", help="write the tables and stop")
     chosen, words = parser.parse_known_args()
     if not chosen.tables:
         if chosen.name is None:
             parser.error(f"name an experiment: {', '.join(known)}")
         print(run(chosen.name, chosen.out or Path("out/experiments") / chosen.name, words))
-    README.write_text(tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README's tables are what the results say, and every result is of an experiment that is there."""
+"""The pages' tables are what the results say, and every result is of an experiment that is there."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def experiment() -> ModuleType:
     return module
 
 
-def test_the_readme_says_what_the_results_say(experiment: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = [match["name"] for match in experiment.MARK.finditer(text)]
-    assert names and all((ROOT / "benchmarks" / "results" / f"{name}.json").is_file() for name in names)
-    assert experiment.tables(text) == text, "run: python benchmarks/experiment.py --tables"
+def test_the_pages_say_what_the_results_say(experiment: ModuleType) -> None:
+    for page in experiment.PAGES:
+        text = page.read_text(encoding="utf-8")
+        names = [match["name"] for match in experiment.MARK.finditer(text)]
+        assert all((ROOT / "benchmarks" / "results" / f"{name}.json").is_file() for name in names)
+        assert experiment.tables(text) == text, "run: python benchmarks/experiment.py --tables"
 
 
-def test_the_readmes_figures_are_the_shipped_hypernetworks(experiment: ModuleType) -> None:
+def test_the_pages_figures_are_the_shipped_hypernetworks(experiment: ModuleType) -> None:
     from hyperdreambooth.hypernet.predictor import load_hypernet
     from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
     shipped = load_hypernet(EMBEDDED_HYPERNET)
     ours = {"fingerprint": shipped.fingerprint, "strength": shipped.facts.strength}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "".join(page.read_text(encoding="utf-8") for page in experiment.PAGES)
     for match in experiment.MARK.finditer(text):
         told = json.loads((ROOT / "benchmarks" / "results" / f"{match['name']}.json").read_text())
         assert told.get("network", ours) == ours, "run the experiment again: its hypernetwork is another one"
@@ -55,13 +56,16 @@ def test_a_table_that_differs_is_seen(experiment: ModuleType) -> None:
 def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> None:
     from hyperdreambooth.apps.options import PRESETS
     from hyperdreambooth.apps.world import RenderConfig
+    from hyperdreambooth.config import load_config
+    from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
 
     recipes = {
         file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
     }
     for recipe in recipes.values():
-        assert {"preset", "photos"} <= recipe.keys() <= {"preset", "photos", "rows", "sheets"}
-        assert (PRESETS / f"{recipe['preset']}.toml").is_file()
+        assert {"preset", "photos", "set"} <= recipe.keys() <= {"preset", "photos", "set", "sheets"}
+        preset = tomllib.loads((PRESETS / f"{recipe['preset']}.toml").read_text())
+        assert methods_of(load_config(EvaluateConfig, **{**preset["evaluate"], **recipe["set"]}))
         RenderConfig(**recipe["photos"])
     sheets = [f"{name}-{row}.jpg" for name, recipe in recipes.items() for row in recipe.get("sheets", ())]
     assert all((ROOT / "docs" / sheet).is_file() for sheet in sheets)

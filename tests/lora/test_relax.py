@@ -56,6 +56,15 @@ def test_thin_svd_equals_dense(size: tuple[int, int, int, int]) -> None:
     torch.testing.assert_close(vh @ vh.mT, eye, rtol=0, atol=1e-5)
 
 
+def test_a_diverged_identity_stays_so_and_leaves_the_others_alone() -> None:
+    down, up = factors_of(3, 4, 7, 5)
+    wanted, _ = truncate({"a": (down, up)}, 2)
+    up[1, 0, 0] = torch.nan
+    got, error = truncate({"a": (down, up)}, 2)
+    assert error != error and delta(got["a"])[1].isnan().all()
+    close(delta(got["a"])[::2], delta(wanted["a"])[::2])
+
+
 def test_thin_svd_passes_gradients() -> None:
     down, up = (f.double().requires_grad_() for f in factors_of(2, 3, 7, 5))
     u, s, vh = thin_svd(down, up)

@@ -107,7 +107,8 @@ def train(
         judged: of each, the shots whose loss on fixed noise tells when to stop; none for a fixed number.
     """
     leaves, losses = list(trainable.leaves.values()), list[Tensor]()
-    optimizer = torch.optim.Adam(leaves, lr=config.lr)
+    # fused: one pass over memory instead of ten; over a whole base's weights a quarter of the time
+    optimizer = torch.optim.Adam(leaves, lr=config.lr, fused=True)
     # gradients through float16 weights are as small as those of float16 autocast
     half = config.precision == "fp16" or base.dtype == torch.float16
     scaler = GradScaler(base.device.type, enabled=half)

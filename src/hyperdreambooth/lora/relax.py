@@ -32,11 +32,15 @@ def thin_svd(
 
     Returns:
         `U (n, o, k)`, `S (n, k)` descending and `Vh (n, k, i)`, with `k = min(r, o, i)`, in the format and on
-        the device of `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is zero.
+        the device of `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is zero. `S` is
+        NaN for an identity whose factors are not finite.
     """
     left, left_core = torch.linalg.qr(up.double().cpu())
     right, right_core = torch.linalg.qr(down.double().cpu().mT)
-    u, s, vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
+    core = left_core @ right_core.mT
+    whole = core.isfinite().all(2).all(1)[:, None]  # or one NaN would stop everybody in LAPACK
+    u, s, vh = torch.linalg.svd(core.where(whole[..., None], 0), full_matrices=False)
+    s = s.where(whole, torch.nan)
     return (left @ u).to(down), s.to(down), (vh @ right.mT).to(down)
 
 
