@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,7 @@ class Config(Strict):
     ema: bool = False
     loss: Loss = Loss()
     second: Loss | None = None
+    until: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -108,6 +109,9 @@ def test_any_words_are_words_or_a_literal(words: str) -> None:
         (["steps=0"], "--set steps: Input should be greater than or equal to 1, got '0'"),
         (["steps=many"], "--set steps: Input should be a valid integer"),
         (["loss.kind=x"], "--set loss.kind: Input should be 'weights' or 'products', got 'x'"),
+        (["until=x"], "--set until: Input should be a valid integer or 'auto', got 'x'"),
+        (["ranks=[1,x]"], "--set ranks: Input should be a valid list"),
+        (['ranks=[1,"x"]'], "ranks.1: Input should be a valid integer, unable to parse"),
         (["title=[1]", "steps=0"], "--set steps: Input should be greater"),
         (["steps"], "--set steps: expected key=value"),
         (["=3"], "--set =3: expected key=value"),

@@ -43,11 +43,11 @@ def load_config(
         return model.model_validate(data)
     except ValidationError as error:
         if not _reword(data, error, words):
-            raise InputError(_explain(model, error, file, words)) from None
+            raise InputError(_explain(model, data, error, file, words)) from None
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(_explain(model, error, file, words)) from None
+        raise InputError(_explain(model, data, error, file, words)) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -115,22 +115,55 @@ def _reword(data: dict[str, Any], error: ValidationError, words: Mapping[Key, st
 
 
 def _explain(
-    model: type[BaseModel], error: ValidationError, file: Path | None, words: Mapping[Key, str]
+    model: type[BaseModel],
+    data: Mapping[str, Any],
+    error: ValidationError,
+    file: Path | None,
+    words: Mapping[Key, str],
 ) -> str:
     """All that is wrong, in one line."""
     lines: list[str] = []
+    wrong: dict[str, tuple[list[str], str]] = {}
     for each in error.errors():
         loc = tuple(map(str, each["loc"]))
-        source = "--set " if loc in words else f"{file}: " if file else ""
         if each["type"] == "extra_forbidden":
             allowed = _allowed(model, loc[:-1])
             near = difflib.get_close_matches(loc[-1], allowed, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
+            source = _source(loc, file, words)
             lines.append(f"{source}unknown key '{'.'.join(loc)}' ({hint}allowed: {', '.join(allowed)})")
+        elif each["type"] == "missing":
+            lines.append(f"{_source(loc, file, words)}{'.'.join(loc)}: {each['msg']}")
         else:
-            got = "" if each["type"] == "missing" else f", got {str(each['input'])[:80]!r}"
-            lines.append(f"{source}{'.'.join(loc) or 'config'}: {each['msg']}{got}")
+            place = _place(data, loc)
+            name = f"{_source(place, file, words)}{'.'.join(place) or 'config'}"
+            wrong.setdefault(name, ([], str(each["input"])[:80]))[0].append(each["msg"])
+    lines += [f"{name}: {_any_of(messages)}, got {got!r}" for name, (messages, got) in wrong.items()]
     return "; ".join(lines)
+
+
+def _source(key: Key, file: Path | None, words: Mapping[Key, str]) -> str:
+    return "--set " if key in words else f"{file}: " if file else ""
+
+
+def _place(data: Any, loc: Key) -> Key:
+    """The part of a location that the data has: pydantic appends which alternative of a union it tried."""
+    for depth, name in enumerate(loc):
+        if isinstance(data, Mapping) and name in data:
+            data = data[name]
+        elif isinstance(data, list | tuple) and name.isdigit() and int(name) < len(data):
+            data = data[int(name)]
+        else:
+            return loc[:depth]
+    return loc
+
+
+def _any_of(messages: Sequence[str]) -> str:
+    """What each alternative of a union asks for, as one sentence."""
+    start = "Input should be "
+    if len(messages) == 1 or not all(message.startswith(start) for message in messages):
+        return " or ".join(messages)
+    return start + " or ".join(message.removeprefix(start).partition(",")[0] for message in messages)
 
 
 def _allowed(model: type[BaseModel], loc: Key) -> list[str]:
