@@ -194,7 +194,7 @@ def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: P
     save_person(tmp_path / "out", me.base, prediction, adapter, **common)
     text = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front["instance_prompt"] == "sks" and "template:sd-lora" in front["tags"]
+    assert front["instance_prompt"] == "sks face" and "template:sd-lora" in front["tags"]
     assert (front["license"], front["base_model"]) == ("other", Path(me.base.source).name)
     assert front["widget"][0]["output"]["url"] == "picture.png"
     for tool in ("diffusers", "ComfyUI", "A1111"):

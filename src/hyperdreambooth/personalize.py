@@ -296,7 +296,8 @@ def _card(base: Base, adapter: Adapter, pictures: Sequence[str]) -> str:
         place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
     else:
         place, licence = f"base = {json.dumps(facts.base)}", licence_of(Path(base.source))
-    return model_card(facts, files, adapter.rank, gallery, place, licence)
+    subject = f"{adapter.trigger} {base.class_word}"
+    return model_card(facts, subject, files, adapter.rank, gallery, place, licence)
 
 
 def _read(photos: Photos) -> tuple[Photo, ...]:

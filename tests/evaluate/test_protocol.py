@@ -560,5 +560,8 @@ def test_the_embedded_base_brings_people_of_its_own(home: Path, tmp_path: Path) 
     assert list(told["people"]["base"]["identity"]) == list(rendered)
     elsewhere = hdb("evaluate", *words, "--base", home / "base", code=2)
     assert "PHOTOS" in elsewhere and elsewhere.count("\n") == 1
+    missing = hdb("evaluate", *words, "--adapter", tmp_path / "me.safetensors", code=2)
+    assert missing == f"error: {tmp_path / 'me.safetensors'}: no such file\n"
+    (tmp_path / "me.safetensors").touch()
     brought = hdb("evaluate", *words, "--adapter", tmp_path / "me.safetensors", code=2)
     assert "PHOTOS" in brought and brought.count("\n") == 1

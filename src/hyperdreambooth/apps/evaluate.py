@@ -67,7 +67,7 @@ def evaluate(
         "evaluate", EvaluateConfig, config, sets, identities=identities, base=base, device=device
     )
     if adapter is not None:
-        settings = _for_a_file(settings)
+        settings = _for_a_file(settings, adapter)
     methods_of(settings.own)
     if dry_run:
         return settings.show()
@@ -78,11 +78,19 @@ def evaluate(
     with report.stage("load"):
         people = _people(photos, identity, adapter is not None)
         protocol = _protocol(settings, people, out, adapter, hypernet)
-    _run(protocol, report, out)
+    _run(protocol, report, out, photos, adapter)
 
 
-def _for_a_file(settings: Resolved[EvaluateConfig]) -> Resolved[EvaluateConfig]:
-    """One person, and rows without training."""
+def _for_a_file(settings: Resolved[EvaluateConfig], adapter: Path) -> Resolved[EvaluateConfig]:
+    """One person, and rows without training.
+
+    Raises:
+        InputError: there is no such file; said before anything is loaded.
+    """
+    from hyperdreambooth.runs import InputError
+
+    if not adapter.exists():
+        raise InputError(f"{adapter}: no such file")
     rows = settings.own.rows if "adapter" in settings.own.rows else FOR_A_FILE
     return Resolved(settings.place, settings.own.model_copy(update={"rows": rows, "identities": 1}))
 
@@ -122,7 +130,7 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
     names = f"{', '.join(list(found)[:5])}{', …' if len(found) > 5 else ''}"
     if identity is None and alone and len(found) > 1:
         raise InputError(
-            f"--identity: {folder} has photos of {len(found)} people ({names}); name the adapter's"
+            f"--identity: whose adapter is it? {folder} has photos of {len(found)} people: {names}"
         )
     if identity is not None and identity not in found:
         raise InputError(f"--identity {identity}: no such person in {folder}; it has {names}")
@@ -166,10 +174,10 @@ def _makers(own: EvaluateConfig, frozen: Base, hypernet: str | None) -> Makers:
     return Makers(frozen, network, pro, None)
 
 
-def _run(protocol: Protocol, report: Report, out: Path) -> None:
+def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:
     """Fills the rows, then writes what there is to read."""
     from hyperdreambooth.evaluate.page import write_page
-    from hyperdreambooth.evaluate.plots import write_plots
+    from hyperdreambooth.evaluate.plots import drawable, write_plots
     from hyperdreambooth.evaluate.report import markdown, summary
     from hyperdreambooth.evaluate.sheet import write_sheets
     from hyperdreambooth.runs import whole_file
@@ -181,14 +189,14 @@ def _run(protocol: Protocol, report: Report, out: Path) -> None:
     told = summary(protocol, rows)
     plots = write_plots(told, out)
     if not plots:
-        told["missing"].append(
-            "plots: none; pip install 'hyperdreambooth[plots]', or no row has a likeness score"
-        )
+        why = "no row has a likeness score" if drawable() else "pip install 'hyperdreambooth[plots]'"
+        told["missing"].append(f"plots: none; {why}")
     with whole_file(out / "table.md") as part:
         part.write_text(markdown(told), encoding="utf-8")
     write_page(protocol, rows, told, out)
     sheets = write_sheets(protocol, rows, out)
-    report.write(out, files=["table.md", "report.html", *plots, *sheets], **told)
+    given = {"photos": str(photos), "adapter": adapter and str(adapter)}
+    report.write(out, files=["table.md", "report.html", *plots, *sheets], given=given, **told)
     _tell(told, out)
 
 
@@ -203,4 +211,4 @@ def _tell(told: Mapping[str, Any], out: Path) -> None:
         typer.echo(f"{name:20} {'   '.join(values)}")
     for line in told["missing"]:
         typer.echo(f"note: {line}")
-    typer.echo(str(out / "report.html"))
+    typer.echo(f"look at {out / 'report.html'}")

@@ -27,9 +27,9 @@ MEANING = {
     "clip_t": "cosine of CLIP's embeddings of picture and prompt",
     "prompt": "share of the prompt's attributes that are in the picture",
     "traits": "mean error of the measured traits, against other photos; lower is better",
-    "diversity": "mean difference of one person's pictures at 32×32 pixels",
-    "pose_copied": "correlation with the reference photo inside the face's oval",
-    "background_copied": "correlation with the reference photo outside of it",
+    "diversity": "mean difference of one person's pictures at 32×32 pixels; higher is more varied",
+    "pose_copied": "correlation with the reference photo inside the face's oval; lower copies less",
+    "background_copied": "correlation with the reference photo outside of it; lower copies less",
 }
 """Score → what it says; `prompt:GROUP` is the prompt's score of one group of attributes."""
 

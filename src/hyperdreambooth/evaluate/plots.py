@@ -40,6 +40,11 @@ def _steps(report: Mapping[str, Any], name: str) -> float:
     return report["rows"][name]["cost"].get("steps", 0)
 
 
+def drawable() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
     """Draws what the report has scores for.
 
@@ -50,7 +55,7 @@ def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
     Returns:
         The files' names; none where matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
+    if not drawable():
         return []
     likeness, following = axis(report, LIKENESS), axis(report, FOLLOWING)
     files: list[str] = []

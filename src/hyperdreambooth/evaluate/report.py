@@ -37,10 +37,12 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
     persons = {name: by_person(row) for name, row in rows.items()}
     against = protocol.config.compared()
     names = sorted({score for one in persons.values() for score in one} | set(MEANING))
+    # what they cost, nobody here knows
+    brought = {name for name, method in protocol.methods.items() if method.kind == "file"}
     told = {
         name: {
             "scores": {score: interval([*persons[name].get(score, {}).values()]) for score in names},
-            "cost": _cost(row),
+            "cost": {} if name in brought else _cost(row),
             "settings": row.settings,
         }
         for name, row in rows.items()

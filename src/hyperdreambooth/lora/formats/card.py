@@ -12,12 +12,19 @@ from hyperdreambooth.lora.formats.headers import Facts
 
 
 def model_card(
-    facts: Facts, files: Mapping[str, str], rank: int, gallery: Sequence[str], place: str, licence: str
+    facts: Facts,
+    subject: str,
+    files: Mapping[str, str],
+    rank: int,
+    gallery: Sequence[str],
+    place: str,
+    licence: str,
 ) -> str:
     """A model card in Markdown, its front matter as the Hugging Face hub reads it.
 
     Args:
         facts: of the adapter.
+        subject: what prompts call the person: trigger and class word.
         files: form → file name: `diffusers`, `kohya`, `lidb`.
         rank: of the LoRA.
         gallery: names of pictures in the same folder.
@@ -26,17 +33,17 @@ def model_card(
     """
     front: dict[str, Any] = {
         "base_model": facts.base,
-        "instance_prompt": facts.trigger,
+        "instance_prompt": subject,
         "library_name": "diffusers",
         "license": licence,
         "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
-        "widget": [{"text": facts.trigger, "output": {"url": name}} for name in gallery],
+        "widget": [{"text": f"a {subject}", "output": {"url": name}} for name in gallery],
     }
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())  # JSON is YAML
     pictures = "\n".join(f"![{name}]({name})" for name in gallery)
     return _PAGE.format(
-        matter=matter, pictures=pictures, rank=rank, licence=licence, place=place, **asdict(facts), **files,
-        name=Path(files["kohya"]).stem,
+        matter=matter, pictures=pictures, subject=subject, rank=rank, licence=licence, place=place,
+        **asdict(facts), **files, name=Path(files["kohya"]).stem,
     )  # fmt: skip
 
 
@@ -56,8 +63,8 @@ _PAGE = """---
 
 A LoRA of one person, rank {rank}, {steps} steps, {resolution} pixels, for **{base}** and no other base.
 
-Write **`{trigger}`** where the person is meant: `a photo of {trigger} on a beach`.
-Without that word the LoRA does little.
+Write **`{subject}`** where the person is meant: `a photo of a {subject} on a beach`.
+Without the word `{trigger}` the LoRA does little.
 
 {pictures}
 
@@ -69,17 +76,17 @@ from diffusers import DiffusionPipeline
 {place}
 pipe = DiffusionPipeline.from_pretrained(base)
 pipe.load_lora_weights(".", weight_name="{diffusers}")
-image = pipe("a photo of {trigger}").images[0]
+image = pipe("a photo of a {subject}").images[0]
 ```
 
 ## ComfyUI
 
 Put `{kohya}` into `models/loras`, load it with *Load LoRA* behind a checkpoint of the base,
-and write `{trigger}` in the prompt.
+and write `{subject}` in the prompt.
 
 ## A1111 and Forge
 
-Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> {trigger}` in the prompt.
+Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> a {subject}` in the prompt.
 
 ## hyperdreambooth
 
