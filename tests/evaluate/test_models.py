@@ -19,10 +19,12 @@ from transformers import (
 )
 
 import micro
+import portrait
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.judges import load_judges, mean_cosine
-from hyperdreambooth.evaluate.models import FACE_FILE, Clip, Dino, Face
+from hyperdreambooth.evaluate.models import ARCFACE, FACE_FILE, YUNET_FILE, Clip, Dino, Face
 from hyperdreambooth.faces.align import to_pixels
+from hyperdreambooth.faces.landmarks import laid_onto
 
 CPU = torch.device("cpu")
 SIZE = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
@@ -114,13 +116,34 @@ def average_pool(file: Path) -> None:
     file.write_bytes(field(1, 8) + field(7, graph) + field(8, field(2, 13)))
 
 
-def test_the_face_encoder_sees_112_pixels_between_minus_one_and_one(tmp_path: Path) -> None:
+def test_the_face_encoder_sees_faces_of_112_pixels_as_it_was_taught_to(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     average_pool(tmp_path / FACE_FILE)
-    images = pictures(18)
-    found = Face(str(tmp_path), CPU).embed(images)
-    means = torch.stack([to_pixels(image, 112).mean((1, 2)) for image in images])
+    images = [portrait.astronaut(), *pictures(18)]
+    found = Face(str(tmp_path), CPU, portrait.middle).embed(images)
+    crops = [laid_onto(i, portrait.middle(i)[0].landmarks, ARCFACE, 112)[0] for i in images]
+    means = torch.stack([to_pixels(crop, 112).mean((1, 2)) for crop in crops])
     torch.testing.assert_close(found, means / means.norm(dim=1, keepdim=True), atol=1e-4, rtol=0)
+    _, points = laid_onto(images[0], portrait.LANDMARKS, ARCFACE, 112)
+    assert np.abs(np.subtract(points, ARCFACE)).max() < 5  # a smile that no similarity takes away
+
+
+def test_a_picture_without_a_face_is_like_nobody_and_judges_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    average_pool(tmp_path / FACE_FILE)
+    face, *noise = [portrait.astronaut(), *pictures(2)]
+    judge = Face(str(tmp_path), CPU, lambda image: portrait.middle(image) if image is face else [])
+    assert judge.embed(noise).eq(0).all()
+    found = mean_cosine(judge.embed, [noise[0], face], [face, noise[1]])
+    assert found == [None, pytest.approx(1.0)]
+    assert mean_cosine(judge.embed, [face], noise) == [None]
+
+
+def test_the_face_encoder_needs_a_detector(micro_base: Base, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    average_pool(tmp_path / FACE_FILE)
+    judges = load_judges(micro_base, None, None, str(tmp_path))
+    assert judges.face is None and YUNET_FILE in judges.missing[-1] and "beside" in judges.missing[-1]
 
 
 def test_what_cannot_be_had_is_one_line_and_null(micro_base: Base, clip: Path, tmp_path: Path) -> None:

@@ -65,10 +65,8 @@ def test_a_file_that_is_no_detector(tmp_path: Path) -> None:
 
 def test_offline_says_what_to_pass() -> None:
     """The tests' own environment is offline: nothing is asked of the network here."""
-    with pytest.raises(
-        InputError, match=r"cannot be fetched .*; pass --detector FILE, or --already-cropped"
-    ) as caught:
-        fetch_yunet()
+    with pytest.raises(InputError, match=r"cannot be fetched .*; pass --detector FILE") as caught:
+        fetch_yunet("pass --detector FILE")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -81,10 +79,8 @@ def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(
-        InputError, match=r"pip install 'hyperdreambooth\[faces\]', or pass --already-cropped"
-    ):
-        check_opencv()
+    with pytest.raises(InputError, match=r"pip install 'hyperdreambooth\[faces\]', or draw none"):
+        check_opencv(", or draw none")
 
 
 def test_faces_are_told_by_their_size() -> None:

@@ -39,8 +39,17 @@ _READ = frozenset({".json", ".txt", ".safetensors", ".bin", ".onnx"})  # what ju
 
 
 def mean_cosine(embed: Embed, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
-    """Each picture's mean cosine with the other photos."""
-    return (embed(images) @ embed(others).T).mean(1).tolist()
+    """Each picture's mean cosine with the other photos; an embedding of zeros is of a picture without a face.
+
+    Returns:
+        A value a picture; None where either side shows no face.
+    """
+    seen, known = embed(images), embed(others)
+    known = known[known.any(1)]
+    if not len(known):
+        return [None] * len(images)
+    cosines, there = (seen @ known.T).mean(1).tolist(), seen.any(1).tolist()
+    return [cosine if face else None for cosine, face in zip(cosines, there, strict=True)]
 
 
 @dataclass(frozen=True)

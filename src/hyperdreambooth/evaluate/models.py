@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperdreambooth.faces.align import to_image, to_pixels
+from hyperdreambooth.faces.detect import FILE as YUNET_FILE
+from hyperdreambooth.faces.detect import LEAST_SCORE, Detector, check_opencv, fetch_yunet, yunet
+from hyperdreambooth.faces.landmarks import Landmarks, laid_onto
 from hyperdreambooth.runs import InputError
 
 Embed: TypeAlias = Callable[[Sequence[Image.Image]], Tensor]
@@ -25,6 +28,10 @@ Embed: TypeAlias = Callable[[Sequence[Image.Image]], Tensor]
 
 T = TypeVar("T")
 FACE_FILE = "glintr100.onnx"
+# where encoders of ArcFace's kind were taught to expect the five points, in pixels of 112 (Deng et al., 2019)
+ARCFACE: Landmarks = (
+    (38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041),
+)  # fmt: skip
 _TOGETHER = 16
 
 
@@ -102,14 +109,15 @@ class Clip:
 
 
 class Face:
-    """An ArcFace-like encoder in ONNX form: 112 pixels, [-1, 1], RGB.
+    """An ArcFace-like encoder in ONNX form: faces of 112 pixels, [-1, 1], RGB, laid onto `ARCFACE`.
 
     Args:
-        source: folder or hub id that has `glintr100.onnx`.
+        source: folder or hub id that has `glintr100.onnx`; a folder may have YuNet's file beside it.
         device: ignored: it runs where onnxruntime was built for.
+        detect: finds the faces; None for YuNet.
     """
 
-    def __init__(self, source: str, device: torch.device) -> None:
+    def __init__(self, source: str, device: torch.device, detect: Detector | None = None) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -123,14 +131,36 @@ class Face:
         except Exception as error:  # onnxruntime's errors have no narrower class in common
             raise InputError(f"{file} is no whole ONNX model: {error}; get it again") from None
         self.input = self.session.get_inputs()[0].name
+        self.detect = detect or _yunet_beside(Path(source))
 
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings `(m, e)` of crops that show one face each."""
+        """Unit embeddings `(m, e)` of the largest face in each picture; zeros where there is none."""
+        crops = [self._crop(image) for image in images]
+        pixels = [to_pixels(crop or Image.new("RGB", (112, 112)), 112) for crop in crops]
         made = [
-            self.session.run(None, {self.input: torch.stack([to_pixels(i, 112) for i in part]).numpy()})[0]
-            for part in _parts(images)
+            self.session.run(None, {self.input: torch.stack(list(part)).numpy()})[0]
+            for part in _parts(pixels)
         ]
-        return normalize(torch.cat([torch.from_numpy(one) for one in made]), dim=1)
+        there = torch.tensor([crop is not None for crop in crops])[:, None]
+        return normalize(torch.cat([torch.from_numpy(one) for one in made]), dim=1) * there
+
+    def _crop(self, image: Image.Image) -> Image.Image | None:
+        faces = self.detect(image)
+        if not faces:
+            return None
+        return laid_onto(image, max(faces, key=lambda face: face.area).landmarks, ARCFACE, 112)[0]
+
+
+def _yunet_beside(folder: Path) -> Detector:
+    """YuNet from the encoder's folder, else from the hub.
+
+    Raises:
+        InputError: neither has it, or OpenCV is missing.
+    """
+    check_opencv()
+    beside = folder / YUNET_FILE
+    file = beside if beside.is_file() else fetch_yunet(f"put it beside {FACE_FILE}")
+    return yunet(file, LEAST_SCORE)
 
 
 Model = TypeVar("Model", Dino, Clip, Face)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperdreambooth.faces.detect import LEAST_SCORE
+
 
 class PrepareConfig(BaseModel):
     """How photos become crops.
@@ -32,7 +34,7 @@ class PrepareConfig(BaseModel):
     several: Literal["largest", "refuse"] = "largest"
     min_side: int = Field(default=64, ge=1)
     sharpness: float = Field(default=10.0, ge=0)
-    score: float = Field(default=0.6, gt=0, le=1)
+    score: float = Field(default=LEAST_SCORE, gt=0, le=1)
     detector: Path | None = None
     caption: str | None = None
     identity_column: str | None = None

@@ -16,6 +16,7 @@ from hyperdreambooth.runs import InputError
 
 REPOSITORY, FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 LONGEST = 1024  # pixels of the longer side that YuNet is shown: it was trained on faces of 10 to 300
+LEAST_SCORE = 0.6
 _OVERLAP, _MOST = 0.3, 100  # of non-maximum suppression; faces
 
 
@@ -55,8 +56,11 @@ def yunet(file: Path, score: float) -> Detector:
     return partial(_detect, file, score)
 
 
-def fetch_yunet() -> Path:
+def fetch_yunet(otherwise: str) -> Path:
     """YuNet's file in the hub's cache, downloaded at the first call.
+
+    Args:
+        otherwise: what to do where it cannot be had.
 
     Raises:
         InputError: not there, and no way to get it.
@@ -68,13 +72,15 @@ def fetch_yunet() -> Path:
     except (OSError, ValueError) as error:  # the hub's and the network's errors are of these
         why = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"face detection: {FILE} cannot be fetched from {REPOSITORY} ({why}); pass --detector FILE, or "
-            "--already-cropped for photos that are crops of faces"
+            f"face detection: {FILE} cannot be fetched from {REPOSITORY} ({why}); {otherwise}"
         ) from None
 
 
-def check_opencv() -> None:
+def check_opencv(otherwise: str = "") -> None:
     """Says what to install, before the work.
+
+    Args:
+        otherwise: what else would do.
 
     Raises:
         InputError: OpenCV is missing.
@@ -83,8 +89,7 @@ def check_opencv() -> None:
         import cv2  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise InputError(
-            "face detection: OpenCV is not installed; run pip install 'hyperdreambooth[faces]', or pass "
-            "--already-cropped for photos that are crops of faces"
+            "face detection: OpenCV is not installed; run pip install 'hyperdreambooth[faces]'" + otherwise
         ) from None
 
 

@@ -135,7 +135,24 @@ def aligned(
     Returns:
         The crop, and the points in it.
     """
-    turn, shift = similarity(points, framed(size, margin))
+    return laid_onto(image, points, framed(size, margin), size)
+
+
+def laid_onto(
+    image: Image.Image, points: Landmarks, places: Points, size: int
+) -> tuple[Image.Image, Landmarks]:
+    """The square in which the points come nearest to some places, by a similarity.
+
+    Args:
+        image: an upright RGB picture.
+        points: of the face.
+        places: where they are wanted, in pixels of the crop.
+        size: pixels a side of the crop.
+
+    Returns:
+        The crop, and the points in it.
+    """
+    turn, shift = similarity(points, places)
     shrink = max(1, int(1 / abs(turn)))  # a box filter first: bicubic alone would skip pixels
     small = image.reduce(shrink)
     back, start = 1 / (turn * shrink), -shift / (turn * shrink)  # from pixels of the crop to those of `small`

@@ -40,6 +40,7 @@ from hyperdreambooth.runs import InputError, Run, whole_file
 
 THUMB = 160  # pixels of a dropped photo in the contact sheet
 FEW = 16  # photos that are not worth starting processes for
+_CROPPED = "--already-cropped for photos that are crops of faces"
 _MOST_ON_WINDOWS = 61  # processes that one call there can wait for; the pool refuses more
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is nobody's
 
@@ -135,8 +136,10 @@ def _jobs(
             yield record
             continue
         if detect is None and item.landmarks is None and not config.already_cropped:
-            check_opencv()
-            detect = yunet(config.detector or fetch_yunet(), config.score)
+            check_opencv(f", or pass {_CROPPED}")
+            detect = yunet(
+                config.detector or fetch_yunet(f"pass --detector FILE, or {_CROPPED}"), config.score
+            )
         yield Job(item, content, out, config, detect)
 
 
