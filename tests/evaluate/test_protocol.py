@@ -549,6 +549,10 @@ def test_without_matplotlib_there_is_a_note_and_no_plot(
     assert "data:image/svg" not in (tmp_path / "report.html").read_text()
 
 
+def test_labels_of_steps_do_not_lie_on_one_another() -> None:
+    assert plots.apart({0, 10, 40, 1000, 1200}) == [0, 10, 40, 1200]
+
+
 def test_the_embedded_base_brings_people_of_its_own(home: Path, tmp_path: Path) -> None:
     words = ["--out", tmp_path / "out", "--identities", 2, "--device", "cpu", "--set", 'rows=["base"]']
     words += ["--set", "draw_steps=1", "--set", 'prompts=["a [V] face"]', "--set", "seeds=[3]"]

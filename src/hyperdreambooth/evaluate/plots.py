@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,20 @@ def _against_steps(report: Mapping[str, Any], score: str) -> Any:
             plot.axhline(points[0][1]["mean"], color=colour, linestyle=":", linewidth=1.5, label=method)
     plot.set_xscale("symlog", linthresh=10)
     plot.set_xlim(left=0)
-    ticks = sorted({_steps(report, name) for name in report["rows"]})
+    ticks = apart({_steps(report, name) for name in report["rows"]})
     plot.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     plot.minorticks_off()
     _legend(plot)
     return figure
+
+
+def apart(steps: Iterable[float]) -> list[float]:
+    """Of steps whose labels would lie on one another the larger."""
+    kept: list[float] = []
+    for step in sorted(steps, reverse=True):
+        if not kept or step == 0 or kept[-1] > 1.3 * step:
+            kept.append(step)
+    return kept[::-1]
 
 
 def _line(plot: Any, points: list[Point], colour: str, label: str) -> None:
