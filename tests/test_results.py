@@ -28,7 +28,7 @@ def test_the_pages_say_what_the_results_say(experiment: ModuleType) -> None:
     for page in experiment.PAGES:
         text = page.read_text(encoding="utf-8")
         names = [match["name"] for match in experiment.MARK.finditer(text)]
-        assert all((ROOT / "benchmarks" / "results" / f"{name}.json").is_file() for name in names)
+        assert names and all((ROOT / "benchmarks" / "results" / f"{name}.json").is_file() for name in names)
         assert experiment.tables(text) == text, "run: python benchmarks/experiment.py --tables"
 
 
@@ -67,6 +67,7 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         preset = tomllib.loads((PRESETS / f"{recipe['preset']}.toml").read_text())
         assert methods_of(load_config(EvaluateConfig, **{**preset["evaluate"], **recipe["set"]}))
         RenderConfig(**recipe["photos"])
+    assert recipes["paper"]["set"]["prompts"] == recipes["paper-alone"]["set"]["prompts"]  # one experiment
     sheets = [f"{name}-{row}.jpg" for name, recipe in recipes.items() for row in recipe.get("sheets", ())]
     assert all((ROOT / "docs" / sheet).is_file() for sheet in sheets)
     for file in (ROOT / "benchmarks" / "results").glob("*.json"):

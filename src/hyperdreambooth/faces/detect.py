@@ -16,7 +16,7 @@ from hyperdreambooth.runs import InputError
 
 REPOSITORY, FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 LONGEST = 1024  # pixels of the longer side that YuNet is shown: it was trained on faces of 10 to 300
-LEAST_SCORE = 0.6
+LEAST_SCORE = 0.6  # of a face, where nobody says otherwise
 _OVERLAP, _MOST = 0.3, 100  # of non-maximum suppression; faces
 
 
