@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev
 	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-dev
-	$(PY) -m ruff check .
+	$(PY) -m ruff check --no-cache .
 	$(PY) -m ruff format --check src tests benchmarks examples
 	$(PY) -m pyright
 	$(VENV)/bin/lint-imports

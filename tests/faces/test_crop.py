@@ -8,10 +8,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import portrait
 import pytest
 from PIL import Image, ImageFilter
 
+import portrait
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face, sharpness

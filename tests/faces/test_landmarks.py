@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import portrait
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import portrait
 from hyperdreambooth.faces.landmarks import (
     TEMPLATE,
     Landmarks,

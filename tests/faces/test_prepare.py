@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import portrait
 import pytest
 from PIL import ImageFilter
 
+import portrait
 import processes
 from hyperdreambooth.faces import prepare
 from hyperdreambooth.faces.align import open_photo

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import portrait
 import pytest
 from PIL import Image
 
+import portrait
 from hyperdreambooth.faces import sources
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.sources import Item, read_items, safe_name
