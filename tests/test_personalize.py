@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hyperdreambooth import personalize as module
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
+from hyperdreambooth.faces.dataset import read_person
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of
 from hyperdreambooth.personalize import FILES, Personalizer, check_out, save_person
@@ -120,7 +122,8 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
             me.base,
             prediction,
             adapter,
-            pictures={"picture": picture},
+            photo=replace(read_person([photo])[0], caption="a [V] face, smiling"),
+            picture=picture,
             seconds=me.seconds,
             scores=scores,
             seed=0,
@@ -129,7 +132,14 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
 
     report = write(rows["finetuned"][0])
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert report["files"] == {**FILES, "picture": "picture.png", "card": "README.md"}
+    assert report["files"] == {
+        **FILES,
+        "picture": "picture.png",
+        "photo": "photo.png",
+        "caption": "photo.txt",
+        "card": "README.md",
+    }
+    assert read_person([tmp_path / "out" / "photo.png"])[0].caption == "a [V] face, smiling"
     assert (report["steps"], report["rank"], report["trigger"], report["scores"]) == (1, 2, "sks", scores)
     stages = {"load", "predict", "relax", "finetune", "generate", "total"}
     assert stages == set(report["seconds"])  # type: ignore[call-overload]
@@ -189,8 +199,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
 def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: Path, tmp_path: Path) -> None:
     prediction = me.predict(micro_photos / "person-0")
     adapter = me.personalize(micro_photos / "person-0", rank=2, steps=1, prediction=prediction)
-    picture = {"picture": Image.new("RGB", (32, 32))}
-    common: dict[str, Any] = {"pictures": picture, "seconds": {}, "scores": {}, "seed": 0, "facts": {}}
+    common: dict[str, Any] = {
+        "photo": read_person([micro_photos / "person-0"])[0],
+        "picture": Image.new("RGB", (32, 32)),
+        "seconds": {},
+        "scores": {},
+        "seed": 0,
+        "facts": {},
+    }
     save_person(tmp_path / "out", me.base, prediction, adapter, **common)
     text = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ def test_the_pack_is_small_and_holds_no_pickles() -> None:
     assert sum(sizes.values()) < 40e6
     assert max(sizes.values()) < 15 * 2**20
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".jsonl", ".txt", ".md"}
+
+    for file in files:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # Infinity is no JSON
 
 
 def test_the_base_is_a_plain_pipeline() -> None:

@@ -235,7 +235,8 @@ def save_person(
     prediction: Adapter,
     adapter: Adapter,
     *,
-    pictures: Mapping[str, Image.Image],
+    photo: Photo,
+    picture: Image.Image,
     seconds: Mapping[str, float],
     scores: Mapping[str, Any],
     seed: int,
@@ -248,7 +249,8 @@ def save_person(
         base: the base it was made for.
         prediction: saved as LiDB.
         adapter: the finetuned LoRA, saved in kohya and in diffusers form.
-        pictures: name → picture, saved as `NAME.png`.
+        photo: of the person, saved as `photo.png`, with what it shows beside it in `photo.txt`.
+        picture: what was drawn, saved as `picture.png`.
         seconds: stage → seconds; their sum becomes `total` where none is given.
         scores: `identity` and `prompt`, of `base`, `prediction`, `finetuned`; null where nothing can judge.
         seed: of it all.
@@ -261,7 +263,9 @@ def save_person(
         InputError: `out` holds something else.
     """
     check_out(out)
-    files: dict[str, str] = {**FILES, **{name: f"{name}.png" for name in pictures}, "card": "README.md"}
+    files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}
+    if photo.caption:
+        files["caption"] = "photo.txt"
     report: dict[str, Any] = {
         "seconds": {
             k: round(v, 3)
@@ -280,24 +284,25 @@ def save_person(
     with whole_folder(out) as part:
         for form, name in FILES.items():
             (prediction if form == "lidb" else adapter).save(part / name, form, base.resolution)
-        for name, picture in pictures.items():
-            picture.save(part / f"{name}.png")
-        (part / "README.md").write_text(_card(base, adapter, list(pictures)), encoding="utf-8")
+        picture.save(part / "picture.png")
+        open_photo(photo.path).save(part / "photo.png")
+        if photo.caption:
+            (part / "photo.txt").write_text(photo.caption, encoding="utf-8")
+        (part / "README.md").write_text(_card(base, adapter), encoding="utf-8")
         write_json(part / "report.json", report)
     return report
 
 
-def _card(base: Base, adapter: Adapter, pictures: Sequence[str]) -> str:
+def _card(base: Base, adapter: Adapter) -> str:
     """The folder's README: the embedded base is found by its import, any other by its name."""
     facts = adapter.facts("A person", base.resolution)
     files = {str(form): name for form, name in FILES.items()}
-    gallery = [f"{name}.png" for name in pictures]
     if base.source == EMBEDDED_NAME:
         place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
     else:
         place, licence = f"base = {json.dumps(facts.base)}", licence_of(Path(base.source))
     subject = f"{adapter.trigger} {base.class_word}"
-    return model_card(facts, subject, files, adapter.rank, gallery, place, licence)
+    return model_card(facts, subject, files, adapter.rank, ["picture.png"], place, licence)
 
 
 def _read(photos: Photos) -> tuple[Photo, ...]:

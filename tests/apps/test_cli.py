@@ -97,6 +97,25 @@ def test_an_interrupt_is_one_line_and_130_whatever_becomes_of_it(then: str) -> N
     assert said == "interrupted; run the same command again to continue\n"
 
 
+EARLY = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from hyperdreambooth.__main__ import main
+main()
+"""
+
+
+def test_an_interrupt_of_the_first_imports_is_one_line_too() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "words"),
     [

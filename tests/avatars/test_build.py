@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,5 @@ def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
     assert reader.config.phrases["eyewear:sunglasses"]
     assert AutoModel.from_pretrained(tmp_path / "work" / "encoder").config.image_size == 128
     assert read_json(tmp_path / "pack" / "logs" / "vae.json")["psnr_db"] > 0
+    for file in (tmp_path / "pack").rglob("*.json"):
+        json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # -Infinity is no JSON

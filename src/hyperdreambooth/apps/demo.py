@@ -56,11 +56,11 @@ def demo(
     if dry_run:
         return settings.show()
     if photo is not None:
-        show.show("demo", settings, [shot.path for shot in job.person([photo])], [], out, hypernet, began)
+        show.show("demo", settings, job.person([photo]), [], out, hypernet, began)
         return
     with tempfile.TemporaryDirectory() as folder:
         reference, others = held_out(settings.own.seed, Path(folder))
-        show.show("demo", settings, [reference], others, out, hypernet, began)
+        show.show("demo", settings, job.person([reference]), others, out, hypernet, began)
 
 
 def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:

@@ -19,6 +19,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.evaluate.scorers import load_scorers
 from hyperdreambooth.faces.align import open_photo
+from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.personalize import check_out, save_person
 
@@ -52,7 +53,7 @@ class ShowConfig(FinetuneConfig):
 
 
 def show(
-    command: str, settings: Resolved[ShowConfig], photos: Sequence[Path], others: Sequence[Image.Image],
+    command: str, settings: Resolved[ShowConfig], photos: Sequence[Photo], others: Sequence[Image.Image],
     out: Path, hypernet: str | None, began: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Personalizes and writes adapters, pictures and `report.json`; prints scores and where everything is.
@@ -74,14 +75,14 @@ def show(
     person = load_personalizer(settings.place, hypernet)
     person.seconds["load"] = time.perf_counter() - began
     prompts = [prompt.replace("{class_word}", person.base.class_word) for prompt in own.prompts]
-    prediction = person.predict(list(photos))
-    finetuned = person.personalize(list(photos), prediction=prediction, **own.finetuning())
+    paths = [photo.path for photo in photos]
+    prediction = person.predict(paths)
+    finetuned = person.personalize(paths, prediction=prediction, **own.finetuning())
     options = {"steps": own.draw_steps, "guidance": own.guidance}
     pictures = person.stages(prompts, prediction, finetuned, own.seed, **options)
     scores = _scores(person.base, pictures, prompts, others)
-    photo = open_photo(photos[0])
     taken = steps_of(finetuned.metadata)
-    images = {"picture": _picture(photo, prompts, pictures, scores, taken["steps"]), "photo": photo}
+    picture = _picture(open_photo(paths[0]), prompts, pictures, scores, taken["steps"])
     seconds = {**person.seconds, "total": time.perf_counter() - began}
     facts = {"command": command, "config": settings.plain(), "prompts": prompts, "base": person.base.source}
     facts |= {"stopped": taken["stopped"]} if "stopped" in taken else {}
@@ -90,7 +91,8 @@ def show(
         person.base,
         prediction,
         finetuned,
-        pictures=images,
+        photo=photos[0],
+        picture=picture,
         seconds=seconds,
         scores=scores,
         seed=own.seed,

@@ -91,8 +91,7 @@ def personalize(
     settings = job.resolve_tuned("personalize", show.ShowConfig, hypernet, config, sets, **flags)
     if dry_run:
         return settings.show()
-    paths = [shot.path for shot in job.person(photos)]
-    show.show("personalize", settings, paths, [], out, hypernet, began)
+    show.show("personalize", settings, job.person(photos), [], out, hypernet, began)
 
 
 def generate(

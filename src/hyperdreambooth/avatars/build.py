@@ -118,15 +118,16 @@ def _save_pipeline(pipe: Any, folder: Path) -> dict[str, Any]:
         write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
         _forget_half(part / "text_encoder" / "config.json")
         for config in ("model_index.json", "vae/config.json", "unet/config.json"):
-            _forget_place(part / config)
+            _forget(part / config, "_name_or_path")  # or the folder of whoever built it would ship
+        # its default, -Infinity, is no JSON to anything but Python
+        _forget(part / "scheduler" / "scheduler_config.json", "lambda_min_clipped")
 
     _save(folder, save)
     return {"parameters": sizes}
 
 
-def _forget_place(config: Path) -> None:
-    """Or the folder of whoever built it would ship."""
-    write_json(config, {name: value for name, value in read_json(config).items() if name != "_name_or_path"})
+def _forget(config: Path, name: str) -> None:
+    write_json(config, {key: value for key, value in read_json(config).items() if key != name})
 
 
 def _forget_half(config: Path) -> None:
