@@ -509,6 +509,8 @@ def test_the_command_leaves_a_report_to_read_and_to_look_at(
     assert plots.families(told)["hyperdreambooth"] == ["hyperdreambooth@1", "hyperdreambooth"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/jpeg") == 2 * (1 + 5) and page.count("data:image/svg+xml") == 2
+    order = ("the photo</td>", "another-photo</td><td><img", "a [V] face, smiling</th>", "base</td><td><img")
+    assert [page.index(text) for text in order] == sorted(page.index(text) for text in order)
     assert "http://" not in page and "https://" not in page
     assert "sheets/hyperdreambooth.jpg" in told["files"] and "sheets/another-photo.jpg" not in told["files"]
     with Image.open(tmp_path / "out" / "sheets" / "base.jpg") as sheet:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from hyperdreambooth.evaluate.protocol import Protocol, Row
+from hyperdreambooth.evaluate.protocol import BOUNDS, Protocol, Row
 from hyperdreambooth.evaluate.report import groups_table, notes, paired_table, table
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.runs import whole_file
@@ -96,14 +96,20 @@ def _people(protocol: Protocol, rows: Mapping[str, Row]) -> str:
 
 
 def _grid(protocol: Protocol, rows: Mapping[str, Row], person: str) -> str:
-    reference = _tag("td", "the photo") + _picture(protocol.people[person][0].path)
+    """Photos above the prompts, as nobody asked for what they show."""
     prompts = protocol.prompts
-    head = "".join(_tag("th", text) for text in ("", *prompts))
-    lines = [f"<tr>{reference}</tr>"]
+    photos = [_line("the photo", [protocol.people[person][0].path])]
+    head = f"<tr>{''.join(_tag('th', text) for text in ('', *prompts))}</tr>"
+    drawn: list[str] = []
     for name, row in rows.items():
-        pictures = [cell.file for cell in row.cells[person][: len(prompts)]]
-        lines.append(f"<tr>{_tag('td', name)}{''.join(map(_picture, pictures))}</tr>")
-    return f'<div class="wide"><table class="pictures"><tr>{head}</tr>{"".join(lines)}</table></div>'
+        cells = row.cells[person][: len(prompts)]
+        bound = protocol.methods[name].kind in BOUNDS
+        (photos if bound else drawn).append(_line(name, [cell.file for cell in cells]))
+    return f'<div class="wide"><table class="pictures">{"".join([*photos, head, *drawn])}</table></div>'
+
+
+def _line(name: str, files: Sequence[Path]) -> str:
+    return f"<tr>{_tag('td', name)}{''.join(map(_picture, files))}</tr>"
 
 
 def _picture(file: Path) -> str:

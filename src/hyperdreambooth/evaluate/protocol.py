@@ -34,6 +34,9 @@ from hyperdreambooth.shapes import site_fingerprint
 
 FORMAT = 1  # raise it when what a cell means changes
 
+BOUNDS = ("photo", "stranger")
+"""Kinds of rows that are photos, not drawn."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -234,9 +237,6 @@ class Protocol:
             found = self.judges(images, prompts, open_photo(reference), [open_photo(path) for path in others])
             write_json(file, {name: [_rounded(v) for v in values] for name, values in found.items()})
         return read_json(file)
-
-
-BOUNDS = ("photo", "stranger")
 
 
 def draw_people(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hyperdreambooth.evaluate.protocol import Protocol, Row
+from hyperdreambooth.evaluate.protocol import BOUNDS, Protocol, Row
 from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
 from hyperdreambooth.runs import whole_file
 
@@ -27,7 +27,7 @@ def write_sheets(protocol: Protocol, rows: Mapping[str, Row], out: Path) -> list
     Returns:
         The files, relative to `out`.
     """
-    bounds = {name for name, method in protocol.methods.items() if method.kind in ("photo", "stranger")}
+    bounds = {name for name, method in protocol.methods.items() if method.kind in BOUNDS}
     plain = {name: re.sub(r"[^\w@-]+", "-", name) for name in rows if name not in bounds}
     files = {name: f"sheets/{word}.jpg" for name, word in plain.items()}
     for name, file in files.items():
