@@ -274,10 +274,12 @@ def _drawn(base: Base, cells: Sequence[Cell], config: EvaluateConfig, **worn: An
 def _drawn_by(base: Base) -> str:
     """Names a base as it was loaded: everything but the adapter that a picture of it depends on."""
     pipe = base.pipe
+    # a default says the same whether its file spells it out or not
+    scheduler = {key: value for key, value in pipe.scheduler.config.items() if key != "_use_default_values"}
     return _key(
         base=base.fingerprint,
         vae=weights_fingerprint({"vae": pipe.vae}),
-        scheduler=dict(pipe.scheduler.config),
+        scheduler=scheduler,
         words=[base.trigger, base.class_word],
         resolution=base.resolution,
         sites=site_fingerprint(base.sites),
