@@ -287,6 +287,23 @@ def test_a_component_left_out_makes_new_cells(home: Path, micro_photos: Path, tm
     assert not set.union(*cells(one, "base").values()) & set.union(*cells(other, "base").values())
 
 
+def test_only_what_a_scheduler_does_names_cells(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+    def names(**changed: Any) -> dict[str, set[str]]:
+        folder = tmp_path / "-".join(["base", *changed])
+        shutil.copytree(home / "base", folder)
+        file = folder / "scheduler" / "scheduler_config.json"
+        config = {**json.loads(file.read_text()), **changed}
+        file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        base = load_base(folder, device="cpu")
+        return cells(
+            Protocol(Makers(base, None, None, None), one.judges, one.everybody, one.config, tmp_path), "base"
+        )
+
+    one = made(home, micro_photos, tmp_path, None, rows=("base",))
+    assert names(clip_sample_range=None) == cells(one, "base")  # a default, left out
+    assert names(timestep_spacing="trailing") != cells(one, "base")
+
+
 def renamed(home: Path, folder: Path, **facts: Any) -> Path:
     """The hypernetwork of `home` with other words or another strength."""
     shutil.copytree(home / "made", folder)
