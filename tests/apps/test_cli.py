@@ -75,7 +75,8 @@ from hyperdreambooth.apps import cli
 def command() -> None:
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        while True:  # a signal just before one long sleep would be seen only after it
+            time.sleep(0.01)
     except KeyboardInterrupt:
         {then}
 
