@@ -140,6 +140,14 @@ def test_a_trigger_of_several_tokens_is_refused(micro_base: Base, person: tuple[
         dreambooth(micro_base, person, None, DreamboothConfig(method="textual-inversion", steps=1))
 
 
+def test_a_rank_that_no_file_can_have_is_refused_before_the_run(
+    micro_base: Base, person: tuple[Photo, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="rank 5000: expected 1 to"):
+        dreambooth(micro_base, person, tmp_path / "run", DreamboothConfig(method="lora", rank=5000))
+    assert not (tmp_path / "run").exists()
+
+
 def watch(curves: list[list[float]]) -> tuple[Plateau, int]:
     """A plateau watching given losses, and the step at which all were done; leaves hold the step."""
     leaves = {"at": torch.zeros(len(curves), 1)}

@@ -167,11 +167,11 @@ def _makers(own: EvaluateConfig, frozen: Base, hypernet: str | None) -> Makers:
     wanted = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
     named = hypernet is not None or frozen.source == EMBEDDED_NAME
     network = job.load_predictor(hypernet, frozen) if "own" in wanted and named else None
-    pro = load_hypernet(own.pro, frozen.device) if "pro" in wanted and own.pro else None
-    for one in (network, pro):
+    second = load_hypernet(own.second, frozen.device) if "second" in wanted and own.second else None
+    for one in (network, second):
         if one is not None:
             one.check_fits(frozen.fingerprint)
-    return Makers(frozen, network, pro, None)
+    return Makers(frozen, network, second, None)
 
 
 def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:

@@ -34,7 +34,7 @@ class Method(BaseModel):
             `finetune` starts from it, `scratch` is DreamBooth, `file` the adapter that the user brought.
         start: of a finetune: the prediction, or the shared point that all training starts from.
         refinements: of the hypernetwork; None for its own.
-        network: the hypernetwork, or the second one that `pro` names.
+        network: the hypernetwork, or the second one that `second` names.
         photos: reference photos a person.
         settings: of the finetune or of DreamBooth; what is left out is as everywhere.
     """
@@ -44,7 +44,7 @@ class Method(BaseModel):
     kind: Kind
     start: Literal["prediction", "shared"] = "prediction"
     refinements: int | None = None
-    network: Literal["own", "pro"] = "own"
+    network: Literal["own", "second"] = "own"
     photos: int = Field(default=1, ge=1)
     settings: dict[str, Any] = {}
 
@@ -61,7 +61,7 @@ METHODS: Mapping[str, Method] = {
     "hyperdreambooth": Method(kind="finetune"),
     "no-hypernetwork": Method(kind="finetune", start="shared"),
     "no-refinement": Method(kind="finetune", refinements=1),
-    "pro": Method(kind="prediction", network="pro"),
+    "second": Method(kind="prediction", network="second"),
     "dreambooth": _scratch(method="full", steps=1200, lr=5e-6, batch=1, prior_weight=1.0, prior_images=100),
     "dreambooth-agg-400": _scratch(method="full", steps=400, lr=1e-5, batch=1),
     "dreambooth-agg-40": _scratch(method="full", steps=40, lr=5e-5, batch=1),
@@ -92,7 +92,7 @@ class EvaluateConfig(BaseModel):
             one with other settings, for an ablation.
         methods: settings of methods by name, over those of `METHODS`; fields of `Method` count among them.
         against: the row that all others are compared with, person by person; None for the first finetune.
-        pro: a second hypernetwork (`learn_basis`), for the row of that name.
+        second: another hypernetwork to compare with, for the row of that name.
         draw_steps: denoising steps a picture.
         guidance: classifier-free guidance.
         batch: pictures drawn together.
@@ -114,7 +114,7 @@ class EvaluateConfig(BaseModel):
     )
     methods: dict[str, dict[str, Any]] = {}
     against: str | None = None
-    pro: str | None = None
+    second: str | None = None
     draw_steps: int = Field(25, ge=1)
     guidance: float = Field(4.0, ge=0)
     batch: int = Field(16, ge=1)

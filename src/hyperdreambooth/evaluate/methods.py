@@ -58,13 +58,13 @@ class Makers:
     Attributes:
         base: the frozen base; it is to call people as the hypernetwork was taught to.
         network: the hypernetwork; None where no row needs one.
-        pro: a second one.
+        second: another one to compare with.
         adapter: what the user brought, for the row `adapter`.
     """
 
     base: Base
     network: Predictor | None
-    pro: Predictor | None
+    second: Predictor | None
     adapter: Adapter | None
 
     def __post_init__(self) -> None:
@@ -98,9 +98,9 @@ class Makers:
         Raises:
             InputError: there is none.
         """
-        found = self.pro if method.network == "pro" else self.network
+        found = self.second if method.network == "second" else self.network
         if found is None:
-            what = "pro: expected a second" if method.network == "pro" else "hypernet: expected a"
+            what = "second: expected another" if method.network == "second" else "hypernet: expected a"
             raise InputError(
                 f"{what} hypernetwork's folder for a row that predicts, got none; or leave that row out"
             )
@@ -135,7 +135,7 @@ class Makers:
 
 @contextmanager
 def _words_kept(base: Base) -> Generator[None]:
-    """A row with a hypernetwork of its own (`pro`) calls people as that one does, in the block only."""
+    """A row with a hypernetwork of its own (`second`) calls people as that one does, in the block only."""
     own = base.trigger, base.class_word
     try:
         yield

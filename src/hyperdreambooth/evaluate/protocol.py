@@ -161,7 +161,7 @@ class Protocol:
         return _key(
             format=FORMAT,
             base=self.drawn_by,
-            kind=method.model_dump(mode="json", exclude={"settings", "photos"}),
+            kind=method.model_dump(mode="json", exclude={"settings", "photos", "network"}),
             settings=settings.model_dump(mode="json") if settings else None,
             network=network and [network.fingerprint, network.facts.trigger, network.facts.class_word],
             photos=[[photo_hash(photo.path), photo.caption, photo.landmarks] for photo in references],

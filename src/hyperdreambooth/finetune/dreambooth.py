@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.adapter import Adapter, check_rank
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import DreamboothConfig
 from hyperdreambooth.finetune.shots import Photos, Sample, inputs_of, shots_of
@@ -61,9 +61,12 @@ def dreambooth_many(
         A person each, as `config.method` says.
 
     Raises:
-        InputError: `out` holds a run of another config, base or photos, or of the same otherwise captioned.
+        InputError: `out` holds a run of another config, base or photos, or of the same otherwise captioned;
+            or a LoRA's rank that no file can have.
     """
     config = config or DreamboothConfig()
+    if config.method == "lora":  # checked before there is a run folder, which would be of this rank
+        check_rank(config.rank, fresh(base.sites, rank=1))
     run = Run(out, config, inputs=inputs_of(base, people, config)) if out is not None else None
     groups, judged = shots_of(base, people, config, sample)
     learn = partial(train, base, people=groups, config=config, run=run, title=config.method, judged=judged)
