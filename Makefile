@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	@$(VENV)/bin/hdb demo --out $(DEMO) $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check --no-cache .

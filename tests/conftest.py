@@ -53,8 +53,3 @@ def micro_base(micro_dir: Path) -> Base:
     from hyperdreambooth.base.load import load_base
 
     return load_base(micro_dir, device="cpu")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: a worker that begins one last is waited for alone."""
-    items.sort(key=lambda item: item.path.name != "test_shipped.py")

@@ -45,7 +45,9 @@ def test_a_row_of_several_photos_takes_them_from_the_judges_of_all_rows(
         made(home, micro_photos, tmp_path, rows=("prediction:photos=4",))
 
 
-def test_likeness_is_never_judged_by_the_reference(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+def test_likeness_is_never_judged_by_the_reference(
+    home: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = made(home, micro_photos, tmp_path, rows=("another-photo", "somebody-else", "base"))
     names = [path.name for path in experiment.others("person-0")]
     assert names == ["1.png"]  # 0 is the reference, 2 the bound
@@ -58,7 +60,7 @@ def test_likeness_is_never_judged_by_the_reference(home: Path, micro_photos: Pat
         asked.append(len(others))
         return identity(images, others)
 
-    real.identity = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(real, "identity", watched)
     rows = experiment.run()
     assert set(asked) == {1}
     for person, row in rows["base"].scores.items():
