@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def machine() -> str:
     return ", ".join(parts + ([torch.cuda.get_device_name()] if torch.cuda.is_available() else []))
 
 
+@cache
+def shipped() -> dict[str, Any]:
+    """What a result says of its hypernetwork, for the one that ships today."""
+    from hyperdreambooth.hypernet.predictor import load_hypernet
+    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+
+    predictor = load_hypernet(EMBEDDED_HYPERNET)
+    return {"fingerprint": predictor.fingerprint, "strength": predictor.facts.strength}
+
+
 def table(result: dict[str, Any]) -> str:
     """The table of an experiment: likeness, prompt following, what is copied, what a person costs."""
     from hyperdreambooth.evaluate.report import cell
@@ -93,7 +104,9 @@ def table(result: dict[str, Any]) -> str:
         f"{n} people that no training has seen, {pictures} pictures each; mean and 95 % interval over people."
     )
     place = f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}."
-    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:], "", f"{told} {place}", ""])
+    network = result.get("network")
+    old = "" if network in (None, shipped()) else " **With the hypernetwork of that commit, not with today's.**"
+    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:], "", f"{told} {place}{old}", ""])
 
 
 def tables(text: str) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that ships, from seeds, stage by stage: base, judges, encoder -> bank -> hypernetwork -> the README's picture.
+# Everything that ships, from seeds, stage by stage: base, judges, encoder -> hypernetwork -> the README's picture.
 # Every stage is resumable: run the same command again and it goes on where it was. A few CPU hours in all, with
 #     SETTING=short   a quarter of an hour: the same road, weaker weights
 # and OUT, PACK for other places than out/ and the package itself.
@@ -9,27 +9,22 @@ cd "$(dirname "$0")/.."
 SETTING=${SETTING:-full}
 OUT=${OUT:-out/$SETTING}
 PACK=${PACK:-src/hyperdreambooth/avatars/assets}
-world=() bank=() train=()
-people=5000 covered=128
+world=() train=()
+people=5000
 if [ "$SETTING" = short ]; then
-  people=200 covered=16
+  people=200
   for stage in vae base faces identity attributes encoder; do
     world+=(--set "$stage.steps=60" --set "$stage.people=200" --set "$stage.checkpoint_every=20")
   done
-  bank+=(--set steps=20 --set identities_per_batch=8)
-  train+=(--set steps=60 --set alpha=1.0 --set beta=0.1 --set batch=8 --set validate_every=60)
+  train+=(--set steps=60 --set batch=8 --set validate_every=60)
 fi
 
 hdb avatars build --out "$OUT/world" --pack "$PACK" "${world[@]}"
 hdb avatars render --split train --identities "$people" --photos 4 --out "$OUT/train"
-hdb avatars render --split train --identities "$covered" --photos 8 --out "$OUT/covered"
-hdb preoptimize "$OUT/covered" --base "$PACK/base" --config avatars --out "$OUT/bank" "${bank[@]}"
-hdb train "$OUT/train" --bank "$OUT/bank" --base "$PACK/base" --config avatars \
-  --set encoder="$OUT/world/encoder" --out "$OUT/hypernet" "${train[@]}"
+hdb train "$OUT/train" --base "$PACK/base" --config avatars --set encoder="$OUT/world/encoder" --out "$OUT/hypernet" "${train[@]}"
 
 mkdir -p "$PACK/hypernet"
 cp -r "$OUT/hypernet/config.json" "$OUT/hypernet/model.safetensors" "$OUT/hypernet/README.md" "$OUT/hypernet/encoder" "$PACK/hypernet/"
-cp "$OUT/bank/log.jsonl" "$PACK/logs/bank.jsonl"
 cp "$OUT/hypernet/run/log.jsonl" "$PACK/logs/hypernet.jsonl"
 
 hdb demo --base "$PACK/base" --hypernet "$PACK/hypernet" --out "$OUT/demo"

@@ -47,7 +47,7 @@ def test_the_hypernetwork_belongs_to_the_base() -> None:
 
 def test_figures_and_logs_lie_beside_the_weights() -> None:
     logs = {file.name for file in (PACK / "logs").iterdir()}
-    assert {"vae.jsonl", "base.jsonl", "bank.jsonl", "hypernet.jsonl", "vae.json", "scorers.json"} <= logs
+    assert {"vae.jsonl", "base.jsonl", "hypernet.jsonl", "vae.json", "scorers.json"} <= logs
     assert read_json(PACK / "logs" / "scorers.json")["identity"]["auc"] > 0.5
 
 
