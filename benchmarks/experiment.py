@@ -105,7 +105,7 @@ def table(result: dict[str, Any]) -> str:
     )
     place = f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}."
     network = result.get("network")
-    old = "" if network in (None, shipped()) else " **With the hypernetwork of that commit, not with today's.**"
+    old = "" if network in (None, shipped()) else " **With that commit's hypernetwork, not today's.**"
     return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:], "", f"{told} {place}{old}", ""])
 
 

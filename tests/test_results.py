@@ -33,7 +33,7 @@ def test_the_pages_say_what_the_results_say(experiment: ModuleType) -> None:
 
 
 def test_a_table_of_another_hypernetwork_says_so(experiment: ModuleType) -> None:
-    note = "With the hypernetwork of that commit"
+    note = "With that commit's hypernetwork"
     for page in experiment.PAGES:
         for match in experiment.MARK.finditer(page.read_text(encoding="utf-8")):
             told = json.loads((ROOT / "benchmarks" / "results" / f"{match['name']}.json").read_text())

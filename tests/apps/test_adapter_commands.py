@@ -1,0 +1,215 @@
+"""What is done with an adapter that is there: generate, export, merge, inspect; whose base is it?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from commands import error, hdb, report, with_network
+from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.base.load import load_base
+from hyperdreambooth.lora.formats.read import read_lora
+from hyperdreambooth.lora.inject import wear, wearable
+from hyperdreambooth.lora.relax import scaled
+from hyperdreambooth.runs import load_tensors
+
+
+def test_generate_wears_several_adapters(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    one = ["--adapter", made / "p.lidb.safetensors"]
+    words = [
+        "--prompt",
+        "a [V] face",
+        "--set",
+        "steps=2",
+        "--set",
+        "images=2",
+        *with_network(made, micro_dir),
+    ]
+    hdb("generate", "--out", tmp_path / "pictures", *one, *one, "--weight", 0.5, "--weight", 0.25, *words)
+    files = report(tmp_path / "pictures")["files"]
+    assert files == ["000-0.png", "000-1.png"]
+    first, second = (np.asarray(Image.open(tmp_path / "pictures" / file)) for file in files)
+    assert (first != second).any()
+    assert "--weight" in error("generate", "--out", tmp_path / "no", *one, *one, "--weight", 0.5, *words)
+
+
+def test_export_of_a_bank_and_of_a_file(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network = with_network(made, micro_dir)
+    hdb("export", made / "bank", "--identity", "person-2", "--out", tmp_path / "two", *network)
+    assert {"lidb", "kohya", "diffusers"} == report(tmp_path / "two")["files"].keys()
+    hdb("export", made / "p.lidb.safetensors", "--format", "kohya", "--out", tmp_path / "one", *network)
+    assert [file.name for file in tmp_path.glob("one/*.safetensors")] == ["person.safetensors"]
+    assert "person-2" in error(
+        "export", made / "bank", "--identity", "person-22", "--out", tmp_path / "no", *network
+    )
+    assert "--identity" in error("export", made / "bank", "--out", tmp_path / "no", *network)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_merged_pipeline_is_a_base_that_draws_the_person(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    network, file = with_network(made, micro_dir), made / "p.lidb.safetensors"
+    hdb("export", file, "--format", "merged", "--out", tmp_path / "out", *network)
+    words = ["--prompt", "a [V] face", "--set", "steps=2"]
+    hdb("generate", "--out", tmp_path / "worn", "--adapter", file, *words, *network)
+    merged = ["--base", tmp_path / "out" / "merged", "--device", "cpu"]
+    hdb("generate", "--out", tmp_path / "merged", *words, *merged)
+    one, other = (np.asarray(Image.open(tmp_path / k / "000-0.png"), int) for k in ("worn", "merged"))
+    assert np.abs(one - other).max() <= 1
+
+
+def test_inspect_tells_what_a_strangers_file_is(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network, out = with_network(made, micro_dir), tmp_path / "out"
+    hdb("export", made / "p.lidb.safetensors", "--out", out, *network)
+    for form, file in report(out)["files"].items():
+        told = json.loads(hdb("inspect", out / file, "--json", *network).stdout)
+        assert told["format"] == form and told["fits"].startswith("yes") and told["trigger"] == "sks"
+        assert (
+            len(told["norms"]) == sum(told["sites"].values()) and told["bytes"] == (out / file).stat().st_size
+        )
+        norm = sum(value**2 for name, value in told["norms"].items() if name.startswith("unet.")) ** 0.5
+        assert norm == pytest.approx(told["delta_norm"]["unet"], rel=1e-4)
+    wide = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(3, 640)}
+    wide |= {"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.ones(640, 3)}
+    wide |= {"lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(1.5)}
+    save_file(wide, tmp_path / "sd.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
+    told = json.loads(hdb("inspect", tmp_path / "sd.safetensors", "--json", *network).stdout)
+    assert told["fits"].startswith("no: unet.mid_block") and "norms" not in told
+    assert (told["format"], told["base"]) == ("kohya", "sdxl_base_v1-0")
+    assert (told["ranks"], told["alphas"], told["layers"]) == ([3], [1.5], {"lora_unet": 1})
+    words = ["--against", made / "p.lidb.safetensors"]
+    lines = hdb("inspect", out / "person.safetensors", *words, *network).stdout
+    assert "ss_network_dim" in lines and "attn1.to_q" in lines and "against cosine" in lines
+    wide["lora_unet_mid_block_attentions_0_proj_in.alpha"] *= float("nan")
+    save_file(wide, tmp_path / "sd.safetensors")
+    assert "NaN" in error("inspect", tmp_path / "sd.safetensors", *network)
+
+
+def test_number_formats_of_files(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network = with_network(made, micro_dir)
+    for form in ("kohya", "lidb"):
+        words = ["--format", form, "--dtype", "float16", "--out", tmp_path / form]
+        hdb("export", made / "p.lidb.safetensors", *words, *network)
+        (file,) = (tmp_path / form).glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_tensors(file)[0].values()} == {torch.float16}
+    words = ["--format", "merged", "--dtype", "bfloat16", "--out", tmp_path]
+    hdb("export", made / "p.lidb.safetensors", *words, *network)
+    (file,) = (tmp_path / "merged" / "unet").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_tensors(file)[0].values()} == {torch.bfloat16}
+    words = ["--format", "lidb", "--dtype", "bfloat16", "--out", tmp_path / "no"]
+    assert "float32 or float16" in error("export", made / "p.lidb.safetensors", *words, *network)
+
+
+def test_a_person_and_a_style_become_one_file_that_diffusers_loads(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    import pipelines
+
+    network, style = with_network(made, micro_dir), tmp_path / "style.safetensors"
+    block = "lora_unet_mid_block_attentions_0"
+    state: dict[str, torch.Tensor] = {}
+    for inner, shape in (("proj_in", (1, 1)), ("transformer_blocks_0_attn1_to_q", ())):
+        state[f"{block}_{inner}.lora_down.weight"] = torch.randn(2, 32, *shape) / 4
+        state[f"{block}_{inner}.lora_up.weight"] = torch.randn(32, 2, *shape) / 4
+    save_file(state, style)
+    both = [made / "p.lidb.safetensors", style, "--weight", 1, "--weight", 0.5]
+    pipe = StableDiffusionPipeline.from_pretrained(micro_dir)
+    pictures = []
+    for form in ("diffusers", "kohya"):
+        out = tmp_path / f"{form}.safetensors"
+        result = hdb("merge", *both, "--format", form, "--out", out, *network)
+        assert "rank 3, relative error 0" in result.stdout and report(out)["relative_error"] == 0
+        pipe.load_lora_weights(str(tmp_path), weight_name=out.name)
+        pictures.append(pipelines.picture(pipe))
+        pipe.unload_lora_weights()
+    base = load_base(micro_dir, device="cpu")
+    person = load_adapter(made / "p.lidb.safetensors", base.sites, base.fingerprint)
+    theirs, _ = read_lora(style, wearable(base.components))
+    with wear(base.components, person.factors), wear(base.components, scaled(theirs, 0.5), name="style"):
+        live = pipelines.picture(base.pipe)
+    for picture in pictures:
+        torch.testing.assert_close(picture, live, rtol=0, atol=1e-5)
+    words = [word for k, word in enumerate(both) for word in (("--adapter", word) if k < 2 else (word,))]
+    hdb(
+        "generate",
+        "--prompt",
+        "a [V] face",
+        "--set",
+        "steps=1",
+        "--out",
+        tmp_path / "pictures",
+        *words,
+        *network,
+    )
+    hdb("merge", *both, "--rank", 1, "--out", tmp_path / "near.safetensors", *network)
+    assert 0 < report(tmp_path / "near.safetensors")["relative_error"] < 1
+    assert "--weight" in error("merge", *both[:-2], "--out", tmp_path / "no.safetensors", *network)
+
+
+def test_a_lidb_of_another_base_is_described_but_never_worn(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    import micro
+
+    other = micro.pipeline()
+    with torch.no_grad():
+        for parameter in other.unet.parameters():
+            parameter.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    file, on = made / "p.lidb.safetensors", ["--base", tmp_path / "other", "--device", "cpu"]
+    told = json.loads(hdb("inspect", file, "--json", *on).stdout)
+    assert told["fits"].startswith("no") and told["base_fingerprint"] in told["fits"]
+    assert told["base_fingerprint"] in error(
+        "generate", "--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x", *on
+    )
+
+
+def test_a_lora_of_another_base_is_described_but_never_worn(
+    made: Path, micro_dir: Path, tmp_path: Path
+) -> None:
+    import micro
+
+    network, file = with_network(made, micro_dir), tmp_path / "r.safetensors"
+    hdb("relax", made / "p.lidb.safetensors", "--out", file, *network)
+    other = micro.pipeline()
+    with torch.no_grad():
+        other.unet.conv_in.bias.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    on = ["--base", tmp_path / "other", "--device", "cpu"]
+    told = json.loads(hdb("inspect", file, "--json", *on).stdout)
+    assert told["fits"].startswith(f"no: made for base {told['base_fingerprint']}") and "norms" not in told
+    words = ["--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x"]
+    assert told["base_fingerprint"] in error("generate", *words, *on)
+
+
+def test_a_damaged_lidb_is_an_error_whatever_its_base(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    tensors, header = load_tensors(made / "p.lidb.safetensors")
+    torn = tmp_path / "torn.lidb.safetensors"
+    save_file(
+        {name: tensor * float("nan") for name, tensor in tensors.items()},
+        torn,
+        {**header, "base_fingerprint": "f" * 16},
+    )
+    assert "NaN" in error("inspect", torn, "--base", micro_dir, "--device", "cpu")
+
+
+def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+    network, file = with_network(made, micro_dir), tmp_path / "huge.safetensors"
+    hdb("merge", made / "p.lidb.safetensors", "--weight", 1e30, "--out", file, *network)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    json.loads(hdb("inspect", file, "--json", "--against", file, *network).stdout, parse_constant=refuse)
+    assert "--weight" in error(
+        "merge", file, "--weight", "nan", "--out", tmp_path / "no.safetensors", *network
+    )
