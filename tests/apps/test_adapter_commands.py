@@ -213,3 +213,18 @@ def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_p
     assert "--weight" in error(
         "merge", file, "--weight", "nan", "--out", tmp_path / "no.safetensors", *network
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "none.safetensors"),
+        ("inspect", __file__, "--against", "none.safetensors"),
+        ("relax", "none.safetensors", "--out", "a.safetensors"),
+        ("export", "none.safetensors", "--out", "out"),
+        ("merge", __file__, "none.safetensors", "--out", "a.safetensors"),
+        ("generate", "--prompt", "a face", "--adapter", "none.safetensors", "--out", "out"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_before_the_base_is_loaded(words: tuple[str, ...]) -> None:
+    assert "none.safetensors: no such file" in error(*words, "--base", "nowhere")

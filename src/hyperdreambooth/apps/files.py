@@ -19,6 +19,7 @@ from hyperdreambooth.apps.options import (
     Seed,
     Sets,
     Weights,
+    must_exist,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
@@ -48,6 +49,7 @@ def relax(
     settings = resolve("relax", Relaxation, config, sets, rank=rank, seed=seed, base=base, device=device)
     if dry_run:
         return settings.show()
+    must_exist(file)
     from hyperdreambooth.apps import job
 
     job.check_file(out)
@@ -89,6 +91,7 @@ def export(
     settings = resolve("export", Nothing, config, sets, base=base, device=device)
     if dry_run:
         return settings.show()
+    must_exist(source)
     from hyperdreambooth.apps import job
     from hyperdreambooth.runs import check_writable
 
@@ -157,6 +160,7 @@ def merge(
     settings = resolve("merge", Nothing, config, sets, base=base, device=device)
     if dry_run:
         return settings.show()
+    must_exist(*files)
     from hyperdreambooth.adapter import merge as add
     from hyperdreambooth.apps import job
 

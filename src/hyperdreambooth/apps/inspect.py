@@ -18,6 +18,7 @@ from hyperdreambooth.apps.options import (
     HypernetName,
     Nothing,
     Sets,
+    must_exist,
     resolve,
 )
 
@@ -46,6 +47,7 @@ def inspect(
     settings = resolve("inspect", Nothing, config, sets, base=base, device=device)
     if dry_run:
         return settings.show()
+    must_exist(file, *([against] if against else []))
     from hyperdreambooth.adapter import summary
     from hyperdreambooth.apps import job
     from hyperdreambooth.lora.relax import inner_product
@@ -117,8 +119,19 @@ def _tell(told: Mapping[str, Any]) -> None:
     facts |= {f"against {key}": value for key, value in against.items() if key != "distances"}
     facts |= {f"  {key}": value for key, value in told.get("metadata", {}).items()}
     for key, value in facts.items():
-        typer.echo(f"{key:26} {' '.join(str(value).split())[:120]}")
+        typer.echo(f"{key:26} {_said(value)[:120]}")
     distances: Mapping[str, float] = against.get("distances", {})
     for name, norm in told.get("norms", {}).items():
         apart = f"  {distances[name]:9.3g}" if name in distances else ""
         typer.echo(f"{norm:9.3g}{apart}  {name}")
+
+
+def _said(value: Any) -> str:
+    """A fact as people read it, on one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_said, value))
+    return " ".join(str(value).split())

@@ -25,6 +25,17 @@ def named_path(words: str) -> Path:
     return Path(words)
 
 
+def must_exist(*paths: Path) -> None:
+    """Refuses files that are not there, before the imports and models that take seconds.
+
+    Raises:
+        typer.BadParameter: naming the first of them.
+    """
+    for path in paths:
+        if not path.exists():
+            raise typer.BadParameter(f"{path}: no such file")
+
+
 ConfigFile: TypeAlias = Annotated[
     Path | None,
     typer.Option("--config", help="TOML, YAML or JSON file, or the name of a preset.", show_default=False),

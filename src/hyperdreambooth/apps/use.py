@@ -23,6 +23,7 @@ from hyperdreambooth.apps.options import (
     Sets,
     StepsOrAuto,
     Weights,
+    must_exist,
     resolve,
 )
 from hyperdreambooth.apps.report import Report
@@ -114,6 +115,7 @@ def generate(
     settings = resolve("generate", Sampling, config, sets, seed=seed, base=base, device=device)
     if dry_run:
         return settings.show()
+    must_exist(*adapter or [])
     report = Report("generate", settings.plain())
     from hyperdreambooth.apps import job
     from hyperdreambooth.generate import generate as run
