@@ -10,6 +10,8 @@ from PIL import Image
 
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import load_base
+from hyperdreambooth.hypernet.predictor import load_hypernet
+from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "one_file.py"
 
@@ -19,8 +21,9 @@ def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLE))
     made = example["main"](None, tmp_path, steps=2, draw_steps=2)
     base, distance = load_base(device="cpu"), example["distance"]
+    learned = load_hypernet(EMBEDDED_HYPERNET).basis
     read, prediction = (
-        load_adapter(tmp_path / name, base.sites, base.fingerprint)
+        load_adapter(tmp_path / name, base.sites, base.fingerprint, lambda _: learned)
         for name in ("pytorch_lora_weights.safetensors", "prediction.safetensors")
     )
     assert (read.kind, prediction.kind, made.rank) == ("lora", "lidb", 4)

@@ -230,7 +230,8 @@ def _basis(path: Path, lidb: Lidb, basis_of: Callable[[str], Basis] | None) -> B
         return seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
     if basis_of is None:
         raise InputError(
-            f"{path}: its basis is {lidb.basis_source}; name that hypernetwork's folder (--hypernet)"
+            f"{path}: its basis is {lidb.basis_source}; name that hypernetwork's folder "
+            "(--hypernet; in Python `basis_of`)"
         )
     return basis_of(lidb.basis_source)
 

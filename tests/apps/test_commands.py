@@ -161,7 +161,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(micro_photos: Path,
         assert name.split("/")[0] in error(
             "predict", photo(micro_photos), "--out", tmp_path / name, *nowhere, "--hypernet", tmp_path
         )
-    for words in (["generate", "--prompt", "x"], ["export", tmp_path / "a"]):
+    for words in (["generate", "--prompt", "x"], ["export", tmp_path / "file"]):
         assert "another --out" in error(*words, "--out", tmp_path / "file", *nowhere)
 
 
