@@ -221,6 +221,7 @@ def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_p
         ("inspect", "none.safetensors"),
         ("inspect", __file__, "--against", "none.safetensors"),
         ("relax", "none.safetensors", "--out", "a.safetensors"),
+        ("finetune", "none.safetensors", "--photo", __file__, "--out", "a.safetensors"),
         ("export", "none.safetensors", "--out", "out"),
         ("merge", __file__, "none.safetensors", "--out", "a.safetensors"),
         ("generate", "--prompt", "a face", "--adapter", "none.safetensors", "--out", "out"),

@@ -19,6 +19,7 @@ from hyperdreambooth.apps.options import (
     Sets,
     Steps,
     StepsOrAuto,
+    must_exist,
     named_path,
     resolve,
 )
@@ -97,6 +98,7 @@ def finetune(
     settings = job.resolve_tuned("finetune", FinetuneConfig, hypernet, config, sets, **flags)
     if dry_run:
         return settings.show()
+    must_exist(file)
     job.check_file(out)
     report, shots = Report("finetune", settings.plain()), job.person(photo)
     with report.stage("load"):
