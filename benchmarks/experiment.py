@@ -76,13 +76,13 @@ def machine() -> str:
 
 
 @cache
-def shipped() -> dict[str, Any]:
+def shipped() -> dict[str, Any] | None:
     """What a result says of its hypernetwork, for the one that ships today."""
+    from hyperdreambooth.evaluate.report import network_facts
     from hyperdreambooth.hypernet.predictor import load_hypernet
     from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
-    predictor = load_hypernet(EMBEDDED_HYPERNET)
-    return {"fingerprint": predictor.fingerprint, "strength": predictor.facts.strength}
+    return network_facts(load_hypernet(EMBEDDED_HYPERNET))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -56,11 +56,11 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
         "judges": dict(protocol.judges.names),
         "missing": [*protocol.judges.missing, *_lonely(protocol), *_diverged(rows)],
         "base": {"source": protocol.base.source, "fingerprint": protocol.base.fingerprint},
-        "network": _network(protocol.makers.network),
+        "network": network_facts(protocol.makers.network),
     }
 
 
-def _network(network: Predictor | None) -> dict[str, Any] | None:
+def network_facts(network: Predictor | None) -> dict[str, Any] | None:
     """Which hypernetwork the rows came out of; None where no row needed one."""
     if network is None:
         return None
