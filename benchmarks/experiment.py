@@ -39,6 +39,11 @@ def hdb(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "hyperdreambooth", *map(str, words)], check=True)
 
 
+def recipe_of(name: str) -> dict[str, Any]:
+    """The experiment's file."""
+    return tomllib.loads((HERE / "experiments" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def run(name: str, out: Path, words: list[str]) -> Path:
     """Renders the people, evaluates, and keeps the figures.
 
@@ -47,12 +52,14 @@ def run(name: str, out: Path, words: list[str]) -> Path:
         out: where photos and pictures go.
         words: further words of `hdb evaluate`.
     """
-    recipe = tomllib.loads((HERE / "experiments" / f"{name}.toml").read_text(encoding="utf-8"))
+    recipe = recipe_of(name)
     photos = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
     chosen = [f"{key}={json.dumps(value)}" for key, value in recipe["set"].items()]
     settings = [word for setting in chosen for word in ("--set", setting)]
     hdb("avatars", "render", "--out", out / "photos", *photos)
-    evaluation = ("--out", out / "evaluation", "--identities", recipe["photos"]["identities"])
+    evaluation = ["--out", out / "evaluation", "--identities", recipe["photos"]["identities"]]
+    if "hypernet" in recipe:
+        evaluation += ["--hypernet", recipe["hypernet"]]
     hdb("evaluate", out / "photos", "--preset", recipe["preset"], *evaluation, *settings, *words)
     report = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
     result = {"experiment": name, "machine": machine(), **{key: report[key] for key in KEPT}}
@@ -85,6 +92,12 @@ def shipped() -> dict[str, Any] | None:
     return network_facts(load_hypernet(EMBEDDED_HYPERNET))
 
 
+def outdated(result: dict[str, Any]) -> bool:
+    """Whether its hypernetwork was the shipped one and is no more; a recipe may name one of its own."""
+    known = "hypernet" in recipe_of(result["experiment"]) or result.get("network") is None
+    return not known and result["network"] != shipped()
+
+
 def table(result: dict[str, Any]) -> str:
     """The table of an experiment: likeness, prompt following, what is copied, what a person costs."""
     from hyperdreambooth.evaluate.report import cell
@@ -104,8 +117,7 @@ def table(result: dict[str, Any]) -> str:
         f"{n} people that no training has seen, {pictures} pictures each; mean and 95 % interval over people."
     )
     place = f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}."
-    network = result.get("network")
-    old = "" if network in (None, shipped()) else " **With that commit's hypernetwork, not today's.**"
+    old = " **With that commit's hypernetwork, not today's.**" if outdated(result) else ""
     return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:], "", f"{told} {place}{old}", ""])
 
 

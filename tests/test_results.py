@@ -37,7 +37,13 @@ def test_a_table_of_another_hypernetwork_says_so(experiment: ModuleType) -> None
     for page in experiment.PAGES:
         for match in experiment.MARK.finditer(page.read_text(encoding="utf-8")):
             told = json.loads((ROOT / "benchmarks" / "results" / f"{match['name']}.json").read_text())
-            assert (note in match["table"]) == (told["network"] != experiment.shipped())
+            assert (note in match["table"]) == experiment.outdated(told)
+    assert experiment.outdated(
+        {"experiment": "avatars", "network": {"fingerprint": "another", "strength": 1}}
+    )
+    assert not experiment.outdated(
+        {"experiment": "plain", "network": {"fingerprint": "another", "strength": 1}}
+    )
     assert note not in (ROOT / "README.md").read_text(encoding="utf-8"), "run README's experiment again"
     assert "network" in experiment.KEPT
 
@@ -60,7 +66,9 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
     }
     for recipe in recipes.values():
-        assert {"preset", "photos", "set"} <= recipe.keys() <= {"preset", "photos", "set", "sheets"}
+        assert (
+            {"preset", "photos", "set"} <= recipe.keys() <= {"preset", "photos", "set", "sheets", "hypernet"}
+        )
         preset = tomllib.loads((PRESETS / f"{recipe['preset']}.toml").read_text())
         assert methods_of(load_config(EvaluateConfig, **{**preset["evaluate"], **recipe["set"]}))
         RenderConfig(**recipe["photos"])
