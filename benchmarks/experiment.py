@@ -94,8 +94,8 @@ def shipped() -> dict[str, Any] | None:
 
 def outdated(result: dict[str, Any]) -> bool:
     """Whether its hypernetwork was the shipped one and is no more; a recipe may name one of its own."""
-    known = "hypernet" in recipe_of(result["experiment"]) or result.get("network") is None
-    return not known and result["network"] != shipped()
+    own = "hypernet" in recipe_of(result["experiment"])
+    return not own and result.get("network") not in (None, shipped())
 
 
 def table(result: dict[str, Any]) -> str:
