@@ -2,6 +2,7 @@
 
     python benchmarks/full_size.py                  # the table: no weights at all
     python benchmarks/full_size.py --step "SD 1.5"  # random weights, one step of the finetune, its memory
+    python benchmarks/full_size.py --gpu "SDXL"     # on a GPU: a person's 40 steps and a picture, their time
 
 Results go to benchmarks/results/full_size.json, entry by entry.
 """
@@ -37,6 +38,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.train import finetune
+from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, save_lidb
@@ -203,13 +205,13 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def random_base(folder: Path, side: int, dtype: str) -> Base:
-    """The skeleton filled with random numbers, on the CPU."""
+def random_base(folder: Path, side: int, dtype: str, device: str = "cpu") -> Base:
+    """The skeleton filled with random numbers."""
     pipe = skeleton(Place(base=str(folder), dtype=dtype)).pipe
     torch.manual_seed(0)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            part.to_empty(device="cpu")
+            part.to_empty(device=device)
             for name, tensor in part.named_parameters():
                 if tensor.ndim == 1:
                     tensor.data.fill_(float("norm" in name and name.endswith("weight")))
@@ -218,6 +220,8 @@ def random_base(folder: Path, side: int, dtype: str) -> Base:
             for name, tensor in part.named_buffers():
                 if name.endswith("position_ids"):
                     tensor.copy_(torch.arange(tensor.shape[-1]).expand_as(tensor))
+                else:
+                    tensor.zero_()
     return Base(pipe, str(folder), resolution=side)
 
 
@@ -245,22 +249,62 @@ def step(name: str, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def person(name: str, folder: Path) -> dict[str, Any]:
+    """A person's forty steps on a GPU at the base's own size, a picture, and the most memory of each."""
+    write_configs(name, folder)
+    bare, config = (
+        skeleton(Place(base=str(folder), dtype="bfloat16")),
+        FinetuneConfig(rank=4, steps=40, batch=1),
+    )
+    told = need(bare, "personalize", config)
+    base = random_base(folder, bare.resolution, "bfloat16", "cuda")
+    Image.effect_noise((base.resolution, base.resolution), 64).convert("RGB").save(folder / "photo.png")
+    photos = [Photo(folder / "photo.png", "person", None)]
+    adapter = Adapter(fresh(base.sites, 4), "sks", base.fingerprint, name)
+    finetune(base, adapter, photos, FinetuneConfig(rank=4, steps=2, batch=1))  # CUDA's own start
+    figures: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "side": base.resolution,
+        "dtype": "bfloat16",
+    }
+    gib = {"told before": round(sum(told.values()) / 2**30, 2)}
+    made = adapter
+    for task in ("finetune", "picture"):
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        if task == "finetune":
+            made = finetune(base, adapter, photos, config)
+        else:
+            generate(base, ["a photo of a [V] person"], [made], steps=25)
+        torch.cuda.synchronize()
+        figures[f"{task}_seconds"] = round(time.perf_counter() - began, 2)
+        gib[f"{task}, peak"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return {**figures, "steps": 40, "batch": 1, "rank": 4, "drawn_steps": 25, "gib": gib}
+
+
 def main() -> None:
-    """Writes the table, or one base's step beside it."""
+    """Writes the table, or one base's step or person beside it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--step", choices=STEPS)
-    asked = parser.parse_args().step
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--step", choices=STEPS)
+    chosen.add_argument("--gpu", choices=BASES)
+    asked = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as place:
-        if asked:
-            results.setdefault("steps", {})[asked] = step(asked, Path(place))
+        if asked.step:
+            told = results.setdefault("steps", {})[asked.step] = step(asked.step, Path(place))
+        elif asked.gpu:
+            told = {**person(asked.gpu, Path(place)), "environment": environment()}
+            results.setdefault("gpu", {})[asked.gpu] = told
         else:
-            results["bases"] = {name: row(name, Path(place) / name.replace(" ", "-")) for name in BASES}
-    results["environment"] = environment()
+            told = {name: row(name, Path(place) / name.replace(" ", "-")) for name in BASES}
+            results["bases"] = told
+    if not asked.gpu:  # it ran on another machine
+        results["environment"] = environment()
     write_json(RESULTS, results)
-    print(json.dumps(results["steps"][asked] if asked else results["bases"], indent=1))
+    print(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

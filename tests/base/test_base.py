@@ -134,3 +134,20 @@ def test_no_pipeline_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model_index\.json") as caught:
         load_base(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_leaves_everything_as_it_was(micro_base: Base, checkpointing: bool) -> None:
+    allowed = torch.backends.cuda.cudnn_sdp_enabled()
+
+    def spared() -> bool:
+        return any(
+            getattr(module, "gradient_checkpointing", False) for module in micro_base.denoiser.modules()
+        )
+
+    with pytest.raises(KeyboardInterrupt), micro_base.training(checkpointing):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert spared() == checkpointing
+        raise KeyboardInterrupt
+    assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
+    assert not spared()

@@ -275,7 +275,7 @@ def _step(base: Base, task: Task, config: FinetuneConfig | HypernetConfig) -> tu
     tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
     with (
         wear(base.components, worn, images=images),
-        base.checkpointing(config.checkpointing),
+        base.training(config.checkpointing),
         _FusedAttention(),
         saved_tensors_hooks(kept.pack, lambda tensor: tensor),
     ):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.fit import StageConfig, fit
+from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
 from hyperdreambooth.avatars.untyped import diffusers
 from hyperdreambooth.runs import draw
@@ -40,8 +40,11 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
     """Absolute and squared error of pixels, and a whisper of KL."""
     vae = new_vae(config.seed).to(device)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
-        pixels = crops(pictures, config, step).to(device)
+    def batch_of(step: int) -> Batch:
+        return {"pixels": crops(pictures, config, step)}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        pixels = batch["pixels"]
         posterior = vae.encode(pixels).latent_dist
         answer = vae.decode(posterior.sample()).sample.float()
         absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
@@ -53,7 +56,7 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
             "kl": kl,
         }
 
-    fit("vae", vae, loss_of, config, folder, device)
+    fit("vae", vae, batch_of, loss_of, config, folder, device)
     vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
     return vae
 

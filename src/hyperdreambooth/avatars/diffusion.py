@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
 from hyperdreambooth.avatars.captions import caption, words
-from hyperdreambooth.avatars.fit import StageConfig, fit
+from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
 from hyperdreambooth.avatars.untyped import diffusers, transformers
 from hyperdreambooth.precision import autocast
@@ -137,24 +137,26 @@ def train_base(
     alphas = scheduler().alphas_cumprod.to(device)
     weight = _middle(latents.shape[-1], focus or 0.0).to(device)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def batch_of(step: int) -> Batch:
         generator = draw("base", config.seed, step)
         rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
-        timesteps = torch.randint(0, 1000, (config.batch,), generator=generator).to(device)
-        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator).to(device)
+        timesteps = torch.randint(0, 1000, (config.batch,), generator=generator)
+        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator)
         texts = [training_caption(pictures, row, config.seed, step) for row in rows.tolist()]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-            device
-        )
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return {"latents": latents[rows], "timesteps": timesteps, "noise": noise, "tokens": tokens}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        timesteps, noise = batch["timesteps"], batch["noise"]
         signal = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * latents[rows].float().to(device) + (1 - signal).sqrt() * noise
-        hidden = model["text_encoder"](tokens)[0]
+        noisy = signal.sqrt() * batch["latents"].float() + (1 - signal).sqrt() * noise
+        hidden = model["text_encoder"](batch["tokens"])[0]
         answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
         error = ((answer - noise).square() * weight).mean(dim=(1, 2, 3))
         snr = (signal / (1 - signal)).flatten()
         return {"loss": (error * _noise_weight(snr, focus is not None)).mean(), "error": error.mean()}
 
-    fit("base", model, loss_of, config, folder, device)
+    fit("base", model, batch_of, loss_of, config, folder, device)
 
 
 def _noise_weight(snr: Tensor, shape_counts: bool) -> Tensor:

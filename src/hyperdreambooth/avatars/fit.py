@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
 from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 
-Loss = Callable[[int], dict[str, Tensor]]
+Batch = dict[str, Tensor]
 
 
 class StageConfig(BaseModel):
@@ -44,14 +47,22 @@ class StageConfig(BaseModel):
 
 
 def fit(
-    name: str, model: nn.Module, loss_of: Loss, config: StageConfig, folder: Path, device: str
+    name: str,
+    model: nn.Module,
+    batch_of: Callable[[int], Batch],
+    loss_of: Callable[[Batch], dict[str, Tensor]],
+    config: StageConfig,
+    folder: Path,
+    device: str,
 ) -> dict[str, Tensor]:
     """Trains `model` and returns the averaged weights (EMA) as a state dict.
 
     Args:
         name: shown on the progress bar.
         model: trained in place.
-        loss_of: step → named losses; `loss` is the one that is minimised, the others are logged.
+        batch_of: step → tensors on the CPU, a function of the step alone.
+        loss_of: those tensors on the device → named losses; `loss` is the one that is minimised, the others
+            are logged.
         config: steps, batch, rates.
         folder: run folder: config, log, checkpoints; the same call continues.
         device: torch device.
@@ -70,20 +81,22 @@ def fit(
     model.train()
     with Progress(name, config.steps) as bar:
         bar.update(first)
-        for step in range(first, config.steps):
+        for step, batch in enumerate(batches(batch_of, first, config.steps, device), first):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate(step, config.steps)
             with autocast(config.precision, torch.device(device)):
-                losses = loss_of(step)
+                losses = loss_of({k: v.to(device, non_blocking=True) for k, v in batch.items()})
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             _follow(average, model, min(config.ema, (step + 1) / (step + 10)))
-            bar.update(1, loss=losses["loss"].item())
+            bar.update(1)
             done, last = step + 1, step + 1 == config.steps
-            if done % 20 == 0 or last:
-                run.log(done, **{k: v.item() for k, v in losses.items()})
+            if done % 20 == 0 or last:  # a GPU waits for nobody in between
+                told = {k: v.item() for k, v in losses.items()}
+                run.log(done, **told)
+                bar.update(0, loss=told["loss"])
             if done % config.checkpoint_every == 0 or last:
                 run.save(
                     done,
@@ -101,10 +114,33 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / warm, 1.0) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
+class _Steps(Dataset[Batch]):
+    """The batches of the steps from `first` on."""
+
+    def __init__(self, batch_of: Callable[[int], Batch], first: int, steps: int) -> None:
+        self.batch_of, self.first, self.steps = batch_of, first, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batch_of(self.first + index)
+
+
+def batches(batch_of: Callable[[int], Batch], first: int, steps: int, device: str) -> Iterable[Batch]:
+    """In order; a GPU is fed by the cores it leaves idle, on a CPU they have better to do."""
+    fed = torch.device(device).type == "cuda" and hasattr(os, "fork")
+    workers = max(1, (os.cpu_count() or 1) - 2) if fed else 0
+    return DataLoader(
+        _Steps(batch_of, first, steps), batch_size=None, num_workers=workers, pin_memory=fed,
+        multiprocessing_context="fork" if fed else None,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    for key, value in model.state_dict().items():
-        if value.is_floating_point():
-            average[key].lerp_(value, 1 - decay)
-        else:
-            average[key].copy_(value)
+    now = model.state_dict()
+    moving = [key for key, value in now.items() if value.is_floating_point()]
+    get_ema_multi_avg_fn(decay)([average[key] for key in moving], [now[key] for key in moving], 0)
+    for key in now.keys() - moving:
+        average[key].copy_(now[key])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.fit import StageConfig, fit
+from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures, attribute_targets, trait_targets
 from hyperdreambooth.avatars.render import CATEGORICAL, CONTINUOUS, SIZE
 from hyperdreambooth.avatars.untyped import transformers
@@ -52,8 +52,8 @@ def blemish(pixels: Tensor, generator: torch.Generator) -> Tensor:
         torch.randn(count, 3, size // 4, size // 4, generator=generator), size, mode="bilinear"
     )
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
-    grain = (0.04 * fine + 0.06 * interpolate(coarse, size, mode="bilinear")).to(pixels.device)
-    return torch.roll(torch.lerp(pixels, soft, share.to(pixels.device)) + grain, shift, dims=(2, 3))
+    grain = 0.04 * fine + 0.06 * interpolate(coarse, size, mode="bilinear")
+    return torch.roll(torch.lerp(pixels, soft, share) + grain, shift, dims=(2, 3))
 
 
 # Supervised contrastive loss (Khosla et al., arXiv 2004.11362, equation 2)
@@ -96,12 +96,14 @@ def train_identity(pictures: Pictures, config: StageConfig, folder: Path, device
     """The identity scorer: 64 numbers that are close for one person in any context."""
     model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def batch_of(step: int) -> Batch:
         rows, generator = people_and_pictures(pictures, config, "identity", step)
-        pixels = blemish(pictures.batch(rows).to(device), generator)
-        return {"loss": contrastive(model(pixels).logits, (rows // pictures.each).to(device))}
+        return {"pixels": blemish(pictures.batch(rows), generator), "people": rows // pictures.each}
 
-    fit("scorer: identity", model, loss_of, config, folder, device)
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": contrastive(model(batch["pixels"]).logits, batch["people"])}
+
+    fit("scorer: identity", model, batch_of, loss_of, config, folder, device)
     return model
 
 
@@ -109,20 +111,21 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
     """The attribute reader: what a caption names, and the continuous traits of the person."""
     labels = ATTRIBUTE_LABELS + TRAIT_LABELS
     model = new_reader(labels, config.seed + 1).to(device)
-    named, traits = (
-        attribute_targets(pictures.contexts).to(device),
-        trait_targets(pictures.identities)[0].to(device),
-    )
+    named, traits = attribute_targets(pictures.contexts), trait_targets(pictures.identities)[0]
     groups, first = columns(ATTRIBUTE_LABELS), len(ATTRIBUTE_LABELS)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def batch_of(step: int) -> Batch:
         rows, generator = people_and_pictures(pictures, config, "attributes", step)
-        logits = model(blemish(pictures.batch(rows).to(device), generator)).logits
-        read = grouped(logits, named[rows], groups)
-        traits_read = binary_cross_entropy_with_logits(logits[:, first:].float(), traits[rows])
+        pixels = blemish(pictures.batch(rows), generator)
+        return {"pixels": pixels, "named": named[rows], "traits": traits[rows]}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch["pixels"]).logits
+        read = grouped(logits, batch["named"], groups)
+        traits_read = binary_cross_entropy_with_logits(logits[:, first:].float(), batch["traits"])
         return {"loss": read + traits_read, "attributes": read, "traits": traits_read}
 
-    fit("scorer: attributes", model, loss_of, config, folder, device)
+    fit("scorer: attributes", model, batch_of, loss_of, config, folder, device)
     return model
 
 
@@ -152,16 +155,19 @@ def new_eye(seed: int) -> Eye:
 def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Eye:
     """The hypernetwork's eye: reads every trait; the decoder looks at its last feature map. Never a judge."""
     model = new_eye(config.seed + 2).to(device)
-    continuous, kinds = (t.to(device) for t in trait_targets(pictures.identities))
+    continuous, kinds = trait_targets(pictures.identities)
     groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def batch_of(step: int) -> Batch:
         rows, _ = people_and_pictures(pictures, config, "encoder", step)
-        logits = model(pictures.batch(rows).to(device)).float()
+        return {"pixels": pictures.batch(rows), "traits": continuous[rows], "kinds": kinds[rows]}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch["pixels"]).float()
         # Cross-entropy towards a trait's value: its gradient stays strong where an absolute error stalls
-        traits = binary_cross_entropy_with_logits(logits[:, :first], continuous[rows])
-        kind = grouped(logits[:, first:], kinds[rows], groups)
+        traits = binary_cross_entropy_with_logits(logits[:, :first], batch["traits"])
+        kind = grouped(logits[:, first:], batch["kinds"], groups)
         return {"loss": 4 * traits + kind, "traits": traits, "kinds": kind}
 
-    fit("encoder", model, loss_of, config, folder, device)
+    fit("encoder", model, batch_of, loss_of, config, folder, device)
     return model

@@ -177,16 +177,25 @@ class Base:
                 module.to(device)
 
     @contextmanager
-    def checkpointing(self, wanted: bool) -> Generator[None]:
-        """Gradient checkpointing in the denoiser for the length of the block: less memory, a third slower."""
-        if not wanted:
-            yield
-            return
-        self.denoiser.enable_gradient_checkpointing()
+    def training(self, checkpointing: bool) -> Generator[None]:
+        """The base as a training through it needs it, for the length of the block.
+
+        Without cuDNN's attention: on Hopper GPUs its backward fails or gives NaN at some lengths (torch 2.11;
+        github.com/pytorch/pytorch/issues/196678, and Flux at 1024 pixels, docs/LOG.md).
+
+        Args:
+            checkpointing: of gradients in the denoiser: less memory, a third slower.
+        """
+        allowed = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        if checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
         try:
             yield
         finally:
-            self.denoiser.disable_gradient_checkpointing()
+            torch.backends.cuda.enable_cudnn_sdp(allowed)
+            if checkpointing:
+                self.denoiser.disable_gradient_checkpointing()
 
 
 def pick_device(device: str = "auto") -> torch.device:

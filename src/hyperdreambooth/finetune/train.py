@@ -118,7 +118,7 @@ def train(
     images = len(people[0]) * config.batch
     with (
         trainable.on(base) as put,
-        base.checkpointing(config.checkpointing),
+        base.training(config.checkpointing),
         Progress(title, config.last) as bar,
     ):
         watch = _plateau(base, trainable, judged, encode, config, put) if judged else None

@@ -81,14 +81,17 @@ def leaf(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def pairs(trained: Factors, device: torch.device) -> Worn:
-    """Both factors of every site are leaves of their own."""
-    names = tuple(trained)
-    leaves = {
-        f"{name}.{end}": leaf(tensor, device)
-        for name, pair in trained.items()
-        for end, tensor in zip(("down", "up"), pair, strict=True)
-    }
-    return Worn(leaves, lambda now: {name: (now[f"{name}.down"], now[f"{name}.up"]) for name in names})
+    """Both factors of every site, in one leaf: an optimiser's step is a few kernels, not thousands."""
+    tensors = [tensor for pair in trained.values() for tensor in pair]
+    widths, shapes = [tensor[0].numel() for tensor in tensors], [tensor.shape for tensor in tensors]
+
+    def to_factors(now: Mapping[str, Tensor]) -> Factors:
+        parts = now["factors"].split(widths, dim=1)
+        made = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return dict(zip(trained, zip(made[::2], made[1::2], strict=True), strict=True))
+
+    flat = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+    return Worn({"factors": leaf(flat, device)}, to_factors)
 
 
 def together(factors: Sequence[Factors]) -> Factors:

@@ -78,7 +78,7 @@ def _wear_and_train(job: Job, state: State, sample: Sample | None, score: Score 
         state.load(job, found[1])
     job.base.rest(_parts(job))
     with (
-        job.base.checkpointing(job.config.checkpointing),
+        job.base.training(job.config.checkpointing),
         wear(job.base.components, _nobody(state.ema), name="hypernet") as worn,
     ):
         train(job, state, worn, found[0] if found else 0, sample, score)

@@ -233,7 +233,7 @@ def train_group(
     history: list[Tensor] = []
     stage.base.rest({site.component for site in layout.sites})
     worn_now, sparing = factors(layout, basis, numbers.detach()), config.checkpointing
-    with wear(stage.base.components, worn_now) as worn, stage.base.checkpointing(sparing):
+    with wear(stage.base.components, worn_now) as worn, stage.base.training(sparing):
         for step in range(config.steps):
             adam.param_groups[0]["lr"] = learning_rate(config, step)
             worn.set(factors(layout, basis, numbers), config.photos_per_step)
