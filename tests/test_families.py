@@ -90,6 +90,18 @@ def worst(one: list[Image.Image], other: list[Image.Image]) -> int:
     return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)
 
 
+@pytest.mark.parametrize("make", [pipelines.sdxl, pipelines.sd3])
+def test_one_of_two_text_encoders_may_rest_elsewhere(make: Callable[[], Any]) -> None:
+    pipe = make()
+    base = Base(pipe, "micro")
+    tokens = base.tokenize(["a person"])
+    before = base.family.encode_prompts(pipe, tokens)
+    pipe.text_encoder.to("meta")  # stands for the other device
+    assert {k: v.shape for k, v in base.family.encode_prompts(pipe, tokens).items()} == {
+        k: v.shape for k, v in before.items()
+    }
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_the_denoiser_is_told_is_what_the_pipeline_tells_it(name: str) -> None:
     pipe: Any = VARIANTS[name]()

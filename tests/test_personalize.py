@@ -192,6 +192,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
     with pytest.raises(InputError, match="Not a directory; pass another --out"):
         check_out(tmp_path / "file" / "out")
     (tmp_path / "new").mkdir()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="a folder inside it"):
+        patch.setattr(Path, "is_mount", lambda _: True)  # as Docker's volumes are
+        check_out(tmp_path / "new")
     with contextlib.chdir(tmp_path / "new"), pytest.raises(InputError, match="current folder"):
         check_out(Path("."))
 

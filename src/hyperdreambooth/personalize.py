@@ -205,12 +205,15 @@ def check_out(folder: Path) -> None:
     """Refuses to replace a folder that is not an earlier result; ask before the work too.
 
     Raises:
-        InputError: a file, a folder with other things in it, the current folder, or no place to write.
+        InputError: a file, a folder with other things in it, the current or a mounted folder, or no place to
+            write.
     """
     if folder.exists() and not _is_replaceable(folder):
         raise InputError(
             f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
         )
+    if folder.resolve().is_mount():
+        raise InputError(f"out {folder}: a mounted folder cannot be replaced; pass a folder inside it")
     if folder.resolve() == Path.cwd():  # whoever stands in it would be left in a folder that is gone
         raise InputError(f"out {folder}: the current folder cannot be replaced; pass another --out")
     check_writable(folder.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pipelines
 from hyperdreambooth.base import load, text
 from hyperdreambooth.base.load import FAMILIES, Base, load_base, pick_device, plain_attention
 from hyperdreambooth.base.open import open_skeleton
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.runs import InputError, load_tensors, save_tensors
 
 
 def original(pipe: Any) -> dict[str, torch.Tensor]:
@@ -109,6 +110,28 @@ def test_another_family_a_pickle_and_nothing_are_one_line_each(micro_dir: Path, 
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["text_encoder/model", "vae/diffusion_pytorch_model"])
+def test_a_base_whose_copying_was_cut_short_is_one_line(micro_dir: Path, tmp_path: Path, part: str) -> None:
+    torn, lacking = tmp_path / "torn", tmp_path / "lacking"
+    for place in (torn, lacking):
+        shutil.copytree(micro_dir, place)
+    file = torn / f"{part}.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    tensors, _ = load_tensors(lacking / "unet" / "diffusion_pytorch_model.safetensors")
+    tensors.pop("conv_in.weight")
+    save_tensors(lacking / "unet" / "diffusion_pytorch_model.safetensors", tensors)
+    for place in (torn, lacking):
+        with pytest.raises(InputError, match=f"base {place}: ") as caught:
+            load_base(place, "cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_number_format_is_one_of_three(micro_dir: Path) -> None:
+    with pytest.raises(InputError, match="dtype: expected one of float32, bfloat16, float16, got fp16"):
+        load_base(micro_dir, "cpu", "fp16")
+    assert load_base(micro_dir, "cpu", torch.bfloat16).dtype == torch.bfloat16
+
+
 def test_of_single_files_only_safetensors_are_opened(micro_dir: Path, tmp_path: Path) -> None:
     torch.save(original(micro.pipeline()), tmp_path / "whole.ckpt")
     for config in (None, str(micro_dir)):
@@ -177,7 +200,10 @@ def test_a_device_that_is_not_here_is_named_before_anything_is_read(monkeypatch:
             load_base(None, device)
     assert pick_device().type == pick_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device() == torch.device("cuda") and pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device() == pick_device("cuda") == torch.device("cuda", 0)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "3")  # as accelerate and torchrun tell each process
+    assert pick_device() == pick_device("cuda") == torch.device("cuda", 1)
     with pytest.raises(InputError, match=r"\(cuda, cpu\), got cuda:2"):
         pick_device("cuda:2")
 

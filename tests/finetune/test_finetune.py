@@ -29,7 +29,8 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.lora.inject import linear_sites, wear, wearable
+from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
 
@@ -278,6 +279,32 @@ def test_lower_precision_trains_close_to_float32(
     )
     assert all(pair[0].dtype == torch.float32 for pair in half.factors.values())
     assert abs(float(full.metadata["loss"]) - float(half.metadata["loss"])) < 0.05
+
+
+@pytest.mark.parametrize("steps", [3, "auto"])
+def test_a_loss_that_is_no_number_ends_the_training(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], steps: int | str
+) -> None:
+    torch.nn.init.constant_(micro_base.denoiser.conv_in.weight, torch.inf)  # as overflowing float16 does
+    config = FinetuneConfig.model_validate({"steps": steps})
+    with pytest.raises(InputError, match="the loss is nan at step 1; lower lr"):
+        finetune(micro_base, prediction, person, config)
+
+
+def test_layers_beyond_the_bases_own_sites_are_trained_and_convolutions_refused(
+    micro_dir: Path, micro_base: Base, person: tuple[Photo, ...]
+) -> None:
+    more = load_base(micro_dir, "cpu", add_sites=r"\.ff\.net")
+    adapter = Adapter(fresh(more.sites, 1), "sks", more.fingerprint, "micro")
+    assert (
+        finetune(micro_base, adapter, person, FinetuneConfig(steps=1)).factors.keys()
+        == adapter.factors.keys()
+    )
+    everything = wearable(micro_base.components)
+    assert set(linear_sites(micro_base.components)) < set(everything)
+    other = Adapter(fresh(everything, 1), "sks", more.fingerprint, "micro")
+    with pytest.raises(InputError, match=r"no linear layer unet.*without convolutions"):
+        finetune(micro_base, other, person, FinetuneConfig(steps=1))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(

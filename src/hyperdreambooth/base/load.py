@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "FluxPipeline": flux,
 }
 PLACEHOLDER = "[V]"
+_DTYPES = ("float32", "bfloat16", "float16")
 _LARGE = 512  # pixels a side from which the autoencoder takes one picture at a time: its maps are gigabytes
 
 
@@ -201,15 +203,18 @@ class Base:
 def pick_device(device: str = "auto") -> torch.device:
     """`auto` → CUDA, else MPS, else CPU.
 
+    Of several GPUs it is the one of this process, the first one where there is only one process.
+
     Raises:
         InputError: this machine has no such device.
     """
     found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     here = [kind for kind, count in found.items() if count]
-    if device == "auto":
-        return torch.device(here[0])
     with suppress(RuntimeError):  # what torch says of a word that names none
-        asked = torch.device(device)
+        name = here[0] if device == "auto" else device
+        if name == "cuda" and found["cuda"]:
+            name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % found['cuda']}"
+        asked = torch.device(name)
         if (asked.index or 0) < found.get(asked.type, 0):
             return asked
     raise InputError(f"device: expected auto or one of those here ({', '.join(here)}), got {device}")
@@ -223,7 +228,7 @@ def is_embedded(source: str | Path | None) -> bool:
 def load_base(
     source: str | Path | None = None,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     *,
     variant: str | None = None,
     offline: bool = False,
@@ -255,9 +260,13 @@ def load_base(
         offload: keep VAE and bare text encoders on the CPU while training.
 
     Raises:
-        InputError: no pipeline there, one of a family this package does not drive, or no such device.
+        InputError: no pipeline there, one of a family this package does not drive, or no such device or
+            number format.
     """
     where = pick_device(device)  # a mistake there would show after the loading
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
     pipe = open_pipeline(place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out)
     facts = _facts(Path(place))

@@ -16,12 +16,15 @@ from diffusers.loaders.single_file_utils import (
 )
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 
 from hyperdreambooth.runs import InputError, read_json
 
 _INDEX = "model_index.json"
 _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedulers
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
+# what half-copied files and weights that do not fit their config make the libraries raise
+_DAMAGED = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
 _library: Any = diffusers  # its classes are found by name
 
 
@@ -61,10 +64,19 @@ def open_pipeline(
         else:
             options |= {"dtype": getattr(torch, dtype), "variant": variant, "use_safetensors": True}
             pipe = loader.from_pretrained(place, **options, **absent)
-    except (OSError, ValueError, SingleFileComponentError) as error:
+        _check_whole(place, pipe)
+    except (*_DAMAGED, SingleFileComponentError) as error:
         raise _refusal(place, error) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _check_whole(place: str, pipe: Any) -> None:
+    """diffusers leaves what a file lacks on the meta device."""
+    for part, network in pipe.components.items():
+        for name, tensor in network.named_parameters() if isinstance(network, torch.nn.Module) else ():
+            if tensor.is_meta:
+                raise InputError(f"base {place}: {part} has no {name}; get the pipeline again")
 
 
 def _like(place: str, base_config: str | None) -> str:
@@ -118,7 +130,7 @@ def _refusal(place: str, error: Exception) -> InputError:
                 "set base_config to a pipeline folder like it",
             )
         return InputError(f"base {place}: {told}, and the hub is out of reach; {advice}")
-    first = str(error).strip().splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
         f"base {place}: cannot be loaded ({first}); pass a pipeline folder, a hub id or a .safetensors file"
     )
@@ -160,7 +172,7 @@ def open_skeleton(
         }
         settings = {name: value for name, value in index.items() if isinstance(value, bool)}
         return loader(**parts, **settings)
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise _refusal(place, error) from error
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
-from hyperdreambooth.base.text import frozen_states, read, token_numbers
+from hyperdreambooth.base.text import frozen_states, read, side_by_side, token_numbers
 
 DENOISER = "transformer"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -39,14 +39,14 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """CLIP states side by side, widened, then T5's: `hidden (b, t, c)`; both projections: `pooled (b, p)`."""
     first, second, third = tokens.split(_lengths(pipe), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
-    clip = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+    clip = side_by_side(one.hidden_states[-2], two.hidden_states[-2])
     width = pipe.transformer.config.joint_attention_dim
     if pipe.text_encoder_3 is None:
         t5 = clip.new_zeros(len(clip), _t5_length(pipe), width)
     else:
         t5 = frozen_states(pipe.text_encoder_3, third).to(clip.device, clip.dtype)
     hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
-    return {"hidden": hidden, "pooled": torch.cat([one[0], two[0]], dim=-1)}
+    return {"hidden": hidden, "pooled": side_by_side(one[0], two[0])}
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.sd import multiple, resolution, sampling
-from hyperdreambooth.base.text import read, token_numbers
+from hyperdreambooth.base.text import read, side_by_side, token_numbers
 
 __all__ = ["multiple", "resolution", "sampling"]  # as of the earlier models
 
@@ -29,8 +29,7 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """Penultimate states of both, `hidden (b, t, c)`, and the second one's projection, `pooled (b, p)`."""
     first, second = tokens.split((pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
-    hidden = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
-    return {"hidden": hidden, "pooled": two[0]}
+    return {"hidden": side_by_side(one.hidden_states[-2], two.hidden_states[-2]), "pooled": two[0]}
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

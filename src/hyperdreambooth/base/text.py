@@ -27,6 +27,11 @@ def read(encoder: Any, tokens: Tensor) -> Any:
     return encoder(tokens.to(encoder.device), output_hidden_states=True)
 
 
+def side_by_side(first: Tensor, second: Tensor) -> Tensor:
+    """Two encoders' states, `(…, c)` and `(…, d)` → `(…, c + d)`; one of them may rest on the CPU."""
+    return torch.cat([first, second.to(first.device)], dim=-1)
+
+
 @torch.no_grad()
 def frozen_states(encoder: Any, tokens: Tensor) -> Tensor:
     """Last hidden states `(b, t, c)` of an encoder that never wears anything; a text is read once.

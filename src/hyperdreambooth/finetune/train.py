@@ -26,6 +26,7 @@ from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.plateau import DRAWS, Plateau
 from hyperdreambooth.finetune.shots import Photos, Sample, Shots, inputs_of, shots_of
 from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, hashed, pairs, together
+from hyperdreambooth.lora.inject import linear_sites
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
@@ -105,6 +106,9 @@ def train(
         run: a run folder for the log and checkpoints; None for a short finetune.
         title: of the progress bar.
         judged: of each, the shots whose loss on fixed noise tells when to stop; none for a fixed number.
+
+    Raises:
+        InputError: the loss is no number any more.
     """
     leaves, losses = list(trainable.leaves.values()), list[Tensor]()
     # fused: one pass over memory instead of ten; over a whole base's weights a quarter of the time
@@ -134,6 +138,10 @@ def train(
             _update(loss.sum(), leaves, optimizer, scaler, config.clip, trainable.people)
             losses.append(loss.detach())
             mean = loss.mean().item()
+            if not math.isfinite(mean):
+                raise InputError(
+                    f"the loss is {mean} at step {step + 1}; lower lr, or load the base with dtype=bfloat16"
+                )
             bar.update(1, loss=mean)
             _record(run, step + 1, mean, config, lambda: _state(trainable, optimizer, scaler, watch))
         if watch is not None:
@@ -242,12 +250,17 @@ def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
         InputError: an adapter belongs to another base, or they do not change the same sites.
     """
     names = set(adapters[0].factors)
-    sites = tuple(site for site in base.sites if site.name in names)
+    sites = tuple(site for site in linear_sites(base.components) if site.name in names)
     for adapter in adapters:
-        if adapter.base_fingerprint not in ("", base.fingerprint) or len(sites) < len(adapter.factors):
+        if adapter.base_fingerprint not in ("", base.fingerprint):
             raise InputError(
-                f"adapter: made for base {adapter.base_fingerprint or 'of other sites'}, this base "
-                f"{base.source} is {base.fingerprint}; load the base it was made for"
+                f"adapter: made for base {adapter.base_fingerprint}, this base {base.source} is "
+                f"{base.fingerprint}; load the base it was made for"
+            )
+        if odd := sorted(set(adapter.factors) - {site.name for site in sites}):
+            raise InputError(
+                f"adapter: {base.source} has no linear layer {odd[0]} ({len(odd)} such); load the base it "
+                "was made for, or take an adapter without convolutions"
             )
         if set(adapter.factors) != names:
             raise InputError("adapters: expected all of the same sites; finetune those of other sites alone")

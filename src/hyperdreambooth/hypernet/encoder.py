@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils.hub import cached_file
@@ -148,8 +149,8 @@ def load_encoder(
         config: Any = AutoConfig.from_pretrained(place)
         model: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
         file = cached_file(place, PROCESSOR, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         advice = "pass a transformers vision model folder with safetensors, or a hub id while online"
         raise InputError(f"encoder {place}: cannot be loaded ({first}); {advice}") from error
     preprocess = _preprocess(read_json(Path(file)) if file else {}, getattr(config, "vision_config", config))

@@ -6,13 +6,14 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -30,6 +31,9 @@ from hyperdreambooth.precision import resolved
 from hyperdreambooth.runs import InputError, Run
 from hyperdreambooth.shapes import Factors
 
+_PATIENCE = timedelta(
+    hours=12
+)  # of processes that wait while the first one encodes photos; NCCL has 10 minutes
 _ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -103,10 +107,14 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
         raise InputError(
             f"precision: {config.precision} over float16 weights loses small gradients; use dtype=bfloat16"
         )
+    if base.device.type == "cuda":  # accelerate takes whichever is the current one
+        torch.cuda.set_device(base.device)
     accelerator = Accelerator(
         cpu=base.device.type == "cpu", mixed_precision=_ACCELERATE[resolved(config.precision, base.device)],
         gradient_accumulation_steps=config.accumulation,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
     )  # fmt: skip
     parts = accelerator.num_processes * config.accumulation
     if config.batch % parts:

@@ -146,6 +146,9 @@ def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple
         if not silent:
             worn.set(factors_, images=config.photos)
             denoise = person_losses(base, batch, config.weighting).mean()
+            if job.accelerator.num_processes > 1:
+                # they wait for everybody's gradient, and SDXL never reads its first text encoder's last layer
+                denoise = denoise + 0 * sum(part.sum() for pair in factors_.values() for part in pair)
     weights, known = known_losses(job, state.network, numbers, batch)
     size = size_loss(numbers, state.network.mean, state.network.spread).mean()
     loss = alpha * denoise + beta * weights / len(places) + gamma * size

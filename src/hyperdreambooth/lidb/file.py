@@ -105,7 +105,8 @@ def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
     if not own or site_fingerprint(own) != header["sites_fingerprint"]:
         raise InputError(
             f"{path}: made for site list {header['sites_fingerprint']} of base {header['base_source']}, "
-            f"this base has site list {site_fingerprint(own or sites)}; use the base it was made for"
+            f"this base has site list {site_fingerprint(own or sites)}; use the base it was made for, with "
+            "the add_sites and skip_sites of its training"
         )
     layout = Layout(own, *(int(header[field]) for field in ("rank", "down_dim", "up_dim")))
     _check_shapes(path, entries, layout)

@@ -298,6 +298,16 @@ def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
     return tuple(sorted(found))
 
 
+def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
+    """Those of `wearable` that a training can change: convolutions wear one identity, without gradients."""
+    weights = {
+        name: component.get_submodule(path).weight
+        for part, component in components.items()
+        for name, path in locate(part, component).items()
+    }
+    return tuple(site for site in wearable(components) if weights[site.name].ndim == 2)
+
+
 def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:
     """PEFT's own injection, at exactly these paths, frozen, leaving the global random state alone."""
     active = next((list(layer.active_adapters) for layer in _lora_layers(component)), [])
