@@ -283,12 +283,15 @@ def test_lower_precision_trains_close_to_float32(
 
 @pytest.mark.parametrize("steps", [3, "auto"])
 def test_a_loss_that_is_no_number_ends_the_training(
-    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], steps: int | str
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], tmp_path: Path, steps: int | str
 ) -> None:
     torch.nn.init.constant_(micro_base.denoiser.conv_in.weight, torch.inf)  # as overflowing float16 does
     config = FinetuneConfig.model_validate({"steps": steps})
-    with pytest.raises(InputError, match="the loss is nan at step 1; lower lr"):
+    with pytest.raises(InputError, match="the loss is nan at the end; lower lr"):
         finetune(micro_base, prediction, person, config)
+    for _ in range(2):  # and again: a ruined run is not taken for a finished one
+        with pytest.raises(InputError, match="the loss is nan at the end"):
+            dreambooth(micro_base, person, tmp_path / "run", DreamboothConfig(method="lora", steps=2, rank=1))
 
 
 def test_layers_beyond_the_bases_own_sites_are_trained_and_convolutions_refused(

@@ -12,7 +12,7 @@ from hyperdreambooth.adapter import Adapter, check_rank
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import DreamboothConfig
 from hyperdreambooth.finetune.shots import Photos, Sample, inputs_of, shots_of
-from hyperdreambooth.finetune.train import Outcome, train
+from hyperdreambooth.finetune.train import Outcome, check_loss, train
 from hyperdreambooth.finetune.trainable import Trainable, Worn, each, leaf, pairs, together
 from hyperdreambooth.finetune.whole import Whole
 from hyperdreambooth.finetune.word import Word, Words
@@ -36,8 +36,14 @@ def dreambooth(
     *,
     sample: Sample | None = None,
 ) -> Person:
-    """`dreambooth_many` of one person."""
-    return dreambooth_many(base, [photos], out, config, sample=sample)[0]
+    """`dreambooth_many` of one person.
+
+    Raises:
+        InputError: as there, or the loss is no number any more.
+    """
+    made = dreambooth_many(base, [photos], out, config, sample=sample)[0]
+    check_loss(made.metadata)
+    return made
 
 
 def dreambooth_many(

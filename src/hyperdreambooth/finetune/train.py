@@ -106,9 +106,6 @@ def train(
         run: a run folder for the log and checkpoints; None for a short finetune.
         title: of the progress bar.
         judged: of each, the shots whose loss on fixed noise tells when to stop; none for a fixed number.
-
-    Raises:
-        InputError: the loss is no number any more.
     """
     leaves, losses = list(trainable.leaves.values()), list[Tensor]()
     # fused: one pass over memory instead of ten; over a whole base's weights a quarter of the time
@@ -138,10 +135,6 @@ def train(
             _update(loss.sum(), leaves, optimizer, scaler, config.clip, trainable.people)
             losses.append(loss.detach())
             mean = loss.mean().item()
-            if not math.isfinite(mean):
-                raise InputError(
-                    f"the loss is {mean} at step {step + 1}; lower lr, or load the base with dtype=bfloat16"
-                )
             bar.update(1, loss=mean)
             _record(run, step + 1, mean, config, lambda: _state(trainable, optimizer, scaler, watch))
         if watch is not None:
@@ -205,11 +198,11 @@ def clip_people(leaves: Sequence[Tensor], limit: float, people: int) -> None:
 def _record(
     run: Run | None, done: int, loss: float, config: TrainConfig, state: Callable[[], dict[str, object]]
 ) -> None:
-    """Logs a step, and keeps a checkpoint now and then and at the end."""
+    """Logs a step, and keeps a checkpoint now and then and at the end; none that training has ruined."""
     if run is None:
         return
     run.log(done, loss=loss, lr=learning_rate(config, done - 1))
-    if done % config.save_every == 0 or done == config.last:
+    if math.isfinite(loss) and (done % config.save_every == 0 or done == config.last):
         run.save(done, state(), keep=1)
 
 
@@ -276,8 +269,29 @@ def finetune(
     out: Path | None = None,
     sample: Sample | None = None,
 ) -> Adapter:
-    """`finetune_many` of one person."""
-    return finetune_many(base, [adapter], [photos], config, out=out, sample=sample)[0]
+    """`finetune_many` of one person.
+
+    Raises:
+        InputError: as there, or the loss is no number any more.
+    """
+    made = finetune_many(base, [adapter], [photos], config, out=out, sample=sample)[0]
+    check_loss(made.metadata)
+    return made
+
+
+def check_loss(outcome: Mapping[str, str]) -> None:
+    """Refuses what a training left whose loss was no number: its gradients may all have been skipped.
+
+    Args:
+        outcome: `Outcome.facts` of the person.
+
+    Raises:
+        InputError: it was not.
+    """
+    if not math.isfinite(float(outcome.get("loss", 0.0))):
+        raise InputError(
+            f"the loss is {outcome['loss']} at the end; lower lr, or load the base with dtype=bfloat16"
+        )
 
 
 def finetune_many(
