@@ -169,6 +169,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     [
         ('{"command": "personalize", "files": {"kohya": "a.safetensors"}}', "a.safetensors", True),
         ('{"command": "demo", "files": {}}', "", True),
+        ('{"command": "demo", "files": {}}', ".DS_Store", True),
         ('{"command": "demo", "files": {}}', "diary.txt", False),
         ('{"command": "generate", "files": ["000-0.png"]}', "000-0.png", False),
         ('{"command": "train"}', "model.safetensors", False),

@@ -35,6 +35,8 @@ FILES: dict[Format, str] = {
 COMMANDS = ("demo", "personalize")
 """What the reports of such folders name as their maker."""
 
+_OF_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # they leave these wherever one has looked
+
 Photos: TypeAlias = str | Path | Sequence[str | Path]
 """A photo, a folder of photos, or several of either: always of one person."""
 
@@ -223,7 +225,7 @@ def _is_replaceable(folder: Path) -> bool:
     """Whether it is an empty folder, or holds an earlier person and nothing else."""
     if not folder.is_dir():
         return False
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - _OF_FILE_MANAGERS
     try:
         report = read_json(folder / "report.json") if names else {}
         earlier = report.get("command") in COMMANDS and names <= {"report.json", *report["files"].values()}

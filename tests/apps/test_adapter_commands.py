@@ -229,3 +229,11 @@ def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_p
 )
 def test_a_file_that_is_not_there_is_told_before_the_base_is_loaded(words: tuple[str, ...]) -> None:
     assert "none.safetensors: no such file" in error(*words, "--base", "nowhere")
+
+
+def test_what_another_command_made_is_not_written_over(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "report.json").write_text('{"command": "personalize"}')
+    (tmp_path / "mine" / "merged").mkdir(parents=True)
+    for out, maker in ((tmp_path / "me", "personalize"), (tmp_path / "mine", "no export")):
+        assert f"holds what {maker} has made" in error("export", made / "p.lidb.safetensors", "--out", out)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from commands import error
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.evaluate import plots
 from hyperdreambooth.evaluate.page import write_page
@@ -105,3 +106,9 @@ def test_the_embedded_base_brings_people_of_its_own(home: Path, tmp_path: Path) 
     (tmp_path / "me.safetensors").touch()
     brought = hdb("evaluate", *words, "--adapter", tmp_path / "me.safetensors", code=2)
     assert "PHOTOS" in brought and brought.count("\n") == 1
+
+
+def test_an_out_among_the_photos_is_refused(micro_photos: Path) -> None:
+    for out in (micro_photos, micro_photos / "result"):
+        assert "would be read as photos" in error("evaluate", micro_photos, "--out", out)
+    assert not (micro_photos / "result").exists()

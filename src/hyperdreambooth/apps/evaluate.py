@@ -62,6 +62,7 @@ def evaluate(
     people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
     from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
+    from hyperdreambooth.runs import InputError, check_writable
 
     settings = resolve(
         "evaluate", EvaluateConfig, config, sets, identities=identities, base=base, device=device
@@ -71,6 +72,9 @@ def evaluate(
     methods_of(settings.own)
     if dry_run:
         return settings.show()
+    check_writable(out)
+    if photos is not None and out.resolve().is_relative_to(photos.resolve()):
+        raise InputError(f"out {out}: lies in {photos}, where it would be read as photos; pass another --out")
     report = Report("evaluate", settings.plain())
     if photos is None:
         with report.stage("render"):

@@ -96,6 +96,7 @@ def export(
     from hyperdreambooth.runs import check_writable
 
     check_writable(out)
+    _check_out(out)
     report = Report("export", settings.plain())
     with report.stage("load"):
         frozen = job.load(settings.place)
@@ -175,3 +176,13 @@ def merge(
     facts = {"weights": [own for _, own in worn], "rank": merged.rank, "relative_error": error}
     report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **facts)
     typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder whose files another command made, and a pipeline that no export has made there."""
+    from hyperdreambooth.runs import InputError, read_json
+
+    report = out / "report.json"
+    maker = read_json(report).get("command") if report.is_file() else None
+    if maker not in (None, "export") or (maker is None and (out / "merged").exists()):
+        raise InputError(f"out {out}: holds what {maker or 'no export'} has made; pass another --out")

@@ -37,7 +37,8 @@ def render(
     photos: Annotated[int | None, typer.Option("--photos", help="Of each.", show_default=False)] = None,
     seed: Seed = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes [all cores].", show_default=False)
+        int | None,
+        typer.Option("--workers", min=1, help="Processes [all cores].", show_default=False),
     ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
