@@ -26,7 +26,7 @@ from hyperdreambooth.preopt.train import PreoptConfig
 from hyperdreambooth.runs import draw, load_tensors
 
 pytestmark = pytest.mark.gpu
-# float32 on both: what is left is the order of sums, 40 or fewer optimiser steps long
+# float32 on both: what is left is the order of sums, over ten optimiser steps
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 2e-3}
 
 

@@ -183,6 +183,7 @@ def _check_out(out: Path) -> None:
     from hyperdreambooth.runs import InputError, read_json
 
     report = out / "report.json"
-    maker = read_json(report).get("command") if report.is_file() else None
+    told = read_json(report) if report.is_file() else {}
+    maker = told.get("command") if isinstance(told, dict) else "another program"
     if maker not in (None, "export") or (maker is None and (out / "merged").exists()):
         raise InputError(f"out {out}: holds what {maker or 'no export'} has made; pass another --out")

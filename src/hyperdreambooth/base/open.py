@@ -24,7 +24,7 @@ _INDEX = "model_index.json"
 _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedulers
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
 # what half-copied files and weights that do not fit their config make the libraries raise
-_DAMAGED = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
+DAMAGED = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
 _library: Any = diffusers  # its classes are found by name
 
 
@@ -65,7 +65,7 @@ def open_pipeline(
             options |= {"dtype": getattr(torch, dtype), "variant": variant, "use_safetensors": True}
             pipe = loader.from_pretrained(place, **options, **absent)
         _check_whole(place, pipe)
-    except (*_DAMAGED, SingleFileComponentError) as error:
+    except (*DAMAGED, SingleFileComponentError) as error:
         raise _refusal(place, error) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -172,7 +172,7 @@ def open_skeleton(
         }
         settings = {name: value for name, value in index.items() if isinstance(value, bool)}
         return loader(**parts, **settings)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _refusal(place, error) from error
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils.hub import cached_file
 
+from hyperdreambooth.base.open import DAMAGED
 from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
@@ -149,7 +149,7 @@ def load_encoder(
         config: Any = AutoConfig.from_pretrained(place)
         model: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
         file = cached_file(place, PROCESSOR, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+    except DAMAGED as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         advice = "pass a transformers vision model folder with safetensors, or a hub id while online"
         raise InputError(f"encoder {place}: cannot be loaded ({first}); {advice}") from error

@@ -31,9 +31,8 @@ from hyperdreambooth.precision import resolved
 from hyperdreambooth.runs import InputError, Run
 from hyperdreambooth.shapes import Factors
 
-_PATIENCE = timedelta(
-    hours=12
-)  # of processes that wait while the first one encodes photos; NCCL has 10 minutes
+# of processes that wait while the first one encodes photos; NCCL has 10 minutes
+_PATIENCE = timedelta(hours=12)
 _ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 

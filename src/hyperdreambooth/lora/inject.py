@@ -290,22 +290,23 @@ def locate(part: str, component: nn.Module) -> dict[str, str]:
 
 def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
     """Every layer that `locate` finds in the base, sorted by name."""
-    found: list[Site] = []
-    for part, component in components.items():
-        for name, path in locate(part, component).items():
-            layer: Any = component.get_submodule(path)
-            found.append(Site(name, layer.weight.shape[1], layer.weight.shape[0]))
-    return tuple(sorted(found))
+    return _sites(components, (nn.Module,))
 
 
 def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
     """Those of `wearable` that a training can change: convolutions wear one identity, without gradients."""
-    weights = {
-        name: component.get_submodule(path).weight
-        for part, component in components.items()
-        for name, path in locate(part, component).items()
-    }
-    return tuple(site for site in wearable(components) if weights[site.name].ndim == 2)
+    return _sites(components, (nn.Linear, LoraLinear))
+
+
+def _sites(components: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> tuple[Site, ...]:
+    found: list[Site] = []
+    for part, component in components.items():
+        for name, path in locate(part, component).items():
+            layer = component.get_submodule(path)
+            if isinstance(layer, kinds):
+                weight: Any = layer.weight
+                found.append(Site(name, weight.shape[1], weight.shape[0]))
+    return tuple(sorted(found))
 
 
 def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:
