@@ -9,18 +9,27 @@ import pytest
 from diffusers import DiffusionPipeline
 from transformers import AutoModel, AutoModelForImageClassification
 
-from hyperdreambooth.avatars.build import BuildConfig, build, pack
+from hyperdreambooth.avatars.autoencoder import LATENT_CHANNELS
+from hyperdreambooth.avatars.build import STAGES, BuildConfig, build, pack
 from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.runs import InputError, read_json
 
 TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="float32")
 CONFIG = BuildConfig(
-    vae=TINY, base=TINY, faces=TINY, identity=TINY, attributes=TINY, encoder=TINY, judged_people=4
+    vae=TINY,
+    base=TINY,
+    faces=TINY,
+    wide=TINY,
+    details=TINY,
+    identity=TINY,
+    attributes=TINY,
+    encoder=TINY,
+    judged_people=4,
 )
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="vae, base, faces, scorers, encoder, all"):
+    with pytest.raises(InputError, match=", ".join([*STAGES, "all"])):
         build("unet", tmp_path, CONFIG)
 
 
@@ -29,11 +38,15 @@ def test_a_stage_needs_its_predecessor(tmp_path: Path) -> None:
         build("base", tmp_path, CONFIG)
     with pytest.raises(InputError, match="run the stage base first"):
         build("faces", tmp_path, CONFIG)
+    with pytest.raises(InputError, match="run the stage faces first"):
+        build("wide", tmp_path, CONFIG)
+    with pytest.raises(InputError, match="run the stage faces first"):
+        build("details", tmp_path, CONFIG)
 
 
 def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
     figures = build("all", tmp_path / "work", CONFIG)
-    assert set(figures) == {"vae", "base", "faces", "scorers", "encoder"}
+    assert set(figures) == set(STAGES)
     before = (tmp_path / "work" / "base.json").stat().st_mtime_ns
     build("all", tmp_path / "work", CONFIG)
     assert (tmp_path / "work" / "base.json").stat().st_mtime_ns == before
@@ -42,6 +55,7 @@ def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
     base = tmp_path / "pack" / "base"
     pipe = DiffusionPipeline.from_pretrained(base)
     assert type(pipe).__name__ == "StableDiffusionPipeline"
+    assert pipe.unet.config.in_channels == pipe.vae.config.latent_channels == LATENT_CHANNELS
     identity = AutoModelForImageClassification.from_pretrained(base / "scorers" / "identity")
     assert set(identity.config.calibration) == {"same", "stranger"}
     reader = AutoModelForImageClassification.from_pretrained(base / "scorers" / "attributes")

@@ -61,7 +61,9 @@ def render(
 @app.command()
 def build(
     out: Annotated[Path, typer.Option("--out", help="Working folder: pictures, runs, finished models.")],
-    stage: Annotated[str, typer.Option("--stage", help="vae, base, faces, scorers, encoder or all.")] = "all",
+    stage: Annotated[
+        str, typer.Option("--stage", help="vae, base, faces, wide, details, scorers, encoder or all.")
+    ] = "all",
     pack: Annotated[
         Path | None, typer.Option("--pack", help="Also copy what ships into this folder.", show_default=False)
     ] = None,

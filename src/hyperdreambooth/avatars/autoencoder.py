@@ -1,4 +1,8 @@
-"""The avatars' VAE: 128 pixels → 16×16×12 latents, trained on crops."""
+"""The avatars' VAE: 128 pixels → 16×16×24 latents, trained on crops.
+
+It learns twelve channels first and twelve more when a base has learned to draw the first: what is coarse is
+learned while there are few numbers to learn, and what was learned stays where it was.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,19 @@ from hyperdreambooth.avatars.untyped import diffusers
 from hyperdreambooth.runs import draw
 
 CROP = 64
-LATENT_CHANNELS = 12
+KL, HOLD, DECIBEL = 1e-4, 0.05, 8e-3  # beside a pixel's error
+COARSE_CHANNELS = 12
+LATENT_CHANNELS = 24
 
 
-def new_vae(seed: int) -> Any:
+def new_vae(seed: int, channels: int = COARSE_CHANNELS) -> Any:
     """A fully convolutional `AutoencoderKL`; no attention, so it can be trained on crops."""
     torch.manual_seed(seed)
     vae = diffusers.AutoencoderKL(
         block_out_channels=(16, 32, 64, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=channels,
         norm_num_groups=8,
         layers_per_block=1,
         sample_size=128,
@@ -32,8 +38,30 @@ def new_vae(seed: int) -> Any:
         scaling_factor=1.0,
     )
     # A posterior that starts as wide as its mean drowns the picture for the first thousand steps.
-    torch.nn.init.constant_(vae.quant_conv.bias[LATENT_CHANNELS:], -6.0)
+    torch.nn.init.constant_(vae.quant_conv.bias[channels:], -6.0)
     return vae
+
+
+@torch.no_grad()
+def widen(vae: Any, seed: int) -> Any:
+    """The same VAE with more channels: its own come first, unchanged, and the new ones are not read yet."""
+    wide, known = new_vae(seed, LATENT_CHANNELS), vae.state_dict()
+    state, means = wide.state_dict(), torch.arange(vae.config.latent_channels)
+    both = torch.cat([means, LATENT_CHANNELS + means])  # and the log-variances
+    every = torch.arange(wide.config.block_out_channels[-1])
+    for name, value in known.items():
+        if value.shape == state[name].shape:
+            state[name].copy_(value)
+    for layer, rows, columns in (
+        ("encoder.conv_out", both, every),
+        ("quant_conv", both, both),
+        ("post_quant_conv", means, means),
+        ("decoder.conv_in", every, means),
+    ):
+        state[f"{layer}.weight"][rows] = 0
+        state[f"{layer}.weight"][rows[:, None], columns] = known[f"{layer}.weight"]
+        state[f"{layer}.bias"][rows] = known[f"{layer}.bias"]
+    return wide
 
 
 def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
@@ -46,11 +74,10 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
     def loss_of(batch: Batch) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         posterior = vae.encode(pixels).latent_dist
-        answer = vae.decode(posterior.sample()).sample.float()
-        absolute, squared = (answer - pixels).abs().mean(), (answer - pixels).square().mean()
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        off = vae.decode(posterior.sample()).sample.float() - pixels
+        absolute, squared, kl = off.abs().mean(), off.square().mean(), _kl(posterior)
         return {
-            "loss": absolute + 8 * squared + 1e-4 * kl,
+            "loss": absolute + 8 * squared + KL * kl,
             "absolute": absolute,
             "squared": squared,
             "kl": kl,
@@ -59,6 +86,41 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
     fit("vae", vae, batch_of, loss_of, config, folder, device)
     vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
     return vae
+
+
+def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
+    """Goes on with twice the channels, for the signal-to-noise ratio itself: neon must not outweigh faces.
+
+    The channels of `vae` are held near what they say now, for a base has learned them.
+    """
+    coarse = vae.requires_grad_(False).to(device).eval()
+    wide, channels = widen(coarse, config.seed).to(device), coarse.config.latent_channels
+
+    def batch_of(step: int) -> Batch:
+        return {"pixels": crops(pictures, config, step)}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        pixels = batch["pixels"]
+        posterior = wide.encode(pixels).latent_dist
+        with torch.no_grad():
+            held = coarse.encode(pixels).latent_dist.mode().float()
+        drift = (posterior.mean[:, :channels].float() - held).square().mean()
+        squared = (wide.decode(posterior.sample()).sample.float() - pixels).square().mean(dim=(1, 2, 3))
+        decibel, kl = (10 * torch.log10(4 / squared)).mean(), _kl(posterior)
+        return {
+            "loss": HOLD * drift + KL * kl - DECIBEL * decibel,
+            "decibel": decibel,
+            "drift": drift,
+            "kl": kl,
+        }
+
+    fit("wide", wide, batch_of, loss_of, config, folder, device)
+    wide.register_to_config(scaling_factor=coarse.config.scaling_factor)
+    return wide
+
+
+def _kl(posterior: Any) -> Tensor:
+    return posterior.kl().float().mean() / posterior.mean[0].numel()
 
 
 def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:

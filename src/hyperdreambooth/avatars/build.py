@@ -1,4 +1,4 @@
-"""Builds the embedded world from seeds: VAE → base → faces → scorers → encoder, and figures that describe it.
+"""Builds the embedded world from seeds, stage by stage, and the figures that describe it.
 
 Every stage is a resumable run folder under `out/`; a finished stage is not done again. `pack` puts what ships
 (float16, shards of at most 15 MB) into one folder, with figures and logs beside the weights.
@@ -17,16 +17,23 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from hyperdreambooth.avatars import measure
-from hyperdreambooth.avatars.autoencoder import psnr, train_vae
+from hyperdreambooth.avatars.autoencoder import psnr, train_vae, train_wide_vae
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.diffusion import CLASS_WORD, TRIGGER, assemble, plain_attention, train_base
+from hyperdreambooth.avatars.diffusion import (
+    CLASS_WORD,
+    TRIGGER,
+    assemble,
+    plain_attention,
+    train_base,
+    widen_base,
+)
 from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.avatars.pictures import Pictures, pictures
 from hyperdreambooth.avatars.readers import train_attributes, train_encoder, train_identity
 from hyperdreambooth.avatars.untyped import diffusers
 from hyperdreambooth.runs import InputError, environment, read_json, whole_folder, write_json
 
-STAGES = ("vae", "base", "faces", "scorers", "encoder")
+STAGES = ("vae", "base", "faces", "wide", "details", "scorers", "encoder")
 SHARD = "15MB"
 
 
@@ -34,12 +41,15 @@ class BuildConfig(BaseModel):
     """What `hdb avatars build` makes; the defaults are the shipped world's.
 
     `faces` goes on with the base where `base` ended; in it the middle of a picture counts `focus` times more.
+    `wide` doubles the VAE's channels, and `details` teaches the base to draw them, in the way of `faces`.
     """
 
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
     base: StageConfig = StageConfig(steps=3800, batch=64, lr=1.5e-3, ema=0.998, people=8000)
     faces: StageConfig = StageConfig(steps=2700, batch=64, lr=1e-3, people=8000, seed=1)
+    wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
+    details: StageConfig = StageConfig(steps=4500, batch=64, lr=1e-3, people=4000, seed=2)
     focus: float = 8.0
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
@@ -87,27 +97,50 @@ def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     return {"psnr_db": round(psnr(vae, _judges(out, config), device), 2), "parameters": _size(vae)}
 
 
-def _load_vae(out: Path, device: str) -> Any:
-    if not (out / "vae").is_dir():
-        raise InputError(f"{out / 'vae'}: no VAE there yet; run the stage vae first")
-    return diffusers.AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device).eval()
+def _load_vae(out: Path, folder: str, device: str) -> Any:
+    if not (out / folder).is_dir():
+        raise InputError(f"{out / folder}: no VAE there yet; run the stage {folder.split('/')[0]} first")
+    return diffusers.AutoencoderKL.from_pretrained(out / folder).requires_grad_(False).to(device).eval()
 
 
 def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    pipe = assemble(_load_vae(out, device), config.base.seed)
+    pipe = assemble(_load_vae(out, "vae", device), config.base.seed)
     drawn = _train_pictures(out, config.base, album=False)
     train_base(pipe, drawn, config.base, out / "runs" / "base", device)
     return _save_pipeline(pipe, out / "base")
 
 
-def _faces(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    if not (out / "base").is_dir():
-        raise InputError(f"{out / 'base'}: no base there yet; run the stage base first")
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out / "base").to(device)
+def _load_base(out: Path, stage: str, device: str) -> Any:
+    if not (out / stage).is_dir():
+        raise InputError(f"{out / stage}: no base there yet; run the stage {stage} first")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out / stage).to(device)
     plain_attention(pipe.unet)
-    drawn = _train_pictures(out, config.faces, album=False)
-    train_base(pipe, drawn, config.faces, out / "runs" / "faces", device, config.focus)
-    return _save_pipeline(pipe, out / "faces")
+    return pipe
+
+
+def _faces(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    return _go_on(_load_base(out, "base", device), "faces", out, config, device)
+
+
+def _details(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    pipe = widen_base(_load_base(out, "faces", device), _load_vae(out, "wide", device))
+    return _go_on(pipe, "details", out, config, device)
+
+
+def _go_on(pipe: Any, stage: str, out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    settings: StageConfig = getattr(config, stage)
+    drawn = _train_pictures(out, settings, album=False)
+    train_base(pipe, drawn, settings, out / "runs" / stage, device, config.focus)
+    return _save_pipeline(pipe, out / stage)
+
+
+def _wide(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    drawn = _train_pictures(out, config.wide, album=False)
+    wide = train_wide_vae(
+        _load_vae(out, "faces/vae", device), drawn, config.wide, out / "runs" / "wide", device
+    )
+    _save(out / "wide", lambda part: wide.save_pretrained(part))
+    return {"psnr_db": round(psnr(wide, _judges(out, config), device), 2), "parameters": _size(wide)}
 
 
 def _save_pipeline(pipe: Any, folder: Path) -> dict[str, Any]:
@@ -167,6 +200,8 @@ _RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = {
     "vae": _vae,
     "base": _base,
     "faces": _faces,
+    "wide": _wide,
+    "details": _details,
     "scorers": _scorers,
     "encoder": _encoder,
 }
@@ -190,7 +225,7 @@ def pack(out: Path, pack_folder: Path) -> None:
         pack_folder: receives `base/` (with `base/scorers/`) and `logs/`.
     """
     with whole_folder(pack_folder / "base") as part:
-        shutil.copytree(out / "faces", part, dirs_exist_ok=True)
+        shutil.copytree(out / "details", part, dirs_exist_ok=True)
         shutil.copytree(out / "scorers", part / "scorers")
     with whole_folder(pack_folder / "logs") as part:
         for run in sorted((out / "runs").iterdir()):

@@ -103,6 +103,17 @@ def scheduler() -> Any:
 
 
 @torch.no_grad()
+def widen_base(pipe: Any, vae: Any) -> Any:
+    """The pipeline on a VAE with more channels: the first are drawn as before, the others not learned yet."""
+    unet = new_unet(vae.config.latent_channels)
+    for name, value in unet.state_dict().items():
+        old = pipe.unet.state_dict()[name]
+        value.zero_()[tuple(slice(size) for size in old.shape)] = old
+    pipe.register_modules(vae=vae, unet=unet.to(pipe.device))
+    return pipe
+
+
+@torch.no_grad()
 def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
     """Scaled latents `(m, c, 16, 16)` float16 of all pictures, computed once."""
     if file.is_file():
