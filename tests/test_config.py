@@ -44,6 +44,12 @@ def test_the_defaults() -> None:
     assert load_config(Config) == Config()
 
 
+@pytest.mark.parametrize("name", ["model", "file", "sets"])
+def test_a_field_may_be_called_what_a_parameter_is(name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown key '{name}'"):
+        load_config(Config, **{name: "x"})
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -19,7 +19,7 @@ Key = tuple[str, ...]
 
 
 def load_config(
-    model: type[Model], file: Path | None = None, sets: Sequence[str] = (), **fields: Any
+    model: type[Model], file: Path | None = None, sets: Sequence[str] = (), /, **fields: Any
 ) -> Model:
     """Read, merge and check a config.
 

@@ -87,6 +87,20 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"out {folder}: {place}: {error.strerror}; pass another --out") from None
 
 
+def check_run(folder: Path) -> None:
+    """Refuses a run folder with somebody else's files in it, which those of the run might replace.
+
+    Raises:
+        InputError: naming it, also where nothing can be written.
+    """
+    others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
+    if others and not (folder / "config.json").is_file():
+        raise InputError(
+            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
+        )
+    check_writable(folder)
+
+
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
     """Yield a name to write to; the file appears at ``path`` whole when the block ends, or not at all."""

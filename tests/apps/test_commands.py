@@ -129,6 +129,8 @@ def test_dreambooth_of_all_weights_is_a_base_and_of_a_word_a_file(
     assert "method" in error(
         "dreambooth", micro_photos / "person-0", "--method", "x", "--out", tmp_path / "x"
     )
+    (tmp_path / "mine" / "pipeline").mkdir(parents=True)
+    assert "expected a new or empty folder" in error(*again, "--out", tmp_path / "mine")
 
 
 def test_steps_auto_says_where_it_stopped_and_why(

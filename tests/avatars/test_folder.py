@@ -67,6 +67,9 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             render_folder(tmp_path, split, identities, photos, seed)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="pass another --out"):
+        render_folder(tmp_path / "file" / "faces", "val", 1, 1)
     render_folder(tmp_path, "val", 1, 1, workers=1)
     with pytest.raises(InputError, match="seed 0"):
         render_folder(tmp_path, "val", 1, 1, seed=1)

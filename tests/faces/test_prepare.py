@@ -17,6 +17,7 @@ from PIL import ImageFilter
 
 import portrait
 import processes
+from hyperdreambooth import workers
 from hyperdreambooth.faces import prepare
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
@@ -206,13 +207,14 @@ def test_a_source_without_photos(tmp_path: Path) -> None:
     tarfile.open(tmp_path / "s.tar", "w").close()
     with pytest.raises(InputError, match=r"s\.tar: no photo found"):
         run(tmp_path / "s.tar", tmp_path / "out")
+    run(make(tmp_path / "photos", people=1), tmp_path / "out")  # what came to nothing binds nobody
 
 
 def test_windows_has_no_more_than_61_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    counts = [prepare._processes(asked) for asked in (None, 3, 100)]  # pyright: ignore[reportPrivateUsage]
+    counts = [workers.processes(asked) for asked in (None, 3, 100)]
     monkeypatch.setattr(sys, "platform", "win32")
-    counts += [prepare._processes(asked) for asked in (None, 3, 100)]  # pyright: ignore[reportPrivateUsage]
+    counts += [workers.processes(asked) for asked in (None, 3, 100)]
     assert counts == [64, 3, 100, 61, 3, 61]
 
 

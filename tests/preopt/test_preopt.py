@@ -251,7 +251,7 @@ def test_a_person_whose_training_diverges_is_named(
 )
 def test_config_errors_are_one_line(sets: list[str], told: str) -> None:
     with pytest.raises(InputError, match=told) as caught:
-        load_config(PreoptConfig, sets=sets)
+        load_config(PreoptConfig, None, sets)
     assert "\n" not in str(caught.value)
 
 

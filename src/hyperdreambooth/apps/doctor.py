@@ -120,6 +120,7 @@ def _told(needs: Mapping[str, int], place: str, room: int | None) -> str:
     """What a task takes on a device, and of what."""
     total = sum(needs.values())
     parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
+    parts += "" if needs["encoder"] else "; without the image encoder, whose config is not at hand"
     if room is None:
         return f"{_gib(total)} GiB on {place}, which is not on this machine ({parts})"
     verdict = "fits" if total <= room else "does not fit"

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import typer
 from PIL import Image
@@ -15,16 +15,15 @@ from pydantic import Field
 from hyperdreambooth.apps.job import load_personalizer, steps_of
 from hyperdreambooth.apps.options import Resolved
 from hyperdreambooth.apps.picture import table
-from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.config import PROMPTS
-from hyperdreambooth.evaluate.scorers import load_scorers
+from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.personalize import check_out, save_person
 
 Pictures = Mapping[str, Sequence[Image.Image]]
-Scores = dict[str, dict[str, float | None]]
+Scores: TypeAlias = dict[str, dict[str, float | None]]
 
 
 _WHY_NOT = {
@@ -80,7 +79,8 @@ def show(
     finetuned = person.personalize(paths, prediction=prediction, **own.finetuning())
     options = {"steps": own.draw_steps, "guidance": own.guidance}
     pictures = person.stages(prompts, prediction, finetuned, own.seed, **options)
-    scores = _scores(person.base, pictures, prompts, others)
+    scorers = load_scorers(person.base)
+    scores = _scores(scorers, pictures, prompts, others)
     taken = steps_of(finetuned.metadata)
     picture = _picture(open_photo(paths[0]), prompts, pictures, scores, taken["steps"])
     seconds = {**person.seconds, "total": time.perf_counter() - began}
@@ -98,13 +98,14 @@ def show(
         seed=own.seed,
         facts=facts,
     )
-    _tell(out, report)
+    _tell(out, report, scorers is not None)
     return report
 
 
-def _scores(base: Base, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]) -> Scores:
+def _scores(
+    scorers: Scorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
+) -> Scores:
     """`identity` and `prompt`, of every stage; null where nothing can judge."""
-    scorers = load_scorers(base)
     found: Mapping[str, Mapping[str, float | None]] = {
         stage: scorers.summary(images, prompts, others) if scorers else {}
         for stage, images in pictures.items()
@@ -134,10 +135,9 @@ def head(prompt: str) -> str:
     return ", ".join(part for part in parts if part) or prompt
 
 
-def _tell(out: Path, report: Mapping[str, Any]) -> None:
+def _tell(out: Path, report: Mapping[str, Any], judged: bool) -> None:
     """Scores, seconds and places, a line each."""
     scores: Mapping[str, Mapping[str, float | None]] = report["scores"]
-    judged = any(value is not None for stages in scores.values() for value in stages.values())
     for score, stages in scores.items():
         values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
         typer.echo(f"{score:10} {'   '.join(values) or _WHY_NOT[score if judged else 'no judges']}")

@@ -55,11 +55,13 @@ def dreambooth(
     from hyperdreambooth.apps import job
     from hyperdreambooth.finetune.config import DreamboothConfig
     from hyperdreambooth.finetune.dreambooth import dreambooth as run
+    from hyperdreambooth.runs import check_run
 
     flags = {"method": method, "rank": rank, "steps": steps, "seed": seed, "base": base, "device": device}
     settings = resolve("dreambooth", DreamboothConfig, config, sets, **flags)
     if dry_run:
         return settings.show()
+    check_run(out)
     report, shots = Report("dreambooth", settings.plain()), job.person(photos)
     with report.stage("load"):
         frozen = job.load(settings.place)

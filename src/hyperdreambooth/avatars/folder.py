@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ from PIL import Image
 from hyperdreambooth.avatars.captions import caption
 from hyperdreambooth.avatars.render import MOST_PHOTOS, SPLITS, draw, identity, photo_context
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, read_json, whole_file, write_json
+from hyperdreambooth.runs import InputError, check_writable, read_json, whole_file, write_json
+from hyperdreambooth.workers import pool, processes
 
 
 def photo(person: int, number: int, seed: int = 0) -> tuple[Image.Image, str]:
@@ -41,7 +39,8 @@ def render_folder(
         The people's names, as their folders are called.
 
     Raises:
-        InputError: an unknown split, counts out of range, or a folder of another split or seed.
+        InputError: an unknown split, counts out of range, a folder of another split or seed, or one that
+            cannot be written.
     """
     _check(out, split, identities, photos, seed)
     people = {f"{split}-{person}": person for person in SPLITS[split][:identities]}
@@ -56,7 +55,7 @@ def render_folder(
     ]
     with Progress("render", len(people)) as bar:
         bar.update(len(people) - len(jobs))
-        for _ in _each(jobs, workers or os.cpu_count() or 1):
+        for _ in _each(jobs, processes(workers)):
             bar.update(1)
     return list(people)
 
@@ -72,6 +71,7 @@ def _check(out: Path, split: str, identities: int, photos: int, seed: int) -> No
             raise InputError(f"{name}: expected 1 to {most}, got {count}")
     if seed < 0:
         raise InputError(f"seed: expected 0 or more, got {seed}")
+    check_writable(out)
     if (out / "traits.json").is_file():
         there: Any = read_json(out / "traits.json")
         if (there.get("split"), there.get("seed")) != (split, seed):
@@ -87,12 +87,12 @@ def _complete(folder: Path, photos: int) -> bool:
 
 
 def _each(jobs: list[tuple[Path, int, int, int]], workers: int) -> Iterator[None]:
-    """Runs the jobs; spawned processes, so that it works the same on every system."""
+    """Runs the jobs, side by side where there are many."""
     if workers == 1 or len(jobs) < 16:
         yield from map(_render_person, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_render_person, jobs, chunksize=4)
+    with pool(workers) as side_by_side:
+        yield from side_by_side.map(_render_person, jobs, chunksize=4)
 
 
 def _render_person(job: tuple[Path, int, int, int]) -> None:

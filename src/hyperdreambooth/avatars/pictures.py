@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from hyperdreambooth.avatars.render import (
 )
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import whole_file
+from hyperdreambooth.workers import pool, processes
 
 CHUNK = 500
 
@@ -79,7 +78,7 @@ def pictures(
     jobs = [(f, drawn[i * CHUNK : (i + 1) * CHUNK]) for i, f in enumerate(files)]
     missing = [job for job in jobs if not _complete(*job)]
     with Progress("render", len(missing)) as bar:
-        for _ in _pool_map(missing, workers or os.cpu_count() or 1):
+        for _ in _each(missing, processes(workers)):
             bar.update(1)
     maps = [np.load(f, mmap_mode="r") for f in files]
     return Pictures(maps, [who for who, _ in drawn], [scene for _, scene in drawn], each)
@@ -90,12 +89,12 @@ def _complete(file: Path, wanted: list[tuple[Identity, Context]]) -> bool:
     return file.is_file() and len(np.load(file, mmap_mode="r")) >= len(wanted)
 
 
-def _pool_map(jobs: list[tuple[Path, list[tuple[Identity, Context]]]], workers: int):
+def _each(jobs: list[tuple[Path, list[tuple[Identity, Context]]]], workers: int) -> Iterator[None]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_chunk, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_chunk, jobs)
+    with pool(workers) as side_by_side:
+        yield from side_by_side.map(_chunk, jobs)
 
 
 def _chunk(job: tuple[Path, list[tuple[Identity, Context]]]) -> None:

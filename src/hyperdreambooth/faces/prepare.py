@@ -10,20 +10,15 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import signal
-import sys
-import threading
 import time
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 from PIL import Image
@@ -36,12 +31,12 @@ from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yu
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.sources import HUB, Item, printable, read_items
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, Run, whole_file
+from hyperdreambooth.runs import InputError, Run, check_run, whole_file
+from hyperdreambooth.workers import pool, processes
 
 THUMB = 160  # pixels of a dropped photo in the contact sheet
 FEW = 16  # photos that are not worth starting processes for
 _CROPPED = "--already-cropped for photos that are crops of faces"
-_MOST_ON_WINDOWS = 61  # processes that one call there can wait for; the pool refuses more
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is nobody's
 
 
@@ -80,12 +75,14 @@ def prepare_folder(
     """
     config, source = config or PrepareConfig(), str(source)
     _check_out(source, out)
-    Run(out, config, inputs={"source": printable(source)})
     journal, records = Journal(out / ".journal"), list[Record]()
+    if not journal.known:  # a run that came to nothing binds nobody to its source
+        (out / "config.json").unlink(missing_ok=True)
+    Run(out, config, inputs={"source": printable(source)})
     items = read_items(source, config)
     jobs = _jobs(items, journal.known, out, config, detect)
     with closing(journal), Progress("prepare", len(items) if isinstance(items, list) else None) as bar:
-        for record in _each(jobs, _processes(workers)):
+        for record in _each(jobs, processes(workers)):
             if record.content and record != journal.known.get(record.name):
                 journal.add(record)
             records.append(record)
@@ -102,11 +99,7 @@ def _check_out(source: str, out: Path) -> None:
     """Never among the photos themselves, and never over somebody else's folder."""
     if not source.startswith(HUB) and out.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"out {out}: lies in {source}, where it would be read as photos; pass another --out")
-    others = out.is_dir() and any(path.name[0] != "." for path in out.iterdir())
-    if others and not (out / "config.json").is_file():
-        raise InputError(
-            f"out {out}: expected a new or empty folder, or one of an earlier run; pass another --out"
-        )
+    check_run(out)
 
 
 def _jobs(
@@ -212,17 +205,17 @@ def _thumb(image: Image.Image | None) -> str:
 
 
 def _each(jobs: Iterator[Job | Record], workers: int) -> Iterator[Record]:
-    """Records in the order of the jobs; spawned processes, so that it works the same on every system."""
+    """Records in the order of the jobs."""
     first = list(islice(jobs, FEW))
     todo = chain(first, jobs)
     if workers == 1 or len(first) < FEW:
         yield from (job if isinstance(job, Record) else prepare_photo(job) for job in todo)
         return
     window: deque[Record | Future[Record]] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
+    with pool(workers) as side_by_side:
         try:
             for job in todo:
-                window.append(job if isinstance(job, Record) else pool.submit(prepare_photo, job))
+                window.append(job if isinstance(job, Record) else side_by_side.submit(prepare_photo, job))
                 if len(window) > 4 * workers:
                     yield _result(window.popleft())
             yield from (_result(one) for one in window)
@@ -231,30 +224,11 @@ def _each(jobs: Iterator[Job | Record], workers: int) -> Iterator[Record]:
                 "a worker died, of too little memory perhaps; run again with fewer --workers"
             ) from None
         finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _processes(asked: int | None) -> int:
-    """As many as asked for, else one a core."""
-    count = asked or os.cpu_count() or 1
-    return min(count, _MOST_ON_WINDOWS) if sys.platform == "win32" else count
+            side_by_side.shutdown(cancel_futures=True)
 
 
 def _result(one: Record | Future[Record]) -> Record:
     return one if isinstance(one, Record) else one.result()
-
-
-def _begin_worker() -> None:
-    """Ctrl-C is the parent's to answer, and a worker whose parent was killed ends at once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 # ---- what else lies in the folder ----------------------------------------------------------------------
