@@ -36,6 +36,7 @@ from hyperdreambooth.apps.memory import need, skeleton
 from hyperdreambooth.apps.options import Place
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.files import write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.train import finetune
 from hyperdreambooth.generate import generate
@@ -44,7 +45,7 @@ from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, save_lidb
 from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.lora.relax import fresh
-from hyperdreambooth.runs import environment, write_json
+from hyperdreambooth.runs import environment
 
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
 STEPS = {"SD 1.5": (512, "float32"), "SDXL": (256, "bfloat16")}

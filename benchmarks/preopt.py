@@ -27,9 +27,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import EMBEDDED, Base, load_base
+from hyperdreambooth.files import write_json
 from hyperdreambooth.preopt.train import Person, PreoptConfig, Stage, prepare, train_group
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import draw, environment, write_json
+from hyperdreambooth.runs import draw, environment
 
 RESULT = Path(__file__).parent / "results" / "preopt.json"
 CAPTION = "a photo of a [V] face, smiling, with a red hat, in front of a forest"

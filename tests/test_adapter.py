@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from hyperdreambooth.adapter import Adapter, load_adapter, merge, summary, weighted
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from hyperdreambooth.config import load_config
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 
 class Strict(BaseModel):

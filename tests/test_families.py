@@ -22,6 +22,7 @@ from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import read_faces, read_person
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
 from hyperdreambooth.finetune.train import finetune, finetune_many
@@ -32,7 +33,7 @@ from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.personalize import FILES, Personalizer
 from hyperdreambooth.preopt.train import PreoptConfig, preoptimize
-from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.runs import draw
 from hyperdreambooth.shapes import Factors
 
 PROMPT = "a photo of a [V] face"

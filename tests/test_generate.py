@@ -11,9 +11,10 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lora.relax import concatenate, scaled
-from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.runs import draw
 from hyperdreambooth.shapes import Factors
 
 PROMPTS = ["a [V] face", "a photo of a [V] face smiling", "a [V] face wearing a hat"]

@@ -15,6 +15,7 @@ from hyperdreambooth.avatars.build import BuildConfig, build
 from hyperdreambooth.avatars.fit import Batch, StageConfig, batches
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import read_faces, read_person
+from hyperdreambooth.files import load_tensors
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.train import finetune
 from hyperdreambooth.generate import generate
@@ -23,7 +24,7 @@ from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.preopt import train as preopt
 from hyperdreambooth.preopt.train import PreoptConfig
-from hyperdreambooth.runs import draw, load_tensors
+from hyperdreambooth.runs import draw
 
 pytestmark = pytest.mark.gpu
 # float32 on both: what is left is the order of sums, over ten optimiser steps

@@ -19,10 +19,10 @@ from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import read_person
+from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of
 from hyperdreambooth.personalize import FILES, Personalizer, check_out, save_person
-from hyperdreambooth.runs import InputError
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from hyperdreambooth import runs
-from hyperdreambooth.runs import (
-    InputError,
-    Run,
-    draw,
-    environment,
-    save_tensors,
-)
+from hyperdreambooth.files import InputError, save_tensors
+from hyperdreambooth.runs import Run, draw, environment
 
 
 class Sub(BaseModel):

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.base.load import EMBEDDED, load_base
+from hyperdreambooth.files import read_json
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES
-from hyperdreambooth.runs import read_json
 
 PACK = EMBEDDED.parent
 PROMPT = "a photo of a [V] face, wearing sunglasses, on a beach"

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperdreambooth.runs import (
+from hyperdreambooth.files import (
     InputError,
-    draw,
     load_tensors,
     read_json,
     save_tensors,
@@ -21,6 +20,7 @@ from hyperdreambooth.runs import (
     whole_folder,
     write_json,
 )
+from hyperdreambooth.runs import draw
 
 
 def names(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.adapter import load_adapter as load_adapter
     from hyperdreambooth.base.load import Base as Base
     from hyperdreambooth.base.load import load_base as load_base
+    from hyperdreambooth.files import InputError as InputError
     from hyperdreambooth.finetune.dreambooth import dreambooth as dreambooth
     from hyperdreambooth.hypernet.predictor import Predictor as Predictor
     from hyperdreambooth.hypernet.predictor import load_hypernet as load_hypernet
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hyperdreambooth.lidb.bank import Bank as Bank
     from hyperdreambooth.personalize import Personalizer as Personalizer
     from hyperdreambooth.preopt.train import preoptimize as preoptimize
-    from hyperdreambooth.runs import InputError as InputError
 
 __version__ = "0.1.0"
 

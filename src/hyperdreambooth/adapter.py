@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
@@ -17,7 +18,6 @@ from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, Facts
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.relax import add_up, inner_product, relax, scaled, truncate
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
 Format = Literal["diffusers", "kohya", "lidb"]

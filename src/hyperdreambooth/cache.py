@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hyperdreambooth.files import save_tensors
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import save_tensors
 
 Rows: TypeAlias = dict[str, Tensor]
 """Name → tensor; all of them lead with the same axis."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str, ...]

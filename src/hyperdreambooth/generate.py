@@ -12,9 +12,10 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter, weighted
 from hyperdreambooth.base.conditioning import names
 from hyperdreambooth.base.load import PLACEHOLDER, Base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.inject import Worn, wear, wearable
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.runs import draw
 from hyperdreambooth.shapes import Factors
 
 Weighted: TypeAlias = Adapter | tuple[Adapter, float]

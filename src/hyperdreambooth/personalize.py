@@ -17,13 +17,14 @@ from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.train import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, check_writable, environment, read_json, whole_folder, write_json
+from hyperdreambooth.runs import environment
 
 EMBEDDED_HYPERNET = EMBEDDED.parent / "hypernet"
 FILES: dict[Format, str] = {

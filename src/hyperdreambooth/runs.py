@@ -1,210 +1,36 @@
-"""What a long job leaves on disk: whole files, a run folder that resumes, named randomness.
-
-Everything is written beside its place and renamed there, so a reader never sees half a file; nothing is ever
-unpickled. ``InputError`` is the one error a user may cause; a full disk stays an ``OSError``.
-"""
+"""What a long job leaves on disk: a run folder that resumes, a stamp of the machine, named randomness."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
-import re
-import shutil
 import subprocess
-import tempfile
 import time
-import uuid
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-
-class InputError(ValueError):
-    """The user's input is wrong; the message is one line: what is wrong with which file, and what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
-
-
-def _beside(path: Path) -> Path:
-    """A hidden, unique name in the same folder (the suffix stays: writers pick their format by it)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"{path.parent}: expected a folder, a file is there; choose another output"
-        ) from None
-    return path.parent / f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to have it, so that the rename cannot become durable before the content."""
-    windows = os.name == "nt"
-    if windows and path.is_dir():  # Windows opens no folders, and syncs only what may be written
-        return
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _discard(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Refuses a folder that nothing can be written to; one that is still to be made stays unmade.
-
-    Raises:
-        InputError: saying why.
-    """
-    place = folder.absolute()
-    try:
-        while not place.exists():
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise InputError(f"out {folder}: {place}: {error.strerror}; pass another --out") from None
-
-
-def check_run(folder: Path) -> None:
-    """Refuses a run folder with somebody else's files in it, which those of the run might replace.
-
-    Raises:
-        InputError: naming it, also where nothing can be written.
-    """
-    others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
-    if others and not (folder / "config.json").is_file():
-        raise InputError(
-            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
-        )
-    check_writable(folder)
-
-
-@contextmanager
-def whole_file(path: Path) -> Generator[Path]:
-    """Yield a name to write to; the file appears at ``path`` whole when the block ends, or not at all."""
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file to write, found a folder; choose another output")
-    temporary = _beside(path)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        _discard(temporary)
-    _sync(path.parent)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Generator[Path]:
-    """Yield an empty folder to fill; it takes the place of ``path`` when the block ends, or vanishes."""
-    if path.is_file():
-        raise InputError(f"{path}: expected a folder to write, found a file; choose another output")
-    temporary, old = _beside(path), _beside(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for inside in [*temporary.rglob("*"), temporary]:
-            _sync(inside)
-        if path.exists():  # a folder cannot be renamed over a full one: two renames, an instant apart
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        _discard(temporary)
-        _discard(old)
-    _sync(path.parent)
-
-
-def cache_home() -> Path:
-    """Where what every run can share is kept: `HDB_CACHE`, else `.cache/hyperdreambooth` at home."""
-    return Path(os.environ.get("HDB_CACHE") or Path.home() / ".cache" / "hyperdreambooth")
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` as indented JSON, whole; paths become strings."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath) + "\n"
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ``InputError`` naming it when it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON file ({error})") from None
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
-    """Write tensors of any type as one safetensors file, whole; views and shared memory are copied."""
-    own: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        kept = tensor.detach().cpu().contiguous()
-        storage = kept.untyped_storage()
-        if storage.nbytes() != kept.nbytes or storage.data_ptr() in storages:
-            kept = kept.clone()
-        storages.add(kept.untyped_storage().data_ptr())
-        own[name] = kept
-    with whole_file(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file(own, temporary, metadata=dict(metadata) or None)
-        except SafetensorError as error:  # it hides the cause: a full disk must stay an OSError
-            code = re.search(r"os error (\d+)", str(error))
-            number = int(code[1]) if code else errno.EIO
-            raise OSError(number, f"{os.strerror(number)} ({error})", str(path)) from None
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
-
-
-def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
-
-    Returns:
-        The tensors by name, on the CPU, and the file's metadata.
-
-    Raises:
-        InputError: the file is missing, truncated, not safetensors, or (``finite``) holds NaN or infinity.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        advice = "get it again, or convert it (pickles: .bin, .pt, .ckpt are never read)"
-        raise InputError(f"{path}: not a whole safetensors file; {advice}: {error}") from None
-    for name, tensor in tensors.items():
-        if finite and tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise InputError(f"{path}: tensor '{name}' holds NaN or infinite numbers; get the file again")
-    return tensors, metadata
+from hyperdreambooth.files import (
+    InputError,
+    check_writable,
+    discard,
+    load_tensors,
+    read_json,
+    save_tensors,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 @functools.cache
@@ -290,6 +116,20 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key} was {json.dumps(old)}, now {json.dumps(new)}"]
 
 
+def check_run(folder: Path) -> None:
+    """Refuses a run folder with somebody else's files in it, which those of the run might replace.
+
+    Raises:
+        InputError: naming it, also where nothing can be written.
+    """
+    others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
+    if others and not (folder / "config.json").is_file():
+        raise InputError(
+            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
+        )
+    check_writable(folder)
+
+
 class Run:
     """A run folder: config.json, environment.json, log.jsonl, checkpoint-STEP/; the same command resumes it.
 
@@ -339,9 +179,9 @@ class Run:
         older = [number for number in self._steps() if number <= step]
         for number in self._steps():  # a later one is unreadable, else this run would have gone on from it
             if number not in older[:keep]:
-                _discard(self.folder / f"checkpoint-{number}")
+                discard(self.folder / f"checkpoint-{number}")
         for left in self.folder.glob(".checkpoint-*.tmp"):  # from a kill
-            _discard(left)
+            discard(left)
 
     def _steps(self) -> list[int]:
         """The steps of the checkpoints that are there, newest first."""
@@ -377,7 +217,7 @@ class Run:
     def clear(self) -> None:
         """Remove the checkpoints: the run is done and its result written."""
         for step in self._steps():
-            _discard(self.folder / f"checkpoint-{step}")
+            discard(self.folder / f"checkpoint-{step}")
 
 
 def _figure(value: Any) -> float | int | str | None:

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from commands import error, hdb, report, with_network
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import load_base
+from hyperdreambooth.files import load_tensors
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.inject import wear, wearable
 from hyperdreambooth.lora.relax import scaled
-from hyperdreambooth.runs import load_tensors
 
 
 def test_generate_wears_several_adapters(made: Path, micro_dir: Path, tmp_path: Path) -> None:

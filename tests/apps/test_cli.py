@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from hyperdreambooth.apps import cli, options
 from hyperdreambooth.apps.options import PRESETS, TABLES, resolve
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.predictor import load_facts
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET
-from hyperdreambooth.runs import InputError
 
 COMMANDS = (
     "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",

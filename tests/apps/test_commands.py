@@ -13,8 +13,8 @@ from PIL import Image
 from commands import QUICK, SMALL, error, hdb, photo, report, with_network
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import load_base
+from hyperdreambooth.files import load_tensors
 from hyperdreambooth.lidb.bank import Bank
-from hyperdreambooth.runs import load_tensors
 
 
 def test_preoptimize_makes_a_bank_and_says_so(made: Path) -> None:

@@ -19,11 +19,11 @@ from hyperdreambooth.apps.memory import _eye, _training, advise, need, skeleton
 from hyperdreambooth.apps.options import Place
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.inject import wear
-from hyperdreambooth.runs import InputError
 
 
 def kept(base: Base, batch: int, rank: int) -> int:

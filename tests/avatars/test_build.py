@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 from hyperdreambooth.avatars.autoencoder import LATENT_CHANNELS
 from hyperdreambooth.avatars.build import STAGES, BuildConfig, build, pack
 from hyperdreambooth.avatars.fit import StageConfig
-from hyperdreambooth.runs import InputError, read_json
+from hyperdreambooth.files import InputError, read_json
 
 TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="float32")
 CONFIG = BuildConfig(

@@ -10,7 +10,7 @@ import pytest
 from hyperdreambooth.avatars.folder import photo, render_folder
 from hyperdreambooth.avatars.render import CHOICES, SPLITS
 from hyperdreambooth.faces.dataset import read_faces
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from torch import nn
 import pipelines
 from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, loss_weights, target
 from hyperdreambooth.base.load import Base, load_base
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical, site_fingerprint
 
 

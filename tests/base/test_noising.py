@@ -12,7 +12,7 @@ import pipelines
 from hyperdreambooth.base.denoise import add_noise, draw_noise, loss_weights, target
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.noising import Diffusion, Flow
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 SHIFTS: dict[str, dict[str, Any]] = {"fixed": {"shift": 3.0}, "growing": {"use_dynamic_shifting": True}}
 

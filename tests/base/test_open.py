@@ -21,7 +21,7 @@ import pipelines
 from hyperdreambooth.base import load, text
 from hyperdreambooth.base.load import FAMILIES, Base, load_base, pick_device, plain_attention
 from hyperdreambooth.base.open import open_skeleton
-from hyperdreambooth.runs import InputError, load_tensors, save_tensors
+from hyperdreambooth.files import InputError, load_tensors, save_tensors
 
 
 def original(pipe: Any) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from hyperdreambooth.evaluate.methods import Makers
 from hyperdreambooth.evaluate.report import summary
 from hyperdreambooth.evaluate.sheet import write_sheets
 from hyperdreambooth.evaluate.statistics import interval
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 from trial import cells, made, scores
 
 

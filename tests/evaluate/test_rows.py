@@ -10,7 +10,7 @@ import pytest
 from hyperdreambooth.config import load_config
 from hyperdreambooth.evaluate import protocol
 from hyperdreambooth.evaluate.config import EvaluateConfig, method_of
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 from trial import made
 
 

@@ -20,7 +20,7 @@ from hyperdreambooth.evaluate.identity import Calibration, identity_scores
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.evaluate.text import asked, found_share, groups
 from hyperdreambooth.faces.align import to_pixels
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 from micro import LABELS, PHRASES
 
 

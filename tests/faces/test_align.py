@@ -15,7 +15,8 @@ from PIL import Image
 
 from hyperdreambooth.faces import align
 from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
-from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.files import InputError
+from hyperdreambooth.runs import draw
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -17,7 +17,7 @@ from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face, sharpness
 from hyperdreambooth.faces.detect import Face
 from hyperdreambooth.faces.landmarks import Landmarks, check_face
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 CONFIG = PrepareConfig(size=128)
 

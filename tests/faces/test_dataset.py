@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hyperdreambooth.faces.dataset import Photo, photo_hash, read_faces, read_person
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hyperdreambooth.faces import detect
 from hyperdreambooth.faces.detect import Face, check_opencv, faces_of_rows, fetch_yunet, yunet
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 
 def test_rows_of_the_detector_by_hand() -> None:

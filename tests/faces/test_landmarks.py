@@ -26,7 +26,7 @@ from hyperdreambooth.faces.landmarks import (
     moved,
     similarity,
 )
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 coordinates = st.floats(-100, 100)
 five = st.lists(st.tuples(coordinates, coordinates), min_size=5, max_size=5)

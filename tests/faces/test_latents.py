@@ -20,7 +20,8 @@ from hyperdreambooth import cache
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
-from hyperdreambooth.runs import InputError, draw, load_tensors
+from hyperdreambooth.files import InputError, load_tensors
+from hyperdreambooth.runs import draw
 
 
 class Encoder:

@@ -26,7 +26,7 @@ from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.prepare import prepare_folder
 from hyperdreambooth.faces.sources import Item
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 CONFIG = PrepareConfig(size=64, min_side=16)
 

@@ -20,7 +20,7 @@ import portrait
 from hyperdreambooth.faces import sources
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.sources import Item, read_items, safe_name
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 CONFIG = PrepareConfig()
 FLAT = [number for point in portrait.LANDMARKS for number in point]

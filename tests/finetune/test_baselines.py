@@ -14,6 +14,7 @@ from torch import Tensor
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune import train as loop
 from hyperdreambooth.finetune.config import DreamboothConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
@@ -23,7 +24,6 @@ from hyperdreambooth.finetune.train import step_losses
 from hyperdreambooth.finetune.whole import Whole
 from hyperdreambooth.finetune.word import TOKEN, Word
 from hyperdreambooth.generate import generate
-from hyperdreambooth.runs import InputError
 
 
 @pytest.fixture

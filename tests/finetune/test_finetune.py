@@ -20,6 +20,7 @@ from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune import train as finetune_train
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
@@ -31,7 +32,6 @@ from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import linear_sites, wear, wearable
 from hyperdreambooth.lora.relax import fresh
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
 
 FACE = tuple((32 * x, 32 * y) for x, y in TEMPLATE)

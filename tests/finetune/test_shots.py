@@ -14,12 +14,12 @@ from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
 from hyperdreambooth.finetune.shots import class_shots, photo_shots
 from hyperdreambooth.finetune.train import step_losses
 from hyperdreambooth.generate import generate
-from hyperdreambooth.runs import InputError
 
 
 @pytest.fixture

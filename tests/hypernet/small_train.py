@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from hyperdreambooth.files import load_tensors
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.runs import load_tensors
 
 SMALL: dict[str, object] = {
     "width": 16, "layers": 1, "heads": 2, "batch": 4, "steps": 6, "warmup": 1, "save_every": 2,

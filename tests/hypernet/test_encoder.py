@@ -14,9 +14,9 @@ from transformers import AutoImageProcessor
 import eyes
 from hyperdreambooth.faces.align import to_pixels
 from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet import encoder as module
 from hyperdreambooth.hypernet.encoder import Preprocess, cached_features, load_encoder
-from hyperdreambooth.runs import InputError
 
 
 def test_convolution_maps_become_tokens(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import eyes
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError, load_tensors, save_tensors
 from hyperdreambooth.hypernet import predictor as module
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
 from hyperdreambooth.hypernet.encoder import load_encoder
@@ -18,7 +19,6 @@ from hyperdreambooth.hypernet.predictor import Facts, Predictor, load_facts, loa
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import Layout, factors
-from hyperdreambooth.runs import InputError, load_tensors, save_tensors
 
 
 def made(base: Base, folder: Path, learn_basis: bool = False) -> Predictor:

@@ -15,13 +15,13 @@ from small_train import assert_same, lines, settings, weights
 
 import eyes
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet import train as module
 from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
 from hyperdreambooth.hypernet.train import rate, train_hypernet
 from hyperdreambooth.hypernet.validate import tell_apart
 from hyperdreambooth.lidb.basis import seeded_basis
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
 
 

@@ -10,12 +10,12 @@ import pytest
 import small
 import torch
 
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb import bank as bank_module
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import seeded_basis
 from hyperdreambooth.lidb.file import check_fits
 from hyperdreambooth.lidb.weights import start
-from hyperdreambooth.runs import InputError
 
 LAYOUT = small.layout()
 START = start(LAYOUT, 0)

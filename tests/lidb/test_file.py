@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hyperdreambooth.files import InputError, load_tensors
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.runs import InputError, load_tensors
 from hyperdreambooth.shapes import Site, canonical, site_fingerprint
 
 

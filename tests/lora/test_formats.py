@@ -18,11 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats import write
 from hyperdreambooth.lora.formats.headers import Facts
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
 SITES = (

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps.cli import app
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Site
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"

@@ -11,8 +11,8 @@ import torch
 
 import micro
 import pipelines
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.merged import merged_into, save_merged
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
 
 

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pipelines
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.headers import Facts
 from hyperdreambooth.lora.formats.names import kohya_slots
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.inject import wear, wearable
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors, Site
 
 ATTENTION = [f"attn{a}_to_{part}" for a in (1, 2) for part in ("q", "k", "v", "out_0")]

@@ -18,11 +18,12 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import delta_products
 from hyperdreambooth.preopt import train as preopt
 from hyperdreambooth.preopt.train import PreoptConfig, Stage, preoptimize, train_group
-from hyperdreambooth.runs import InputError, draw
+from hyperdreambooth.runs import draw
 
 SMALL: dict[str, Any] = {
     "down_dim": 8,

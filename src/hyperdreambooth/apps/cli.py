@@ -51,7 +51,7 @@ def explain(error: Any) -> tuple[str, int] | None:
 def _bad_input(error: BaseException) -> tuple[str, int] | None:
     from pydantic import ValidationError
 
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     if isinstance(error, InputError):
         return f"error: {error}", 2

@@ -71,7 +71,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
     """
     from hyperdreambooth.avatars.folder import photo
     from hyperdreambooth.avatars.render import SPLITS
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     if not 0 <= seed < len(SPLITS["test"]):
         raise InputError(f"seed: expected 0 to {len(SPLITS['test']) - 1}, got {seed}")

@@ -140,7 +140,7 @@ def _room(device: str) -> tuple[str, int | None]:
     import torch
 
     from hyperdreambooth.base.load import pick_device
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     try:
         place = pick_device(device)

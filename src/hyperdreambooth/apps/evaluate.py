@@ -62,7 +62,7 @@ def evaluate(
     people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
     from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
-    from hyperdreambooth.runs import InputError, check_writable
+    from hyperdreambooth.files import InputError, check_writable
 
     settings = resolve(
         "evaluate", EvaluateConfig, config, sets, identities=identities, base=base, device=device
@@ -91,7 +91,7 @@ def _for_a_file(settings: Resolved[EvaluateConfig], adapter: Path) -> Resolved[E
     Raises:
         InputError: there is no such file; said before anything is loaded.
     """
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     if not adapter.exists():
         raise InputError(f"{adapter}: no such file")
@@ -107,7 +107,7 @@ def _rendered(settings: Resolved[EvaluateConfig], out: Path, adapter: Path | Non
     """
     from hyperdreambooth.avatars.folder import render_folder
     from hyperdreambooth.base.load import is_embedded
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     if adapter is not None or not is_embedded(settings.place.base):
         raise InputError(
@@ -125,7 +125,7 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
         InputError: no photo, no such person, or an adapter and nobody named among several people.
     """
     from hyperdreambooth.faces.dataset import read_faces, read_person
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     found = read_faces(folder)
     if alone and identity is None and not any(path.is_dir() for path in folder.iterdir()):
@@ -184,7 +184,7 @@ def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: P
     from hyperdreambooth.evaluate.plots import drawable, write_plots
     from hyperdreambooth.evaluate.report import markdown, summary
     from hyperdreambooth.evaluate.sheet import write_sheets
-    from hyperdreambooth.runs import whole_file
+    from hyperdreambooth.files import whole_file
 
     rows: dict[str, Row] = {}
     for name in protocol.methods:

@@ -93,7 +93,7 @@ def export(
         return settings.show()
     must_exist(source)
     from hyperdreambooth.apps import job
-    from hyperdreambooth.runs import check_writable
+    from hyperdreambooth.files import check_writable
 
     check_writable(out)
     _check_out(out)
@@ -118,10 +118,10 @@ def export(
 def _of_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
     """One identity of a bank, checked against the base."""
     from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.files import InputError
     from hyperdreambooth.lidb.bank import Bank
     from hyperdreambooth.lidb.basis import seed_of, seeded_basis
     from hyperdreambooth.lidb.file import check_fits
-    from hyperdreambooth.runs import InputError
 
     bank = Bank.open(folder)
     if identity is None:
@@ -180,7 +180,7 @@ def merge(
 
 def _check_out(out: Path) -> None:
     """Refuses a folder whose files another command made, and a pipeline that no export has made there."""
-    from hyperdreambooth.runs import InputError, read_json
+    from hyperdreambooth.files import InputError, read_json
 
     report = out / "report.json"
     told = read_json(report) if report.is_file() else {}

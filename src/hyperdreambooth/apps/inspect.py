@@ -68,9 +68,9 @@ def inspect(
 def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any], Adapter | None]:
     """What the file says of itself, and the adapter where it fits the base."""
     from hyperdreambooth.apps import job
+    from hyperdreambooth.files import InputError, load_tensors
     from hyperdreambooth.lidb.file import lidb_header
     from hyperdreambooth.lora.formats.describe import describe
-    from hyperdreambooth.runs import InputError, load_tensors
 
     header = lidb_header(file)
     if header is not None:

@@ -23,6 +23,7 @@ from hyperdreambooth.base.load import Base, is_embedded, load_base
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.files import InputError, check_writable
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import Person
 from hyperdreambooth.finetune.word import Word
@@ -34,7 +35,6 @@ from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.write import check_name
 from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
-from hyperdreambooth.runs import InputError, check_writable
 from hyperdreambooth.shapes import Factors
 
 WORD = "learned_embeds.safetensors"

@@ -32,6 +32,7 @@ from hyperdreambooth.apps.options import Place
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import EMBEDDED, FAMILIES, Base, is_embedded
 from hyperdreambooth.base.open import open_skeleton
+from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
@@ -39,7 +40,6 @@ from hyperdreambooth.hypernet.predictor import load_facts
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
-from hyperdreambooth.runs import read_json
 
 Task = Literal["train", "personalize"]
 PROCESS = (

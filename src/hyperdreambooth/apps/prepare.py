@@ -77,7 +77,7 @@ def _counts(records: list[Record]) -> dict[str, int]:
 def _draw(out: Path, records: list[Record]) -> None:
     from hyperdreambooth.apps.sheet import contact_sheet
     from hyperdreambooth.faces.dataset import SHEET
-    from hyperdreambooth.runs import whole_file
+    from hyperdreambooth.files import whole_file
 
     with whole_file(out / SHEET) as part:
         contact_sheet(out, records).save(part, format="PNG")
@@ -89,7 +89,7 @@ def _tell(out: Path, records: list[Record]) -> None:
     Raises:
         InputError: nothing was kept.
     """
-    from hyperdreambooth.runs import InputError
+    from hyperdreambooth.files import InputError
 
     dropped, counts = [one for one in records if not one.kept], _counts(records)
     if dropped and len(dropped) == len(records):

@@ -31,7 +31,8 @@ class Report:
 
     def write(self, target: Path, **facts: Any) -> Path:
         """Writes `target/report.json` for a folder, `target.report.json` for a file; returns its path."""
-        from hyperdreambooth.runs import environment, write_json
+        from hyperdreambooth.files import write_json
+        from hyperdreambooth.runs import environment
 
         file = target / "report.json" if target.is_dir() else target.with_name(f"{target.name}.report.json")
         seconds = {**self.seconds, "total": round(time.perf_counter() - self._began, 3)}

@@ -118,9 +118,9 @@ def generate(
     must_exist(*adapter or [])
     report = Report("generate", settings.plain())
     from hyperdreambooth.apps import job
+    from hyperdreambooth.files import check_writable, whole_file
     from hyperdreambooth.generate import generate as run
     from hyperdreambooth.progress import Progress
-    from hyperdreambooth.runs import check_writable, whole_file
 
     check_writable(out)
     own = settings.own

@@ -31,7 +31,8 @@ from hyperdreambooth.avatars.fit import StageConfig
 from hyperdreambooth.avatars.pictures import Pictures, pictures
 from hyperdreambooth.avatars.readers import train_attributes, train_encoder, train_identity
 from hyperdreambooth.avatars.untyped import diffusers
-from hyperdreambooth.runs import InputError, environment, read_json, whole_folder, write_json
+from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
+from hyperdreambooth.runs import environment
 
 STAGES = ("vae", "base", "faces", "wide", "details", "scorers", "encoder")
 SHARD = "15MB"

@@ -13,8 +13,9 @@ from hyperdreambooth.avatars.captions import caption, words
 from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
 from hyperdreambooth.avatars.pictures import Pictures
 from hyperdreambooth.avatars.untyped import diffusers, transformers
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import autocast
-from hyperdreambooth.runs import draw, load_tensors, save_tensors
+from hyperdreambooth.runs import draw
 
 TRIGGER = "sks"
 CLASS_WORD = "face"

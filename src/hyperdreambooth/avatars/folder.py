@@ -11,8 +11,8 @@ from PIL import Image
 
 from hyperdreambooth.avatars.captions import caption
 from hyperdreambooth.avatars.render import MOST_PHOTOS, SPLITS, draw, identity, photo_context
+from hyperdreambooth.files import InputError, check_writable, read_json, whole_file, write_json
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, check_writable, read_json, whole_file, write_json
 from hyperdreambooth.workers import pool, processes
 
 

@@ -22,8 +22,8 @@ from hyperdreambooth.avatars.render import (
     identity,
     photo_context,
 )
+from hyperdreambooth.files import whole_file
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import whole_file
 from hyperdreambooth.workers import pool, processes
 
 CHUNK = 500

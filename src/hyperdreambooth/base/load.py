@@ -17,7 +17,7 @@ from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.open import folder_of, open_pipeline
 from hyperdreambooth.base.sites import find_sites
-from hyperdreambooth.runs import InputError, read_json
+from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "avatars" / "assets" / "base"

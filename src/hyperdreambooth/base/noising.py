@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 
 class Diffusion:

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
-from hyperdreambooth.runs import InputError, read_json
+from hyperdreambooth.files import InputError, read_json
 
 _INDEX = "model_index.json"
 _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedulers

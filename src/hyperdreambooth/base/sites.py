@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical
 
 # q, k, v and output of every attention, joint attention's second stream included (paper, section 4.1)

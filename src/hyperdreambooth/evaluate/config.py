@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hyperdreambooth.config import literal, load_config
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 Kind: TypeAlias = Literal["photo", "stranger", "base", "prediction", "finetune", "scratch", "file"]
 

@@ -19,6 +19,7 @@ from hyperdreambooth.config import load_config
 from hyperdreambooth.evaluate.config import Method
 from hyperdreambooth.evaluate.meter import Meter
 from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.files import InputError, load_tensors, save_tensors
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import Person, dreambooth_many
 from hyperdreambooth.finetune.train import finetune_many
@@ -27,7 +28,6 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor
 from hyperdreambooth.lidb.weights import start
 from hyperdreambooth.personalize import Personalizer
-from hyperdreambooth.runs import InputError, load_tensors, save_tensors
 
 Photos = Sequence[Photo]
 

@@ -21,7 +21,7 @@ from hyperdreambooth.faces.align import to_image, to_pixels
 from hyperdreambooth.faces.detect import FILE as YUNET_FILE
 from hyperdreambooth.faces.detect import LEAST_SCORE, Detector, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.landmarks import Landmarks, laid_onto
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 Embed: TypeAlias = Callable[[Sequence[Image.Image]], Tensor]
 """`m` pictures → unit embeddings `(m, e)` on the CPU."""

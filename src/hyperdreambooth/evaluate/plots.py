@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperdreambooth.evaluate.statistics import Interval
-from hyperdreambooth.runs import whole_file
+from hyperdreambooth.files import whole_file
 
 LIKENESS, FOLLOWING = ("identity", "face", "dino", "clip_i"), ("prompt", "clip_t")
 _INK, _QUIET, _PAPER = "#1c1e24", "#686c76", "#fcfbf8"

@@ -25,11 +25,11 @@ from hyperdreambooth.evaluate.methods import Cost, Makers, diverged, keep, kept
 from hyperdreambooth.evaluate.statistics import PLACES
 from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
+from hyperdreambooth.files import InputError, read_json, whole_file, write_json
 from hyperdreambooth.finetune.dreambooth import Person
 from hyperdreambooth.finetune.trainable import together
 from hyperdreambooth.generate import generate
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, read_json, whole_file, write_json
 from hyperdreambooth.shapes import site_fingerprint
 
 FORMAT = 1  # raise it when what a cell means changes

@@ -22,7 +22,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.identity import Calibration, identity_scores
 from hyperdreambooth.evaluate.text import asked, found_share
 from hyperdreambooth.faces.align import to_pixels
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 _TRAIT = "trait:"
 _TOGETHER = 64  # pictures judged in one forward

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hyperdreambooth.evaluate.protocol import BOUNDS, Protocol, Row
 from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
-from hyperdreambooth.runs import whole_file
+from hyperdreambooth.files import whole_file
 
 CELL = 64  # pixels of a picture
 ACROSS = 2  # people a line

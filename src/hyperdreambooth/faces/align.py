@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 MIN_SIDE = 32  # pixels; a smaller face has nothing to learn from
 MAX_PIXELS = 80_000_000

@@ -19,7 +19,7 @@ from hyperdreambooth.faces.landmarks import (
     outside,
     similarity,
 )
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 _JUDGED_AT = 256
 

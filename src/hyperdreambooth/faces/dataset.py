@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 SHEET = "contact-sheet.png"  # what `prepare` shows of its work is nobody's photo
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 REPOSITORY, FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 LONGEST = 1024  # pixels of the longer side that YuNet is shown: it was trained on faces of 10 to 300

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 Landmarks: TypeAlias = tuple[tuple[float, float], ...]

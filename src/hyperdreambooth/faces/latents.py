@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 FORMAT = 2  # raise it when open_photo or to_pixels change
 

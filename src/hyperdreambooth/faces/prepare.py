@@ -30,8 +30,9 @@ from hyperdreambooth.faces.dataset import SHEET
 from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.sources import HUB, Item, printable, read_items
+from hyperdreambooth.files import InputError, whole_file
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, Run, check_run, whole_file
+from hyperdreambooth.runs import Run, check_run
 from hyperdreambooth.workers import pool, processes
 
 THUMB = 160  # pixels of a dropped photo in the contact sheet

@@ -29,7 +29,7 @@ from hyperdreambooth.faces.dataset import (
     read_person,
 )
 from hyperdreambooth.faces.landmarks import Landmarks
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 
 HUB = "hf:"
 IDENTITIES = ("identity", "person", "person_id", "celeb_id", "label")

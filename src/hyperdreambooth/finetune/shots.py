@@ -19,9 +19,10 @@ from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
 from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
 from hyperdreambooth.faces.latents import encoder_key
+from hyperdreambooth.files import InputError, cache_home, whole_file
 from hyperdreambooth.finetune.config import TrainConfig
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, cache_home, draw, whole_file
+from hyperdreambooth.runs import draw
 from hyperdreambooth.shapes import site_fingerprint
 
 Sample: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]

@@ -22,6 +22,7 @@ from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.conditioning import Conditioner
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.plateau import DRAWS, Plateau
 from hyperdreambooth.finetune.shots import Photos, Sample, Shots, inputs_of, shots_of
@@ -30,7 +31,7 @@ from hyperdreambooth.lora.inject import linear_sites
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, Run
+from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors, Site
 
 

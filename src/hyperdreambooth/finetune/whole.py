@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError, whole_folder
 from hyperdreambooth.finetune.trainable import Put
-from hyperdreambooth.runs import InputError, whole_folder
 
 
 def _parameters(base: Base, parts: Collection[str]) -> dict[str, nn.Parameter]:

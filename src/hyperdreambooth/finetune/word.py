@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError, save_tensors
 from hyperdreambooth.finetune.trainable import Put, leaf
-from hyperdreambooth.runs import InputError, save_tensors
 
 TOKEN = "<person>"
 """What the file calls the word: diffusers adds no word that the tokenizer knows, as it may the trigger."""

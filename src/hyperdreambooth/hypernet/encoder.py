@@ -18,7 +18,7 @@ from hyperdreambooth.base.open import DAMAGED
 from hyperdreambooth.cache import cached_rows
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
-from hyperdreambooth.runs import InputError, read_json, write_json
+from hyperdreambooth.files import InputError, read_json, write_json
 
 PROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # PIL's number, as processors note it; 2 is bilinear

@@ -19,12 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
-from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
-from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seed_of, seeded_basis
-from hyperdreambooth.lidb.file import Lidb
-from hyperdreambooth.lidb.weights import Layout, factors
-from hyperdreambooth.runs import (
+from hyperdreambooth.files import (
     InputError,
     load_tensors,
     read_json,
@@ -33,6 +28,11 @@ from hyperdreambooth.runs import (
     whole_folder,
     write_json,
 )
+from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
+from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seed_of, seeded_basis
+from hyperdreambooth.lidb.file import Lidb
+from hyperdreambooth.lidb.weights import Layout, factors
 from hyperdreambooth.shapes import Factors
 
 FORMAT = 1

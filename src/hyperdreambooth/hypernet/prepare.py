@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, photo_hash, read_faces
+from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Faces, hold_out, load_faces
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
@@ -28,7 +29,7 @@ from hyperdreambooth.hypernet.target import Targets, read_targets
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.precision import resolved
-from hyperdreambooth.runs import InputError, Run
+from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors
 
 # of processes that wait while the first one encodes photos; NCCL has 10 minutes

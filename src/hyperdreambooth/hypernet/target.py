@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.loss import bank_scale
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, balance, start
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Site
 
 _TOGETHER = 32  # people whose ΔW products are held at once

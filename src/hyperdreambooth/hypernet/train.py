@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Batch, collect, person_losses, pick
 from hyperdreambooth.hypernet.decoder import HyperNetwork
@@ -26,7 +27,6 @@ from hyperdreambooth.hypernet.validate import Sample, Score, pictures, tell_apar
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError
 from hyperdreambooth.shapes import Factors
 
 _FIGURES = 6  # sums of loss, denoise, weights, size; people covered; parts counted

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
+from hyperdreambooth.files import whole_file
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Faces, Slot, collect, person_losses, pick
 from hyperdreambooth.hypernet.decoder import HyperNetwork
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.lora.inject import Worn
-from hyperdreambooth.runs import whole_file
 from hyperdreambooth.shapes import Factors
 
 Sample: TypeAlias = Callable[[Sequence[str], Factors], Sequence[Image.Image]]

@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hyperdreambooth.files import InputError, load_tensors, read_json, save_tensors, write_json
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.runs import InputError, load_tensors, read_json, save_tensors, write_json
 
 _REQUIRED = ("layout", "base_fingerprint", "basis_source")
 _INFORMATION = ("base_source", "environment")  # may differ between runs that make the same bank

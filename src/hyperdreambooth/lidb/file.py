@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperdreambooth.files import InputError, load_tensors, save_tensors
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.formats.container import Entry, read_header
-from hyperdreambooth.runs import InputError, load_tensors, save_tensors
 from hyperdreambooth.shapes import Site, site_fingerprint
 
 FORMAT = "1"

@@ -25,13 +25,14 @@ from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, factors, start
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import InputError, Run, draw, environment
+from hyperdreambooth.runs import Run, draw, environment
 
 _READ_EVERY = 10  # steps
 

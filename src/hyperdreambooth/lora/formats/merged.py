@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperdreambooth.files import InputError, whole_folder, write_json
 from hyperdreambooth.lora.formats.container import open_tensors
 from hyperdreambooth.lora.inject import locate
-from hyperdreambooth.runs import InputError, whole_folder, write_json
 from hyperdreambooth.shapes import Factors, canonical
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hyperdreambooth.runs import InputError
+from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical
 
 

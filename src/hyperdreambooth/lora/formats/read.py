@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.lora.formats.container import MAX_STRUCTURE, Entry, finite, open_tensors, read_header
 from hyperdreambooth.lora.formats.names import Slot, lookup, plain
-from hyperdreambooth.runs import InputError, read_json
 from hyperdreambooth.shapes import Factors, Site
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # the header field that diffusers hands to LoraConfig, unfiltered

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hyperdreambooth.files import InputError, save_tensors, whole_file
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
     Facts,
@@ -32,7 +33,6 @@ from hyperdreambooth.lora.formats.names import (
 )
 from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, Matrices, read_lora
 from hyperdreambooth.lora.relax import relative_distance
-from hyperdreambooth.runs import InputError, save_tensors, whole_file
 from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya"]
