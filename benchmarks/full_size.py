@@ -38,7 +38,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.train import finetune
+from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis

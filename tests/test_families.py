@@ -25,7 +25,7 @@ from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
-from hyperdreambooth.finetune.train import finetune, finetune_many
+from hyperdreambooth.finetune.fast import finetune, finetune_many
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet

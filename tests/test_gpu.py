@@ -17,7 +17,7 @@ from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.train import finetune
+from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet

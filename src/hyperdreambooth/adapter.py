@@ -65,7 +65,7 @@ class Adapter:
         return Adapter(made, lidb.trigger, lidb.base_fingerprint, lidb.base_source, lidb)
 
     def relax(self, rank: int, seed: int = 0) -> Adapter:
-        """The same ΔW as a LoRA of a higher rank, every slot alive (paper, section 4.3; METHOD 4).
+        """The same ΔW as a LoRA of a higher rank, every slot alive (paper, section 4.3).
 
         Raises:
             InputError: the adapter does not fit into the rank, or no layer has so many.

@@ -19,7 +19,7 @@ from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.train import finetune
+from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of, model_card

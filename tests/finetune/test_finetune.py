@@ -24,8 +24,9 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune import train as finetune_train
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
+from hyperdreambooth.finetune.fast import finetune, finetune_many
 from hyperdreambooth.finetune.shots import Shots, photo_shots
-from hyperdreambooth.finetune.train import clip_people, finetune, finetune_many, learning_rate, step_losses
+from hyperdreambooth.finetune.train import clip_people, learning_rate, step_losses
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb

@@ -94,7 +94,7 @@ def finetune(
     from hyperdreambooth.adapter import check_rank
     from hyperdreambooth.apps import job
     from hyperdreambooth.finetune.config import FinetuneConfig
-    from hyperdreambooth.finetune.train import finetune as run
+    from hyperdreambooth.finetune.fast import finetune as run
 
     flags = {"rank": rank, "steps": steps, "base": base, "device": device}
     settings = job.resolve_tuned("finetune", FinetuneConfig, hypernet, config, sets, **flags)

@@ -1,4 +1,4 @@
-"""The identity score: 0 is a stranger, 1 is the person (AVATARS, "Scores")."""
+"""The identity score: 0 is a stranger, 1 is the person (docs/concepts.md, "Scores")."""
 
 from __future__ import annotations
 

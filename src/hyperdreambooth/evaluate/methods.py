@@ -22,7 +22,7 @@ from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import InputError, load_tensors, save_tensors
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
 from hyperdreambooth.finetune.dreambooth import Person, dreambooth_many
-from hyperdreambooth.finetune.train import finetune_many
+from hyperdreambooth.finetune.fast import finetune_many
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor

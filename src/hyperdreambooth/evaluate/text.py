@@ -1,4 +1,4 @@
-"""The prompt score: the share of the attributes asked for that are in the picture (AVATARS, "Scores")."""
+"""The prompt score: the share of what was asked for that is in the picture (docs/concepts.md, "Scores")."""
 
 from __future__ import annotations
 

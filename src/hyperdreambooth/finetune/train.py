@@ -1,4 +1,4 @@
-"""One loop over leaf tensors, for DreamBooth (paper, section 4.1) and for the fast finetune (section 4.3).
+"""The one loop over leaf tensors: for DreamBooth (paper, section 4.1) and the fast finetune (section 4.3).
 
 What is trained is a handful of leaf tensors and a way to put them on the base (`trainable.Trainable`), so
 rank-relaxed factors, a trainable LoRA beside a frozen prediction, LiDB numbers, a fresh LoRA, the base's own
@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.conditioning import Conditioner
 from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
-from hyperdreambooth.finetune.config import FinetuneConfig, TrainConfig
+from hyperdreambooth.finetune.config import TrainConfig
 from hyperdreambooth.finetune.plateau import DRAWS, Plateau
-from hyperdreambooth.finetune.shots import Photos, Sample, Shots, inputs_of, shots_of
-from hyperdreambooth.finetune.trainable import Put, Trainable, Worn, beside, each, hashed, pairs, together
-from hyperdreambooth.lora.inject import linear_sites
-from hyperdreambooth.lora.relax import fresh, relax, truncate
+from hyperdreambooth.finetune.shots import Shots
+from hyperdreambooth.finetune.trainable import Put, Trainable
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
-from hyperdreambooth.shapes import Factors, Site
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -86,6 +81,21 @@ class Outcome:
         if self.losses is not None:
             found["loss"] = f"{self.losses[k]:.5f}"
         return {**found, "stopped": self.reasons[k]} if self.reasons[k] else found
+
+
+def check_loss(outcome: Mapping[str, str]) -> None:
+    """Refuses what a training left whose loss was no number: its gradients may all have been skipped.
+
+    Args:
+        outcome: `Outcome.facts` of the person.
+
+    Raises:
+        InputError: it was not.
+    """
+    if not math.isfinite(float(outcome.get("loss", 0.0))):
+        raise InputError(
+            f"the loss is {outcome['loss']} at the end; lower lr, or load the base with dtype=bfloat16"
+        )
 
 
 def train(
@@ -235,130 +245,3 @@ def _resume(
     if watch is not None:
         watch.load(state["watch"])
     return step
-
-
-def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
-    """The base's sites that the adapters change.
-
-    Raises:
-        InputError: an adapter belongs to another base, or they do not change the same sites.
-    """
-    names = set(adapters[0].factors)
-    sites = tuple(site for site in linear_sites(base.components) if site.name in names)
-    for adapter in adapters:
-        if adapter.base_fingerprint not in ("", base.fingerprint):
-            raise InputError(
-                f"adapter: made for base {adapter.base_fingerprint}, this base {base.source} is "
-                f"{base.fingerprint}; load the base it was made for"
-            )
-        if odd := sorted(set(adapter.factors) - {site.name for site in sites}):
-            raise InputError(
-                f"adapter: {base.source} has no linear layer {odd[0]} ({len(odd)} such); load the base it "
-                "was made for, or take an adapter without convolutions"
-            )
-        if set(adapter.factors) != names:
-            raise InputError("adapters: expected all of the same sites; finetune those of other sites alone")
-    return sites
-
-
-def finetune(
-    base: Base,
-    adapter: Adapter,
-    photos: Photos,
-    config: FinetuneConfig | None = None,
-    *,
-    out: Path | None = None,
-    sample: Sample | None = None,
-) -> Adapter:
-    """`finetune_many` of one person.
-
-    Raises:
-        InputError: as there, or the loss is no number any more.
-    """
-    made = finetune_many(base, [adapter], [photos], config, out=out, sample=sample)[0]
-    check_loss(made.metadata)
-    return made
-
-
-def check_loss(outcome: Mapping[str, str]) -> None:
-    """Refuses what a training left whose loss was no number: its gradients may all have been skipped.
-
-    Args:
-        outcome: `Outcome.facts` of the person.
-
-    Raises:
-        InputError: it was not.
-    """
-    if not math.isfinite(float(outcome.get("loss", 0.0))):
-        raise InputError(
-            f"the loss is {outcome['loss']} at the end; lower lr, or load the base with dtype=bfloat16"
-        )
-
-
-def finetune_many(
-    base: Base,
-    adapters: Sequence[Adapter],
-    people: Sequence[Photos],
-    config: FinetuneConfig | None = None,
-    *,
-    out: Path | None = None,
-    sample: Sample | None = None,
-) -> list[Adapter]:
-    """Trains adapters on their persons' photos for a few steps (paper, section 4.3; METHOD section 4).
-
-    Args:
-        base: the base the adapters were made for.
-        adapters: usually predictions; any LiDB or LoRA. All of one rank and of the same sites.
-        people: photos of each person; one will do.
-        config: steps, rank, way, …
-        out: a run folder for log and checkpoints; None to keep everything in memory.
-        sample: prompts, a seed for each → class images; for prior preservation.
-
-    Returns:
-        A LoRA of rank `config.rank` for each, worn by nothing.
-
-    Raises:
-        InputError: an adapter of another base, one whose rank leaves no room in `config.rank`, or `out` holds
-            a run of another config, base, start or photos.
-    """
-    config = config or FinetuneConfig()
-    trainable = _relaxed_or_beside(base, adapters, config)
-    run = None
-    if out is not None:
-        begun = hashed([adapter.factors for adapter in adapters])
-        run = Run(out, config, inputs={**inputs_of(base, people, config), "adapters": begun})
-    groups, judged = shots_of(base, people, config, sample)
-    outcome = train(base, trainable, groups, config, run, judged=judged)
-    return [
-        _finished(one, factors, config, outcome.facts(k))
-        for k, (one, factors) in enumerate(zip(adapters, each(trainable.worn()), strict=True))
-    ]
-
-
-def _finished(
-    adapter: Adapter, factors: Factors, config: FinetuneConfig, outcome: Mapping[str, str]
-) -> Adapter:
-    """The trained factors in the adapter's place, of the rank that was asked for."""
-    error = 0.0
-    if next(iter(factors.values()))[0].shape[1] > config.rank:
-        factors, error = truncate(factors, config.rank)
-    facts = {**outcome, "way": config.way, "truncation_error": f"{error:.3g}"}
-    return replace(adapter, factors=factors, lidb=None, metadata={**adapter.metadata, **facts})
-
-
-def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> Worn:
-    """METHOD section 4's two ways; both are exact before the first step."""
-    sites, highest = _fitting_sites(base, adapters), max(adapter.rank for adapter in adapters)
-    if highest > config.rank:
-        raise InputError(f"rank: expected at least {highest}, the adapter's own, got {config.rank}; raise it")
-    if config.way == "complement":
-        relaxed = [relax(adapter.factors, config.rank, config.seed) for adapter in adapters]
-        return pairs(together(relaxed), base.device)
-    free = config.trained_rank or config.rank - highest
-    if free < 1:
-        raise InputError(
-            f"rank: {config.rank} leaves nothing beside the adapter's rank {highest}; raise it, or give "
-            "trained_rank"
-        )
-    still = together([adapter.factors for adapter in adapters])
-    return beside(still, together([fresh(sites, free, config.seed)] * len(adapters)), base.device)

@@ -76,7 +76,7 @@ class Worn:
 
 
 def leaf(tensor: Tensor, device: torch.device) -> Tensor:
-    """A float32 copy that takes gradients, whatever the base's own format (LIBRARIES: bf16 bases)."""
+    """A float32 copy that takes gradients, whatever the base's own format."""
     return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
 
 

@@ -29,7 +29,7 @@ class HypernetConfig(BaseModel):
     Attributes:
         encoder: transformers vision model, folder or hub id; frozen.
         encoder_layers: its hidden states to read; empty for the last.
-        refinements: `K`; worth little, costs little (METHOD 3.6).
+        refinements: `K`; worth little, costs little (training.md 6).
         rank, down_dim, up_dim, basis_seed, text_encoder: the numbers to predict; a bank brings its own.
         learn_basis: train the aux bases as well (the "pro" variant); a bank then only gives start and scale.
         basis_lr: their learning rate.
@@ -39,7 +39,7 @@ class HypernetConfig(BaseModel):
         alpha, beta, gamma: weights of the denoising, weight and size losses.
         weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
         offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
-        weight_loss: on ΔW (METHOD 3.2), or on balanced numbers.
+        weight_loss: on ΔW (training.md 2), or on balanced numbers.
         optimizer: `adamw8bit` keeps its state in bytes; needs bitsandbytes.
         bank_share: share of a batch that is drawn from identities the bank covers, where it does not cover
             all.

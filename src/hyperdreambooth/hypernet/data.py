@@ -120,7 +120,7 @@ def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int
     """Draws who fills a slot, and which photos of theirs.
 
     The reference is never its own target where the identity has another photo: else the network copies pose
-    and light (METHOD 3.5).
+    and light (training.md 5).
 
     Args:
         faces: everybody.

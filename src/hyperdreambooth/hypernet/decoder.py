@@ -1,7 +1,7 @@
 """The hypernetwork: image features → LiDB numbers, one token a site, refined K times (paper, section 4.2).
 
 `θ_0 = 0`, `θ_k = θ_{k-1} + T(f, θ_{k-1})`, numbers = mean + spread · θ_K. The mean and the spread of every
-site come from a bank when there is one, so that `θ` is of order one whatever the site (METHOD 3.2). Every
+site come from a bank when there is one, so that `θ` is of order one whatever the site (training.md 2). Every
 site has its own way in and its own head, of its own width; padded to the widest they are one einsum each, not
 a loop over sites.
 """
@@ -21,7 +21,7 @@ from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.shapes import Features
 
-HEAD_START = 1e-3  # METHOD 3.3: a small random head lives where a zero one on top of zero factors is dead
+HEAD_START = 1e-3  # training.md 3: a small random head lives where a zero one on top of zero factors is dead
 
 
 @dataclass(frozen=True)

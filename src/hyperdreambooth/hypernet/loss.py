@@ -1,4 +1,4 @@
-"""α · denoising + β · weights + γ · size (paper, section 4.2; METHOD 3.8), each weight a schedule."""
+"""α · denoising + β · weights + γ · size (paper, section 4.2; training.md 8), each weight a schedule."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def at(schedule: Schedule, step: int) -> float:
     return low + (high - low) * (step - left) / (right - left)
 
 
-# ‖B̂ Â - B A‖² = ‖ΔŴ - ΔW‖² with orthonormal aux bases   (METHOD 3.2)
+# ‖B̂ Â - B A‖² = ‖ΔŴ - ΔW‖² with orthonormal aux bases   (training.md 2)
 def weight_loss(
     layout: Layout, predicted: Numbers, known: Numbers, scale: Float[Tensor, " s"]
 ) -> Float[Tensor, " n"]:
@@ -48,7 +48,7 @@ def weight_loss(
     return (torch.stack(errors, dim=1) / scale).mean(dim=1)
 
 
-# mean ((θ̂ - θ) / spread)²   (paper, section 4.2; targets balanced and aligned, METHOD 3.2)
+# mean ((θ̂ - θ) / spread)²   (paper, section 4.2; targets balanced and aligned, training.md 2)
 def number_loss(
     predicted: Numbers, known: Float[Tensor, "*_ P"], spread: Float[Tensor, " P"]
 ) -> Float[Tensor, " n"]:
@@ -56,7 +56,7 @@ def number_loss(
     return ((predicted.float() - known) / spread).square().mean(dim=1)
 
 
-# mean θ²   (METHOD 3.8)
+# mean θ²   (training.md 8)
 def size_loss(
     predicted: Numbers, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"]
 ) -> Float[Tensor, " n"]:

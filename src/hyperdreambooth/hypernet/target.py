@@ -51,7 +51,7 @@ class Targets:
 def read_targets(
     base: Base, config: HypernetConfig, names: Sequence[str], held: Collection[int], bank: Bank | None
 ) -> Targets:
-    """Start and scale, from a bank where there is one (AVATARS, "Sizes"), and its people as targets.
+    """Start and scale, from a bank where there is one, and its people as targets.
 
     With learned bases a bank's numbers mean something else after the first step: then there are no targets.
 

@@ -45,7 +45,7 @@ def train_hypernet(
         photos: folder of many people.
         out: the hypernetwork's folder; `run/` in it holds log and checkpoints, `cache/` encoded photos.
         config: everything else.
-        bank: pre-optimised numbers of some of the people: start, scale, targets (AVATARS, "Sizes").
+        bank: pre-optimised numbers of some of the people: start, scale, targets.
         sample: draws validation pictures.
         score: scores them.
 
@@ -122,7 +122,7 @@ def train(
                 return
 
 
-# α · denoise + β · weights + γ · size   (paper, section 4.2; METHOD 3.8)
+# α · denoise + β · weights + γ · size   (paper, section 4.2; training.md 8)
 def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
     """The loss of this process's part of a step.
 

@@ -1,4 +1,4 @@
-"""Does it tell people apart? The same held-out people and noise every time (AVATARS, feasibility)."""
+"""Does it tell people apart? The same held-out people and noise every time (docs/training.md)."""
 
 from __future__ import annotations
 

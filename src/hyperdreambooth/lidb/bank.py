@@ -176,7 +176,7 @@ class Bank:
         return (total / len(self)).float()
 
     def spread(self) -> Tensor:
-        """How far identities lie from the mean, root mean square a site, repeated to `(P,)` (METHOD 3.2).
+        """How far identities lie from the mean, root mean square a site, repeated to `(P,)` (training.md 2).
 
         One figure a site, not one a number: numbers that hardly vary must not be blown up to matter like the
         others. Zero where no identity differs, as in a bank of one.

@@ -143,8 +143,8 @@ def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
 def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
     """The one point every identity starts from: random `A_train`, zero `B_train`, hence `ΔW = 0`.
 
-    An own draw an identity would be noise that no network can predict (METHOD 3.1); both factors zero would
-    be a dead start (METHOD 3.3). Rows of `A_train` have a norm of about 1.
+    An own draw an identity would be noise that no network can predict (training.md 1), both factors zero a
+    dead start (training.md 3). Rows of `A_train` have a norm of about 1.
 
     Returns:
         `(P,)` float32, a function of the seed and the site names only.
@@ -159,7 +159,7 @@ def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
 
 
 def delta_products(layout: Layout, numbers: Numbers) -> dict[str, Float[Tensor, "n _d _a"]]:
-    """`B_train @ A_train`: ΔW in the coordinates of the aux bases, so distances are those of ΔW (METHOD 3.2).
+    """`B_train @ A_train`: ΔW in the coordinates of the aux bases, so distances are its own (training.md 2).
 
     Float32 outside autocast, and never expanded into Gram matrices, which cancel.
 
@@ -177,7 +177,7 @@ def delta_products(layout: Layout, numbers: Numbers) -> dict[str, Float[Tensor, 
 def balance(layout: Layout, numbers: Numbers, reference: Float[Tensor, " P"]) -> Numbers:
     """Picks one of the many numbers of the same ΔW: equal norms of down and up, turned towards the reference.
 
-    `(A, B)` and `(C A, B C⁻¹)` are the same ΔW (METHOD 3.2). Both factors get the square root of the singular
+    `(A, B)` and `(C A, B C⁻¹)` are the same ΔW (training.md 2). Both factors get the root of the singular
     values; the rotation that is left (a sign at rank 1) is the one nearest to the reference, because a rule
     such as "largest entry positive" jumps between similar people. Repeating it changes nothing. It makes
     targets, so no gradient passes.
