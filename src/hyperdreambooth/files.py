@@ -76,6 +76,16 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"out {folder}: {place}: {error.strerror}; pass another --out") from None
 
 
+def check_apart(out: Path, photos: Path) -> None:
+    """Refuses an output among the photos, where the next reading would take it for more of them.
+
+    Raises:
+        InputError: naming both.
+    """
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise InputError(f"out {out}: lies in {photos}, where it would be read as photos; pass another --out")
+
+
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
     """Yield a name to write to; the file appears at ``path`` whole when the block ends, or not at all."""

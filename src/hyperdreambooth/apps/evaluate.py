@@ -62,7 +62,7 @@ def evaluate(
     people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
     from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
-    from hyperdreambooth.files import InputError, check_writable
+    from hyperdreambooth.files import check_apart, check_writable
 
     settings = resolve(
         "evaluate", EvaluateConfig, config, sets, identities=identities, base=base, device=device
@@ -73,8 +73,8 @@ def evaluate(
     if dry_run:
         return settings.show()
     check_writable(out)
-    if photos is not None and out.resolve().is_relative_to(photos.resolve()):
-        raise InputError(f"out {out}: lies in {photos}, where it would be read as photos; pass another --out")
+    if photos is not None:
+        check_apart(out, photos)
     report = Report("evaluate", settings.plain())
     if photos is None:
         with report.stage("render"):

@@ -30,7 +30,7 @@ from hyperdreambooth.faces.dataset import SHEET
 from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.sources import HUB, Item, printable, read_items
-from hyperdreambooth.files import InputError, whole_file
+from hyperdreambooth.files import InputError, check_apart, whole_file
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run, check_run
 from hyperdreambooth.workers import pool, processes
@@ -98,8 +98,8 @@ def prepare_folder(
 
 def _check_out(source: str, out: Path) -> None:
     """Never among the photos themselves, and never over somebody else's folder."""
-    if not source.startswith(HUB) and out.resolve().is_relative_to(Path(source).resolve()):
-        raise InputError(f"out {out}: lies in {source}, where it would be read as photos; pass another --out")
+    if not source.startswith(HUB):
+        check_apart(out, Path(source))
     check_run(out)
 
 
