@@ -48,8 +48,10 @@ def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_the_folder_the_log_and_the_base(
-    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
-) -> None:
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.delenv("HDB_QUIET")
     before = {name: p.clone() for name, p in micro_base.components["unet"].state_dict().items()}
     config = settings(eye, finetune={"lr": 0.5, "steps": 7})
     predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
@@ -70,6 +72,7 @@ def test_the_folder_the_log_and_the_base(
     judged = [line for line in told if line.get("kind") == "validation"]
     assert [line["step"] for line in judged] == [3, 6]
     assert {"own", "mean", "shuffled", "apart", "spread"} <= judged[0].keys()
+    assert " apart " in capsys.readouterr().err
 
 
 def test_learns_who_is_who(

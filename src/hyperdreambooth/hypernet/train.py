@@ -97,6 +97,7 @@ def train(
     parameters = [p for p in state.network.parameters() if p.requires_grad]
     totals = torch.zeros(_FIGURES, device=job.base.device)
     norm: Any = None
+    told = dict[str, float]()
     with Progress("train", config.steps, first) as bar:
         for step in range(first, config.steps):
             for group in state.optimizer.param_groups:
@@ -111,12 +112,12 @@ def train(
                     state.optimizer.zero_grad()
                 totals += figures
             average(state, config, step)
-            bar.update(1)
             last = step + 1 == config.steps or _out_of_time(job, started)
             if last or (step + 1) % config.log_every == 0:
-                bar.update(0, loss=_tell(job, step + 1, totals, norm))
+                told["loss"] = _tell(job, step + 1, totals, norm)
                 totals.zero_()
-            _judge_and_save(job, state, worn, step + 1, last, sample, score)
+            told |= _judge_and_save(job, state, worn, step + 1, last, sample, score)
+            bar.update(1, **told)
             job.base.rest(_parts(job))  # pictures of a validation need everything
             if last:
                 return
@@ -233,11 +234,15 @@ def _out_of_time(job: Job, started: float) -> bool:
 
 def _judge_and_save(
     job: Job, state: State, worn: Worn, done: int, last: bool, sample: Sample | None, score: Score | None
-) -> None:
-    """Validation, checkpoint and export, by the first process; the loop depends on none of them."""
+) -> dict[str, float]:
+    """Validation, checkpoint and export, by the first process; the loop depends on none of them.
+
+    Returns:
+        `apart`, to be told beside the loss, where people were judged.
+    """
     judge, save = last or done % job.config.validate_every == 0, last or done % job.config.save_every == 0
     if not job.accelerator.is_main_process or not (judge or save):
-        return
+        return {}
     figures: dict[str, float] = {}
     if judge and job.held:
         with job.accelerator.autocast():
@@ -252,6 +257,7 @@ def _judge_and_save(
         # in this order: after the last checkpoint there is no step left that would export again
         Predictor(state.ema, job.encoder, _facts(job, done, figures)).save(job.out, job.config.stored)
         state.save(job, done)
+    return {"apart": figures["apart"]} if figures else {}
 
 
 def _retell(out: Path, config: HypernetConfig) -> None:
