@@ -83,19 +83,21 @@ def machine() -> str:
 
 
 @cache
-def shipped() -> dict[str, Any] | None:
-    """What a result says of its hypernetwork, for the one that ships today."""
+def shipped() -> tuple[str, dict[str, Any] | None]:
+    """What a result says of its base and its hypernetwork, for those that ship today."""
     from hyperdreambooth.evaluate.report import network_facts
     from hyperdreambooth.hypernet.predictor import load_hypernet
     from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
-    return network_facts(load_hypernet(EMBEDDED_HYPERNET))
+    network = load_hypernet(EMBEDDED_HYPERNET)
+    return network.facts.base_fingerprint, network_facts(network)
 
 
 def outdated(result: dict[str, Any]) -> bool:
-    """Whether its hypernetwork was the shipped one and is no more; a recipe may name one of its own."""
+    """Whether its base or hypernetwork ships no more; a recipe may name a hypernetwork of its own."""
+    base, network = shipped()
     own = "hypernet" in recipe_of(result["experiment"])
-    return not own and result.get("network") not in (None, shipped())
+    return result["base"]["fingerprint"] != base or (not own and result["network"] not in (None, network))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -117,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
         f"{n} people that no training has seen, {pictures} pictures each; mean and 95 % interval over people."
     )
     place = f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}."
-    old = " **With that commit's hypernetwork, not today's.**" if outdated(result) else ""
+    old = " **With that commit's weights, not today's.**" if outdated(result) else ""
     return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:], "", f"{told} {place}{old}", ""])
 
 
