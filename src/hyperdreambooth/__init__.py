@@ -29,7 +29,7 @@ _HOME = {
     "Adapter": "adapter",
     "Bank": "lidb.bank",
     "Base": "base.load",
-    "InputError": "runs",
+    "InputError": "files",
     "Personalizer": "personalize",
     "Predictor": "hypernet.predictor",
     "dreambooth": "finetune.dreambooth",

@@ -156,6 +156,19 @@ def test_steps_auto_says_where_it_stopped_and_why(
     assert "steps" in line
 
 
+def test_a_finetune_calls_the_person_as_its_file_does(
+    made: Path, micro_dir: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    words = ["finetune", made / "p.lidb.safetensors", "--photo", photo(micro_photos), "--steps", 2]
+    words += ["--rank", 2, "--set", "batch=1", *with_network(made, micro_dir)]
+    hdb(*words, "--out", one)
+    hdb(*words, "--out", two, "--set", "trigger=another")
+    trained, again = load_tensors(one)[0], load_tensors(two)[0]
+    assert all(trained[name].equal(again[name]) for name in trained)
+    assert report(two)["trigger"] == "sks"
+
+
 def test_an_output_that_cannot_be_is_refused_before_the_work(micro_photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     nowhere = ["--base", tmp_path / "nowhere"]  # would be the next error

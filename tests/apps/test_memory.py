@@ -71,6 +71,8 @@ def test_advice_goes_on_until_it_fits_and_each_step_saves(micro_dir: Path) -> No
     totals = [sum(needs.values()) for _, needs in steps]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
     assert len(list(advise(place, "personalize", config, totals[2]))) == 3
+    many = HypernetConfig(batch=64, encoder="none/none")
+    assert [*advise(place, "train", many, 0)][-1][0].endswith(" --set accumulation=64")
 
 
 def test_training_a_hypernetwork_counts_its_network(micro_dir: Path) -> None:

@@ -50,6 +50,13 @@ def loss(base: Base, photos: tuple[Photo, ...]) -> float:
     return denoise_loss(base, shots.latents[picks], read, noise, timesteps).mean().item()
 
 
+def test_what_is_not_said_is_as_the_method_wants_it() -> None:
+    full, lora = DreamboothConfig(method="full"), DreamboothConfig(method="lora", lr=2e-4)
+    assert (full.steps, full.lr, full.batch) == (1200, 5e-6, 1)
+    assert (lora.rank, lora.lr) == (4, 2e-4)
+    assert DreamboothConfig() == DreamboothConfig(method="lidb", steps=400, lr=1e-3, batch=4)
+
+
 @pytest.mark.parametrize("text_encoder", [True, False])
 def test_full_dreambooth_fits_the_photo_and_gives_the_base_back(
     micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, text_encoder: bool

@@ -128,7 +128,10 @@ def advise(
         ("dtype=bfloat16", {"dtype": "bfloat16"}, {}),
         ("offload=true", {"offload": True}, {}),
         ("checkpointing=true", {}, {"checkpointing": True}),
-        ("batch=1", {}, {"batch": 1}),
+        # a hypernetwork's step must see many people; one after the other they are the same step
+        (f"accumulation={config.batch}", {}, {"accumulation": config.batch})
+        if task == "train"
+        else ("batch=1", {}, {"batch": 1}),
     ]
     settings: list[str] = []
     least: float = math.inf

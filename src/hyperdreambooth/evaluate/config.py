@@ -62,18 +62,17 @@ METHODS: Mapping[str, Method] = {
     "no-hypernetwork": Method(kind="finetune", start="shared"),
     "no-refinement": Method(kind="finetune", refinements=1),
     "second": Method(kind="prediction", network="second"),
-    "dreambooth": _scratch(method="full", steps=1200, lr=5e-6, batch=1, prior_weight=1.0, prior_images=100),
-    "dreambooth-agg-400": _scratch(method="full", steps=400, lr=1e-5, batch=1),
-    "dreambooth-agg-40": _scratch(method="full", steps=40, lr=5e-5, batch=1),
-    "dreambooth-lora": _scratch(method="lora", steps=400, rank=4, lr=1e-4, batch=1),
-    "lidb": _scratch(method="lidb", steps=400, rank=1, lr=1e-3),
-    "textual-inversion": _scratch(method="textual-inversion", steps=1000, lr=5e-3),
+    "dreambooth": _scratch(method="full", prior_weight=1.0, prior_images=100),
+    "dreambooth-agg-400": _scratch(method="full", steps=400, lr=1e-5),
+    "dreambooth-agg-40": _scratch(method="full", steps=40, lr=5e-5),
+    "dreambooth-lora": _scratch(method="lora"),
+    "lidb": _scratch(method="lidb"),
+    "textual-inversion": _scratch(method="textual-inversion"),
     "adapter": Method(kind="file"),
 }
 """The paper's rows (its table 1 and its ablation) between their bounds.
 
-The paper names steps, no learning rates; those here are common for Stable Diffusion 1.5, and presets have
-others for other bases.
+Rates and steps that are not here are `finetune.config.USUAL`'s; presets have others for other bases.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hyperdreambooth.base.denoise import Weighting
 from hyperdreambooth.config import load_config
@@ -82,8 +82,20 @@ class FinetuneConfig(TrainConfig):
         return load_config(type(self), **{**defaults, **self.model_dump(exclude_unset=True)})
 
 
+USUAL: Mapping[str, Mapping[str, Any]] = {
+    "lidb": {"steps": 400, "lr": 1e-3},
+    "lora": {"steps": 400, "lr": 1e-4, "batch": 1, "rank": 4},
+    "full": {"steps": 1200, "lr": 5e-6, "batch": 1},
+    "textual-inversion": {"steps": 1000, "lr": 5e-3},
+}
+"""What each method takes where nothing else is said: numbers over bases bear what would ruin all weights.
+
+The paper names steps, no learning rates; these are common for Stable Diffusion 1.5.
+"""
+
+
 class DreamboothConfig(TrainConfig):
-    """One person from scratch.
+    """One person from scratch; defaults are those of the method (`USUAL`).
 
     Attributes:
         method: `lidb` trains numbers over seeded bases, `lora` an ordinary LoRA, `full` the base's own
@@ -98,3 +110,9 @@ class DreamboothConfig(TrainConfig):
     up_dim: int = Field(default=50, ge=1)
     basis_seed: int = 0
     text_encoder: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The method's own defaults under what was given."""
+        return {**USUAL.get(str(given.get("method", "lidb")), {}), **given}

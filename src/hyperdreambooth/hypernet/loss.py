@@ -1,4 +1,4 @@
-"""α · denoising + β · weights + γ · size (paper, section 4.2; training.md 8), each weight a schedule."""
+"""α · denoising + β · weights + γ · size (paper, section 4.2; training.md 4, 8), each a schedule."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def train(
                 return
 
 
-# α · denoise + β · weights + γ · size   (paper, section 4.2; training.md 8)
+# α · denoise + β · weights + γ · size   (paper, section 4.2; training.md 4, 8)
 def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
     """The loss of this process's part of a step.
 
