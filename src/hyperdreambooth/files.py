@@ -181,7 +181,7 @@ def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], di
         raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         advice = "get it again, or convert it (pickles: .bin, .pt, .ckpt are never read)"
