@@ -76,6 +76,20 @@ def test_offset_noise_moves_the_mean_of_a_channel_and_nothing_else(flow: Base) -
     assert away.abs().max() > 0
 
 
+@pytest.mark.parametrize("family", ["micro_base", "flow"])
+def test_a_bias_takes_the_noisiest_of_so_many_timesteps(family: str, request: pytest.FixtureRequest) -> None:
+    base: Base = request.getfixturevalue(family)
+    plain, biased = (
+        torch.stack([draw_noise(base, (4, 8, 8), "bias", k, bias=bias)[1] for k in range(400)])
+        for bias in (1, 3)
+    )
+    assert (biased >= plain).all()  # the first of the three is the plain draw
+    below = (
+        (plain[:, None] < biased.median()).float().mean()
+    )  # half of three draws' maxima lie below .5^(1/3)
+    assert below.item() == pytest.approx(0.5 ** (1 / 3), abs=0.06)
+
+
 def test_a_scheduler_of_another_kind_is_refused() -> None:
     for noising, scheduler in (
         (Diffusion(), FlowMatchEulerDiscreteScheduler()),

@@ -252,7 +252,7 @@ def test_a_run_of_other_words_size_sites_or_start_is_refused(
 def test_step_loss_is_the_weighted_mean_of_single_samples(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], prior: bool
 ) -> None:
-    config = TrainConfig(batch=2, seed=5)
+    config = TrainConfig(batch=2, seed=5, timestep_bias=2)
     groups = [photo_shots(micro_base, person, "a [V] {class_word}", background=0.2)]
     if prior:
         groups.append(Shots(torch.randn(3, *groups[0].latents.shape[1:]), ("a face",) * 3, weight=0.25))
@@ -263,7 +263,8 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
         (got,) = step_losses(micro_base, [groups], encode, config, step=4)
         for place in range(2 * len(groups)):
             shots, index = groups[place // 2], (8 + place % 2) % 3
-            noise, timestep = draw_noise(micro_base, tuple(shots.latents.shape[1:]), 5, "finetune", 4, place)
+            shape = tuple(shots.latents.shape[1:])
+            noise, timestep = draw_noise(micro_base, shape, 5, "finetune", 4, place, bias=2)
             conditioning = micro_base.encode_prompts(micro_base.tokenize([shots.captions[index]]))
             one = (conditioning, noise[None], timestep[None], shots.mask()[None])
             loss = denoise_loss(micro_base, shots.latents[[index]], *one)

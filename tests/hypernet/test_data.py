@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from small_train import settings
+from torch import Tensor
 
-from hyperdreambooth.base.denoise import denoise_loss
+from hyperdreambooth.base.denoise import denoise_loss, draw_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.hypernet import data
 from hyperdreambooth.hypernet.data import Faces, Slot, collect, hold_out, load_faces, person_losses, pick
 from hyperdreambooth.hypernet.encoder import load_encoder
+from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 
@@ -62,3 +67,18 @@ def test_at_most_a_quarter_is_held_out() -> None:
     assert len(held) == 2
     assert sorted(trained + held) == list(range(10))
     assert hold_out(3, 16, 0) == ([0, 1, 2], [])
+
+
+def test_noisier_timesteps_are_trained_on_and_never_judged_by(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    biases: list[float] = []
+
+    def watched(base: Base, shape: tuple[int, ...], *key: int | str, **how: Any) -> tuple[Tensor, Tensor]:
+        biases.append(how["bias"])
+        return draw_noise(base, shape, *key, **how)
+
+    monkeypatch.setattr(data, "draw_noise", watched)
+    train_hypernet(micro_base, micro_photos, tmp_path, settings(eye, steps=1, batch=4, timestep_bias=3))
+    assert biases[:4] == [3] * 4
+    assert set(biases[4:]) == {1}

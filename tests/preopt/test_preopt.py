@@ -72,7 +72,7 @@ def test_a_step_is_plain_adam_on_the_written_loss(
     micro_base: Base, micro_photos: Path, tmp_path: Path
 ) -> None:
     """An oracle that wears nothing: ΔW is added to the weights, in the way of the paper's equations."""
-    settings = config(steps=2, warmup=0, clip=1e-3, photos_per_step=2)
+    settings = config(steps=2, warmup=0, clip=1e-3, photos_per_step=2, timestep_bias=2)
     stage, people = crowd(micro_base, micro_photos, tmp_path, settings)
     person = people[1]
     numbers = stage.start[None].clone().requires_grad_()
@@ -98,7 +98,8 @@ def naive_loss(stage: Stage, person: preopt.Person, numbers: Tensor, step: int) 
     losses: list[Tensor] = []
     for k in range(2):
         latents, prompt = person.latents[order[k]][None], person.captions[order[k]]
-        noise, timestep = draw_noise(base, tuple(latents.shape[1:]), seed, person.name, step, k)
+        key, bias = (seed, person.name, step, k), stage.config.timestep_bias
+        noise, timestep = draw_noise(base, tuple(latents.shape[1:]), *key, bias=bias)
         hidden = wearing(base.pipe.text_encoder, "text_encoder", deltas, base.tokenize([prompt]))[0]
         noisy = add_noise(base, latents, noise[None], timestep[None])
         answer = wearing(base.pipe.unet, "unet", deltas, noisy, timestep[None], encoder_hidden_states=hidden)[
@@ -125,7 +126,7 @@ def test_one_person_is_learnt_and_the_base_is_left_alone(
 ) -> None:
     still = torch.zeros((), dtype=torch.int64) + 300  # one timestep and one noise: the loss itself must fall
 
-    def fixed(base: Base, shape: tuple[int, ...], *key: int | str, offset: float) -> tuple[Tensor, Tensor]:
+    def fixed(base: Base, shape: tuple[int, ...], *key: int | str, **_: float) -> tuple[Tensor, Tensor]:
         return torch.randn(shape, generator=draw(0, key[1])), still
 
     monkeypatch.setattr(preopt, "draw_noise", fixed)

@@ -84,7 +84,7 @@ def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
 
 
 def draw_noise(
-    base: Base, shape: tuple[int, ...], *key: int | str, offset: float = 0.0
+    base: Base, shape: tuple[int, ...], *key: int | str, offset: float = 0.0, bias: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Noise of `shape` and one timestep `()`, a pure function of the key (so training resumes exactly).
 
@@ -93,10 +93,13 @@ def draw_noise(
         shape: `(c, h, w)` of one sample's latents.
         key: names the draw.
         offset: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
+        bias: of so many timesteps the noisiest is taken. A nearly clean picture shows who it is by itself, so
+            a step spent there teaches next to nothing about a person (docs/LOG.md).
     """
     generator = draw(*key)
     patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
-    timestep = base.family.NOISING.draw_timestep(base.pipe.scheduler, generator, patches)
+    scheduler, noising = base.pipe.scheduler, base.family.NOISING
+    timestep = max(noising.draw_timestep(scheduler, generator, patches) for _ in range(bias))
     noise = torch.randn(shape, generator=generator)
     if offset:
         noise = noise + offset * torch.randn(shape[0], 1, 1, generator=generator)

@@ -140,11 +140,15 @@ def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int
     return Slot(identity, order[0], targets, key)
 
 
-def collect(base: Base, faces: Faces, slots: Sequence[Slot], offset_noise: float = 0.0) -> Batch:
+def collect(
+    base: Base, faces: Faces, slots: Sequence[Slot], offset_noise: float = 0.0, bias: int = 1
+) -> Batch:
     """The tensors of some slots; noise and timestep of each target are named by its slot's key."""
     targets = [(row, slot.key, k) for slot in slots for k, row in enumerate(slot.targets)]
     shape, rows = tuple(faces.latents.shape[1:]), [row for row, _, _ in targets]
-    drawn = [draw_noise(base, shape, *key, "noise", k, offset=offset_noise) for _, key, k in targets]
+    drawn = [
+        draw_noise(base, shape, *key, "noise", k, offset=offset_noise, bias=bias) for _, key, k in targets
+    ]
     return Batch(
         identities=tuple(slot.identity for slot in slots),
         features=faces.features[[slot.reference for slot in slots]].to(base.device, torch.float32),

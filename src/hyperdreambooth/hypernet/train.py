@@ -140,7 +140,7 @@ def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple
     pools, places = ([job.trained, covered] if covered else [job.trained]), _places(job, part)
     key = (config.seed, "train", step)
     slots = [pick(job.faces, pools, share, config.photos, *key, k) for k in places]
-    batch = collect(base, job.faces, slots, config.offset_noise)
+    batch = collect(base, job.faces, slots, config.offset_noise, config.timestep_bias)
     with job.accelerator.autocast():
         numbers, factors_ = state.model(batch.features)
         denoise = numbers.new_zeros(())

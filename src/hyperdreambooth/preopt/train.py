@@ -56,6 +56,7 @@ class PreoptConfig(BaseModel):
         prompt: caption of photos without one; `{class_word}` is the base's.
         weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
         offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
+        timestep_bias: of so many timesteps the noisiest is taken, see `base.denoise.draw_noise`; 1 for none.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         size_weight: of the mean square of the numbers' distance from the shared start.
         precision: of the base's forward and backward, `auto` is what is fast here; the numbers and Adam stay
@@ -79,6 +80,7 @@ class PreoptConfig(BaseModel):
     prompt: str = "a [V] {class_word}"
     weighting: Weighting = "uniform"
     offset_noise: float = Field(0.0, ge=0)
+    timestep_bias: int = Field(1, ge=1)
     checkpointing: bool = False
     size_weight: float = Field(0.0, ge=0)
     precision: Literal["auto", "float32", "bf16"] = "float32"
@@ -186,8 +188,9 @@ def person_losses(stage: Stage, told: Conditioner, people: Sequence[Person], ste
             row = order[k % len(order)]
             latents.append(person.latents[row])
             captions.append(person.captions[row])
-            key, offset = (seed, person.name, step, k), stage.config.offset_noise
-            drawn.append(draw_noise(stage.base, tuple(person.latents.shape[1:]), *key, offset=offset))
+            key, shape = (seed, person.name, step, k), tuple(person.latents.shape[1:])
+            offset, bias = stage.config.offset_noise, stage.config.timestep_bias
+            drawn.append(draw_noise(stage.base, shape, *key, offset=offset, bias=bias))
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
     with stage.precision():
         conditioning, clean = told(captions), torch.stack(latents)
