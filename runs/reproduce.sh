@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that ships, from seeds, stage by stage: base, judges, encoder -> hypernetwork -> the README's picture.
-# Every stage is resumable: run the same command again and it goes on where it was. A few CPU hours in all, with
+# Every stage is resumable: run the same command again and it goes on where it was. Some seven hours of two cores, with
 #     SETTING=short   a quarter of an hour: the same road, weaker weights
 # and OUT, PACK for other places than out/ and the package itself.
 set -euo pipefail

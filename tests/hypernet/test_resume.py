@@ -26,10 +26,10 @@ def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ends the next training within the given step."""
     real = module.average
 
-    def average(state: object, config: object, at: int) -> None:
+    def average(state: Any, config: Any, at: int) -> None:
         if at == step:
             raise Killed
-        real(state, config, at)  # type: ignore[arg-type]
+        real(state, config, at)
 
     monkeypatch.setattr(module, "average", average)
 

@@ -50,10 +50,9 @@ def step_losses(
     per = len(picks) // len(people)
     latents = torch.stack([shots.latents[index] for shots, index in picks])
     shape = tuple(latents.shape[1:])
-    keys, offset = [(config.seed, "finetune", step, k) for k in range(per)], config.offset_noise
-    drawn = [draw_noise(base, shape, *key, offset=offset, bias=config.timestep_bias) for key in keys] * len(
-        people
-    )
+    keys = [(config.seed, "finetune", step, k) for k in range(per)]
+    offset, bias = config.offset_noise, config.timestep_bias
+    drawn = [draw_noise(base, shape, *key, offset=offset, bias=bias) for key in keys] * len(people)
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
     mask = torch.stack([shots.mask(index) for shots, index in picks])
     with autocast(config.precision, base.device):
