@@ -26,7 +26,7 @@ from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, Tr
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
 from hyperdreambooth.finetune.fast import finetune, finetune_many
 from hyperdreambooth.finetune.shots import Shots, photo_shots
-from hyperdreambooth.finetune.train import clip_people, learning_rate, step_losses
+from hyperdreambooth.finetune.train import PATIENCE, clip_people, learning_rate, step_losses
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
@@ -294,6 +294,9 @@ def test_a_loss_that_is_no_number_ends_the_training(
     for _ in range(2):  # and again: a ruined run is not taken for a finished one
         with pytest.raises(InputError, match="the loss is nan at the end"):
             dreambooth(micro_base, person, tmp_path / "run", DreamboothConfig(method="lora", steps=2, rank=1))
+    with pytest.raises(InputError, match="the loss is nan at the end"):  # and soon
+        dreambooth(micro_base, person, tmp_path / "long", DreamboothConfig(method="lora", steps=1000, rank=1))
+    assert len((tmp_path / "long" / "log.jsonl").read_text().splitlines()) == PATIENCE
 
 
 def test_layers_beyond_the_bases_own_sites_are_trained_and_convolutions_refused(

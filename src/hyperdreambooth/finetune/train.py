@@ -29,6 +29,9 @@ from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 
+PATIENCE = 20
+"""Steps without a number that end a training: float16's scaler passes over a few, not over so many."""
+
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate at a step: constant, or half a cosine from `lr` to 0."""
@@ -149,6 +152,8 @@ def train(
             mean = loss.mean().item()
             bar.update(1, loss=mean)
             _record(run, step + 1, mean, config, lambda: _state(trainable, optimizer, scaler, watch))
+            if not math.isfinite(mean) and _ruined(losses):
+                break
         if watch is not None:
             watch.done(config.last)
             watch.put_back()
@@ -158,6 +163,11 @@ def train(
         watch.at.tolist() if watch else [config.last] * len(people),
         watch.reasons() if watch else [""] * len(people),
     )
+
+
+def _ruined(losses: Sequence[Tensor]) -> bool:
+    """Whether nobody's loss was a number any more; one person's that is does not end the others'."""
+    return len(losses) >= PATIENCE and not torch.stack(list(losses[-PATIENCE:])).isfinite().any()
 
 
 def _plateau(
