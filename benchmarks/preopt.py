@@ -54,11 +54,13 @@ class Clock:
 
 
 def random_base() -> Base:
-    """The avatars' architecture with random weights: 8×16×16 latents, a 3-layer text encoder of width 128."""
-    from hyperdreambooth.avatars.autoencoder import new_vae
+    """The avatars' architecture, random weights: 24×16×16 latents, a 3-layer text encoder of width 128."""
+    from hyperdreambooth.avatars.autoencoder import LATENT_CHANNELS, new_vae
     from hyperdreambooth.avatars.diffusion import assemble
 
-    return Base(assemble(new_vae(0), seed=0), "random weights", trigger="sks", class_word="face")
+    return Base(
+        assemble(new_vae(0, LATENT_CHANNELS), seed=0), "random weights", trigger="sks", class_word="face"
+    )
 
 
 def crowd(base: Base, count: int) -> list[Person]:

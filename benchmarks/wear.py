@@ -24,11 +24,7 @@ from hyperdreambooth.runs import environment
 from hyperdreambooth.shapes import Factors, canonical
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-WIDTH, TOKENS, CHANNELS = (
-    128,
-    24,
-    8,
-)  # the conditioning's width and length, the latent's channels: the avatars'
+WIDTH, TOKENS, CHANNELS = 128, 24, 24  # of the conditioning, its length, of the latents: the avatars'
 
 
 def denoiser(channels: tuple[int, ...], latents: int) -> nn.Module:

@@ -97,9 +97,9 @@ def test_noise_is_a_function_of_its_key(micro_base: Base) -> None:
     assert not torch.equal(a[0], c[0])
 
 
-def test_the_trigger_replaces_the_placeholder(micro_base: Base) -> None:
-    assert micro_base.prompt("a [V] face") == "a sks face"
-    assert torch.equal(micro_base.tokenize(["a [V] face"]), micro_base.tokenize(["a sks face"]))
+def test_the_bases_words_replace_the_placeholders(micro_base: Base) -> None:
+    assert micro_base.prompt("a [V] {class_word}") == "a sks face"
+    assert torch.equal(micro_base.tokenize(["a [V] {class_word}"]), micro_base.tokenize(["a sks face"]))
 
 
 def test_plain_diffusers_loads_the_folder(micro_dir: Path) -> None:

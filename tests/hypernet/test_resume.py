@@ -146,3 +146,6 @@ def test_another_config_is_refused_but_telling_may_change(
     )
     with pytest.raises(InputError, match=r"lr was 0\.01, now 0\.02"):
         train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2, lr=0.02))
+    micro_base.trigger = "zwx"
+    with pytest.raises(InputError, match='trigger was "sks", now "zwx"'):
+        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2))

@@ -201,11 +201,14 @@ def test_adapting_the_unet_alone_encodes_each_prompt_once(
         assert encoded == [2, 2] and torch.equal(cached, numbers)
 
 
-def test_captions_without_one_are_the_prompt(micro_base: Base, micro_photos: Path, tmp_path: Path) -> None:
+def test_captions_have_the_bases_words_and_without_one_are_the_prompt(
+    micro_base: Base, micro_photos: Path, tmp_path: Path
+) -> None:
     photos = shutil.copytree(micro_photos, tmp_path / "photos")
+    (photos / "person-0" / "0.txt").write_text("a [V] {class_word}, smiling")
     (photos / "person-0" / "1.txt").unlink()
     _, people = crowd(micro_base, photos, tmp_path / "cache", config())
-    assert people[0].captions[:2] == ("a photo of a [V] face", "a [V] face")
+    assert people[0].captions[:2] == ("a sks face, smiling", "a sks face")
     direct = micro_base.encode_images(to_pixels(open_photo(photos / "person-0" / "1.png"), 32)[None])
     assert torch.allclose(people[0].latents[1], direct[0], atol=1e-5)
 
@@ -228,7 +231,10 @@ def test_refusals(micro_base: Base, micro_photos: Path, tmp_path: Path) -> None:
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"config\.lr.*0\.005.*0\.5"):
         preoptimize(micro_base, micro_photos, out, config(steps=1, lr=0.5))
-    micro_base.fingerprint = "f" * 16
+    micro_base.class_word = "dog"
+    with pytest.raises(InputError, match='class_word was "face", now "dog"'):
+        preoptimize(micro_base, micro_photos, out, config(steps=1))
+    micro_base.class_word, micro_base.fingerprint = "face", "f" * 16
     with pytest.raises(InputError, match="base_fingerprint"):
         preoptimize(micro_base, micro_photos, out, config(steps=1))
     assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -19,10 +19,7 @@ NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
     "rich", "pillow", "numpy", "jaxtyping",
 )  # fmt: skip
-EXTRAS = {
-    "gradio": "ui", "ray": "cluster", "datasets": "data", "webdataset": "data", "cv2": "faces",
-    "onnxruntime": "eval", "matplotlib": "plots",
-}  # fmt: skip
+EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "matplotlib": "plots"}
 """Module → the extra that brings it."""
 
 

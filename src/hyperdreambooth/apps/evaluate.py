@@ -57,9 +57,10 @@ def evaluate(
 ) -> None:  # fmt: skip
     """The paper's experiment: methods side by side.
 
-    Of each person the first photo is given, the others judge. Without PHOTOS people that no training has seen
-    are rendered into OUT/photos, if the base is the embedded one. Run it again to continue, or with more
-    people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
+    Of each person the first photo is given, the last is a bound, those between judge. Without PHOTOS people
+    that no training has seen are rendered into OUT/photos, if the base is the embedded one. Run it again to
+    continue, or with more people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add
+    to what is there.
     """
     from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
     from hyperdreambooth.files import check_apart, check_writable

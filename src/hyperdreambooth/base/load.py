@@ -18,7 +18,7 @@ from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.open import folder_of, open_pipeline
 from hyperdreambooth.base.sites import find_sites
 from hyperdreambooth.files import InputError, read_json
-from hyperdreambooth.shapes import Site
+from hyperdreambooth.shapes import Site, site_fingerprint
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "avatars" / "assets" / "base"
 EMBEDDED_NAME = "hyperdreambooth/avatars"
@@ -98,6 +98,17 @@ class Base:
         """Where the base's own judges lie, if it has any."""
         return (EMBEDDED if self.source == EMBEDDED_NAME else Path(self.source)) / "scorers"
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a training has to find again when it goes on: weights, words, size and sites."""
+        return {
+            "base": self.fingerprint,
+            "trigger": self.trigger,
+            "class_word": self.class_word,
+            "resolution": str(self.resolution),
+            "sites": site_fingerprint(self.sites),
+        }
+
     def check_side(self, field: str, side: int) -> None:
         """Refuses a side of pictures that this base cannot draw."""
         multiple = self.family.multiple(self.pipe)
@@ -108,8 +119,8 @@ class Base:
             )
 
     def prompt(self, text: str) -> str:
-        """Replaces the placeholder `[V]` by this base's trigger."""
-        return text.replace(PLACEHOLDER, self.trigger)
+        """Fills this base's words in: its trigger for `[V]`, its class word for `{class_word}`."""
+        return text.replace(PLACEHOLDER, self.trigger).replace("{class_word}", self.class_word)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels `(b, 3, h, w)` in [-1, 1] → scaled float32 latents `(b, c, h/8, w/8)`."""

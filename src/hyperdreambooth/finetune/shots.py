@@ -23,7 +23,6 @@ from hyperdreambooth.files import InputError, cache_home, whole_file
 from hyperdreambooth.finetune.config import TrainConfig
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import draw
-from hyperdreambooth.shapes import site_fingerprint
 
 Sample: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 """Prompts and a seed for each → a picture each."""
@@ -67,10 +66,6 @@ class Shots:
         return (self.background + (1 - self.background) * oval)[None]
 
 
-def _caption(base: Base, text: str) -> str:
-    return base.prompt(text.replace("{class_word}", base.class_word))
-
-
 def _encode(base: Base, images: Sequence[Image.Image]) -> Tensor:
     pixels = [to_pixels(image, base.resolution) for image in images]
     return torch.cat([base.encode_images(torch.stack(list(part))) for part in _chunks(pixels)])
@@ -90,7 +85,7 @@ def photo_shots(base: Base, photos: Sequence[Photo], prompt: str, background: fl
         background: weight of the loss outside the face.
     """
     images = [open_photo(photo.path) for photo in photos]
-    captions = tuple(_caption(base, photo.caption or prompt) for photo in photos)
+    captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     warn_unnamed(base, captions)
     landmarks = tuple(_landmarks(photo, image) for photo, image in zip(photos, images, strict=True))
     return Shots(_encode(base, images), captions, background=background, landmarks=landmarks)
@@ -120,7 +115,7 @@ def class_shots(base: Base, prompt: str, count: int, seed: int, weight: float, s
         weight: of their loss, against 1 for the person's.
         sample: draws them.
     """
-    caption = _caption(base, prompt)
+    caption = base.prompt(prompt)
     folder = cache_home() / "class" / _class_key(base, caption, seed)
     images = _kept(folder, count)
     missing = [k for k in range(count) if k not in images]
@@ -195,13 +190,9 @@ def inputs_of(base: Base, people: Sequence[Photos], config: TrainConfig) -> dict
     ]
     shown = [photo for photos in named for _, photo in photos]
     return {
-        "base": base.fingerprint,
-        "trigger": base.trigger,
-        "class_word": base.class_word,
-        "resolution": str(base.resolution),
-        "sites": site_fingerprint(base.sites),
+        **base.facts,
         "photos": ";".join(",".join(name[:12] for name, _ in photos) for photos in named),
-        "captions": _digest([_caption(base, photo.caption or config.prompt) for photo in shown]),
+        "captions": _digest([base.prompt(photo.caption or config.prompt) for photo in shown]),
         "landmarks": _digest([photo.landmarks for photo in shown]),
     }
 

@@ -91,7 +91,7 @@ def load_faces(
         people: identity → photos.
         base: gives latents, and reads captions.
         encoder: gives features.
-        prompt: caption of photos without one; `{class_word}` is filled in.
+        prompt: caption of photos without one; `{class_word}` is the base's.
         cache: folder of the encoded photos and captions.
         text_worn: whether the text encoders wear what is trained.
     """
@@ -99,8 +99,7 @@ def load_faces(
     offsets = [0]
     for group in people.values():
         offsets.append(offsets[-1] + len(group))
-    usual = prompt.replace("{class_word}", base.class_word)
-    captions = tuple(photo.caption or usual for photo in photos)
+    captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     warn_unnamed(base, captions)
     told = Conditioner(base, captions, text_worn, cache)
     key = encoder_key(base.fingerprint, base.pipe.vae)

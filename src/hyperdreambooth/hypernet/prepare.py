@@ -149,7 +149,7 @@ def prepare(
     targets = read_targets(base, config, tuple(people), held, known)
     encoder = load_encoder(config.encoder, config.encoder_layers, base.device)
     inputs = {
-        "base": base.fingerprint, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint(),
+        **base.facts, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint(),
         "targets": _numbers_fingerprint(targets),
     }  # fmt: skip
     with accelerator.main_process_first():

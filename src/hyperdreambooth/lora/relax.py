@@ -1,4 +1,4 @@
-"""Changing the rank of an adapter without changing what it does (paper, section 4.4, "rank-relaxed").
+"""Changing the rank of an adapter without changing what it does (paper, section 4.3, "rank-relaxed").
 
 The trap: merging a zero-initialised LoRA before any training leaves a matrix of the old rank, and padding
 *both* factors with zeros leaves slots that never receive a gradient. Two ways are exact at step 0 and alive
@@ -167,7 +167,7 @@ def scaled(factors: Factors, weight: float) -> Factors:
 
 @torch.no_grad()
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """The best adapter of a given rank, singular values absorbed into `up` (paper, section 4.4).
+    """The best adapter of a given rank, singular values absorbed into `up` (paper, section 4.3).
 
     Args:
         factors: down `(n, r, i)`, up `(n, o, r)`.

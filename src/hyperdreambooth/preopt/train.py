@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -158,15 +159,15 @@ def load_people(stage: Stage, people: dict[str, tuple[Photo, ...]], cache: Path)
         cache: folder of the encoded latents.
     """
     base = stage.base
-    default = stage.config.prompt.replace("{class_word}", base.class_word)
     photos = [photo for shots in people.values() for photo in shots]
+    captions = [base.prompt(photo.caption or stage.config.prompt) for photo in photos]
+    warn_unnamed(base, captions)
     key = encoder_key(base.fingerprint, base.pipe.vae)
     latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
-    warn_unnamed(base, [photo.caption or default for photo in photos])
     parts = latents.to(base.device).split([len(shots) for shots in people.values()])
+    told = iter(captions)
     return [
-        Person(name, part, tuple(photo.caption or default for photo in shots))
-        for (name, shots), part in zip(people.items(), parts, strict=True)
+        Person(name, part, tuple(islice(told, len(part)))) for name, part in zip(people, parts, strict=True)
     ]
 
 
@@ -274,7 +275,7 @@ def preoptimize(base: Base, photos: Path, out: Path, config: PreoptConfig) -> Ba
     """
     people, stage = read_faces(photos), prepare(base, config)
     bank = Bank.create(out, stage.manifest(), stage.start)
-    run = Run(out, config, inputs={"base": base.fingerprint, "sites": stage.layout.fingerprint})
+    run = Run(out, config, inputs={**base.facts, "sites": stage.layout.fingerprint})
     # groups end in order and whole, so what is missing after a kill falls into the groups of the first call
     missing = [name for name in sorted(people) if name not in bank]
     size = config.identities_per_batch
