@@ -78,6 +78,10 @@ def test_a_picture_does_not_depend_on_its_batch(micro_base: Base) -> None:
     assert worst(whole, generate(micro_base, PROMPTS, worn, images=2, steps=2, batch=1)) <= 1
     assert worst(whole[4:], generate(micro_base, PROMPTS[2:], worn, images=2, steps=2)) <= 1
     assert worst(whole[:1], whole[1:2]) > 5
+    shown: list[tuple[int, bytes]] = []
+    generate(micro_base, PROMPTS, worn, images=2, steps=2, batch=4,
+             drawn=lambda at, picture: shown.append((at, picture.tobytes())))  # fmt: skip
+    assert [at for at, _ in shown] == list(range(6))
     seeds = generate(micro_base, [PROMPTS[0], PROMPTS[0]], worn, seed=[0, 1], steps=2)
     assert worst(seeds[:1], whole[:1]) <= 1
     assert worst(seeds[:1], seeds[1:]) > 5
@@ -133,6 +137,18 @@ def test_the_placeholder_is_the_worn_persons_trigger(micro_base: Base) -> None:
     assert not torch.equal(tokens[0], tokens[1])
     own = generate(micro_base, ["a [V] face"], [adapter(micro_base, other.factors)], steps=2)
     assert worst(named, own) > 0
+
+
+def test_prompts_have_the_bases_word_for_a_person(micro_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def draw(texts: list[str], *_: object, **__: object) -> list[Image.Image]:
+        told.extend(texts)
+        return [Image.new("RGB", (8, 8))] * len(texts)
+
+    monkeypatch.setattr(micro_base, "draw", draw)
+    generate(micro_base, ["a [V] {class_word}"])
+    assert told == ["a sks face"]
 
 
 def test_a_styles_trigger_is_not_the_persons(micro_base: Base) -> None:

@@ -37,7 +37,8 @@ def _beside(path: Path) -> Path:
         raise InputError(
             f"{path.parent}: expected a folder, a file is there; choose another output"
         ) from None
-    return path.parent / f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
+    stem = path.stem.encode(errors="surrogateescape")[:100].decode(errors="ignore")  # of 255 bytes at most
+    return path.parent / f".{stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
 
 
 def _sync(path: Path) -> None:

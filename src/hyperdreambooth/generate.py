@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TypeAlias
 
@@ -14,7 +14,6 @@ from hyperdreambooth.base.conditioning import names
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.inject import Worn, wear, wearable
-from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import draw
 from hyperdreambooth.shapes import Factors
 
@@ -34,7 +33,7 @@ def generate(
     negative: str | None = None,
     size: int | None = None,
     batch: int = 8,
-    progress: Progress | None = None,
+    drawn: Callable[[int, Image.Image], None] | None = None,
 ) -> list[Image.Image]:
     """Draws pictures; the base is as before afterwards.
 
@@ -42,7 +41,7 @@ def generate(
 
     Args:
         base: the frozen base.
-        prompts: `[V]` stands for the person.
+        prompts: `[V]` stands for the person, `{class_word}` for the base's word for one.
         adapters: worn together, each with a weight (1 where none is given): a person and a style, say.
         per_prompt: factors with `n = len(prompts)`: another person for each prompt.
         seed: of all pictures, or one a prompt.
@@ -52,7 +51,7 @@ def generate(
         negative: what the pictures should not show.
         size: pixels; None for the base's own.
         batch: pictures drawn together.
-        progress: moved on by one a picture.
+        drawn: called with every picture and its place as soon as it is there.
 
     Returns:
         `len(prompts) * images` pictures, prompt by prompt.
@@ -80,8 +79,9 @@ def generate(
             against = [base.prompt(negative)] * len(part) if negative else None
             here = [texts[at] for at, _ in part]
             done += base.draw(here, against, generators, steps=steps, guidance=guidance, side=side)
-            if progress is not None:
-                progress.update(len(part))
+            for at in range(start, len(done)):
+                if drawn is not None:
+                    drawn(at, done[at])
     return done
 
 
@@ -104,7 +104,7 @@ def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> l
     """
     triggers = [adapter.trigger for adapter in adapters if adapter.trigger]
     person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
-    texts = [prompt.replace(PLACEHOLDER, person) for prompt in prompts]
+    texts = [base.prompt(prompt.replace(PLACEHOLDER, person)) for prompt in prompts]
     for trigger in dict.fromkeys(triggers):
         silent = [text for text in texts if not names(trigger, text)]
         if trigger == person:

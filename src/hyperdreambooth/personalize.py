@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, Format, check_rank
-from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, load_base
+from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, is_embedded, load_base
 from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo, read_person
@@ -21,7 +21,7 @@ from hyperdreambooth.files import InputError, check_writable, read_json, whole_f
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
-from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet
+from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import environment
@@ -81,19 +81,19 @@ class Personalizer:
                 trigger or class word than the training's.
         """
         began = time.perf_counter()
-        loaded = load_base(base, device, dtype, **loading)
-        if hypernet is None and loaded.source != EMBEDDED_NAME:
+        if hypernet is None and not is_embedded(base):  # said before gigabytes are loaded, as is all below
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
-        predictor = load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device)
+        facts = load_facts(hypernet or EMBEDDED_HYPERNET)
         for word in ("trigger", "class_word"):
-            own, asked = getattr(predictor.facts, word), loading.get(word)
+            own, asked = getattr(facts, word), loading.get(word)
             if asked not in (None, own):
                 raise InputError(
                     f"{word}: the hypernetwork was trained with {own!r}, got {asked!r}; leave it out"
                 )
-        person = cls(loaded, predictor)
+        loaded = load_base(base, device, dtype, **loading)
+        person = cls(loaded, load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device))
         person.seconds["load"] = time.perf_counter() - began
         return person
 
@@ -163,8 +163,6 @@ class Personalizer:
         prompts: Sequence[str],
         adapter: Adapter | None = None,
         seed: int = 0,
-        *,
-        progress: Progress | None = None,
         **options: Any,
     ) -> list[Image.Image]:
         """Pictures of the prompts; `[V]` stands for the person.
@@ -173,12 +171,11 @@ class Personalizer:
             prompts: what to draw.
             adapter: the person; None for the bare base.
             seed: of the starting noise, which is the same for every adapter.
-            progress: moved on by one a picture.
             options: others of `hyperdreambooth.generate.generate`.
         """
         with self._stage("generate"):
             worn = () if adapter is None else (adapter,)
-            return generate(self.base, prompts, worn, seed=seed, progress=progress, **options)
+            return generate(self.base, prompts, worn, seed=seed, **options)
 
     def stages(
         self, prompts: Sequence[str], prediction: Adapter, finetuned: Adapter, seed: int = 0, **options: Any
@@ -187,9 +184,8 @@ class Personalizer:
         worn = {"base": None, "prediction": prediction, "finetuned": finetuned}
         total = len(worn) * len(prompts) * options.get("images", 1)
         with Progress("generate", total) as bar:
-            return {
-                name: self.generate(prompts, one, seed, progress=bar, **options) for name, one in worn.items()
-            }
+            options["drawn"] = lambda _at, _picture: bar.update(1)
+            return {name: self.generate(prompts, one, seed, **options) for name, one in worn.items()}
 
 
 def predict(photos: Photos, **loading: Any) -> Adapter:

@@ -95,7 +95,7 @@ def test_an_interrupt_is_one_line_and_130_whatever_becomes_of_it(then: str) -> N
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
     assert child.returncode == 130, said
-    assert said == "interrupted; run the same command again to continue\n"
+    assert said == "interrupted; run the same command again, it goes on from what is kept\n"
 
 
 EARLY = """
@@ -215,6 +215,22 @@ def test_presets_fit_every_command(preset: str, command: str) -> None:
     words = {"finetune": ["x.safetensors", "--photo", "x.png"]}.get(command, ["photos"])
     result = CliRunner().invoke(cli.app, [command, *words, "--out", "out", "--config", preset, "--dry-run"])
     assert result.exit_code == 0, result.output
+
+
+def test_a_folder_named_like_a_preset_is_not_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "paper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        cli.app, ["evaluate", "photos", "--out", "paper", "--preset", "paper", "--dry-run"]
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_a_broken_connection_is_one_line() -> None:
+    error = type("ReadError", (Exception,), {"__module__": "httpx2"})("reset by\npeer")
+    assert cli.explain(error) == ("error: the network: reset by peer; try again", 1)
 
 
 def test_every_table_is_a_command() -> None:

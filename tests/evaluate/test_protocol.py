@@ -127,6 +127,16 @@ def test_a_diverged_person_is_null_and_stops_nobody(home: Path, micro_photos: Pa
         write_sheets(experiment, done, tmp_path)
 
 
+def test_whom_a_scaler_has_kept_finite_is_not_taken_for_trained(
+    home: Path, micro_photos: Path, tmp_path: Path
+) -> None:
+    """In float16 a step without finite gradients is passed over, and leaves what it began with."""
+    half = {**SHORT, "dreambooth-lora": {**SHORT["dreambooth-lora"], "precision": "fp16"}}
+    experiment = made(home, micro_photos, tmp_path, rows=("dreambooth-lora",), methods=half)
+    torch.nn.init.constant_(experiment.base.denoiser.conv_in.weight, torch.inf)
+    assert experiment.run()["dreambooth-lora"].diverged == ("person-0", "person-1", "person-2")
+
+
 def test_of_people_side_by_side_only_the_diverged_one_is_null(
     home: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,4 +65,4 @@ def test_what_cannot_be_made_is_one_line(
     home: Path, micro_photos: Path, tmp_path: Path, fields: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        made(home, micro_photos, tmp_path, **fields).run()
+        made(home, micro_photos, tmp_path, **fields)  # before any row is made

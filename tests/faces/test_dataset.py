@@ -47,6 +47,21 @@ def test_every_extension(tmp_path: Path, suffix: str) -> None:
     assert list(read_faces(tmp_path)) == ["a"]
 
 
+def test_a_phones_photo_is_passed_over_only_where_its_conversion_lies_beside_it(tmp_path: Path) -> None:
+    touch(tmp_path, "a.HEIC", "a.jpg", "b.heic", "c.avif")
+    found = {name: [photo.path.name for photo in photos] for name, photos in read_faces(tmp_path).items()}
+    assert found == {"a": ["a.jpg"], "b": ["b.heic"], "c": ["c.avif"]}
+
+
+def test_a_persons_name_can_be_written_down(tmp_path: Path) -> None:
+    try:
+        touch(tmp_path, os.fsdecode(b"Ren\xe9/1.png"))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    assert list(read_faces(tmp_path)) == ["Ren\\udce9"]
+    assert read_person([tmp_path / os.fsdecode(b"Ren\xe9")])[0].identity == "Ren\\udce9"
+
+
 def test_captions(tmp_path: Path) -> None:
     touch(tmp_path, "ana/1.jpg", "ana/2.jpg", "ana/3.jpg", "ana/4.jpg", "ana/5.jpg")
     (tmp_path / "ana" / "1.txt").write_text("  a [V] face,\n smiling \n", encoding="utf-8")

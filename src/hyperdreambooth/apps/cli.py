@@ -38,11 +38,13 @@ def explain(error: Any) -> tuple[str, int] | None:
         command = context.command_path if context else "hdb"
         return f"error: {' '.join(error.format_message().split())} See: {command} --help", 2
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; run the same command again to continue", 130
+        return "interrupted; run the same command again, it goes on from what is kept", 130
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
         return "error: the disk is full; free some space and run the same command again", 1
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return f"error: {' '.join(str(error).split())}", 1
+    if any(kind.__module__.startswith("httpx") for kind in type(error).__mro__[:-1]):
+        return f"error: the network: {' '.join(str(error).split()) or type(error).__name__}; try again", 1
     if type(error).__name__ == "OutOfMemoryError":
         return "error: the device has too little memory; take a smaller batch, or --device cpu", 1
     return _bad_input(error)

@@ -119,7 +119,7 @@ def _told(needs: Mapping[str, int], place: str, room: int | None) -> str:
     parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
     parts += "" if needs["encoder"] else "; without the image encoder, whose config is not at hand"
     if room is None:
-        return f"{_gib(total)} GiB on {place}, which is not on this machine ({parts})"
+        return f"{_gib(total)} GiB on {place}, where nobody knows what is free ({parts})"
     verdict = "fits" if total <= room else "does not fit"
     return f"{_gib(total)} of {_gib(room)} GiB on {place}, {verdict} ({parts})"
 
@@ -148,8 +148,8 @@ def _room(device: str) -> tuple[str, int | None]:
     return place.type, torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _available()
 
 
-def _available() -> int:
-    """Bytes of the machine's own memory that are free."""
+def _available() -> int | None:
+    """Bytes of the machine's own memory that are free; None where this system does not tell (Windows)."""
     told = Path("/proc/meminfo")
     if told.is_file():
         return next(
@@ -157,7 +157,7 @@ def _available() -> int:
             for line in told.read_text().splitlines()
             if line.startswith("MemAvailable")
         )
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 def _base(place: str) -> bool:

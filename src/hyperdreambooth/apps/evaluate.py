@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperdreambooth.apps.options import BaseName, Device, DryRun, HypernetName, Resolved, Sets, resolve
-from hyperdreambooth.apps.report import Report
+from hyperdreambooth.apps.report import Report, check_report
 
 if TYPE_CHECKING:
     from hyperdreambooth.base.load import Base
@@ -74,6 +74,7 @@ def evaluate(
     if dry_run:
         return settings.show()
     check_writable(out)
+    check_report(out, "evaluate")
     if photos is not None:
         check_apart(out, photos)
     report = Report("evaluate", settings.plain())
@@ -129,7 +130,8 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
     from hyperdreambooth.files import InputError
 
     found = read_faces(folder)
-    if alone and identity is None and not any(path.is_dir() for path in folder.iterdir()):
+    flat = all(photo.path.parent == folder for photos in found.values() for photo in photos)
+    if alone and identity is None and flat:
         person = read_person([folder])
         return {person[0].identity: person}
     names = f"{', '.join(list(found)[:5])}{', …' if len(found) > 5 else ''}"

@@ -22,7 +22,7 @@ from hyperdreambooth.apps.options import (
     must_exist,
     resolve,
 )
-from hyperdreambooth.apps.report import Report
+from hyperdreambooth.apps.report import Report, check_report
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
@@ -93,10 +93,12 @@ def export(
         return settings.show()
     must_exist(source)
     from hyperdreambooth.apps import job
-    from hyperdreambooth.files import check_writable
+    from hyperdreambooth.files import InputError, check_writable
 
     check_writable(out)
-    _check_out(out)
+    check_report(out, "export")
+    if (out / "merged").exists() and not (out / "report.json").is_file():
+        raise InputError(f"out {out}: holds a pipeline that no export has made; pass another --out")
     report = Report("export", settings.plain())
     with report.stage("load"):
         frozen = job.load(settings.place)
@@ -176,14 +178,3 @@ def merge(
     facts = {"weights": [own for _, own in worn], "rank": merged.rank, "relative_error": error}
     report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **facts)
     typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")
-
-
-def _check_out(out: Path) -> None:
-    """Refuses a folder whose files another command made, and a pipeline that no export has made there."""
-    from hyperdreambooth.files import InputError, read_json
-
-    report = out / "report.json"
-    told = read_json(report) if report.is_file() else {}
-    maker = told.get("command") if isinstance(told, dict) else "another program"
-    if maker not in (None, "export") or (maker is None and (out / "merged").exists()):
-        raise InputError(f"out {out}: holds what {maker or 'no export'} has made; pass another --out")

@@ -36,7 +36,7 @@ from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
-from hyperdreambooth.hypernet.predictor import load_facts
+from hyperdreambooth.hypernet.predictor import hypernet_folder, load_facts
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
@@ -154,10 +154,11 @@ def _eye(config: FinetuneConfig | HypernetConfig, hypernet: Path | None, offline
     if hypernet is None:
         return 0
     load_facts(hypernet)  # refuses what is no hypernetwork
-    told = read_json(hypernet / "config.json")
+    folder = hypernet_folder(hypernet)
+    told = read_json(folder / "config.json")
     source = told["encoder"]["source"]
     network = _network(Layout.from_json(told["layout"]), Shape(**told["network"]), told["learn_basis"])
-    copied = str(hypernet / "encoder") if source == "encoder" else source
+    copied = str(folder / "encoder") if source == "encoder" else source
     return _nbytes(network) + _encoder(copied, offline)
 
 

@@ -229,8 +229,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preset(file: Path | None) -> Path | None:
-    """`--config paper` names the packaged preset, unless such a file is there."""
-    if file is None or file.exists():
+    """`--config paper` names the packaged preset, unless such a file is there (a folder may: a run's own)."""
+    if file is None or file.is_file():
         return file
     packaged = PRESETS / f"{file}.toml"
     return packaged if len(file.parts) == 1 and packaged.is_file() else file

@@ -49,8 +49,8 @@ def prepare(
     settings = resolve("prepare", PrepareConfig, config, sets, **flags).own
     if dry_run:
         return show(settings.model_dump(mode="json"))
+    from hyperdreambooth.faces.dataset import printable
     from hyperdreambooth.faces.prepare import prepare_folder
-    from hyperdreambooth.faces.sources import printable
 
     report = Report("prepare", settings.model_dump(mode="json"))
     with report.stage("prepare"):

@@ -9,6 +9,21 @@ from pathlib import Path
 from typing import Any
 
 
+def check_report(out: Path, command: str) -> None:
+    """Refuses a folder with the report of another command, which would be lost.
+
+    Raises:
+        InputError: naming the other one.
+    """
+    from hyperdreambooth.files import InputError, read_json
+
+    file = out / "report.json"
+    told = read_json(file) if file.is_file() else {"command": command}
+    maker = told.get("command") if isinstance(told, dict) else None
+    if maker != command:
+        raise InputError(f"out {out}: holds what {maker or 'another program'} has made; pass another --out")
+
+
 class Report:
     """Collects the seconds of stages and writes the report beside the result.
 

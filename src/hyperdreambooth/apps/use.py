@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,10 @@ from hyperdreambooth.apps.options import (
     must_exist,
     resolve,
 )
-from hyperdreambooth.apps.report import Report
+from hyperdreambooth.apps.report import Report, check_report
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def predict(
@@ -123,15 +126,19 @@ def generate(
     from hyperdreambooth.progress import Progress
 
     check_writable(out)
+    check_report(out, "generate")
     own = settings.own
+    names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
     with report.stage("load"):
         frozen = job.load(settings.place)
         worn = job.open_weighted(adapter or [], weight or [], frozen, hypernet)
-    with report.stage("generate"), Progress("generate", len(prompt) * own.images) as bar:
-        pictures = run(frozen, prompt, worn, progress=bar, **own.model_dump())
-    names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
-    for name, picture in zip(names, pictures, strict=True):
-        with whole_file(out / name) as part:
-            picture.save(part, format="PNG")
+    with report.stage("generate"), Progress("generate", len(names)) as bar:
+
+        def keep(at: int, picture: Image) -> None:
+            with whole_file(out / names[at]) as part:
+                picture.save(part, format="PNG")
+            bar.update(1)
+
+        run(frozen, prompt, worn, drawn=keep, **own.model_dump())
     report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
     typer.echo(f"{out}: {len(names)} picture{'s'[: len(names) != 1]}")

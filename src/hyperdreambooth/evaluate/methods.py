@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -81,8 +82,12 @@ class Makers:
         """All of a method's settings, defaults included: part of what names its results.
 
         Raises:
-            InputError: an unknown setting or a bad value.
+            InputError: an unknown setting or a bad value, or the row's hypernetwork or adapter is missing.
         """
+        if method.kind == "prediction":
+            self.source(method)
+        if method.kind == "file" and self.adapter is None:
+            raise InputError("rows: 'adapter' needs --adapter FILE")
         if method.kind == "finetune":
             chosen = load_config(FinetuneConfig, **method.settings)
             return chosen.over(self.predictor(method).facts.finetune)
@@ -164,7 +169,12 @@ def _tensors(person: Person | None) -> list[Tensor]:
 
 
 def diverged(person: Person | None) -> bool:
-    """Whether a training ended in NaN or infinity: that can neither be kept nor drawn."""
+    """Whether a training ended in NaN or infinity, or its loss did: then nothing can be said of it.
+
+    A scaler of float16 passes over such steps, and leaves finite what no step has changed.
+    """
+    if person is not None and not math.isfinite(float(person.metadata.get("loss", 0.0))):
+        return True
     return not all(bool(tensor.isfinite().all()) for tensor in _tensors(person))
 
 
@@ -173,8 +183,6 @@ def _nothing(makers: Makers, method: Method, people: Sequence[Photos]) -> list[P
 
 
 def _brought(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:
-    if makers.adapter is None:
-        raise InputError("rows: 'adapter' needs --adapter FILE")
     return [makers.adapter] * len(people)
 
 

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
@@ -119,7 +120,7 @@ class Protocol:
         method, who = self.methods[name], list(self.people)
         cells = {person: self.cells(name, person) for person in who}
         costs: dict[str, Cost] = {}
-        size = 1 if method.settings.get("method") == "full" else self.config.together
+        size = 1 if self._alone(name) else self.config.together
         missing = sum(not cell.file.is_file() for some in cells.values() for cell in some)
         with Progress(name, missing) as bar:
             for at in range(0, len(who), size):
@@ -132,6 +133,17 @@ class Protocol:
         scores = {person: self._judged(cells[person]) for person in who}
         settings = self.settings[name]
         return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {}, lost)
+
+    def _alone(self, name: str) -> bool:
+        """Whether a row's people train one by one, as all of a base's weights do.
+
+        So does float16, whose scaler passes over everybody's step where one person's gradient overflows.
+        """
+        settings = self.settings[name]
+        if settings is None:
+            return False
+        half = settings.precision == "fp16" or self.base.dtype == torch.float16
+        return half or self.methods[name].settings.get("method") == "full"
 
     def cells(self, name: str, person: str) -> list[Cell]:
         """The pictures of a row and person, whether they are there or not."""

@@ -13,6 +13,8 @@ from hyperdreambooth.files import InputError
 
 SHEET = "contact-sheet.png"  # what `prepare` shows of its work is nobody's photo
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+UNREAD = frozenset({".heic", ".heif", ".avif"})
+"""What phones write and nobody here reads: said when it is opened, unless a conversion lies beside it."""
 _KINDS = "png, jpg, webp, bmp, tiff or gif"
 
 
@@ -41,6 +43,11 @@ class Note:
     landmarks: Landmarks | None = None
 
 
+def printable(text: str) -> str:
+    """What is no UTF-8 in a file's name, escaped: Python has it as lone surrogates, which no report takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
     """Read a folder of many people.
 
@@ -64,14 +71,14 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
     people: dict[str, list[Path]] = {}
     for inner in _children(folder):
         if inner.is_dir() and (photos := _photos(inner)):
-            people[inner.name] = photos
+            people[printable(inner.name)] = photos
             notes |= _metadata(inner)
     if loose and people:
         raise InputError(
             f"{folder}: has photos beside people's folders; move {loose[0].name} into one of them"
         )
     for path in loose:
-        people.setdefault(path.stem, []).append(path)
+        people.setdefault(printable(path.stem), []).append(path)
     if not people:
         raise InputError(f"{folder}: no photo found; expected {folder.name}/PERSON/*.jpg ({_KINDS})")
     return {name: _label(paths, name, notes) for name, paths in sorted(people.items())}
@@ -108,7 +115,7 @@ def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
         for path in inside:
             found.setdefault(path.resolve(), path)
     first = photos[0].resolve()
-    return _label(found.values(), first.stem if first.is_file() else first.name, notes)
+    return _label(found.values(), printable(first.stem if first.is_file() else first.name), notes)
 
 
 def photo_hash(path: Path) -> str:
@@ -138,8 +145,11 @@ def _children(folder: Path) -> list[Path]:
 
 def _photos(folder: Path) -> list[Path]:
     """The photos right in a folder; never deeper, so a symlink that leads back is harmless."""
-    found = (path for path in _children(folder) if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return [path for path in found if path.name != SHEET]
+    files = [path for path in _children(folder) if path.name != SHEET and path.is_file()]
+    known = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    stems = {path.stem for path in known}
+    unread = [path for path in files if path.suffix.lower() in UNREAD and path.stem not in stems]
+    return sorted([*known, *unread], key=lambda path: path.name)
 
 
 def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tuple[Photo, ...]:

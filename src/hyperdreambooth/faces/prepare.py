@@ -26,13 +26,13 @@ from PIL import Image
 from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face
-from hyperdreambooth.faces.dataset import SHEET
+from hyperdreambooth.faces.dataset import SHEET, printable
 from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.journal import Journal, Record
-from hyperdreambooth.faces.sources import HUB, Item, printable, read_items
+from hyperdreambooth.faces.sources import HUB, Item, read_items
 from hyperdreambooth.files import InputError, check_apart, whole_file
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import Run, check_run
+from hyperdreambooth.runs import Run, check_run, inputs_of
 from hyperdreambooth.workers import pool, processes
 
 THUMB = 160  # pixels of a dropped photo in the contact sheet
@@ -77,9 +77,11 @@ def prepare_folder(
     config, source = config or PrepareConfig(), str(source)
     _check_out(source, out)
     journal, records = Journal(out / ".journal"), list[Record]()
-    if not journal.known:  # a run that came to nothing binds nobody to its source
-        (out / "config.json").unlink(missing_ok=True)
-    Run(out, config, inputs={"source": printable(source)})
+    # a run of ours that came to nothing binds nobody to its source
+    if not journal.known and (inputs_of(out) or {}).keys() == {"source"}:
+        (out / "config.json").unlink()
+    # by the path as it is spelled, so that source and crops may be moved together; not by a slash at its end
+    Run(out, config, inputs={"source": printable(source if source.startswith(HUB) else str(Path(source)))})
     items = read_items(source, config)
     jobs = _jobs(items, journal.known, out, config, detect)
     with closing(journal), Progress("prepare", len(items) if isinstance(items, list) else None) as bar:

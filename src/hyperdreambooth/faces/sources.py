@@ -25,6 +25,7 @@ from hyperdreambooth.faces.dataset import (
     Photo,
     note_of,
     photo_hash,
+    printable,
     read_faces,
     read_person,
 )
@@ -299,11 +300,6 @@ def _item(identity: Any, photo: str, origin: str, content: Path | bytes, note: N
 
 def _refused(name: str, origin: str, reason: str) -> Item:
     return Item(printable(name), printable(origin), b"", None, refused=reason)
-
-
-def printable(text: str) -> str:
-    """What is no UTF-8 in a file's name, escaped: Python has it as lone surrogates, which no report takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def safe_name(text: str) -> str:

@@ -160,7 +160,7 @@ def train(
     tail = losses[-max(1, len(losses) // 10) :]
     return Outcome(
         torch.stack(tail).mean(0).tolist() if tail else None,
-        watch.at.tolist() if watch else [config.last] * len(people),
+        watch.at.tolist() if watch else [first + len(losses)] * len(people),
         watch.reasons() if watch else [""] * len(people),
     )
 

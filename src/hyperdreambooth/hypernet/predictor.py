@@ -228,7 +228,7 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
     Raises:
         InputError: nothing there, half-written, damaged, of a newer format, or its encoder cannot be had.
     """
-    folder = _folder(source)
+    folder = hypernet_folder(source)
     config, facts = _config(folder), load_facts(folder)
     tensors, _ = load_tensors(folder / "model.safetensors")
     if _fingerprint(folder / "model.safetensors") != config.get("weights"):
@@ -255,7 +255,7 @@ def load_facts(source: str | Path) -> Facts:
     Raises:
         InputError: nothing there, damaged, or of a newer format.
     """
-    folder = _folder(source)
+    folder = hypernet_folder(source)
     try:
         return Facts(**_config(folder)["facts"])
     except (KeyError, TypeError) as error:
@@ -275,7 +275,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _folder(source: str | Path) -> Path:
+def hypernet_folder(source: str | Path) -> Path:
     """The folder itself, or the hub's copy of it."""
     folder = Path(source)
     if folder.is_dir():
