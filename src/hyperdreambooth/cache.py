@@ -81,6 +81,8 @@ def _keep(
     made = {key: torch.cat([rows[key].detach().cpu() for _, rows in waiting]) for key in waiting[0][1]}
     waiting.clear()
     _save(folder, chosen, made)
+    written = _open(_shard(folder, chosen))  # mapped: what is made is not held in memory until all is
+    made = written[1] if written is not None and written[0] == chosen else made
     return {name: {key: rows[at] for key, rows in made.items()} for at, name in enumerate(chosen)}
 
 

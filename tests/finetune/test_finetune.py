@@ -299,6 +299,12 @@ def test_a_loss_that_is_no_number_ends_the_training(
     assert len((tmp_path / "long" / "log.jsonl").read_text().splitlines()) == PATIENCE
 
 
+def test_float16_trains_one_at_a_time(micro_base: Base, person: tuple[Photo, ...]) -> None:
+    config = DreamboothConfig(method="lora", steps=1, rank=1, precision="fp16")
+    with pytest.raises(InputError, match="float16 trains one person at a time"):
+        dreambooth_many(micro_base, [person, person], None, config)
+
+
 def test_layers_beyond_the_bases_own_sites_are_trained_and_convolutions_refused(
     micro_dir: Path, micro_base: Base, person: tuple[Photo, ...]
 ) -> None:

@@ -76,7 +76,7 @@ def test_learns_who_is_who(
 
     def train(job: module.Job, state: module.State, worn: object, *rest: object) -> None:
         real(job, state, worn, *rest)  # type: ignore[arg-type]
-        arguments: Any = (job.base, job.faces, job.trained, state.ema, worn, job.config)
+        arguments: Any = (job.base, job.faces, job.trained, state.ema, worn, job.config, job.config.batch)
         figures.append(tell_apart(*arguments))
 
     monkeypatch.setattr(module, "train", train)

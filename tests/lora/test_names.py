@@ -9,6 +9,7 @@ path; the same text encoder names. A module has `.lora_down.weight`, `.lora_up.w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,38 @@ def test_every_key_is_known_to_the_loaders_and_every_site_is_covered(base: str, 
     comfy = unet(DIFFUSERS[base]) | unet(ORIGINAL[base]) | text(ENCODERS[base])
     assert keys == {f"{module}.{half}" for module in kohya for half in HALVES}
     assert {key.partition(".")[0] for key in keys} <= comfy
+
+
+@pytest.mark.parametrize("left_out", [r"attentions\.2", r"up_blocks\.1|down_blocks", r"(up|mid)_block"])
+def test_a_choice_of_sites_is_named_as_all_are(left_out: str) -> None:
+    """Which layer of the original model a block is follows from the base, not from what else is adapted."""
+    sites = full("SDXL")
+    whole, some = kohya_slots(sites), kohya_slots([s for s in sites if not re.search(left_out, s.name)])
+    assert some == {site: slot for site, slot in whole.items() if site in some}
+
+
+def test_a_choice_of_fluxs_sites_is_flux() -> None:
+    sites = [Site("transformer.transformer_blocks.0.ff.net.0.proj", 3072, 12288)]
+    assert kohya_slots(sites)[sites[0].name].module == "lora_unet_double_blocks_0_img_mlp_0"
+
+
+def test_a_text_encoders_projection_lies_outside_its_model(tmp_path: Path) -> None:
+    """In transformers, old and new: `CLIPTextModelWithProjection.text_projection`, beside `text_model`."""
+    projection = Site("text_encoder_2.text_projection", 8, 6)
+    for form, name in (
+        ("diffusers", "text_encoder_2.text_projection.lora_A.weight"),
+        ("kohya", "lora_te2_text_projection.lora_down.weight"),
+    ):
+        file = tmp_path / f"{form}.safetensors"
+        write_lora(file, zeros((projection,)), form, Facts("sks", "SDXL", 512, "Ana"))  # type: ignore[arg-type]
+        assert name in load_file(file)
+
+
+def test_a_rank_that_bfloat16_cannot_count_to_is_written(tmp_path: Path) -> None:
+    site = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = {site: (torch.ones(1, 387, 320), torch.ones(1, 320, 387))}
+    write_lora(tmp_path / "a.safetensors", factors, "kohya", Facts("sks", "b", 512, "Ana"), torch.bfloat16)
+    assert [t.item() for k, t in load_file(tmp_path / "a.safetensors").items() if "alpha" in k] == [387.0]
 
 
 @pytest.mark.parametrize("base", pipelines.FULL)

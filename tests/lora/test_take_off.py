@@ -116,6 +116,14 @@ def test_taking_one_of_two_fused_adapters_off(micro_base: Base) -> None:
     same_state(state(micro_base), before)
 
 
+def test_unfusing_follows_the_base_to_another_number_format(micro_base: Base) -> None:
+    wear(micro_base.components, random_factors(micro_base, 1, 2))
+    micro_base.pipe.fuse_lora()
+    micro_base.pipe.to(torch.bfloat16)
+    micro_base.pipe.unfuse_lora()
+    assert {p.dtype for p in micro_base.components["unet"].parameters()} == {torch.bfloat16}
+
+
 def test_what_the_user_deleted_is_not_missed(micro_base: Base) -> None:
     before = state(micro_base)
     with wear(micro_base.components, random_factors(micro_base, 1, 2)):

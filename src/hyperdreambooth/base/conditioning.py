@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.cache import cached_rows
 
@@ -74,7 +75,8 @@ class Conditioner:
         base, kind = self._base, self._base.device.type
         parts = sorted(name for name, part in base.pipe.components.items() if part is not None)
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.dtype
-        facts = repr((base.fingerprint, parts, base.dtype, precision))
+        texts = {name: base.pipe.components[name] for name in parts if name.startswith("text_encoder")}
+        facts = repr((base.fingerprint, weights_fingerprint(texts), parts, base.dtype, precision))
         folder = self._cache / f"conditioning-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens.cpu()]
         return cached_rows(names, self._encoded, folder, _TOGETHER, "encode captions")

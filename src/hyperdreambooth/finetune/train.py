@@ -121,12 +121,17 @@ def train(
         run: a run folder for the log and checkpoints; None for a short finetune.
         title: of the progress bar.
         judged: of each, the shots whose loss on fixed noise tells when to stop; none for a fixed number.
+
+    Raises:
+        InputError: several people in float16.
     """
     leaves, losses = list(trainable.leaves.values()), list[Tensor]()
     # fused: one pass over memory instead of ten; over a whole base's weights a quarter of the time
     optimizer = torch.optim.Adam(leaves, lr=config.lr, fused=True)
     # gradients through float16 weights are as small as those of float16 autocast
     half = config.precision == "fp16" or base.dtype == torch.float16
+    if half and trainable.people > 1:  # who overflows would stop everybody's steps, unseen
+        raise InputError("precision: float16 trains one person at a time; take bf16, or one by one")
     scaler = GradScaler(base.device.type, enabled=half)
     captions = [c for groups in [*people, *judged] for shots in groups for c in shots.captions]
     encode = Conditioner(base, captions, bool(trainable.parts & set(base.family.TEXT_ENCODERS)))

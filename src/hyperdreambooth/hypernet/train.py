@@ -246,7 +246,8 @@ def _judge_and_save(
     figures: dict[str, float] = {}
     if judge and job.held:
         with job.accelerator.autocast():
-            figures = tell_apart(job.base, job.faces, job.held, state.ema, worn, job.config)
+            own = (job.base, job.faces, job.held, state.ema, worn, job.config)
+            figures = tell_apart(*own, together=len(_places(job, 0)))
         job.run.log(done, kind="validation", **figures)
         if sample is not None:
             worn.set(_nobody(state.ema))

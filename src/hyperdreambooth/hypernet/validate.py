@@ -40,9 +40,12 @@ def slots(faces: Faces, held: Sequence[int], config: HypernetConfig, number: int
 
 @torch.no_grad()
 def tell_apart(
-    base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, worn: Worn, config: HypernetConfig
+    base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, worn: Worn, config: HypernetConfig,
+    together: int,
 ) -> dict[str, float]:  # fmt: skip
     """Denoising losses of held-out people wearing their own prediction, nobody's (the mean), and another's.
+
+    `together` of them share a forward: no more than in a step of the training.
 
     Returns:
         `own`, `mean`, `shuffled`; `apart` = shuffled − own, above 0 once predictions say who it is; `spread`
@@ -55,7 +58,9 @@ def tell_apart(
         numbers = network(collect(base, faces, chosen).features)
         kinds = {"own": numbers, "mean": network.mean.expand_as(numbers), "shuffled": numbers.roll(1, 0)}
         for kind, worn_numbers in kinds.items():
-            totals[kind].append(_losses(base, faces, chosen, network, worn, worn_numbers, config).mean())
+            totals[kind].append(
+                _losses(base, faces, chosen, network, worn, worn_numbers, config, together).mean()
+            )
         totals["spread"].append(((numbers - numbers.mean(0)) / network.spread).square().mean().sqrt())
     figures = {name: float(torch.stack(values).mean()) for name, values in totals.items() if values}
     return {**figures, "apart": figures["shuffled"] - figures["own"]} if figures else {}
@@ -63,12 +68,12 @@ def tell_apart(
 
 def _losses(
     base: Base, faces: Faces, chosen: Sequence[Slot], network: HyperNetwork, worn: Worn, numbers: Tensor,
-    config: HypernetConfig,
+    config: HypernetConfig, together: int,
 ) -> Tensor:  # fmt: skip
-    """Losses `(n,)` of the slots wearing these numbers `(n, P)`, no more of them at once than in training."""
+    """Losses `(n,)` of the slots wearing these numbers `(n, P)`."""
     parts: list[Tensor] = []
-    for first in range(0, len(chosen), config.batch):
-        some = slice(first, first + config.batch)
+    for first in range(0, len(chosen), together):
+        some = slice(first, first + together)
         worn.set(factors(network.layout, network.basis(), numbers[some]), images=config.photos)
         parts.append(person_losses(base, collect(base, faces, chosen[some]), config.weighting))
     return torch.cat(parts)

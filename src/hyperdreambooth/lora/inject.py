@@ -111,7 +111,7 @@ class SiteWear:
         """The weight `(o, i)` as it was before the fuse, bit for bit."""
         del module, active_adapter
         before, self._unfused = self._unfused, None
-        return orig_weight if before is None else before
+        return orig_weight if before is None else before.to(orig_weight.device, orig_weight.dtype)
 
     def supports_lora_conversion(self) -> bool:
         """PEFT asks: this is a plain LoRA."""

@@ -64,7 +64,10 @@ class Slot:
 
 
 def family_of(sites: Iterable[Site]) -> Family:
-    """Tells the family from names and widths: SD 1.x conditions on 768 numbers a token, SD 2.x on 1024."""
+    """Tells the family from names and widths: SD 1.x conditions on 768 numbers a token, SD 2.x on 1024.
+
+    Flux is 3072 wide, and four times that within its MLPs; no SD3 is.
+    """
     names = {site.name for site in sites}
     widths = {
         site.in_features
@@ -74,7 +77,8 @@ def family_of(sites: Iterable[Site]) -> Family:
     parts = {site.component for site in sites}
     if "transformer" in parts:
         single = any(name.startswith("transformer.single_transformer_blocks.") for name in names)
-        return FLUX if single or 3072 in widths else SD3
+        wide = any(site.in_features in (3072, 12288) for site in sites if site.component == "transformer")
+        return FLUX if single or wide else SD3
     if "text_encoder_2" in parts or 2048 in widths or any(".transformer_blocks.1." in name for name in names):
         return SDXL
     return SD2 if 1024 in widths else SD1
@@ -147,7 +151,12 @@ def _stretch(module: str, letter: str, site: Site) -> Slot:
 
 
 def _per_block(sites: Iterable[Site]) -> int:
-    """Layers a block of the U-Net: its way up has one more than its way down."""
+    """Layers a block of the U-Net: two in all that are published, whichever of them the sites are of.
+
+    A smaller one's sites tell: the way up has one more than the way down.
+    """
+    if any(site.component == "unet" and site.out_features >= 320 for site in sites):
+        return 2
     found = (re.match(r"unet\.up_blocks\.\d+\.attentions\.(\d+)\.", site.name) for site in sites)
     return max((int(match[1]) for match in found if match), default=2)
 
@@ -168,7 +177,7 @@ def kohya_slots(sites: Sequence[Site]) -> dict[str, Slot]:
     for site in sites:
         inner = site.name.partition(".")[2]
         if prefix := family.text.get(site.component):
-            slot = Slot(f"{prefix}text_model_{inner}", 0, site.out_features)
+            slot = Slot(prefix + _clip(inner), 0, site.out_features)
         elif site.component == "unet" and family in (SD1, SD2):
             slot = Slot(f"lora_unet_{inner}", 0, site.out_features)
         elif slot := _original(site, family, per_block):
@@ -188,7 +197,12 @@ def is_convolution(site: Site, family: Family) -> bool:
 def diffusers_module(site: Site, family: Family) -> str:
     """The name old and new transformers both read: `text_model.` is always there in CLIP text encoders."""
     inner = site.name.partition(".")[2]
-    return f"{site.component}.text_model.{inner}" if site.component in family.text else site.name
+    return f"{site.component}.{_clip(inner)}" if site.component in family.text else site.name
+
+
+def _clip(inner: str) -> str:
+    """A layer of a CLIP text encoder as old and new transformers read it; the projection lies outside."""
+    return f"text_model.{inner}" if inner.startswith("encoder.") else inner
 
 
 def lookup(sites: Sequence[Site]) -> dict[str, list[tuple[Site, Slot]]]:

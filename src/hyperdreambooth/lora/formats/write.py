@@ -130,7 +130,7 @@ def _kohya_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
     for module, shares in members.items():
         down, up = _fused(sorted(shares, key=lambda share: share[0].start))
         tensors |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
-        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)), dtype=down.dtype)
+        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # bfloat16 counts to 256
     return tensors
 
 
