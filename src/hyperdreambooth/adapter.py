@@ -36,11 +36,11 @@ class Adapter:
         metadata: header of the file it came from.
     """
 
-    factors: Factors
+    factors: Factors = field(repr=False)  # thousands of lines
     trigger: str
     base_fingerprint: str
     base_source: str
-    lidb: Lidb | None = None
+    lidb: Lidb | None = field(default=None, repr=False)
     metadata: dict[str, str] = field(default_factory=dict[str, str])
 
     @property

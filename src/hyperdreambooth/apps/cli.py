@@ -36,7 +36,7 @@ def explain(error: Any) -> tuple[str, int] | None:
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hdb"
-        return f"error: {' '.join(error.format_message().split())} See: {command} --help", 2
+        return f"error: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again, it goes on from what is kept", 130
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):

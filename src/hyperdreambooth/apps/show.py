@@ -27,7 +27,7 @@ Scores: TypeAlias = dict[str, dict[str, float | None]]
 
 
 _WHY_NOT = {
-    "identity": "not judged: no other photo of this person to compare with",
+    "identity": "not judged, for want of another photo; hdb evaluate --adapter takes a folder of them",
     "prompt": "not judged: no prompt asks for what the judge knows",
     "no judges": "not judged: this base brings no scorers",
 }
