@@ -175,7 +175,7 @@ def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32
     """Writes the base with the adapter folded in, a folder that is a base of its own."""
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            part.to(getattr(torch, dtype))
+            torch.nn.Module.to(part, getattr(torch, dtype))  # diffusers' own warns of nothing
     about = {"trigger": adapter.trigger or base.trigger, "class_word": base.class_word}
     save_merged(out / "merged", base.pipe, base.components, adapter.factors, about)
     return {"merged": "merged"}
