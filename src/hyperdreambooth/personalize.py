@@ -21,7 +21,7 @@ from hyperdreambooth.files import InputError, check_writable, read_json, whole_f
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
-from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hypernet
+from hyperdreambooth.hypernet.predictor import Predictor, hypernet_folder, load_facts, load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import environment
@@ -85,7 +85,8 @@ class Personalizer:
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
-        facts = load_facts(hypernet or EMBEDDED_HYPERNET)
+        folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET)
+        facts = load_facts(folder)
         for word in ("trigger", "class_word"):
             own, asked = getattr(facts, word), loading.get(word)
             if asked not in (None, own):
@@ -93,7 +94,7 @@ class Personalizer:
                     f"{word}: the hypernetwork was trained with {own!r}, got {asked!r}; leave it out"
                 )
         loaded = load_base(base, device, dtype, **loading)
-        person = cls(loaded, load_hypernet(hypernet or EMBEDDED_HYPERNET, loaded.device))
+        person = cls(loaded, load_hypernet(folder, loaded.device))
         person.seconds["load"] = time.perf_counter() - began
         return person
 

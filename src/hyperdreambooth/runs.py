@@ -116,7 +116,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key} was {json.dumps(old)}, now {json.dumps(new)}"]
 
 
-def inputs_of(folder: Path) -> Mapping[str, str] | None:
+def recorded_inputs(folder: Path) -> Mapping[str, str] | None:
     """What the run of a folder was fed; None where no run has been: models have a config.json, too."""
     file = folder / "config.json"
     told = read_json(file) if file.is_file() else None
@@ -130,7 +130,7 @@ def check_run(folder: Path) -> None:
         InputError: naming it, also where nothing can be written.
     """
     others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
-    if others and inputs_of(folder) is None:
+    if others and recorded_inputs(folder) is None:
         raise InputError(
             f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
         )

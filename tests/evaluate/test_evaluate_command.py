@@ -67,7 +67,7 @@ def test_a_newcomer_judges_an_adapter_of_their_own(home: Path, micro_photos: Pat
     expected = whose.run()["prediction"].scores["person-2"]["identity"]
     ours = told["people"]["adapter"]["identity"]["person-2"]
     assert ours == pytest.approx(float(np.mean([v for v in expected if v is not None])), abs=2e-3)
-    (micro_photos / "person-2" / ".thumbnails").mkdir()
+    (micro_photos / "person-2" / ".thumbnails").mkdir(exist_ok=True)
     flat = hdb("evaluate", micro_photos / "person-2", "--out", tmp_path / "flat", *words, *on)
     assert "adapter" in flat
     assert "--identity" in hdb("evaluate", micro_photos, "--out", tmp_path / "no", *words, *on, code=2)

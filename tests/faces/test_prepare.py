@@ -23,7 +23,7 @@ from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face
 from hyperdreambooth.faces.dataset import read_faces, read_person
-from hyperdreambooth.faces.journal import Journal, Record
+from hyperdreambooth.faces.journal import Record
 from hyperdreambooth.faces.prepare import prepare_folder
 from hyperdreambooth.faces.sources import Item
 from hyperdreambooth.files import InputError
@@ -343,14 +343,3 @@ def test_two_runs_at_once_write_the_same(tmp_path: Path) -> None:
     assert [process.exitcode for process in runs] == [0, 0]
     assert state(tmp_path / "out") == state(tmp_path / "alone") and run(source, tmp_path / "out") == records
     assert not list((tmp_path / "out").rglob(".*.tmp.*"))
-
-
-def test_a_journal_line_says_all(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    made = Record("ana/1", "x.jpg", "ab", caption="ü", landmarks=portrait.LANDMARKS)
-    for record in (made, Record("b", "y.jpg", "cd", "blurred", thumb="AAAA"), Record("b", "y.jpg", "ef")):
-        journal.add(record)
-    journal.close()
-    again = Journal(tmp_path)
-    assert again.known == {"ana/1": made, "b": Record("b", "y.jpg", "ef")}
-    assert again.ever_kept == {"ana/1", "b"}

@@ -23,7 +23,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.headers import Facts
 from hyperdreambooth.lora.formats.names import kohya_slots
 from hyperdreambooth.lora.formats.read import read_lora
-from hyperdreambooth.lora.formats.write import write_lora
+from hyperdreambooth.lora.formats.write import Form, write_lora
 from hyperdreambooth.lora.inject import wear, wearable
 from hyperdreambooth.shapes import Factors, Site
 
@@ -103,12 +103,13 @@ def test_a_choice_of_fluxs_sites_is_flux() -> None:
 def test_a_text_encoders_projection_lies_outside_its_model(tmp_path: Path) -> None:
     """In transformers, old and new: `CLIPTextModelWithProjection.text_projection`, beside `text_model`."""
     projection = Site("text_encoder_2.text_projection", 8, 6)
-    for form, name in (
-        ("diffusers", "text_encoder_2.text_projection.lora_A.weight"),
-        ("kohya", "lora_te2_text_projection.lora_down.weight"),
-    ):
+    names: dict[Form, str] = {
+        "diffusers": "text_encoder_2.text_projection.lora_A.weight",
+        "kohya": "lora_te2_text_projection.lora_down.weight",
+    }
+    for form, name in names.items():
         file = tmp_path / f"{form}.safetensors"
-        write_lora(file, zeros((projection,)), form, Facts("sks", "SDXL", 512, "Ana"))  # type: ignore[arg-type]
+        write_lora(file, zeros((projection,)), form, Facts("sks", "SDXL", 512, "Ana"))
         assert name in load_file(file)
 
 

@@ -74,8 +74,8 @@ def _package(name: str) -> bool:
 
 def _devices() -> None:
     """Processors and accelerators, with their memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    _line("cpu", f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB memory")
+    memory = _installed()
+    _line("cpu", f"{os.cpu_count()} cores" + (f", {memory / 2**30:.0f} GiB memory" if memory else ""))
     _line("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
     if find_spec("torch") is None:
         return
@@ -149,7 +149,7 @@ def _room(device: str) -> tuple[str, int | None]:
 
 
 def _available() -> int | None:
-    """Bytes of the machine's own memory that are free; None where this system does not tell (Windows)."""
+    """Bytes of the machine's own memory that are free, or all there are; None where nobody tells."""
     told = Path("/proc/meminfo")
     if told.is_file():
         return next(
@@ -157,6 +157,11 @@ def _available() -> int | None:
             for line in told.read_text().splitlines()
             if line.startswith("MemAvailable")
         )
+    return _installed()
+
+
+def _installed() -> int | None:
+    """Bytes of memory the machine has; None where the system does not tell (Windows)."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 

@@ -153,8 +153,8 @@ def _eye(config: FinetuneConfig | HypernetConfig, hypernet: Path | None, offline
         return _encoder(config.encoder, offline)
     if hypernet is None:
         return 0
-    load_facts(hypernet)  # refuses what is no hypernetwork
     folder = hypernet_folder(hypernet)
+    load_facts(folder)  # refuses what is no hypernetwork
     told = read_json(folder / "config.json")
     source = told["encoder"]["source"]
     network = _network(Layout.from_json(told["layout"]), Shape(**told["network"]), told["learn_basis"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -173,7 +172,7 @@ def diverged(person: Person | None) -> bool:
 
     A scaler of float16 passes over such steps, and leaves finite what no step has changed.
     """
-    if person is not None and not math.isfinite(float(person.metadata.get("loss", 0.0))):
+    if person is not None and person.metadata.get("loss") in ("nan", "inf", "-inf"):
         return True
     return not all(bool(tensor.isfinite().all()) for tensor in _tensors(person))
 

@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
@@ -28,6 +27,7 @@ from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
 from hyperdreambooth.files import InputError, read_json, whole_file, write_json
 from hyperdreambooth.finetune.dreambooth import Person
+from hyperdreambooth.finetune.train import in_half
 from hyperdreambooth.finetune.trainable import together
 from hyperdreambooth.generate import generate
 from hyperdreambooth.progress import Progress
@@ -140,9 +140,7 @@ class Protocol:
         So does float16, whose scaler passes over everybody's step where one person's gradient overflows.
         """
         settings = self.settings[name]
-        if settings is None:
-            return False
-        half = settings.precision == "fp16" or self.base.dtype == torch.float16
+        half = settings is not None and in_half(self.base, settings)
         return half or self.methods[name].settings.get("method") == "full"
 
     def cells(self, name: str, person: str) -> list[Cell]:

@@ -145,11 +145,10 @@ def _children(folder: Path) -> list[Path]:
 
 def _photos(folder: Path) -> list[Path]:
     """The photos right in a folder; never deeper, so a symlink that leads back is harmless."""
-    files = [path for path in _children(folder) if path.name != SHEET and path.is_file()]
-    known = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    stems = {path.stem for path in known}
-    unread = [path for path in files if path.suffix.lower() in UNREAD and path.stem not in stems]
-    return sorted([*known, *unread], key=lambda path: path.name)
+    named = [path for path in _children(folder) if path.suffix.lower() in EXTENSIONS | UNREAD]
+    files = [path for path in named if path.name != SHEET and path.is_file()]
+    stems = {path.stem for path in files if path.suffix.lower() in EXTENSIONS}
+    return [path for path in files if path.suffix.lower() in EXTENSIONS or path.stem not in stems]
 
 
 def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tuple[Photo, ...]:

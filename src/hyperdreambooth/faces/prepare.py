@@ -32,7 +32,7 @@ from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.sources import HUB, Item, read_items
 from hyperdreambooth.files import InputError, check_apart, whole_file
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import Run, check_run, inputs_of
+from hyperdreambooth.runs import Run, check_run, recorded_inputs
 from hyperdreambooth.workers import pool, processes
 
 THUMB = 160  # pixels of a dropped photo in the contact sheet
@@ -78,7 +78,7 @@ def prepare_folder(
     _check_out(source, out)
     journal, records = Journal(out / ".journal"), list[Record]()
     # a run of ours that came to nothing binds nobody to its source
-    if not journal.known and (inputs_of(out) or {}).keys() == {"source"}:
+    if not journal.known and (recorded_inputs(out) or {}).keys() == {"source"}:
         (out / "config.json").unlink()
     # by the path as it is spelled, so that source and crops may be moved together; not by a slash at its end
     Run(out, config, inputs={"source": printable(source if source.startswith(HUB) else str(Path(source)))})

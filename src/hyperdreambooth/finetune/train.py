@@ -33,6 +33,11 @@ PATIENCE = 20
 """Steps without a number that end a training: float16's scaler passes over a few, not over so many."""
 
 
+def in_half(base: Base, config: TrainConfig) -> bool:
+    """Whether gradients are as small as float16 makes them, by its autocast or through such weights."""
+    return config.precision == "fp16" or base.dtype == torch.float16
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate at a step: constant, or half a cosine from `lr` to 0."""
     if config.schedule == "constant":
@@ -128,8 +133,7 @@ def train(
     leaves, losses = list(trainable.leaves.values()), list[Tensor]()
     # fused: one pass over memory instead of ten; over a whole base's weights a quarter of the time
     optimizer = torch.optim.Adam(leaves, lr=config.lr, fused=True)
-    # gradients through float16 weights are as small as those of float16 autocast
-    half = config.precision == "fp16" or base.dtype == torch.float16
+    half = in_half(base, config)
     if half and trainable.people > 1:  # who overflows would stop everybody's steps, unseen
         raise InputError("precision: float16 trains one person at a time; take bf16, or one by one")
     scaler = GradScaler(base.device.type, enabled=half)
