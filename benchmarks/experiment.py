@@ -90,7 +90,7 @@ def shipped() -> tuple[str, dict[str, Any] | None]:
     from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
     network = load_hypernet(EMBEDDED_HYPERNET)
-    return network.facts.base_fingerprint, network_facts(network)
+    return network.info.base_fingerprint, network_facts(network)
 
 
 def outdated(result: dict[str, Any]) -> bool:

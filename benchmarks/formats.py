@@ -24,13 +24,13 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hyperdreambooth.base import sd
-from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.runs import environment
 from hyperdreambooth.shapes import Factors, Site
 
-FACTS = Facts("sks", "stable-diffusion-v1-5", 512, "Ana", 40)
+FACTS = LoraInfo("sks", "stable-diffusion-v1-5", 512, "Ana", 40)
 
 
 def pipeline() -> Any:

@@ -223,7 +223,7 @@ def random_base(folder: Path, side: int, dtype: str, device: str = "cpu") -> Bas
                     tensor.copy_(torch.arange(tensor.shape[-1]).expand_as(tensor))
                 else:
                     tensor.zero_()
-    return Base(pipe, str(folder), resolution=side)
+    return Base.from_pipeline(pipe, str(folder), resolution=side)
 
 
 def step(name: str, folder: Path) -> dict[str, Any]:

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import EMBEDDED, Base, load_base
 from hyperdreambooth.files import write_json
 from hyperdreambooth.preopt.train import Person, PreoptConfig, Stage, prepare, train_group
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import draw, environment
+from hyperdreambooth.runs import environment, rng
 
 RESULT = Path(__file__).parent / "results" / "preopt.json"
 CAPTION = "a photo of a [V] face, smiling, with a red hat, in front of a forest"
@@ -55,10 +55,10 @@ class Clock:
 
 def random_base() -> Base:
     """The avatars' architecture, random weights: 24×16×16 latents, a 3-layer text encoder of width 128."""
-    from hyperdreambooth.avatars.autoencoder import LATENT_CHANNELS, new_vae
-    from hyperdreambooth.avatars.diffusion import assemble
+    from hyperdreambooth.avatars.build.autoencoder import LATENT_CHANNELS, new_vae
+    from hyperdreambooth.avatars.build.diffusion import assemble
 
-    return Base(
+    return Base.from_pipeline(
         assemble(new_vae(0, LATENT_CHANNELS), seed=0), "random weights", trigger="sks", class_word="face"
     )
 
@@ -69,7 +69,7 @@ def crowd(base: Base, count: int) -> list[Person]:
     shape = (4, config.in_channels, config.sample_size, config.sample_size)
     names = [f"person-{k:03d}" for k in range(count)]
     return [
-        Person(name, torch.randn(shape, generator=draw(0, name)).to(base.device), (CAPTION,) * 4)
+        Person(name, torch.randn(shape, generator=rng(0, name)).to(base.device), (CAPTION,) * 4)
         for name in names
     ]
 
@@ -80,7 +80,7 @@ def bare_step(stage: Stage, people: list[Person]) -> Callable[[], None]:
     encoder = cast("Any", base.components["text_encoder"])
     tokens = base.tokenize([CAPTION] * len(people))
     latents = torch.stack([person.latents[0] for person in people]).requires_grad_()
-    drawn = [draw_noise(base, tuple(latents.shape[1:]), 0, person.name) for person in people]
+    drawn = [sample_noise(base, tuple(latents.shape[1:]), 0, person.name) for person in people]
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
     inner = getattr(encoder, "text_model", encoder)
 

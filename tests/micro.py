@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import load_encoder
-from hyperdreambooth.hypernet.predictor import Facts, Predictor
+from hyperdreambooth.hypernet.predictor import HypernetInfo, Predictor
 from hyperdreambooth.lidb.basis import seeded_basis
 from hyperdreambooth.lidb.weights import Layout
 
@@ -156,11 +156,11 @@ def hypernet(folder: Path, base: Base) -> Path:
     encoder = load_encoder(folder / "eye")
     features = encoder(torch.rand(4, 3, 32, 32) * 2 - 1)
     layout = Layout(base.sites, 1, 6, 4)
-    shape = Shape(features.shape[1], features.shape[2], width=8, layers=1, heads=2, refinements=2)
+    shape = NetworkShape(features.shape[1], features.shape[2], width=8, layers=1, heads=2, refinements=2)
     network = HyperNetwork(layout, shape, seeded_basis(base.sites, 6, 4, 0))
     network.normalise(torch.randn(layout.size) * 0.3, torch.ones(layout.size), features)
     torch.nn.init.normal_(network.head)
-    facts = Facts(base.fingerprint, base.source, "sks", "face", base.resolution)
+    facts = HypernetInfo(base.fingerprint, base.source, "sks", "face", base.resolution)
     Predictor(network, encoder, facts).save(folder / "made")
     return folder / "made"
 

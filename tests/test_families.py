@@ -18,10 +18,10 @@ import eyes
 import pipelines
 from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps import cli
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base, load_base
-from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import read_faces, read_person
+from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
@@ -33,7 +33,7 @@ from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.personalize import FILES, Personalizer
 from hyperdreambooth.preopt.train import PreoptConfig, preoptimize
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
 
 PROMPT = "a photo of a [V] face"
@@ -94,7 +94,7 @@ def worst(one: list[Image.Image], other: list[Image.Image]) -> int:
 @pytest.mark.parametrize("make", [pipelines.sdxl, pipelines.sd3])
 def test_one_of_two_text_encoders_may_rest_elsewhere(make: Callable[[], Any]) -> None:
     pipe = make()
-    base = Base(pipe, "micro")
+    base = Base.from_pipeline(pipe, "micro")
     tokens = base.tokenize(["a person"])
     before = base.family.encode_prompts(pipe, tokens)
     pipe.text_encoder.to("meta")  # stands for the other device
@@ -107,7 +107,7 @@ def test_one_of_two_text_encoders_may_rest_elsewhere(make: Callable[[], Any]) ->
 def test_what_the_denoiser_is_told_is_what_the_pipeline_tells_it(name: str) -> None:
     pipe: Any = VARIANTS[name]()
     pipe.set_progress_bar_config(disable=True)
-    base = Base(pipe, name, resolution=32)
+    base = Base.from_pipeline(pipe, name, resolution=32)
     heard: list[tuple[dict[str, Any], tuple[Any, ...], Tensor]] = []
     hook = base.denoiser.register_forward_hook(
         lambda module, words, told, answer: heard.append((told, words, answer[0])), with_kwargs=True
@@ -177,7 +177,7 @@ def check_export(base: Base, folder: Path, adapter: Adapter, place: Path) -> Non
     plain.load_lora_weights(place, weight_name="pytorch_lora_weights.safetensors")
     told = base.family.sampling(base.pipe, ["a photo of a sks face"], None, 2.0)
     options = {"num_inference_steps": 2, "height": 32, "width": 32}
-    theirs = plain(**told, **options, generator=draw(0, "generate", PROMPT, 0)).images
+    theirs = plain(**told, **options, generator=rng(0, "generate", PROMPT, 0)).images
     assert worst(live, theirs) <= 1
     assert worst(live, generate(base, [PROMPT], steps=2, guidance=2.0)) > 1
 
@@ -192,7 +192,7 @@ def test_the_loss_of_one_person_falls(base: Base, micro_photos: Path, tmp_path: 
     config = DreamboothConfig(method="lora", rank=4, steps=30, lr=2e-2, batch=4, schedule="cosine")
     adapter = dreambooth(base, photos, tmp_path / "run", config)
     latents = base.encode_images(to_pixels(open_photo(photos[0].path), 32)[None])
-    drawn = [draw_noise(base, tuple(latents.shape[1:]), "held out", k) for k in range(16)]
+    drawn = [sample_noise(base, tuple(latents.shape[1:]), "held out", k) for k in range(16)]
     noise, times = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
 
     def loss() -> float:

@@ -14,7 +14,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lora.relax import concatenate, scaled
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
 
 PROMPTS = ["a [V] face", "a photo of a [V] face smiling", "a [V] face wearing a hat"]
@@ -51,7 +51,7 @@ def test_it_is_the_pipelines_own_answer(micro_base: Base) -> None:
         negative_prompt="a hat",
         num_inference_steps=3,
         guidance_scale=2.0,
-        generator=draw(3, "generate", PROMPTS[0], 0),
+        generator=rng(3, "generate", PROMPTS[0], 0),
     ).images
     assert worst(ours, theirs) == 0
 
@@ -142,11 +142,11 @@ def test_the_placeholder_is_the_worn_persons_trigger(micro_base: Base) -> None:
 def test_prompts_have_the_bases_word_for_a_person(micro_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
-    def draw(texts: list[str], *_: object, **__: object) -> list[Image.Image]:
+    def draw(base: Base, texts: list[str], *_: object, **__: object) -> list[Image.Image]:
         told.extend(texts)
         return [Image.new("RGB", (8, 8))] * len(texts)
 
-    monkeypatch.setattr(micro_base, "draw", draw)
+    monkeypatch.setattr(Base, "draw", draw)
     generate(micro_base, ["a [V] {class_word}"])
     assert told == ["a sks face"]
 

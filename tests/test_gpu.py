@@ -11,8 +11,8 @@ import torch
 
 import eyes
 from hyperdreambooth.adapter import Adapter
-from hyperdreambooth.avatars.build import BuildConfig, build
-from hyperdreambooth.avatars.fit import Batch, StageConfig, batches
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, batches
+from hyperdreambooth.avatars.build.stages import BuildConfig, build
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.files import load_tensors
@@ -24,7 +24,7 @@ from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.preopt import train as preopt
 from hyperdreambooth.preopt.train import PreoptConfig
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 pytestmark = pytest.mark.gpu
 # float32 on both: what is left is the order of sums, over ten optimiser steps
@@ -97,8 +97,8 @@ def test_a_hypernetwork(bases: dict[str, Base], micro_photos: Path, tmp_path: Pa
 
 
 def test_a_stage_of_the_world_is_fed_the_same_batches() -> None:
-    def batch_of(step: int) -> Batch:
-        return {"noise": torch.randn(4, generator=draw("fed", step)), "step": torch.tensor(step)}
+    def batch_of(step: int) -> Tensors:
+        return {"noise": torch.randn(4, generator=rng("fed", step)), "step": torch.tensor(step)}
 
     fed = {device: list(batches(batch_of, 3, 40, device)) for device in ("cpu", "cuda")}
     assert [int(batch["step"]) for batch in fed["cuda"]] == list(range(3, 40))

@@ -17,8 +17,8 @@ import micro
 from hyperdreambooth import personalize as module
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
-from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import read_person
+from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of
@@ -82,7 +82,7 @@ def test_the_hypernetwork_says_how_to_finetune_and_the_user_has_the_last_word(
 ) -> None:
     photo = micro_photos / "person-0" / "0.png"
     plain = me.personalize(photo, rank=3, steps=2, lr=5e-3, batch=1)
-    me.predictor.facts.finetune.update(rank=3, steps=2, lr=5e-3, batch=1)
+    me.predictor.info.finetune.update(rank=3, steps=2, lr=5e-3, batch=1)
     recommended, other = me.personalize(photo), me.personalize(photo, rank=2, lr=1e-3)
     assert recommended.metadata == plain.metadata
     for name, (down, up) in plain.factors.items():
@@ -91,7 +91,7 @@ def test_the_hypernetwork_says_how_to_finetune_and_the_user_has_the_last_word(
     assert (other.rank, other.metadata["steps"]) == (2, "2")
     with pytest.raises(InputError, match=r"unknown key 'step' .*did you mean 'steps'"):
         me.personalize(photo, step=3)
-    me.predictor.facts.finetune.update(nonsense=1)
+    me.predictor.info.finetune.update(nonsense=1)
     with pytest.raises(InputError, match="unknown key 'nonsense'"):
         me.personalize(photo)
 
@@ -251,9 +251,8 @@ def test_what_does_not_belong_together_is_refused(
             micro_photos / "person-0", rank=5000, way="side_by_side"
         )
     predictor = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu").predictor
-    micro_base.fingerprint = "0" * 16
     with pytest.raises(InputError, match="0000000000000000"):
-        Personalizer(micro_base, predictor)
+        Personalizer(replace(micro_base, fingerprint="0" * 16), predictor)
     me = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu")
     with pytest.raises(InputError, match=r"gone\.png"):
         me.predict(tmp_path / "gone.png")

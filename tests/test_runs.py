@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from hyperdreambooth import runs
 from hyperdreambooth.files import InputError, save_tensors
-from hyperdreambooth.runs import Run, draw, environment
+from hyperdreambooth.runs import Run, environment, rng
 
 
 class Sub(BaseModel):
@@ -53,9 +53,9 @@ def names(folder: Path) -> list[str]:
 
 
 def test_draw_is_a_function_of_its_key_alone() -> None:
-    one = torch.randn(5, generator=draw(0, "ana", 3))
+    one = torch.randn(5, generator=rng(0, "ana", 3))
     torch.randn(7)
-    assert torch.equal(one, torch.randn(5, generator=draw(0, "ana", 3)))
+    assert torch.equal(one, torch.randn(5, generator=rng(0, "ana", 3)))
     for other in [
         (0, "ana", 4),
         (1, "ana", 3),
@@ -64,11 +64,11 @@ def test_draw_is_a_function_of_its_key_alone() -> None:
         (0, "ana3"),
         (0, "an", "a", 3),
     ]:
-        assert not torch.equal(one, torch.randn(5, generator=draw(*other)))
+        assert not torch.equal(one, torch.randn(5, generator=rng(*other)))
 
 
 def test_draw_is_the_same_on_every_machine() -> None:
-    assert draw(0, "ana", 3).initial_seed() == 7958433233463865792
+    assert rng(0, "ana", 3).initial_seed() == 7958433233463865792
 
 
 def test_the_environment_names_the_versions() -> None:

@@ -20,7 +20,7 @@ from hyperdreambooth.files import (
     whole_folder,
     write_json,
 )
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 
 def names(folder: Path) -> list[str]:
@@ -136,7 +136,7 @@ def test_tensors_survive(
     tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype, shape: list[int], seed: int
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "one.safetensors"
-    tensor = (torch.rand(shape, generator=draw(seed)) * 2).to(dtype)
+    tensor = (torch.rand(shape, generator=rng(seed)) * 2).to(dtype)
     save_tensors(file, {"a": tensor, "turned": tensor.transpose(0, -1) if shape else tensor}, {"k": "v"})
     back, metadata = load_tensors(file)
     assert back["a"].dtype == dtype and torch.equal(back["a"], tensor) and metadata == {"k": "v"}

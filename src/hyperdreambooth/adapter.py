@@ -14,7 +14,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
-from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, Facts
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.relax import add_up, inner_product, relax, scaled, truncate
@@ -77,13 +77,13 @@ class Adapter:
             raise InputError(f"rank {rank}: {error}; pass at least {self.rank}") from None
         return replace(self, factors=relaxed, lidb=None, metadata=dict(self.metadata))
 
-    def facts(self, title: str, resolution: int) -> Facts:
+    def lora_info(self, title: str, resolution: int) -> LoraInfo:
         """What headers and cards tell of it; of a base on somebody's disk, the folder's name alone."""
         steps = self.metadata.get("steps", "")  # a stranger's file may have anything there
         place = Path(self.base_source)
         name = place.name if place.is_absolute() else self.base_source
         taken = int(steps) if steps.isdecimal() else 0
-        return Facts(self.trigger, name, resolution, title, taken, self.base_fingerprint)
+        return LoraInfo(self.trigger, name, resolution, title, taken, self.base_fingerprint)
 
     def save(
         self,
@@ -109,7 +109,7 @@ class Adapter:
                 raise InputError(f"{path}: a relaxed or finetuned adapter is no LiDB; use diffusers or kohya")
             save_lidb(path, self.lidb, dtype)
         elif format in ("diffusers", "kohya"):
-            facts = self.facts(path.name.split(".")[0], resolution)
+            facts = self.lora_info(path.name.split(".")[0], resolution)
             write_lora(path, self.factors, format, facts, dtype)
         else:
             raise InputError(f"format {format!r} is unknown; use diffusers, kohya or lidb")

@@ -10,11 +10,11 @@ from typing import TypeAlias
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, weighted
-from hyperdreambooth.base.conditioning import names
+from hyperdreambooth.base.conditioning import mentions
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.inject import Worn, wear, wearable
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
 
 Weighted: TypeAlias = Adapter | tuple[Adapter, float]
@@ -75,7 +75,7 @@ def generate(
         for start in range(0, len(jobs), batch):
             part = jobs[start : start + batch]
             _change(worn, per_prompt, [at for at, _ in part])
-            generators = [draw(seeds[at], "generate", prompts[at], number) for at, number in part]
+            generators = [rng(seeds[at], "generate", prompts[at], number) for at, number in part]
             against = [base.prompt(negative)] * len(part) if negative else None
             here = [texts[at] for at, _ in part]
             done += base.draw(here, against, generators, steps=steps, guidance=guidance, side=side)
@@ -106,7 +106,7 @@ def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> l
     person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
     texts = [base.prompt(prompt.replace(PLACEHOLDER, person)) for prompt in prompts]
     for trigger in dict.fromkeys(triggers):
-        silent = [text for text in texts if not names(trigger, text)]
+        silent = [text for text in texts if not mentions(trigger, text)]
         if trigger == person:
             for text in silent:
                 warnings.warn(f"{text!r} does not name the person: write [V] or {trigger!r}", stacklevel=3)

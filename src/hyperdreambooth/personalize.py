@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -15,13 +15,13 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter, Format, check_rank
 from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, is_embedded, load_base
 from hyperdreambooth.config import load_config
-from hyperdreambooth.faces.align import open_photo, to_pixels
-from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.faces.dataset import Photo, Photos, read_person
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
-from hyperdreambooth.hypernet.predictor import Predictor, hypernet_folder, load_facts, load_hypernet
+from hyperdreambooth.hypernet.predictor import Predictor, hypernet_folder, load_hypernet, load_info
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import environment
@@ -38,9 +38,6 @@ COMMANDS = ("demo", "personalize")
 
 _OF_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # they leave these wherever one has looked
 
-Photos: TypeAlias = str | Path | Sequence[str | Path]
-"""A photo, a folder of photos, or several of either: always of one person."""
-
 
 class Personalizer:
     """A base and the hypernetwork trained on it.
@@ -53,9 +50,9 @@ class Personalizer:
 
     def __init__(self, base: Base, predictor: Predictor) -> None:
         predictor.check_fits(base.fingerprint)
-        self.base, self.predictor = base, predictor
-        # captions and prompts must call the person as those of the training did
-        base.trigger, base.class_word = predictor.facts.trigger, predictor.facts.class_word
+        self.predictor = predictor
+        # captions and prompts must use the words of the hypernetwork's training
+        self.base = base.with_words(predictor.info.trigger, predictor.info.class_word)
         self.seconds: dict[str, float] = {}
 
     @classmethod
@@ -86,7 +83,7 @@ class Personalizer:
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
         folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET)
-        facts = load_facts(folder)
+        facts = load_info(folder)
         for word in ("trigger", "class_word"):
             own, asked = getattr(facts, word), loading.get(word)
             if asked not in (None, own):
@@ -114,8 +111,8 @@ class Personalizer:
             InputError: no photo, or an unreadable one.
         """
         with self._stage("predict"):
-            facts = self.predictor.facts
-            pixels = torch.stack([to_pixels(open_photo(p.path), facts.resolution) for p in _read(photos)])
+            facts = self.predictor.info
+            pixels = torch.stack([to_pixels(p.open(), facts.resolution) for p in read_person(photos)])
             numbers = self.predictor.average(pixels)
             made = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
             lidb = self.predictor.lidb(numbers)
@@ -146,14 +143,14 @@ class Personalizer:
             InputError: no photo or an unreadable one, an unknown field, or a rank below the prediction's.
         """
         chosen = load_config(FinetuneConfig, rank=rank, steps=steps, seed=seed, **fields)
-        config = chosen.over(self.predictor.facts.finetune)
+        config = chosen.over(self.predictor.info.finetune)
         adapter = prediction or self.predict(photos)
         check_rank(config.rank, adapter.factors)
         with self._stage("relax"):
             if config.way == "complement":
                 adapter = adapter.relax(config.rank, seed)
         with self._stage("finetune"):
-            return finetune(self.base, adapter, _read(photos), config, sample=self._class_images)
+            return finetune(self.base, adapter, read_person(photos), config, sample=self._class_images)
 
     def _class_images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """What prior preservation trains beside the person: the bare base's own pictures."""
@@ -288,7 +285,7 @@ def save_person(
         for form, name in FILES.items():
             (prediction if form == "lidb" else adapter).save(part / name, form, base.resolution)
         picture.save(part / "picture.png")
-        open_photo(photo.path).save(part / "photo.png")
+        photo.open().save(part / "photo.png")
         if photo.caption:
             (part / "photo.txt").write_text(photo.caption, encoding="utf-8")
         (part / "README.md").write_text(_card(base, adapter), encoding="utf-8")
@@ -298,7 +295,7 @@ def save_person(
 
 def _card(base: Base, adapter: Adapter) -> str:
     """The folder's README: the embedded base is found by its import, any other by its name."""
-    facts = adapter.facts("A person", base.resolution)
+    facts = adapter.lora_info("A person", base.resolution)
     files = {str(form): name for form, name in FILES.items()}
     if base.source == EMBEDDED_NAME:
         place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
@@ -306,8 +303,3 @@ def _card(base: Base, adapter: Adapter) -> str:
         place, licence = f"base = {json.dumps(facts.base)}", licence_of(Path(base.source))
     subject = f"{adapter.trigger} {base.class_word}"
     return model_card(facts, subject, files, adapter.rank, ["picture.png"], place, licence)
-
-
-def _read(photos: Photos) -> tuple[Photo, ...]:
-    paths = [photos] if isinstance(photos, str | Path) else list(photos)
-    return read_person([Path(path) for path in paths])

@@ -59,8 +59,8 @@ def environment() -> dict[str, str]:
     return {**stamp, "commit": commit} if commit else stamp
 
 
-def draw(*key: int | str) -> torch.Generator:
-    """A CPU generator named by ``key``, for example ``draw(seed, identity, step)``.
+def rng(*key: int | str) -> torch.Generator:
+    """A CPU generator named by ``key``, for example ``rng(seed, identity, step)``.
 
     It depends on nothing else: a resumed run draws what the uninterrupted one would have, and no identity's
     noise depends on who else is in the batch.

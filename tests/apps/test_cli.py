@@ -18,7 +18,7 @@ from hyperdreambooth.apps import cli, options
 from hyperdreambooth.apps.options import PRESETS, TABLES, resolve
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.hypernet.predictor import load_facts
+from hyperdreambooth.hypernet.predictor import load_info
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
 COMMANDS = (
@@ -173,7 +173,7 @@ def dry(*words: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("words", [["demo"], ["personalize", "a.png"], ["finetune", "a", "--photo", "a.png"]])
 def test_the_finetune_is_as_the_hypernetwork_recommends_unless_told(words: list[str], tmp_path: Path) -> None:
-    recommended = load_facts(EMBEDDED_HYPERNET).finetune
+    recommended = load_info(EMBEDDED_HYPERNET).finetune
     command = [*words, "--out", tmp_path / "out"]
     assert recommended["lr"] != FinetuneConfig().lr
     assert {name: dry(*command)[name] for name in recommended} == recommended

@@ -17,7 +17,7 @@ import pipelines
 from hyperdreambooth.apps import cli, memory
 from hyperdreambooth.apps.memory import _eye, _training, advise, need, skeleton
 from hyperdreambooth.apps.options import Place
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
@@ -41,7 +41,7 @@ def kept(base: Base, batch: int, rank: int) -> int:
         for s in base.sites
     }
     latents = base.encode_images(torch.zeros(1, 3, 32, 32)).expand(batch, -1, -1, -1)
-    noise, timestep = draw_noise(base, tuple(latents.shape[1:]), "here")
+    noise, timestep = sample_noise(base, tuple(latents.shape[1:]), "here")
     with wear(base.components, worn, images=batch), saved_tensors_hooks(pack, lambda tensor: tensor):
         told = base.encode_prompts(base.tokenize(["a person"] * batch))
         denoise_loss(base, latents, told, noise.expand(batch, -1, -1, -1), timestep.expand(batch))
@@ -52,7 +52,7 @@ def kept(base: Base, batch: int, rank: int) -> int:
 def test_a_skeleton_keeps_what_the_base_keeps(name: str, tmp_path: Path) -> None:
     pipelines.FAMILIES[name]().save_pretrained(tmp_path)
     thin = skeleton(Place(base=str(tmp_path), resolution=32))
-    real = Base(pipelines.FAMILIES[name](), name, resolution=32)
+    real = Base.from_pipeline(pipelines.FAMILIES[name](), name, resolution=32)
     told = _training(thin, "personalize", FinetuneConfig(batch=3, rank=2), 0)
     weights = [
         p for m in real.pipe.components.values() if isinstance(m, torch.nn.Module) for p in m.parameters()

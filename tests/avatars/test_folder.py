@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hyperdreambooth.avatars.draw.render import CHOICES, SPLITS
 from hyperdreambooth.avatars.folder import photo, render_folder
-from hyperdreambooth.avatars.render import CHOICES, SPLITS
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.files import InputError
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.render import (
+from hyperdreambooth.avatars.draw.render import (
     CATEGORICAL,
     CHOICES,
     CONTINUOUS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hyperdreambooth.avatars.autoencoder import COARSE_CHANNELS, LATENT_CHANNELS, new_vae, widen
-from hyperdreambooth.avatars.diffusion import assemble, widen_base
+from hyperdreambooth.avatars.build.autoencoder import COARSE_CHANNELS, LATENT_CHANNELS, new_vae, widen
+from hyperdreambooth.avatars.build.diffusion import assemble, widen_base
 
 
 @torch.no_grad()

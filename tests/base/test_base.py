@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 import pipelines
-from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_noise, loss_weights, target
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, loss_weights, sample_noise, target
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical, site_fingerprint
@@ -47,7 +47,7 @@ def test_fingerprint_names_the_weights(micro_dir: Path, micro_base: Base) -> Non
     assert again.fingerprint == micro_base.fingerprint
     with torch.no_grad():
         next(micro_base.pipe.unet.parameters()).add_(0.1)
-    changed = Base(micro_base.pipe, "x", trigger="sks", class_word="face")
+    changed = Base.from_pipeline(micro_base.pipe, "x", trigger="sks", class_word="face")
     assert changed.fingerprint != again.fingerprint
 
 
@@ -92,7 +92,7 @@ def test_weights_are_those_of_the_clean_pictures_error(micro_base: Base, predict
 
 
 def test_noise_is_a_function_of_its_key(micro_base: Base) -> None:
-    a, b, c = (draw_noise(micro_base, (4, 8, 8), 0, who, 5) for who in ("ana", "ana", "bob"))
+    a, b, c = (sample_noise(micro_base, (4, 8, 8), 0, who, 5) for who in ("ana", "ana", "bob"))
     assert torch.equal(a[0], b[0]) and a[1] == b[1]
     assert not torch.equal(a[0], c[0])
 
@@ -113,7 +113,7 @@ def test_offloaded_networks_draw_in_turn_and_the_same_pictures(name: str) -> Non
     for offload in (False, True):
         pipe, seen = pipelines.FAMILIES[name](), list[bool]()
         pipe.set_progress_bar_config(disable=True)
-        base = Base(pipe, "x", resolution=32, offload=offload)
+        base = Base.from_pipeline(pipe, "x", resolution=32, offload=offload)
         handle = pipe.vae.decoder.register_forward_hook(lambda *_, to=seen, of=base: to.append(hooked(of)))
         noise = [torch.Generator().manual_seed(k) for k in range(2)]
         images = base.draw(["a", "b"], None, noise, steps=1, guidance=2.0, side=32)

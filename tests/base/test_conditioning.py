@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdreambooth.base.conditioning import Conditioner, names, warn_unnamed
+from hyperdreambooth.base.conditioning import Conditioner, mentions, warn_unnamed
 from hyperdreambooth.base.load import Base
 
 CAPTIONS = ["a photo of a sks face", "a sks face, smiling", "a photo of a sks face"]
@@ -42,4 +42,4 @@ def test_captions_that_name_nobody_are_told_of_once(micro_base: Base) -> None:
     ("text", "found"), [("a sks face", True), ("sks", True), ("a sksy face", False), ("", False)]
 )
 def test_a_trigger_is_a_word_of_its_own(text: str, found: bool) -> None:
-    assert names("sks", text) is found
+    assert mentions("sks", text) is found

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import pipelines
-from hyperdreambooth.base.denoise import add_noise, draw_noise, loss_weights, target
+from hyperdreambooth.base.denoise import add_noise, loss_weights, sample_noise, target
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.noising import Diffusion, Flow
 from hyperdreambooth.files import InputError
@@ -19,7 +19,7 @@ SHIFTS: dict[str, dict[str, Any]] = {"fixed": {"shift": 3.0}, "growing": {"use_d
 
 @pytest.fixture(scope="module")
 def flow() -> Base:
-    return Base(pipelines.flux(), "flow", resolution=32)
+    return Base.from_pipeline(pipelines.flux(), "flow", resolution=32)
 
 
 def test_noise_is_what_the_flow_scheduler_adds(flow: Base) -> None:
@@ -48,7 +48,9 @@ def test_min_snr_weighs_a_flow_by_the_error_of_the_clean_picture(flow: Base) -> 
 def test_half_of_the_draws_lie_below_the_schedulers_own_middle(kind: str, logit_normal: bool) -> None:
     scheduler: Any = FlowMatchEulerDiscreteScheduler(**SHIFTS[kind])
     generator, tokens = torch.Generator().manual_seed(0), 1024
-    draws = torch.stack([Flow(logit_normal).draw_timestep(scheduler, generator, tokens) for _ in range(2000)])
+    draws = torch.stack(
+        [Flow(logit_normal).sample_timestep(scheduler, generator, tokens) for _ in range(2000)]
+    )
     middle = torch.tensor([0.5])
     if kind == "growing":
         slope = (1.15 - 0.5) / (4096 - 256)
@@ -63,13 +65,13 @@ def test_half_of_the_draws_lie_below_the_schedulers_own_middle(kind: str, logit_
 
 
 def test_a_flows_draw_is_a_function_of_its_key(flow: Base) -> None:
-    a, b, c = (draw_noise(flow, (4, 8, 8), 0, who, 5) for who in ("ana", "ana", "bob"))
+    a, b, c = (sample_noise(flow, (4, 8, 8), 0, who, 5) for who in ("ana", "ana", "bob"))
     assert torch.equal(a[0], b[0]) and a[1] == b[1] and a[1].dtype == torch.float32
     assert not torch.equal(a[0], c[0]) and a[1] != c[1]
 
 
 def test_offset_noise_moves_the_mean_of_a_channel_and_nothing_else(flow: Base) -> None:
-    plain, moved = (draw_noise(flow, (4, 8, 8), 0, "x", offset=offset) for offset in (0.0, 0.1))
+    plain, moved = (sample_noise(flow, (4, 8, 8), 0, "x", offset=offset) for offset in (0.0, 0.1))
     away = moved[0] - plain[0]
     assert moved[1] == plain[1]
     torch.testing.assert_close(away, away[:, :1, :1].expand_as(away))
@@ -80,7 +82,7 @@ def test_offset_noise_moves_the_mean_of_a_channel_and_nothing_else(flow: Base) -
 def test_a_bias_takes_the_noisiest_of_so_many_timesteps(family: str, request: pytest.FixtureRequest) -> None:
     base: Base = request.getfixturevalue(family)
     plain, biased = (
-        torch.stack([draw_noise(base, (4, 8, 8), "bias", k, bias=bias)[1] for k in range(400)])
+        torch.stack([sample_noise(base, (4, 8, 8), "bias", k, bias=bias)[1] for k in range(400)])
         for bias in (1, 3)
     )
     assert (biased >= plain).all()  # the first of the three is the plain draw

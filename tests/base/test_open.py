@@ -144,7 +144,7 @@ def test_of_single_files_only_safetensors_are_opened(micro_dir: Path, tmp_path: 
 def test_a_single_file_has_a_skeleton_by_the_configs_of_its_like(micro_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "whole.safetensors"
     save_file(original(micro.pipeline()), file)
-    thin = Base(open_skeleton(str(file), tuple(FAMILIES), base_config=str(micro_dir)), "x")
+    thin = Base.from_pipeline(open_skeleton(str(file), tuple(FAMILIES), base_config=str(micro_dir)), "x")
     assert thin.sites == load_base(micro_dir, "cpu").sites and thin.device.type == "meta"
     with pytest.raises(InputError, match="hub is out of reach; set base_config to a pipeline folder"):
         open_skeleton(str(file), tuple(FAMILIES))
@@ -243,7 +243,7 @@ def test_small_maps_on_a_cpu_take_plain_attention(micro_dir: Path) -> None:
     assert {type(each) for each in small.attn_processors.values()} == {AttnProcessor}
     large = micro.pipeline()
     large.unet.register_to_config(sample_size=64)
-    plain_attention(Base(large, "large"))
+    plain_attention(Base.from_pipeline(large, "large"))
     assert {type(each) for each in large.unet.attn_processors.values()} == {AttnProcessor2_0}
 
 
@@ -275,6 +275,6 @@ def test_a_skeleton_has_the_same_sites_and_no_weights(name: str, tmp_path: Path)
     pipelines.FAMILIES[name]().save_pretrained(tmp_path)
     for weights in tmp_path.rglob("*.safetensors"):
         weights.unlink()
-    skeleton = Base(open_skeleton(str(tmp_path), tuple(FAMILIES)), "x", resolution=32)
+    skeleton = Base.from_pipeline(open_skeleton(str(tmp_path), tuple(FAMILIES)), "x", resolution=32)
     assert skeleton.device.type == "meta"
-    assert skeleton.sites == Base(pipelines.FAMILIES[name](), "x", resolution=32).sites
+    assert skeleton.sites == Base.from_pipeline(pipelines.FAMILIES[name](), "x", resolution=32).sites

@@ -141,7 +141,7 @@ def test_everybody_is_called_alike_whatever_the_order_of_rows(
         )
         assert experiment.prompts[1] == "a [V] photo in a red hat"
         done = experiment.run()
-        assert (base.trigger, base.class_word) == ("hat", "photo")
+        assert (experiment.base.trigger, experiment.base.class_word) == ("hat", "photo")
         return {name: [cell.file.read_bytes() for cell in done[name].cells["person-0"]] for name in order}
 
     assert run(*rows) == run(*reversed(rows))

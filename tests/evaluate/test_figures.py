@@ -105,7 +105,7 @@ def test_the_photo_itself_is_copied_whole_and_its_background_alone_is_told_apart
     assert pose_copied([photo], photo) == pytest.approx([1.0])
     assert background_copied([photo], photo) == pytest.approx([1.0])
     pasted = thumbnails([photo, other])
-    from hyperdreambooth.faces.align import to_image
+    from hyperdreambooth.faces.image import to_image
     from hyperdreambooth.faces.landmarks import face_oval
 
     oval = face_oval(SIDE, SIDE)

@@ -23,7 +23,7 @@ import portrait
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.judges import load_judges, mean_cosine
 from hyperdreambooth.evaluate.models import ARCFACE, FACE_FILE, YUNET_FILE, Clip, Dino, Face
-from hyperdreambooth.faces.align import to_pixels
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.faces.landmarks import laid_onto
 
 CPU = torch.device("cpu")

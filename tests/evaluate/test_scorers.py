@@ -19,7 +19,7 @@ from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.evaluate.identity import Calibration, identity_scores
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.evaluate.text import asked, found_share, groups
-from hyperdreambooth.faces.align import to_pixels
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 from micro import LABELS, PHRASES
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 import portrait
-from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face, sharpness
 from hyperdreambooth.faces.detect import Face
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.landmarks import Landmarks, check_face
 from hyperdreambooth.files import InputError
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 import processes
 from hyperdreambooth import cache
-from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
 from hyperdreambooth.files import InputError, load_tensors
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 
 class Encoder:
@@ -39,7 +39,7 @@ def make(folder: Path, count: int, name: str = "p") -> list[Photo]:
     folder.mkdir(exist_ok=True)
     photos: list[Photo] = []
     for index in range(count):
-        noise = torch.randint(0, 256, (40, 40, 3), generator=draw(name, index), dtype=torch.uint8)
+        noise = torch.randint(0, 256, (40, 40, 3), generator=rng(name, index), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(folder / f"{name}{index}.png")
         photos.append(Photo(folder / f"{name}{index}.png", "ana", None))
     return photos

@@ -19,10 +19,10 @@ import portrait
 import processes
 from hyperdreambooth import workers
 from hyperdreambooth.faces import prepare
-from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face
 from hyperdreambooth.faces.dataset import read_faces, read_person
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.journal import Record
 from hyperdreambooth.faces.prepare import prepare_folder
 from hyperdreambooth.faces.sources import Item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.files import InputError
@@ -43,7 +44,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def loss(base: Base, photos: tuple[Photo, ...]) -> float:
     """On noise that no training has drawn."""
     shots = photo_shots(base, photos, "a photo of a [V] {class_word}")
-    drawn = [draw_noise(base, tuple(shots.latents.shape[1:]), "held out", k) for k in range(16)]
+    drawn = [sample_noise(base, tuple(shots.latents.shape[1:]), "held out", k) for k in range(16)]
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
     picks = [k % len(shots.captions) for k in range(16)]
     read = base.encode_prompts(base.tokenize([shots.captions[k] for k in picks]))
@@ -124,8 +125,7 @@ def test_a_word_loads_in_plain_diffusers_and_draws_the_same(
     pipe = StableDiffusionPipeline.from_pretrained(micro_dir)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_textual_inversion(str(tmp_path), weight_name="learned_embeds.safetensors")
-    other = load_base(micro_dir, device="cpu")
-    other.pipe, other.trigger = pipe, TOKEN
+    other = replace(load_base(micro_dir, device="cpu"), pipe=pipe, trigger=TOKEN)
     theirs = generate(other, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
     without = generate(micro_base, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
@@ -142,9 +142,9 @@ def test_many_words_together_are_each_as_alone(micro_base: Base, person: tuple[P
 
 
 def test_a_trigger_of_several_tokens_is_refused(micro_base: Base, person: tuple[Photo, ...]) -> None:
-    micro_base.trigger = "unheard"
+    unheard = micro_base.with_words("unheard", "face")
     with pytest.raises(InputError, match="one token"):
-        dreambooth(micro_base, person, None, DreamboothConfig(method="textual-inversion", steps=1))
+        dreambooth(unheard, person, None, DreamboothConfig(method="textual-inversion", steps=1))
 
 
 def test_a_rank_that_no_file_can_have_is_refused_before_the_run(

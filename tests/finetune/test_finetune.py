@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE
@@ -74,7 +74,7 @@ def assert_same_delta(one: Factors, other: Factors, tolerance: float = 1e-5) -> 
 def fixed_loss(base: Base, adapter: Adapter | None, photos: Sequence[Photo]) -> float:
     """The loss over noise that no training has drawn."""
     shots = photo_shots(base, photos, "a photo of a [V] {class_word}")
-    drawn = [draw_noise(base, tuple(shots.latents.shape[1:]), "held out", k) for k in range(16)]
+    drawn = [sample_noise(base, tuple(shots.latents.shape[1:]), "held out", k) for k in range(16)]
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
     latents = shots.latents[[k % len(shots.captions) for k in range(16)]]
     captions = [shots.captions[k % len(shots.captions)] for k in range(16)]
@@ -264,7 +264,7 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
         for place in range(2 * len(groups)):
             shots, index = groups[place // 2], (8 + place % 2) % 3
             shape = tuple(shots.latents.shape[1:])
-            noise, timestep = draw_noise(micro_base, shape, 5, "finetune", 4, place, bias=2)
+            noise, timestep = sample_noise(micro_base, shape, 5, "finetune", 4, place, bias=2)
             conditioning = micro_base.encode_prompts(micro_base.tokenize([shots.captions[index]]))
             one = (conditioning, noise[None], timestep[None], shots.mask()[None])
             loss = denoise_loss(micro_base, shots.latents[[index]], *one)

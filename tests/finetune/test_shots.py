@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
@@ -50,7 +50,9 @@ def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, .
     with torch.no_grad():
         encode = Conditioner(micro_base, shots.captions, text_worn=False)
         (got,) = step_losses(micro_base, [[shots]], encode, config, step=0)
-        drawn = [draw_noise(micro_base, tuple(shots.latents.shape[1:]), 0, "finetune", 0, k) for k in (0, 1)]
+        drawn = [
+            sample_noise(micro_base, tuple(shots.latents.shape[1:]), 0, "finetune", 0, k) for k in (0, 1)
+        ]
         alone = torch.zeros(())
         for k, (noise, at) in enumerate(drawn):
             one = (encode([shots.captions[k]]), noise[None], at[None], shots.mask(k)[None])

@@ -10,11 +10,11 @@ import torch
 from small_train import settings
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.hypernet import data
-from hyperdreambooth.hypernet.data import Faces, Slot, collect, hold_out, load_faces, person_losses, pick
+from hyperdreambooth.hypernet.data import Example, Faces, collect, hold_out, load_faces, person_losses, pick
 from hyperdreambooth.hypernet.encoder import load_encoder
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.inject import wear
@@ -26,7 +26,7 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
 ) -> None:
     people = read_faces(micro_photos)
     rows = [0, 1, 4, 5]
-    slots = [Slot(0, 0, tuple(rows), ("here",))]
+    slots = [Example(0, 0, tuple(rows), ("here",))]
     read: list[int] = []
     micro_base.pipe.text_encoder.register_forward_pre_hook(
         lambda _, words, told: read.append(len(words[0] if words else told["input_ids"])), with_kwargs=True
@@ -76,9 +76,9 @@ def test_noisier_timesteps_are_trained_on_and_never_judged_by(
 
     def watched(base: Base, shape: tuple[int, ...], *key: int | str, **how: Any) -> tuple[Tensor, Tensor]:
         biases.append(how["bias"])
-        return draw_noise(base, shape, *key, **how)
+        return sample_noise(base, shape, *key, **how)
 
-    monkeypatch.setattr(data, "draw_noise", watched)
+    monkeypatch.setattr(data, "sample_noise", watched)
     train_hypernet(micro_base, micro_photos, tmp_path, settings(eye, steps=1, batch=4, timestep_bias=3))
     assert biases[:4] == [3] * 4
     assert set(biases[4:]) == {1}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, factors
 from hyperdreambooth.shapes import Site
@@ -25,7 +25,7 @@ def network(rank: int = 1, refinements: int = 2, learn_basis: bool = False, seed
     """Four odd sites, width 8, with a head large enough to see."""
     layout = Layout(SITES, rank, 6, 4)
     basis = seeded_basis(SITES, 6, 4, 0)
-    made = HyperNetwork(layout, Shape(3, 5, 8, 2, 2, refinements), basis, learn_basis, seed)
+    made = HyperNetwork(layout, NetworkShape(3, 5, 8, 2, 2, refinements), basis, learn_basis, seed)
     with torch.no_grad():
         made.head.mul_(1e3)
         made.head_bias.normal_(generator=torch.Generator().manual_seed(1))
@@ -79,7 +79,7 @@ def test_features_are_normalised_by_their_own_statistics() -> None:
 
 def test_begins_near_the_mean_and_no_parameter_is_dead() -> None:
     layout, basis = Layout(SITES, 1, 6, 4), seeded_basis(SITES, 6, 4, 0)
-    net = HyperNetwork(layout, Shape(3, 5, 8, 2, 2, 2), basis, learn_basis=True)
+    net = HyperNetwork(layout, NetworkShape(3, 5, 8, 2, 2, 2), basis, learn_basis=True)
     net.normalise(torch.randn(layout.size), torch.full((layout.size,), 0.1), torch.randn(9, 3, 5))
     numbers = net(torch.randn(4, 3, 5))
     assert (numbers - net.mean).abs().max() < 0.01
@@ -103,7 +103,11 @@ def test_seeded_bases_are_constants_outside_the_checkpoint_and_learned_ones_para
 
 def test_the_seed_decides_the_first_weights_and_leaves_the_global_state_alone() -> None:
     state = torch.get_rng_state()
-    layout, basis, shape = Layout(SITES, 1, 6, 4), seeded_basis(SITES, 6, 4, 0), Shape(3, 5, 8, 1, 2, 1)
+    layout, basis, shape = (
+        Layout(SITES, 1, 6, 4),
+        seeded_basis(SITES, 6, 4, 0),
+        NetworkShape(3, 5, 8, 1, 2, 1),
+    )
     first, same, other = (HyperNetwork(layout, shape, basis, seed=seed).site for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, same)

@@ -12,10 +12,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 import eyes
-from hyperdreambooth.faces.align import to_pixels
-from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.faces.dataset import Photo, read_faces
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
-from hyperdreambooth.hypernet import encoder as module
 from hyperdreambooth.hypernet.encoder import Preprocess, cached_features, load_encoder
 
 
@@ -115,7 +114,7 @@ def test_features_are_encoded_once_and_a_torn_file_is_made_anew(
     (file,) = cache.glob("*/*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     torch.testing.assert_close(cached_features(photos, 32, eye, cache, batch=3), first)
-    monkeypatch.setattr(module, "open_photo", lambda _: pytest.fail("encoded again"))
+    monkeypatch.setattr(Photo, "open", lambda _: pytest.fail("encoded again"))
     torch.testing.assert_close(cached_features(photos, 32, eye, cache), first)
     torch.testing.assert_close(cached_features(photos[::-1], 32, eye, cache), first.flip(0))
 

@@ -13,9 +13,9 @@ import eyes
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError, load_tensors, save_tensors
 from hyperdreambooth.hypernet import predictor as module
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import load_encoder
-from hyperdreambooth.hypernet.predictor import Facts, Predictor, load_facts, load_hypernet
+from hyperdreambooth.hypernet.predictor import HypernetInfo, Predictor, load_hypernet, load_info
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import Layout, factors
@@ -26,7 +26,7 @@ def made(base: Base, folder: Path, learn_basis: bool = False) -> Predictor:
     eye = load_encoder(eyes.resnet(folder / "eye"))
     layout = Layout(base.sites, 1, 6, 4)
     basis = seeded_basis(base.sites, 6, 4, 7)
-    net = HyperNetwork(layout, Shape(eye.tokens, eye.channels, 8, 1, 2, 2), basis, learn_basis, seed=5)
+    net = HyperNetwork(layout, NetworkShape(eye.tokens, eye.channels, 8, 1, 2, 2), basis, learn_basis, seed=5)
     with torch.no_grad():
         net.head.mul_(1e3)
         if learn_basis:
@@ -34,7 +34,9 @@ def made(base: Base, folder: Path, learn_basis: bool = False) -> Predictor:
     net.normalise(
         torch.randn(layout.size), torch.rand(layout.size) + 0.1, torch.randn(9, eye.tokens, eye.channels)
     )
-    facts = Facts(base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, {"step": 12})
+    facts = HypernetInfo(
+        base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, {"step": 12}
+    )
     return Predictor(net, eye, facts)
 
 
@@ -51,7 +53,7 @@ def test_a_saved_folder_predicts_the_same(
     first.save(tmp_path / "hypernet")
     again = load_hypernet(tmp_path / "hypernet")
     assert torch.equal(again.predict(pixels), first.predict(pixels))
-    assert again.facts == first.facts
+    assert again.info == first.info
     assert again.layout == first.layout
     assert again.basis_source == first.basis_source
     assert again.basis_source == (f"hypernet:{basis_fingerprint(first.basis)}" if learn_basis else "seed:7")
@@ -62,7 +64,7 @@ def test_a_saved_folder_predicts_the_same(
 
 def test_strength_multiplies_delta_w(micro_base: Base, tmp_path: Path, pixels: torch.Tensor) -> None:
     plain = made(micro_base, tmp_path)
-    bold = Predictor(plain.network, plain.encoder, replace(plain.facts, strength=2.5))
+    bold = Predictor(plain.network, plain.encoder, replace(plain.info, strength=2.5))
     for name, (down, up) in bold.factors(bold.predict(pixels)).items():
         cautious = plain.factors(plain.predict(pixels))[name]
         torch.testing.assert_close(up @ down, 2.5 * cautious[1] @ cautious[0])
@@ -73,8 +75,8 @@ def test_the_fingerprint_names_all_that_a_prediction_comes_out_of(
     micro_base: Base, tmp_path: Path, change: dict[str, float]
 ) -> None:
     plain = made(micro_base, tmp_path)
-    other = Predictor(plain.network, plain.encoder, replace(plain.facts, **change))
-    again = Predictor(plain.network, plain.encoder, replace(plain.facts, training={"step": 99}))
+    other = Predictor(plain.network, plain.encoder, replace(plain.info, **change))
+    again = Predictor(plain.network, plain.encoder, replace(plain.info, training={"step": 99}))
     assert other.fingerprint != plain.fingerprint == again.fingerprint
 
 
@@ -150,7 +152,7 @@ def test_a_folder_that_does_not_say_what_it_was_made_for(micro_base: Base, tmp_p
     made(micro_base, tmp_path).save(tmp_path / "hypernet")
     config = json.loads((tmp_path / "hypernet" / "config.json").read_text())
     (tmp_path / "hypernet" / "config.json").write_text(json.dumps({**config, "facts": {"trigger": "sks"}}))
-    for load in (load_facts, load_hypernet):
+    for load in (load_info, load_hypernet):
         with pytest.raises(InputError, match=r"hypernet/config\.json: does not say.*base_fingerprint"):
             load(tmp_path / "hypernet")
 

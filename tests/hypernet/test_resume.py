@@ -14,7 +14,7 @@ from small_train import assert_same, lines, settings
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet import train as module
-from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
+from hyperdreambooth.hypernet.predictor import load_hypernet, load_info
 from hyperdreambooth.hypernet.train import train_hypernet
 
 
@@ -65,7 +65,7 @@ def test_run_again_when_finished_trains_no_more(
 ) -> None:
     train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
     monkeypatch.setattr(module, "step_loss", lambda *_: pytest.fail("trained again"))
-    assert train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye)).facts.training["step"] == 6
+    assert train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye)).info.training["step"] == 6
 
 
 def test_what_only_tells_may_change_when_finished(
@@ -75,8 +75,8 @@ def test_what_only_tells_may_change_when_finished(
     first = train_hypernet(micro_base, micro_photos, out, before)
     again = before.model_copy(update={"strength": 2.0, "finetune": {"lr": 0.5}})
     second = train_hypernet(micro_base, micro_photos, out, again)
-    assert load_facts(out) == second.facts
-    assert second.facts.strength == 2 * first.facts.strength and second.facts.finetune == {"lr": 0.5}
+    assert load_info(out) == second.info
+    assert second.info.strength == 2 * first.info.strength and second.info.finetune == {"lr": 0.5}
     for name, tensor in first.network.state_dict().items():
         assert torch.equal(second.network.state_dict()[name], tensor)
 
@@ -94,7 +94,7 @@ def test_a_full_disk_at_the_last_step_loses_nothing(
     whole = train_hypernet(micro_base, micro_photos, tmp_path / "whole", config)
 
     def full(self: module.Predictor, *words: Any) -> None:
-        if self.facts.training["step"] == config.steps:
+        if self.info.training["step"] == config.steps:
             raise OSError(errno.ENOSPC, "No space left on device")
         save(self, *words)
 
@@ -102,7 +102,7 @@ def test_a_full_disk_at_the_last_step_loses_nothing(
         patch.setattr(module.Predictor, "save", full)
         train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
     done = train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
-    assert done.facts.training["step"] == config.steps
+    assert done.info.training["step"] == config.steps
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(done.network.state_dict()[name], tensor)
 
@@ -127,7 +127,7 @@ def test_out_of_time_stops_with_a_checkpoint_and_goes_on(
 ) -> None:
     out = tmp_path / "h"
     early = train_hypernet(micro_base, micro_photos, out, settings(eye, max_minutes=1e-9))
-    assert early.facts.training["step"] == 1
+    assert early.info.training["step"] == 1
     assert (out / "run" / "checkpoint-1").is_dir()
     train_hypernet(micro_base, micro_photos, out, settings(eye))
     train_hypernet(micro_base, micro_photos, tmp_path / "whole", settings(eye))
@@ -146,6 +146,6 @@ def test_another_config_is_refused_but_telling_may_change(
     )
     with pytest.raises(InputError, match=r"lr was 0\.01, now 0\.02"):
         train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2, lr=0.02))
-    micro_base.trigger = "zwx"
+    renamed = micro_base.with_words("zwx", micro_base.class_word)
     with pytest.raises(InputError, match='trigger was "sks", now "zwx"'):
-        train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, steps=2))
+        train_hypernet(renamed, micro_photos, tmp_path / "h", settings(eye, steps=2))

@@ -16,7 +16,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet import train as module
-from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
+from hyperdreambooth.hypernet.predictor import load_hypernet, load_info
 from hyperdreambooth.hypernet.train import rate, train_hypernet
 from hyperdreambooth.hypernet.validate import tell_apart
 from hyperdreambooth.lidb.basis import seeded_basis
@@ -37,14 +37,14 @@ def test_the_folder_the_log_and_the_base(
     before = {name: p.clone() for name, p in micro_base.components["unet"].state_dict().items()}
     config = settings(eye, finetune={"lr": 0.5, "steps": 7})
     predictor = train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
-    assert load_facts(tmp_path / "h") == predictor.facts
-    assert predictor.facts.finetune == {"lr": 0.5, "steps": 7}
+    assert load_info(tmp_path / "h") == predictor.info
+    assert predictor.info.finetune == {"lr": 0.5, "steps": 7}
     assert "`lr 0.5`, `steps 7`" in (tmp_path / "h" / "README.md").read_text()
     after = micro_base.components["unet"].state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert predictor.facts.training["step"] == 6
-    assert (predictor.facts.trigger, predictor.facts.resolution) == ("sks", 32)
+    assert predictor.info.training["step"] == 6
+    assert (predictor.info.trigger, predictor.info.resolution) == ("sks", 32)
     assert sorted(path.name for path in (tmp_path / "h").iterdir()) == [
         "README.md", "cache", "config.json", "encoder", "model.safetensors", "run",
     ]  # fmt: skip
@@ -67,14 +67,14 @@ def test_learns_who_is_who(
     # knowing a face helps random weights only where it is itself part of the target: v = √ᾱ ε - σ x
     micro_base.pipe.scheduler.register_to_config(prediction_type="v_prediction")
     # and differs from person to person, which a random VAE's latents hardly do
-    monkeypatch.setattr(micro_base, "encode_images", colours)
+    monkeypatch.setattr(Base, "encode_images", lambda _, pixels: colours(pixels))
     config = settings(
         eye, steps=150, batch=6, validation=0, gamma=0.0, spread=0.3, log_every=25, lr=1e-2, draws=4
     )
     figures: list[dict[str, float]] = []
     real = module.train
 
-    def train(job: module.Job, state: module.State, worn: object, *rest: object) -> None:
+    def train(job: module.Training, state: module.State, worn: object, *rest: object) -> None:
         real(job, state, worn, *rest)  # type: ignore[arg-type]
         arguments: Any = (job.base, job.faces, job.trained, state.ema, worn, job.config, job.config.batch)
         figures.append(tell_apart(*arguments))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats import write
-from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.shapes import Factors, Site
@@ -33,7 +33,7 @@ SITES = (
 )
 TEXT, OUT = SITES[1].name, SITES[2].name
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
-FACTS = Facts("sks", "micro", 32, "Ana")
+FACTS = LoraInfo("sks", "micro", 32, "Ana")
 State = dict[str, Tensor]
 
 
@@ -235,7 +235,7 @@ def test_whatever_the_ranks_it_comes_back(
 )
 def test_headers_name_the_family(tmp_path: Path, site: str, version: str, architecture: str, v2: str) -> None:
     name, _, width = site.partition(":")
-    path, facts = tmp_path / "ana.safetensors", Facts("sks", "base", 768, "Ana", 40)
+    path, facts = tmp_path / "ana.safetensors", LoraInfo("sks", "base", 768, "Ana", 40)
     write_lora(path, random_factors((Site(name, int(width), int(width)),)), "kohya", facts)
     told = header(path)
     assert (told["ss_base_model_version"], told["modelspec.architecture"], told["ss_v2"]) == (

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import pipelines
 from hyperdreambooth.files import InputError
-from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.names import kohya_slots
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import Form, write_lora
@@ -79,7 +79,7 @@ def zeros(sites: tuple[Site, ...]) -> Factors:
 
 @pytest.mark.parametrize("base", pipelines.FULL)
 def test_every_key_is_known_to_the_loaders_and_every_site_is_covered(base: str, tmp_path: Path) -> None:
-    write_lora(tmp_path / "a.safetensors", zeros(full(base)), "kohya", Facts("sks", base, 512, "Ana"))
+    write_lora(tmp_path / "a.safetensors", zeros(full(base)), "kohya", LoraInfo("sks", base, 512, "Ana"))
     keys = set(load_file(tmp_path / "a.safetensors"))
     kohya = unet((DIFFUSERS if base == "SD 1.5" else ORIGINAL)[base]) | text(ENCODERS[base])
     comfy = unet(DIFFUSERS[base]) | unet(ORIGINAL[base]) | text(ENCODERS[base])
@@ -109,14 +109,14 @@ def test_a_text_encoders_projection_lies_outside_its_model(tmp_path: Path) -> No
     }
     for form, name in names.items():
         file = tmp_path / f"{form}.safetensors"
-        write_lora(file, zeros((projection,)), form, Facts("sks", "SDXL", 512, "Ana"))
+        write_lora(file, zeros((projection,)), form, LoraInfo("sks", "SDXL", 512, "Ana"))
         assert name in load_file(file)
 
 
 def test_a_rank_that_bfloat16_cannot_count_to_is_written(tmp_path: Path) -> None:
     site = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     factors = {site: (torch.ones(1, 387, 320), torch.ones(1, 320, 387))}
-    write_lora(tmp_path / "a.safetensors", factors, "kohya", Facts("sks", "b", 512, "Ana"), torch.bfloat16)
+    write_lora(tmp_path / "a.safetensors", factors, "kohya", LoraInfo("sks", "b", 512, "Ana"), torch.bfloat16)
     assert [t.item() for k, t in load_file(tmp_path / "a.safetensors").items() if "alpha" in k] == [387.0]
 
 
@@ -167,7 +167,7 @@ def test_fused_forms_are_block_diagonal(base: str, keys: Any, tmp_path: Path) ->
     pipe = pipelines.FAMILIES[base]()
     sites = tuple(s for s in pipelines.attention_sites(pipelines.parts(pipe)) if s.component == "transformer")
     factors = {s.name: (torch.randn(1, 2, s.in_features), torch.randn(1, s.out_features, 2)) for s in sites}
-    write_lora(tmp_path / "a.safetensors", factors, "kohya", Facts("sks", base, 512, "Ana"))
+    write_lora(tmp_path / "a.safetensors", factors, "kohya", LoraInfo("sks", base, 512, "Ana"))
     state = load_file(tmp_path / "a.safetensors")
     assert {key.partition(".")[0] for key in state} == set(keys())
     fused = next(key for key in state if "qkv" in key and "lora_up" in key)

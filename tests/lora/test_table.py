@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pipelines
-from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.names import FLUX, SD1, SD2, SD3, SDXL, family_of
 from hyperdreambooth.lora.formats.read import even, read_lora
@@ -34,7 +34,7 @@ from hyperdreambooth.shapes import Factors, Site, canonical
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
-FACTS = Facts("sks", "micro", 32, "Ana")
+FACTS = LoraInfo("sks", "micro", 32, "Ana")
 VARIANTS = ("uniform", "mixed ranks", "alpha ≠ rank")
 ADAPTS = {False: "denoiser only", True: "with text encoder"}
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")

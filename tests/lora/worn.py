@@ -63,7 +63,9 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-5) -> None:
 
 def fuse_by_hand(base: Base, factors: Factors) -> Base:
     """The oracle: a copy of the base whose weights have ΔW added."""
-    dense = Base(copy.deepcopy(base.pipe), base.source, trigger=base.trigger, class_word=base.class_word)
+    dense = Base.from_pipeline(
+        copy.deepcopy(base.pipe), base.source, trigger=base.trigger, class_word=base.class_word
+    )
     for part, module in dense.components.items():
         for path, layer in module.named_modules():
             site = canonical(part, path)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import add_noise, draw_noise
+from hyperdreambooth.base.denoise import add_noise, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.config import load_config
-from hyperdreambooth.faces.align import open_photo, to_pixels
 from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import delta_products
 from hyperdreambooth.preopt import train as preopt
 from hyperdreambooth.preopt.train import PreoptConfig, Stage, preoptimize, train_group
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 SMALL: dict[str, Any] = {
     "down_dim": 8,
@@ -94,12 +95,12 @@ def naive_loss(stage: Stage, person: preopt.Person, numbers: Tensor, step: int) 
         name: stage.basis.up[name] @ product[0] @ stage.basis.down[name]
         for name, product in delta_products(stage.layout, numbers).items()
     }
-    order = torch.randperm(len(person.captions), generator=draw(seed, person.name, step, "photo")).tolist()
+    order = torch.randperm(len(person.captions), generator=rng(seed, person.name, step, "photo")).tolist()
     losses: list[Tensor] = []
     for k in range(2):
         latents, prompt = person.latents[order[k]][None], person.captions[order[k]]
         key, bias = (seed, person.name, step, k), stage.config.timestep_bias
-        noise, timestep = draw_noise(base, tuple(latents.shape[1:]), *key, bias=bias)
+        noise, timestep = sample_noise(base, tuple(latents.shape[1:]), *key, bias=bias)
         hidden = wearing(base.pipe.text_encoder, "text_encoder", deltas, base.tokenize([prompt]))[0]
         noisy = add_noise(base, latents, noise[None], timestep[None])
         answer = wearing(base.pipe.unet, "unet", deltas, noisy, timestep[None], encoder_hidden_states=hidden)[
@@ -127,9 +128,9 @@ def test_one_person_is_learnt_and_the_base_is_left_alone(
     still = torch.zeros((), dtype=torch.int64) + 300  # one timestep and one noise: the loss itself must fall
 
     def fixed(base: Base, shape: tuple[int, ...], *key: int | str, **_: float) -> tuple[Tensor, Tensor]:
-        return torch.randn(shape, generator=draw(0, key[1])), still
+        return torch.randn(shape, generator=rng(0, key[1])), still
 
-    monkeypatch.setattr(preopt, "draw_noise", fixed)
+    monkeypatch.setattr(preopt, "sample_noise", fixed)
     before = {name: p.clone() for name, p in micro_base.components["unet"].state_dict().items()}
     stage, people = crowd(micro_base, micro_photos, tmp_path, config(steps=60, lr=3e-2))
     _, losses = train_group(stage, people[:2])
@@ -175,7 +176,7 @@ def test_bank_says_how_it_was_made_and_resumes(
         return real(stage, people, *rest)
 
     monkeypatch.setattr(preopt, "train_group", spy)
-    monkeypatch.setattr(micro_base, "encode_images", None)  # those very photos are in the cache
+    monkeypatch.setattr(Base, "encode_images", None)  # those very photos are in the cache
     grown = preoptimize(micro_base, photos, out, config())
     assert calls == [["aaron"]]
     assert torch.equal(grown.numbers(bank.identities), bank.numbers())
@@ -231,12 +232,10 @@ def test_refusals(micro_base: Base, micro_photos: Path, tmp_path: Path) -> None:
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"config\.lr.*0\.005.*0\.5"):
         preoptimize(micro_base, micro_photos, out, config(steps=1, lr=0.5))
-    micro_base.class_word = "dog"
     with pytest.raises(InputError, match='class_word was "face", now "dog"'):
-        preoptimize(micro_base, micro_photos, out, config(steps=1))
-    micro_base.class_word, micro_base.fingerprint = "face", "f" * 16
+        preoptimize(micro_base.with_words("sks", "dog"), micro_photos, out, config(steps=1))
     with pytest.raises(InputError, match="base_fingerprint"):
-        preoptimize(micro_base, micro_photos, out, config(steps=1))
+        preoptimize(replace(micro_base, fingerprint="f" * 16), micro_photos, out, config(steps=1))
     assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 

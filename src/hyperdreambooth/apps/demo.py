@@ -69,8 +69,8 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
     Beside the photo lies what it shows, as a user would write it: what a caption names (a smile, a beach) is
     not taken for a part of the person.
     """
+    from hyperdreambooth.avatars.draw.render import SPLITS
     from hyperdreambooth.avatars.folder import photo
-    from hyperdreambooth.avatars.render import SPLITS
     from hyperdreambooth.files import InputError
 
     if not 0 <= seed < len(SPLITS["test"]):

@@ -21,15 +21,15 @@ from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps.options import Form, Place, Resolved, resolve
 from hyperdreambooth.base.load import Base, is_embedded, load_base
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
-from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.dataset import Photo, read_person
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.files import InputError, check_writable
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.dreambooth import Person
+from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.generate import generate
-from hyperdreambooth.hypernet.predictor import Predictor, load_facts, load_hypernet
-from hyperdreambooth.hypernet.validate import Sample, Score
+from hyperdreambooth.hypernet.predictor import Predictor, load_hypernet, load_info
+from hyperdreambooth.hypernet.validate import PersonSampler, Score
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.write import check_name
@@ -55,7 +55,7 @@ def resolve_tuned(
     settings = resolve(command, model, file, sets, **flags)
     if hypernet is None and not is_embedded(settings.place.base):
         return settings  # an adapter from elsewhere: nobody recommends anything
-    return Resolved(settings.place, settings.own.over(load_facts(hypernet or EMBEDDED_HYPERNET).finetune))
+    return Resolved(settings.place, settings.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))
 
 
 def load(place: Place) -> Base:
@@ -151,7 +151,7 @@ def save_forms(
     return {str(one): name for one, name in files.items()}
 
 
-def save_trained(person: Person, out: Path, base: Base) -> dict[str, str]:
+def save_trained(person: TrainedPerson, out: Path, base: Base) -> dict[str, str]:
     """Writes what DreamBooth made of a person: an adapter's forms, a whole pipeline, or a word."""
     if isinstance(person, Adapter):
         return save_forms(person, out, base.resolution)
@@ -192,7 +192,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def validation(base: Base) -> tuple[Sample, Score | None]:
+def validation(base: Base) -> tuple[PersonSampler, Score | None]:
     """How a hypernetwork in training shows itself: pictures of held-out people, and their mean scores."""
 
     def sample(prompts: Sequence[str], factors: Factors) -> list[Image.Image]:

@@ -29,14 +29,14 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel
 
 from hyperdreambooth.apps.options import Place
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import EMBEDDED, FAMILIES, Base, is_embedded
 from hyperdreambooth.base.open import open_skeleton
 from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
-from hyperdreambooth.hypernet.predictor import hypernet_folder, load_facts
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
+from hyperdreambooth.hypernet.predictor import hypernet_folder, load_info
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
@@ -55,7 +55,7 @@ def skeleton(place: Place) -> Base:
     pipe = open_skeleton(
         source, tuple(FAMILIES), place.dtype, place.offline, place.base_config, place.leave_out
     )
-    return Base(
+    return Base.from_pipeline(
         pipe, source, resolution=place.resolution, add_sites=place.add_sites, skip_sites=place.skip_sites,
         offload=place.offload,
     )  # fmt: skip
@@ -154,10 +154,10 @@ def _eye(config: FinetuneConfig | HypernetConfig, hypernet: Path | None, offline
     if hypernet is None:
         return 0
     folder = hypernet_folder(hypernet)
-    load_facts(folder)  # refuses what is no hypernetwork
+    load_info(folder)  # refuses what is no hypernetwork
     told = read_json(folder / "config.json")
     source = told["encoder"]["source"]
-    network = _network(Layout.from_json(told["layout"]), Shape(**told["network"]), told["learn_basis"])
+    network = _network(Layout.from_json(told["layout"]), NetworkShape(**told["network"]), told["learn_basis"])
     copied = str(folder / "encoder") if source == "encoder" else source
     return _nbytes(network) + _encoder(copied, offline)
 
@@ -206,14 +206,14 @@ def _trained(base: Base, config: FinetuneConfig | HypernetConfig) -> tuple[int, 
         return sum(config.rank * (s.in_features + s.out_features) for s in base.sites), 16, 0
     sites = tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
     layout = Layout(sites, config.rank, config.down_dim, config.up_dim)
-    shape = Shape(*SEEN, config.width, config.layers, config.heads, config.refinements)
+    shape = NetworkShape(*SEEN, config.width, config.layers, config.heads, config.refinements)
     network = _network(layout, shape, config.learn_basis)
     numbers = sum(p.numel() for p in network.parameters())
     frozen = 2 * sum(b.nbytes for b in network.buffers())
     return numbers, 20 if config.optimizer == "adamw" else 14, frozen
 
 
-def _network(layout: Layout, shape: Shape, learn_basis: bool) -> HyperNetwork:
+def _network(layout: Layout, shape: NetworkShape, learn_basis: bool) -> HyperNetwork:
     """A hypernetwork without weights."""
     down_dim, up_dim = layout.down_dim, layout.up_dim
     with torch.device("meta"):
@@ -275,7 +275,7 @@ def _step(base: Base, task: Task, config: FinetuneConfig | HypernetConfig) -> tu
     }
     kept = _Kept({_storage(p) for part in _networks(base).values() for p in part.parameters()}, {})
     batch, side = people * images, base.resolution // base.pipe.vae_scale_factor
-    noise, timestep = draw_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
+    noise, timestep = sample_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
     tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
     with (
         wear(base.components, worn, images=images),

@@ -17,8 +17,8 @@ from hyperdreambooth.apps.options import Resolved
 from hyperdreambooth.apps.picture import table
 from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
-from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.personalize import check_out, save_person
 

@@ -106,7 +106,8 @@ def finetune(
     with report.stage("load"):
         frozen = job.load(settings.place)
         adapter = job.open_adapter(file, frozen, hypernet)
-        frozen.trigger = adapter.trigger or frozen.trigger  # captions call the person as its file does
+        # captions use the trigger of the adapter's file
+        frozen = frozen.with_words(adapter.trigger or frozen.trigger, frozen.class_word)
         check_rank(settings.own.rank, adapter.factors)
     with report.stage("finetune"):
         trained = run(frozen, adapter, shots, settings.own, sample=job.class_sampler(frozen))

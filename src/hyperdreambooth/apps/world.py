@@ -73,7 +73,7 @@ def build(
     dry_run: DryRun = False,
 ) -> None:
     """Train the avatars' own base, scorers and encoder from seeds; run again to continue."""
-    from hyperdreambooth.avatars import build as world
+    from hyperdreambooth.avatars.build import stages as world
     from hyperdreambooth.base.load import pick_device
 
     settings = resolve_alone(world.BuildConfig, config, sets)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from hyperdreambooth.avatars.people import Context
+from hyperdreambooth.avatars.draw.people import Context
 
 ATTRIBUTES: dict[str, dict[str, str]] = {
     "style": {

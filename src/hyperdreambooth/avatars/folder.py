@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from hyperdreambooth.avatars.captions import caption
-from hyperdreambooth.avatars.render import MOST_PHOTOS, SPLITS, draw, identity, photo_context
+from hyperdreambooth.avatars.draw.render import MOST_PHOTOS, SPLITS, draw, identity, photo_context
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_file, write_json
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.workers import pool, processes

@@ -18,14 +18,14 @@ from hyperdreambooth.cache import cached_rows
 _TOGETHER = 32  # captions a forward
 
 
-def names(trigger: str, text: str) -> bool:
+def mentions(trigger: str, text: str) -> bool:
     """Whether a text has the trigger as a word of its own."""
     return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None
 
 
 def warn_unnamed(base: Base, captions: Sequence[str]) -> None:
     """Warns of captions that do not name the person: what such a photo teaches is bound to no word."""
-    silent = [text for text in captions if not names(base.trigger, base.prompt(text))]
+    silent = [text for text in captions if not mentions(base.trigger, base.prompt(text))]
     if silent:
         warnings.warn(
             f"{len(silent)} of {len(captions)} captions do not name the person, {silent[0]!r} for one: "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 Weighting: TypeAlias = Literal["uniform", "min_snr", "debiased"]
 
@@ -50,7 +50,7 @@ def denoise_loss(
         latents: clean latents `(b, c, h, w)`.
         conditioning: of the `b` prompts.
         noise: `(b, c, h, w)`.
-        timesteps: `(b,)`, as `draw_noise` gives them.
+        timesteps: `(b,)`, as `sample_noise` gives them.
         mask: weights `(b, 1, h, w)`, for example of the face; None for all ones.
         weighting: of noise levels, see `loss_weights`.
 
@@ -83,7 +83,7 @@ def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
     return weights * base.family.NOISING.to_clean(base.pipe.scheduler, signal, sigma)
 
 
-def draw_noise(
+def sample_noise(
     base: Base, shape: tuple[int, ...], *key: int | str, offset: float = 0.0, bias: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Noise of `shape` and one timestep `()`, a pure function of the key (so training resumes exactly).
@@ -96,10 +96,10 @@ def draw_noise(
         bias: of so many timesteps the noisiest is taken. A nearly clean picture shows who it is by itself, so
             a step spent there teaches next to nothing about a person (docs/LOG.md).
     """
-    generator = draw(*key)
+    generator = rng(*key)
     patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
     scheduler, noising = base.pipe.scheduler, base.family.NOISING
-    timestep = max(noising.draw_timestep(scheduler, generator, patches) for _ in range(bias))
+    timestep = max(noising.sample_timestep(scheduler, generator, patches) for _ in range(bias))
     noise = torch.randn(shape, generator=generator)
     if offset:
         noise = noise + offset * torch.randn(shape[0], 1, 1, generator=generator)

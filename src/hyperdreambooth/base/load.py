@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,37 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LARGE = 512  # pixels a side from which the autoencoder takes one picture at a time: its maps are gigabytes
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Base:
-    """A frozen text-to-image pipeline.
+    """A frozen text-to-image pipeline, made by `load_base` or, of a pipeline in memory, by `from_pipeline`.
 
     Attributes:
         pipe: the diffusers pipeline; no parameter requires a gradient.
-        source: folder or hub id it was loaded from, or `EMBEDDED_NAME`.
-        fingerprint: sixteen hex digits of its weights.
+        source: the folder or hub id it was loaded from, or `EMBEDDED_NAME`.
+        family: what differs between Stable Diffusion, SDXL, SD 3 and Flux.
+        components: the networks that an adapter may change: the denoiser and the text encoders.
+        sites: the linear layers that an adapter changes, sorted by name.
+        fingerprint: sixteen hex digits of the weights.
         trigger: the rare word for "this person"; replaces `[V]` in prompts.
-        class_word: what a person is called in captions (`face`, `person`).
-        resolution: pixels a side that photos are encoded and pictures drawn at.
-        sites: the linear layers an adapter changes, sorted by name.
-        offload: whether `rest` sends what a training loop does not need to the CPU.
+        class_word: what captions call a person (`face`, `person`).
+        resolution: pixels a side at which photos are encoded and pictures are drawn.
+        offload: whether `rest` moves what a training loop does not need to the CPU.
     """
 
-    def __init__(
-        self,
+    pipe: Any
+    source: str
+    family: Family
+    components: dict[str, nn.Module]
+    sites: tuple[Site, ...]
+    fingerprint: str
+    trigger: str
+    class_word: str
+    resolution: int
+    offload: bool
+
+    @classmethod
+    def from_pipeline(
+        cls,
         pipe: Any,
         source: str,
         *,
@@ -59,24 +75,45 @@ class Base:
         add_sites: str | None = None,
         skip_sites: str | None = None,
         offload: bool = False,
-    ) -> None:
-        self.pipe, self.source, self.trigger, self.class_word = pipe, source, trigger, class_word
-        self.family, self.offload = FAMILIES[type(pipe).__name__], offload
-        self.family.NOISING.check(pipe.scheduler)
-        parts = (self.family.DENOISER, *self.family.TEXT_ENCODERS)
-        self.components: dict[str, nn.Module] = {name: getattr(pipe, name) for name in parts}
-        for module in self._modules().values():
-            module.requires_grad_(False).eval()
-        self.sites: tuple[Site, ...] = find_sites(self.components, add_sites, skip_sites)
-        self.fingerprint = weights_fingerprint(self.components)
-        self.resolution = resolution or self.family.resolution(pipe)
-        self.check_side("resolution", self.resolution)
-        if self.resolution >= _LARGE:
-            pipe.vae.enable_slicing()
+        stored: Path | None = None,
+        variant: str | None = None,
+    ) -> Base:
+        """Freezes a diffusers pipeline.
 
-    def _modules(self) -> dict[str, nn.Module]:
-        """Every network of the pipeline, the frozen ones too."""
-        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        Args:
+            pipe: a pipeline of one of `FAMILIES`.
+            source: what files and cards call it.
+            trigger: the rare word for "this person".
+            class_word: what captions call a person.
+            resolution: pixels a side to work at; None for the pipeline's own.
+            add_sites: pattern of linear layers to adapt besides the attention's.
+            skip_sites: pattern of sites to leave out.
+            offload: keep the VAE and text encoders without an adapter on the CPU while training.
+            stored: folder of the files, which the fingerprint is computed from where `pipe` holds their
+                numbers rounded to bfloat16.
+            variant: of these files, such as `fp16`.
+
+        Raises:
+            InputError: a scheduler that the family cannot train with, a bad pattern, or a bad resolution.
+        """
+        family = FAMILIES[type(pipe).__name__]
+        family.NOISING.check(pipe.scheduler)
+        parts = (family.DENOISER, *family.TEXT_ENCODERS)
+        components: dict[str, nn.Module] = {name: getattr(pipe, name) for name in parts}
+        for module in _networks(pipe).values():
+            module.requires_grad_(False).eval()
+        sites = find_sites(components, add_sites, skip_sites)
+        fingerprint = weights_fingerprint(components, stored, variant)
+        side = resolution or family.resolution(pipe)
+        base = cls(pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload)
+        base.check_side("resolution", side)
+        if side >= _LARGE:
+            pipe.vae.enable_slicing()
+        return base
+
+    def with_words(self, trigger: str, class_word: str) -> Base:
+        """The same base, sharing the pipeline, with other words for the person and for people."""
+        return replace(self, trigger=trigger, class_word=class_word)
 
     @property
     def denoiser(self) -> Any:
@@ -99,7 +136,7 @@ class Base:
         return (EMBEDDED if self.source == EMBEDDED_NAME else Path(self.source)) / "scorers"
 
     @property
-    def facts(self) -> dict[str, str]:
+    def run_inputs(self) -> dict[str, str]:
         """What a training has to find again when it goes on: weights, words, size and sites."""
         return {
             "base": self.fingerprint,
@@ -167,7 +204,7 @@ class Base:
         if not self.offload:
             yield
             return
-        places = {module: next(module.parameters()).device for module in self._modules().values()}
+        places = {module: next(module.parameters()).device for module in _networks(self.pipe).values()}
         try:
             self.pipe.enable_model_cpu_offload(device=self.device)
             yield
@@ -179,14 +216,14 @@ class Base:
     def rest(self, worn: Collection[str] = ()) -> None:
         """With `offload`, keeps only the denoiser and what wears an adapter on the device."""
         if self.offload:
-            for name, module in self._modules().items():
+            for name, module in _networks(self.pipe).items():
                 module.to(self.device if name in worn or module is self.denoiser else "cpu")
 
     def move(self, device: torch.device) -> None:
         """Puts the denoiser on a device, and with it what `offload` does not keep on the CPU."""
         self.denoiser.to(device)
         if not self.offload:
-            for module in self._modules().values():
+            for module in _networks(self.pipe).values():
                 module.to(device)
 
     @contextmanager
@@ -209,6 +246,11 @@ class Base:
             torch.backends.cuda.enable_cudnn_sdp(allowed)
             if checkpointing:
                 self.denoiser.disable_gradient_checkpointing()
+
+
+def _networks(pipe: Any) -> dict[str, nn.Module]:
+    """Every network of a pipeline, also those that never wear an adapter."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -281,7 +323,7 @@ def load_base(
     place = str(EMBEDDED if is_embedded(source) else source)
     pipe = open_pipeline(place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out)
     facts = _facts(Path(place))
-    base = Base(
+    base = Base.from_pipeline(
         pipe,
         EMBEDDED_NAME if is_embedded(place) else place,
         trigger=trigger or facts.get("trigger", "sks"),
@@ -290,9 +332,9 @@ def load_base(
         add_sites=add_sites,
         skip_sites=skip_sites,
         offload=offload,
+        stored=folder_of(place) if dtype == "bfloat16" else None,
+        variant=variant,
     )
-    if dtype == "bfloat16":
-        base.fingerprint = weights_fingerprint(base.components, folder_of(place), variant)
     base.move(where)
     if base.device.type == "cpu":
         plain_attention(base)

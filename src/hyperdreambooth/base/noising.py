@@ -28,7 +28,7 @@ class Diffusion:
                 f"epsilon or v_prediction, got {asked}; save the pipeline with its DDIM scheduler"
             )
 
-    def draw_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
+    def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
         """One timestep `()` int64, all alike."""
         del tokens
         return torch.randint(0, scheduler.config.num_train_timesteps, (), generator=generator)
@@ -70,7 +70,7 @@ class Flow:
             )
 
     # σ' = s σ / (1 + (s - 1) σ)   (arXiv 2403.03206, equation 23)
-    def draw_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
+    def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
         """One timestep `()` float32, shifted towards noise as the scheduler does for this many tokens."""
         # float64: the bits of float32 draws depend on the CPU's instruction set
         if self.logit_normal:

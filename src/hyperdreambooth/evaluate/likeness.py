@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperdreambooth.faces.align import to_pixels
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.faces.landmarks import face_oval
 
 SIDE = 32

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from hyperdreambooth.evaluate.meter import Meter
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import InputError, load_tensors, save_tensors
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
-from hyperdreambooth.finetune.dreambooth import Person, dreambooth_many
+from hyperdreambooth.finetune.dreambooth import TrainedPerson, dreambooth_many
 from hyperdreambooth.finetune.fast import finetune_many
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.generate import generate
@@ -68,10 +67,8 @@ class Makers:
     adapter: Adapter | None
 
     def __post_init__(self) -> None:
-        # before any prompt or key is made: no row changes what another row's pictures are called
-        if self.network is not None:
-            facts = self.network.facts
-            self.base.trigger, self.base.class_word = facts.trigger, facts.class_word
+        # before any prompt or key is made: prompts are the same for every row
+        object.__setattr__(self, "base", _with_words_of(self.base, self.network))
 
     def with_adapter(self, adapter: Adapter) -> Makers:
         """The same with what the user brought."""
@@ -89,7 +86,7 @@ class Makers:
             raise InputError("rows: 'adapter' needs --adapter FILE")
         if method.kind == "finetune":
             chosen = load_config(FinetuneConfig, **method.settings)
-            return chosen.over(self.predictor(method).facts.finetune)
+            return chosen.over(self.predictor(method).info.finetune)
         if method.kind == "scratch":
             return load_config(DreamboothConfig, **method.settings)
         if method.settings:
@@ -120,7 +117,7 @@ class Makers:
         once.network.shape = replace(found.network.shape, refinements=method.refinements)
         return once
 
-    def make(self, method: Method, people: Sequence[Photos]) -> tuple[list[Person | None], list[Cost]]:
+    def make(self, method: Method, people: Sequence[Photos]) -> tuple[list[TrainedPerson | None], list[Cost]]:
         """A person for each, made of the photos given, side by side; None for the bare base.
 
         Args:
@@ -130,35 +127,30 @@ class Makers:
         Returns:
             The people, and what each of them cost.
         """
-        with _words_kept(self.base), Meter(self.base.device) as meter:
+        with Meter(self.base.device) as meter:
             made = _KINDS[method.kind](self, method, people)
         share = round(meter.seconds / len(people), 3)
         memory = None if meter.megabytes is None else round(meter.megabytes)
         return made, [Cost(share, _steps(one), memory, _nbytes(one), len(people)) for one in made]
 
 
-@contextmanager
-def _words_kept(base: Base) -> Generator[None]:
-    """A row with a hypernetwork of its own (`second`) calls people as that one does, in the block only."""
-    own = base.trigger, base.class_word
-    try:
-        yield
-    finally:
-        base.trigger, base.class_word = own
+def _with_words_of(base: Base, network: Predictor | None) -> Base:
+    """The base with the trigger and class word that the hypernetwork was trained with."""
+    return base if network is None else base.with_words(network.info.trigger, network.info.class_word)
 
 
-def _steps(person: Person | None) -> int:
+def _steps(person: TrainedPerson | None) -> int:
     return 0 if person is None else int(person.metadata.get("steps", 0))
 
 
-def _nbytes(person: Person | None) -> int:
+def _nbytes(person: TrainedPerson | None) -> int:
     """What has to be kept of a person: nothing, LiDB numbers, LoRA factors, a word, or all weights."""
     if isinstance(person, Adapter) and person.lidb is not None:
         return person.lidb.numbers.nbytes
     return sum(tensor.nbytes for tensor in _tensors(person))
 
 
-def _tensors(person: Person | None) -> list[Tensor]:
+def _tensors(person: TrainedPerson | None) -> list[Tensor]:
     """All that the base wears of a person."""
     if person is None:
         return []
@@ -167,7 +159,7 @@ def _tensors(person: Person | None) -> list[Tensor]:
     return [person.vector] if isinstance(person, Word) else [*person.weights.values()]
 
 
-def diverged(person: Person | None) -> bool:
+def diverged(person: TrainedPerson | None) -> bool:
     """Whether a training ended in NaN or infinity, or its loss did: then nothing can be said of it.
 
     A scaler of float16 passes over such steps, and leaves finite what no step has changed.
@@ -177,15 +169,15 @@ def diverged(person: Person | None) -> bool:
     return not all(bool(tensor.isfinite().all()) for tensor in _tensors(person))
 
 
-def _nothing(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:
+def _nothing(makers: Makers, method: Method, people: Sequence[Photos]) -> list[TrainedPerson | None]:
     return [None] * len(people)
 
 
-def _brought(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:
+def _brought(makers: Makers, method: Method, people: Sequence[Photos]) -> list[TrainedPerson | None]:
     return [makers.adapter] * len(people)
 
 
-def _predicted(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:
+def _predicted(makers: Makers, method: Method, people: Sequence[Photos]) -> list[TrainedPerson | None]:
     return [*_predictions(makers, method, people)]
 
 
@@ -202,7 +194,7 @@ def _shared(makers: Makers, method: Method) -> Adapter:
     return Adapter(made, makers.base.trigger, makers.base.fingerprint, makers.base.source)
 
 
-def _finetuned(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:
+def _finetuned(makers: Makers, method: Method, people: Sequence[Photos]) -> list[TrainedPerson | None]:
     config = makers.settings(method)
     assert isinstance(config, FinetuneConfig)
     if method.start == "shared":
@@ -211,10 +203,11 @@ def _finetuned(makers: Makers, method: Method, people: Sequence[Photos]) -> list
         starts = _predictions(makers, method, people)
     if config.way == "complement":
         starts = [adapter.relax(config.rank, config.seed) for adapter in starts]
-    return [*finetune_many(makers.base, starts, people, config, sample=_sampler(makers.base))]
+    base = _with_words_of(makers.base, makers.source(method))
+    return [*finetune_many(base, starts, people, config, sample=_sampler(makers.base))]
 
 
-def _trained(makers: Makers, method: Method, people: Sequence[Photos]) -> list[Person | None]:
+def _trained(makers: Makers, method: Method, people: Sequence[Photos]) -> list[TrainedPerson | None]:
     config = makers.settings(method)
     assert isinstance(config, DreamboothConfig)
     return [*dreambooth_many(makers.base, people, None, config, sample=_sampler(makers.base))]
@@ -224,7 +217,7 @@ def _sampler(base: Base) -> Callable[[Sequence[str], Sequence[int]], list[Any]]:
     return lambda prompts, seeds: generate(base, prompts, seed=list(seeds))
 
 
-_KINDS: Mapping[str, Callable[[Makers, Method, Sequence[Photos]], list[Person | None]]] = {
+_KINDS: Mapping[str, Callable[[Makers, Method, Sequence[Photos]], list[TrainedPerson | None]]] = {
     "base": _nothing,
     "file": _brought,
     "prediction": _predicted,
@@ -233,7 +226,7 @@ _KINDS: Mapping[str, Callable[[Makers, Method, Sequence[Photos]], list[Person | 
 }
 
 
-def keep(person: Person | None, cost: Cost, stem: Path) -> None:
+def keep(person: TrainedPerson | None, cost: Cost, stem: Path) -> None:
     """Writes what a person cost and, unless it is a whole set of weights, the person.
 
     Args:
@@ -251,7 +244,7 @@ def keep(person: Person | None, cost: Cost, stem: Path) -> None:
     save_tensors(stem.with_suffix(".safetensors"), tensors, {**told, "kind": type(person).__name__})
 
 
-def kept(stem: Path, base: Base) -> tuple[Person | None, Cost, bool] | None:
+def kept(stem: Path, base: Base) -> tuple[TrainedPerson | None, Cost, bool] | None:
     """What `keep` wrote: the person, the cost, and whether the person is there; None for nothing.
 
     Args:

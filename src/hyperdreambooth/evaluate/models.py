@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hyperdreambooth.faces.align import to_image, to_pixels
 from hyperdreambooth.faces.detect import FILE as YUNET_FILE
 from hyperdreambooth.faces.detect import LEAST_SCORE, Detector, check_opencv, fetch_yunet, yunet
+from hyperdreambooth.faces.image import to_image, to_pixels
 from hyperdreambooth.faces.landmarks import Landmarks, laid_onto
 from hyperdreambooth.files import InputError
 

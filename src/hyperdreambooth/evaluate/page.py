@@ -13,7 +13,7 @@ from PIL import Image
 
 from hyperdreambooth.evaluate.protocol import BOUNDS, Protocol, Row
 from hyperdreambooth.evaluate.report import groups_table, notes, paired_table, table
-from hyperdreambooth.faces.align import open_photo
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.files import whole_file
 
 SIDE = 128  # pixels of a picture on the page

@@ -23,10 +23,10 @@ from hyperdreambooth.evaluate.config import EvaluateConfig, Method, methods_of
 from hyperdreambooth.evaluate.judges import Judges
 from hyperdreambooth.evaluate.methods import Cost, Makers, diverged, keep, kept
 from hyperdreambooth.evaluate.statistics import PLACES
-from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
 from hyperdreambooth.faces.dataset import Photo, photo_hash
+from hyperdreambooth.faces.image import open_photo, to_image, to_pixels
 from hyperdreambooth.files import InputError, read_json, whole_file, write_json
-from hyperdreambooth.finetune.dreambooth import Person
+from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.train import in_half
 from hyperdreambooth.finetune.trainable import together
 from hyperdreambooth.generate import generate
@@ -173,8 +173,8 @@ class Protocol:
             base=self.drawn_by,
             kind=method.model_dump(mode="json", exclude={"settings", "photos", "network"}),
             settings=settings.model_dump(mode="json") if settings else None,
-            network=network and [network.fingerprint, network.facts.trigger, network.facts.class_word],
-            photos=[[photo_hash(photo.path), photo.caption, photo.landmarks] for photo in references],
+            network=network and [network.fingerprint, network.info.trigger, network.info.class_word],
+            photos=[[photo.hash(), photo.caption, photo.landmarks] for photo in references],
             adapter=_probe(brought) if brought else None,
         )
 
@@ -185,7 +185,7 @@ class Protocol:
         lacking = [p for p, cells in part.items() if not all(cell.file.is_file() for cell in cells)]
         absent = [p for p in part if (one := found[p]) is None or (p in lacking and not one[2])]
         there = {p: one for p, one in found.items() if one is not None and p not in absent}
-        made: dict[str, Person | None] = {p: one[0] for p, one in there.items()}
+        made: dict[str, TrainedPerson | None] = {p: one[0] for p, one in there.items()}
         costs = {p: one[1] for p, one in there.items()}
         if absent:
             method = self.methods[name]
@@ -198,7 +198,7 @@ class Protocol:
             self._draw(made, [cell for person in part if person in made for cell in part[person]], bar)
         return costs
 
-    def _draw(self, made: Mapping[str, Person | None], cells: Sequence[Cell], bar: Progress) -> None:
+    def _draw(self, made: Mapping[str, TrainedPerson | None], cells: Sequence[Cell], bar: Progress) -> None:
         """Draws what is missing, a batch at a time; batches do not depend on what was interrupted."""
         for at in range(0, len(cells), self.config.batch):
             wanted = [cell for cell in cells[at : at + self.config.batch] if not cell.file.is_file()]
@@ -250,7 +250,7 @@ class Protocol:
 
 
 def draw_people(
-    base: Base, people: Sequence[Person | None], cells: Sequence[Cell], config: EvaluateConfig
+    base: Base, people: Sequence[TrainedPerson | None], cells: Sequence[Cell], config: EvaluateConfig
 ) -> list[Image.Image]:
     """A picture a cell, each of another person if need be; adapters of one shape are drawn in one batch.
 

@@ -64,7 +64,7 @@ def network_facts(network: Predictor | None) -> dict[str, Any] | None:
     """Which hypernetwork the rows came out of; None where no row needed one."""
     if network is None:
         return None
-    return {"fingerprint": network.fingerprint, "strength": network.facts.strength}
+    return {"fingerprint": network.fingerprint, "strength": network.info.strength}
 
 
 def _diverged(rows: Mapping[str, Row]) -> list[str]:

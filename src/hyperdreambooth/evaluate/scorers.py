@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.identity import Calibration, identity_scores
 from hyperdreambooth.evaluate.text import asked, found_share
-from hyperdreambooth.faces.align import to_pixels
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 
 _TRAIT = "trait:"

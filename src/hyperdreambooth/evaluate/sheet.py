@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hyperdreambooth.evaluate.protocol import BOUNDS, Protocol, Row
-from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
+from hyperdreambooth.faces.image import open_photo, to_image, to_pixels
 from hyperdreambooth.files import whole_file
 
 CELL = 64  # pixels of a picture

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import torch
 
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 DRAWS = 2000
 PLACES = 5  # of every figure in a report
@@ -24,7 +24,7 @@ class Interval(TypedDict):
 
 def resamples(n: int) -> torch.Tensor:
     """Which of `n` people each draw takes, with replacement, `(DRAWS, n)`: the same for every score."""
-    return torch.randint(n, (DRAWS, n), generator=draw("bootstrap", n))
+    return torch.randint(n, (DRAWS, n), generator=rng("bootstrap", n))
 
 
 # percentile bootstrap (Efron, 1979): people are drawn with replacement, not pictures, which share a person

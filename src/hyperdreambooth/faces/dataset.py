@@ -7,7 +7,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+from PIL import Image
+
+from hyperdreambooth.faces.image import open_photo, to_rgb
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import InputError
 
@@ -23,16 +27,44 @@ class Photo:
     """One photo of one person.
 
     Attributes:
-        path: the file.
+        path: the file; of a picture in memory, only a name for messages.
         identity: whose photo it is.
         caption: what it shows, where somebody wrote it down.
         landmarks: of the face, where somebody knows them.
+        picture: the photo itself, where it came from memory and not from a file.
     """
 
     path: Path
     identity: str
     caption: str | None
     landmarks: Landmarks | None = None
+    picture: Image.Image | None = None
+
+    def open(self) -> Image.Image:
+        """The photo as people see it: upright, RGB.
+
+        Raises:
+            InputError: the file is missing or unreadable, or the picture is too small or too large.
+        """
+        return open_photo(self.path) if self.picture is None else to_rgb(self.path, self.picture)
+
+    def hash(self) -> str:
+        """32 hex digits of the content of the file, or of the pixels of a picture in memory.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        if self.picture is None:
+            return photo_hash(self.path)
+        kind = repr((self.picture.mode, self.picture.size)).encode()
+        return hashlib.sha256(kind + self.picture.tobytes()).hexdigest()[:32]
+
+
+Given: TypeAlias = str | Path | Image.Image
+"""A photo as callers give it: a file, a folder of photos of one person, or a picture in memory."""
+
+Photos: TypeAlias = Given | Sequence[Given]
+"""One or several of these, always of one person."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +116,12 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
     return {name: _label(paths, name, notes) for name, paths in sorted(people.items())}
 
 
-def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
-    """Read the photos of one person, named after the first file or folder.
+def read_person(photos: Photos) -> tuple[Photo, ...]:
+    """Reads the photos of one person, named after the first file or folder.
 
     Args:
-        photos: files, or folders of photos; the same file twice counts once.
+        photos: a file, a folder of photos, a picture in memory, or several of these; the same file twice
+            counts once.
 
     Returns:
         The photos in the order given, those of a folder sorted by name.
@@ -96,26 +129,35 @@ def read_person(photos: Sequence[Path]) -> tuple[Photo, ...]:
     Raises:
         InputError: nothing given, something missing, or a folder without photos.
     """
-    if not photos:
+    given = [photos] if isinstance(photos, str | Path | Image.Image) else list(photos)
+    if not given:
         raise InputError("no photo given; expected a photo of the person, or a folder of them")
-    found: dict[Path, Path] = {}
-    notes: dict[Path, Note] = {}
-    for given in photos:
-        if given.is_file():
-            found.setdefault(given.resolve(), given)
-            notes |= _metadata(given.parent)
-            continue
-        _check_folder(given)
-        inside = _photos(given)
-        if not inside:
-            raise InputError(
-                f"{given}: no photo found; expected the photos of one person ({_KINDS}) right in it"
-            )
-        notes |= _metadata(given)
-        for path in inside:
-            found.setdefault(path.resolve(), path)
-    first = photos[0].resolve()
-    return _label(found.values(), printable(first.stem if first.is_file() else first.name), notes)
+    found: dict[Path, Photo] = {}
+    identity = "" if isinstance(given[0], Image.Image) else _person_name(Path(given[0]))
+    for number, one in enumerate(given, start=1):
+        if isinstance(one, Image.Image):
+            name = Path(f"picture {number}")
+            found[name] = Photo(name, identity or "person", None, picture=one)
+        else:
+            for photo in _files_of(Path(one), identity or "person"):
+                found.setdefault(photo.path.resolve(), photo)
+    return tuple(found.values())
+
+
+def _person_name(first: Path) -> str:
+    resolved = first.resolve()
+    return printable(resolved.stem if resolved.is_file() else resolved.name)
+
+
+def _files_of(given: Path, identity: str) -> tuple[Photo, ...]:
+    """The photo that a path names, or the photos right in a folder."""
+    if given.is_file():
+        return _label([given], identity, _metadata(given.parent))
+    _check_folder(given)
+    inside = _photos(given)
+    if not inside:
+        raise InputError(f"{given}: no photo found; expected the photos of one person ({_KINDS}) right in it")
+    return _label(inside, identity, _metadata(given))
 
 
 def photo_hash(path: Path) -> str:

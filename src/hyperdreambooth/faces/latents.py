@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperdreambooth.cache import cached_rows
-from hyperdreambooth.faces.align import open_photo, to_pixels
-from hyperdreambooth.faces.dataset import Photo, photo_hash
+from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 
 FORMAT = 2  # raise it when open_photo or to_pixels change
@@ -63,14 +63,14 @@ def cached_latents(
         raise InputError("no photo to encode")
 
     def make(places: list[int]) -> dict[str, Tensor]:
-        paths = [photos[place].path for place in places]
-        pixels = torch.stack([to_pixels(open_photo(path), size) for path in paths])
+        chosen = [photos[place] for place in places]
+        pixels = torch.stack([to_pixels(photo.open(), size) for photo in chosen])
         with torch.no_grad():
             latents = encode(pixels)
-        for path, latent in zip(paths, latents, strict=True):
+        for photo, latent in zip(chosen, latents, strict=True):
             if not latent.isfinite().all():
-                raise InputError(f"{path}: the base's encoder gives NaN; load the base in float32")
+                raise InputError(f"{photo.path}: the base's encoder gives NaN; load the base in float32")
         return {"latents": latents}
 
-    names = [photo_hash(photo.path) for photo in photos]
+    names = [photo.hash() for photo in photos]
     return cached_rows(names, make, cache / f"{key}-{size}-{FORMAT}", batch, "encode photos")["latents"]

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from hyperdreambooth.faces.align import open_photo
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face
 from hyperdreambooth.faces.dataset import SHEET, printable
 from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.sources import HUB, Item, read_items
 from hyperdreambooth.files import InputError, check_apart, whole_file
@@ -42,7 +42,7 @@ _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is nobody'
 
 
 @dataclass(frozen=True)
-class Job:
+class PhotoTask:
     """One photo for a worker."""
 
     item: Item
@@ -111,7 +111,7 @@ def _jobs(
     out: Path,
     config: PrepareConfig,
     detect: Detector | None,
-) -> Iterator[Job | Record]:
+) -> Iterator[PhotoTask | Record]:
     """What is still to be done, and the records of what is done."""
     names, depths = dict[str, str](), set[int]()
     for item in items:
@@ -136,7 +136,7 @@ def _jobs(
             detect = yunet(
                 config.detector or fetch_yunet(f"pass --detector FILE, or {_CROPPED}"), config.score
             )
-        yield Job(item, content, out, config, detect)
+        yield PhotoTask(item, content, out, config, detect)
 
 
 def _claim(item: Item, names: dict[str, str]) -> None:
@@ -168,7 +168,7 @@ def _is_there(record: Record, out: Path) -> bool:
     return not record.kept or (out / f"{record.name}.png").is_file()
 
 
-def prepare_photo(job: Job) -> Record:
+def prepare_photo(job: PhotoTask) -> Record:
     """Crops one photo and writes it: the caption first, so that no crop is ever without it."""
     item, image = job.item, None
     try:
@@ -207,7 +207,7 @@ def _thumb(image: Image.Image | None) -> str:
 # ---- processes -----------------------------------------------------------------------------------------
 
 
-def _each(jobs: Iterator[Job | Record], workers: int) -> Iterator[Record]:
+def _each(jobs: Iterator[PhotoTask | Record], workers: int) -> Iterator[Record]:
     """Records in the order of the jobs."""
     first = list(islice(jobs, FEW))
     todo = chain(first, jobs)

@@ -28,7 +28,7 @@ class TrainConfig(BaseModel):
             the photo's surroundings leaks into the person.
         prior_weight: weight of the class images' loss (DreamBooth's prior preservation); 0 draws none.
         offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
-        timestep_bias: of so many timesteps the noisiest is taken, see `base.denoise.draw_noise`; 1 for none.
+        timestep_bias: a step takes the noisiest of so many timesteps, see `denoise.sample_noise`; 1 for none.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         save_every: steps between two checkpoints, where there is a run folder.
     """

@@ -11,9 +11,9 @@ from typing import TypeAlias
 from hyperdreambooth.adapter import Adapter, check_rank
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.finetune.config import DreamboothConfig
-from hyperdreambooth.finetune.shots import Photos, Sample, inputs_of, shots_of
+from hyperdreambooth.finetune.shots import ClassSampler, Photos, inputs_of, shots_of
 from hyperdreambooth.finetune.train import Outcome, check_loss, train
-from hyperdreambooth.finetune.trainable import Trainable, Worn, each, leaf, pairs, together
+from hyperdreambooth.finetune.trainable import FactorLeaves, Trainable, each, leaf, pairs, together
 from hyperdreambooth.finetune.whole import Whole
 from hyperdreambooth.finetune.word import Word, Words
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
@@ -24,7 +24,7 @@ from hyperdreambooth.runs import Run
 
 Learn: TypeAlias = Callable[[Trainable], Outcome]
 
-Person: TypeAlias = Adapter | Whole | Word
+TrainedPerson: TypeAlias = Adapter | Whole | Word
 """What a training from scratch makes of one person: `full` weights of the base, a word, else an adapter."""
 
 
@@ -34,8 +34,8 @@ def dreambooth(
     out: Path | None = None,
     config: DreamboothConfig | None = None,
     *,
-    sample: Sample | None = None,
-) -> Person:
+    sample: ClassSampler | None = None,
+) -> TrainedPerson:
     """`dreambooth_many` of one person.
 
     Raises:
@@ -52,8 +52,8 @@ def dreambooth_many(
     out: Path | None = None,
     config: DreamboothConfig | None = None,
     *,
-    sample: Sample | None = None,
-) -> list[Person]:
+    sample: ClassSampler | None = None,
+) -> list[TrainedPerson]:
     """Trains people from scratch, side by side (paper, section 4.1); running it again resumes.
 
     Args:
@@ -79,22 +79,22 @@ def dreambooth_many(
     return _WAYS[config.method](base, len(people), config, learn)
 
 
-def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
+def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[TrainedPerson]:
     """An ordinary LoRA at every site."""
     trainable = pairs(together([fresh(base.sites, config.rank, config.seed)] * people), base.device)
     outcome = learn(trainable)
     return [
-        Adapter(one, base.trigger, base.fingerprint, base.source, metadata=outcome.facts(k))
+        Adapter(one, base.trigger, base.fingerprint, base.source, metadata=outcome.metadata(k))
         for k, one in enumerate(each(trainable.worn()))
     ]
 
 
-def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
+def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[TrainedPerson]:
     """Lightweight DreamBooth: numbers over frozen seeded bases, from the start that a bank's people share."""
     layout = Layout(base.sites, config.rank, config.down_dim, config.up_dim)
     basis = seeded_basis(base.sites, config.down_dim, config.up_dim, config.basis_seed)
     near, numbers = basis.to(base.device), leaf(start(layout, config.seed).repeat(people, 1), base.device)
-    outcome = learn(Worn({"numbers": numbers}, lambda now: factors(layout, near, now["numbers"])))
+    outcome = learn(FactorLeaves({"numbers": numbers}, lambda now: factors(layout, near, now["numbers"])))
     made = partial(
         Lidb,
         layout=layout,
@@ -105,26 +105,26 @@ def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> l
         base_source=base.source,
     )
     done = [Adapter.from_lidb(made(numbers=row), basis) for row in numbers.detach().cpu()]
-    return [replace(one, metadata=outcome.facts(k)) for k, one in enumerate(done)]
+    return [replace(one, metadata=outcome.metadata(k)) for k, one in enumerate(done)]
 
 
-def _full(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
+def _full(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[TrainedPerson]:
     """All of the base's own weights."""
     if people != 1:
         raise ValueError(f"full DreamBooth trains one person at a time, got {people}")
     whole = Whole(base, config.text_encoder)
-    whole.metadata = learn(whole).facts(0)
+    whole.metadata = learn(whole).metadata(0)
     return [whole]
 
 
-def _inversion(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[Person]:
+def _inversion(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[TrainedPerson]:
     """The vector of one word each."""
     words = Words(base, people)
     outcome = learn(words)
-    return [replace(word, metadata=outcome.facts(k)) for k, word in enumerate(words.each())]
+    return [replace(word, metadata=outcome.metadata(k)) for k, word in enumerate(words.each())]
 
 
-_WAYS: dict[str, Callable[[Base, int, DreamboothConfig, Learn], list[Person]]] = {
+_WAYS: dict[str, Callable[[Base, int, DreamboothConfig, Learn], list[TrainedPerson]]] = {
     "lidb": _light,
     "lora": _lora,
     "full": _full,

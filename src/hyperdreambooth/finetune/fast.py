@@ -10,9 +10,9 @@ from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.shots import Photos, Sample, inputs_of, shots_of
+from hyperdreambooth.finetune.shots import ClassSampler, Photos, inputs_of, shots_of
 from hyperdreambooth.finetune.train import check_loss, train
-from hyperdreambooth.finetune.trainable import Worn, beside, each, hashed, pairs, together
+from hyperdreambooth.finetune.trainable import FactorLeaves, beside, each, hashed, pairs, together
 from hyperdreambooth.lora.inject import linear_sites
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.runs import Run
@@ -26,7 +26,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     *,
     out: Path | None = None,
-    sample: Sample | None = None,
+    sample: ClassSampler | None = None,
 ) -> Adapter:
     """`finetune_many` of one person.
 
@@ -45,7 +45,7 @@ def finetune_many(
     config: FinetuneConfig | None = None,
     *,
     out: Path | None = None,
-    sample: Sample | None = None,
+    sample: ClassSampler | None = None,
 ) -> list[Adapter]:
     """Trains adapters on their persons' photos for a few steps (paper, section 4.3).
 
@@ -73,7 +73,7 @@ def finetune_many(
     groups, judged = shots_of(base, people, config, sample)
     outcome = train(base, trainable, groups, config, run, judged=judged)
     return [
-        _finished(one, factors, config, outcome.facts(k))
+        _finished(one, factors, config, outcome.metadata(k))
         for k, (one, factors) in enumerate(zip(adapters, each(trainable.worn()), strict=True))
     ]
 
@@ -89,7 +89,7 @@ def _finished(
     return replace(adapter, factors=factors, lidb=None, metadata={**adapter.metadata, **facts})
 
 
-def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> Worn:
+def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> FactorLeaves:
     """The two ways of docs/concepts.md; both are exact before the first step."""
     sites, highest = _fitting_sites(base, adapters), max(adapter.rank for adapter in adapters)
     if highest > config.rank:

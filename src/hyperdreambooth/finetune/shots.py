@@ -15,16 +15,16 @@ from torch import Tensor
 
 from hyperdreambooth.base.conditioning import warn_unnamed
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.faces.align import open_photo, to_pixels
-from hyperdreambooth.faces.dataset import Photo, photo_hash
+from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
 from hyperdreambooth.faces.latents import encoder_key
 from hyperdreambooth.files import InputError, cache_home, whole_file
 from hyperdreambooth.finetune.config import TrainConfig
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
-Sample: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
+ClassSampler: TypeAlias = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 """Prompts and a seed for each → a picture each."""
 
 Photos: TypeAlias = Sequence[Photo]
@@ -84,7 +84,7 @@ def photo_shots(base: Base, photos: Sequence[Photo], prompt: str, background: fl
         prompt: caption of photos without one of their own.
         background: weight of the loss outside the face.
     """
-    images = [open_photo(photo.path) for photo in photos]
+    images = [photo.open() for photo in photos]
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     warn_unnamed(base, captions)
     landmarks = tuple(_landmarks(photo, image) for photo, image in zip(photos, images, strict=True))
@@ -102,7 +102,7 @@ def _landmarks(photo: Photo, image: Image.Image) -> Landmarks | None:
     return in_square(photo.landmarks, *image.size)
 
 
-def class_shots(base: Base, prompt: str, count: int, seed: int, weight: float, sample: Sample) -> Shots:
+def class_shots(base: Base, prompt: str, count: int, seed: int, weight: float, sample: ClassSampler) -> Shots:
     """Pictures of the class by the bare base (DreamBooth's prior preservation), drawn once for all runs.
 
     They stay as PNG files in a folder of base, prompt and seed in `cache_home`.
@@ -142,7 +142,7 @@ def _class_key(base: Base, caption: str, seed: int) -> str:
 
 
 def _class_seed(seed: int, k: int) -> int:
-    return int(torch.randint(2**31, (), generator=draw(seed, "class", k)))
+    return int(torch.randint(2**31, (), generator=rng(seed, "class", k)))
 
 
 def _kept(folder: Path, count: int) -> dict[int, Image.Image]:
@@ -161,7 +161,7 @@ def _keep(image: Image.Image, file: Path) -> None:
 
 
 def shots_of(
-    base: Base, people: Sequence[Photos], config: TrainConfig, sample: Sample | None
+    base: Base, people: Sequence[Photos], config: TrainConfig, sample: ClassSampler | None
 ) -> tuple[list[list[Shots]], list[list[Shots]]]:
     """What each person is trained on, and what tells when `auto` stops.
 
@@ -185,12 +185,11 @@ def shots_of(
 def inputs_of(base: Base, people: Sequence[Photos], config: TrainConfig) -> dict[str, str]:
     """Names all that a training is fed besides its config: a run folder of others is refused."""
     named = [
-        sorted(((photo_hash(photo.path), photo) for photo in photos), key=lambda pair: pair[0])
-        for photos in people
+        sorted(((photo.hash(), photo) for photo in photos), key=lambda pair: pair[0]) for photos in people
     ]
     shown = [photo for photos in named for _, photo in photos]
     return {
-        **base.facts,
+        **base.run_inputs,
         "photos": ";".join(",".join(name[:12] for name, _ in photos) for photos in named),
         "captions": _digest([base.prompt(photo.caption or config.prompt) for photo in shown]),
         "landmarks": _digest([photo.landmarks for photo in shown]),

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import TrainConfig
@@ -60,7 +60,7 @@ def step_losses(
     shape = tuple(latents.shape[1:])
     keys = [(config.seed, "finetune", step, k) for k in range(per)]
     offset, bias = config.offset_noise, config.timestep_bias
-    drawn = [draw_noise(base, shape, *key, offset=offset, bias=bias) for key in keys] * len(people)
+    drawn = [sample_noise(base, shape, *key, offset=offset, bias=bias) for key in keys] * len(people)
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
     mask = torch.stack([shots.mask(index) for shots, index in picks])
     with autocast(config.precision, base.device):
@@ -84,7 +84,7 @@ class Outcome:
     steps: list[int]
     reasons: list[str]
 
-    def facts(self, k: int) -> dict[str, str]:
+    def metadata(self, k: int) -> dict[str, str]:
         """What an adapter's header tells of person `k`."""
         found = {"steps": str(self.steps[k])}
         if self.losses is not None:
@@ -96,7 +96,7 @@ def check_loss(outcome: Mapping[str, str]) -> None:
     """Refuses what a training left whose loss was no number: its gradients may all have been skipped.
 
     Args:
-        outcome: `Outcome.facts` of the person.
+        outcome: `Outcome.metadata` of the person.
 
     Raises:
         InputError: it was not.

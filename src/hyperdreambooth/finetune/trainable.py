@@ -41,7 +41,7 @@ class Trainable(Protocol):
 
 
 @dataclass(frozen=True)
-class Worn:
+class FactorLeaves:
     """Leaves that stand for LoRA factors.
 
     Attributes:
@@ -80,7 +80,7 @@ def leaf(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
 
 
-def pairs(trained: Factors, device: torch.device) -> Worn:
+def pairs(trained: Factors, device: torch.device) -> FactorLeaves:
     """Both factors of every site, in one leaf: an optimiser's step is a few kernels, not thousands."""
     tensors = [tensor for pair in trained.values() for tensor in pair]
     widths, shapes = [tensor[0].numel() for tensor in tensors], [tensor.shape for tensor in tensors]
@@ -91,7 +91,7 @@ def pairs(trained: Factors, device: torch.device) -> Worn:
         return dict(zip(trained, zip(made[::2], made[1::2], strict=True), strict=True))
 
     flat = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
-    return Worn({"factors": leaf(flat, device)}, to_factors)
+    return FactorLeaves({"factors": leaf(flat, device)}, to_factors)
 
 
 def together(factors: Sequence[Factors]) -> Factors:
@@ -121,8 +121,8 @@ def hashed(people: Sequence[Factors]) -> str:
     return digest.hexdigest()[:16]
 
 
-def beside(frozen: Factors, trained: Factors, device: torch.device) -> Worn:
+def beside(frozen: Factors, trained: Factors, device: torch.device) -> FactorLeaves:
     """A trained LoRA worn beside a frozen one: concatenating along the rank adds the two ΔW."""
     still = {name: (down.to(device), up.to(device)) for name, (down, up) in frozen.items()}
     inner = pairs(trained, device)
-    return Worn(inner.leaves, lambda now: concatenate(still, inner.to_factors(now)))
+    return FactorLeaves(inner.leaves, lambda now: concatenate(still, inner.to_factors(now)))

@@ -39,7 +39,7 @@ class HypernetConfig(BaseModel):
         alpha, beta, gamma: weights of the denoising, weight and size losses.
         weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
         offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
-        timestep_bias: of so many timesteps the noisiest is taken, see `base.denoise.draw_noise`; 1 for none.
+        timestep_bias: a step takes the noisiest of so many timesteps, see `denoise.sample_noise`; 1 for none.
         weight_loss: on ΔW (training.md 2), or on balanced numbers.
         optimizer: `adamw8bit` keeps its state in bytes; needs bitsandbytes.
         bank_share: share of a batch that is drawn from identities the bank covers, where it does not cover

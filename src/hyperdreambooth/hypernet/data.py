@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.conditioning import Conditioner, warn_unnamed
-from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import Weighting, denoise_loss, sample_noise
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
 from hyperdreambooth.hypernet.encoder import Encoder, cached_features
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class Slot:
+class Example:
     """One place in a batch: who, from which photo, which photos to denoise, and what names their noise."""
 
     identity: int
@@ -62,7 +62,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Slots as tensors on the base's device, identity-major: `b = n · photos`.
 
     Attributes:
@@ -110,12 +110,12 @@ def load_faces(
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
     """Splits identities into (trained, held out): a draw of the seed, at most a quarter held out."""
-    order = torch.randperm(count, generator=draw(seed, "held out")).tolist()
+    order = torch.randperm(count, generator=rng(seed, "held out")).tolist()
     held = min(held, count // 4)
     return sorted(order[held:]), sorted(order[:held])
 
 
-def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int, *key: int | str) -> Slot:
+def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int, *key: int | str) -> Example:
     """Draws who fills a slot, and which photos of theirs.
 
     The reference is never its own target where the identity has another photo: else the network copies pose
@@ -128,7 +128,7 @@ def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int
         photos: targets.
         key: names the draw.
     """
-    generator = draw(*key)
+    generator = rng(*key)
     second = float(torch.rand((), generator=generator)) < share
     pool = pools[-1] if second else pools[0]
     identity = pool[int(torch.randint(len(pool), (), generator=generator))]
@@ -136,19 +136,19 @@ def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int
     order = [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()]
     others = order[1:] or order
     targets = tuple(others[k % len(others)] for k in range(photos))
-    return Slot(identity, order[0], targets, key)
+    return Example(identity, order[0], targets, key)
 
 
 def collect(
-    base: Base, faces: Faces, slots: Sequence[Slot], offset_noise: float = 0.0, bias: int = 1
-) -> Batch:
+    base: Base, faces: Faces, slots: Sequence[Example], offset_noise: float = 0.0, bias: int = 1
+) -> TrainingBatch:
     """The tensors of some slots; noise and timestep of each target are named by its slot's key."""
     targets = [(row, slot.key, k) for slot in slots for k, row in enumerate(slot.targets)]
     shape, rows = tuple(faces.latents.shape[1:]), [row for row, _, _ in targets]
     drawn = [
-        draw_noise(base, shape, *key, "noise", k, offset=offset_noise, bias=bias) for _, key, k in targets
+        sample_noise(base, shape, *key, "noise", k, offset=offset_noise, bias=bias) for _, key, k in targets
     ]
-    return Batch(
+    return TrainingBatch(
         identities=tuple(slot.identity for slot in slots),
         features=faces.features[[slot.reference for slot in slots]].to(base.device, torch.float32),
         latents=faces.latents[rows].to(base.device),
@@ -158,7 +158,7 @@ def collect(
     )
 
 
-def person_losses(base: Base, batch: Batch, weighting: Weighting = "uniform") -> Tensor:
+def person_losses(base: Base, batch: TrainingBatch, weighting: Weighting = "uniform") -> Tensor:
     """The denoising loss of every person `(n,)`, the base in what it wears now; mean over their targets."""
     noisy = (batch.latents, batch.told(), batch.noise, batch.timesteps)
     losses = denoise_loss(base, *noisy, weighting=weighting)

@@ -25,7 +25,7 @@ HEAD_START = 1e-3  # training.md 3: a small random head lives where a zero one o
 
 
 @dataclass(frozen=True)
-class Shape:
+class NetworkShape:
     """The size of the network.
 
     Attributes:
@@ -64,7 +64,7 @@ class HyperNetwork(nn.Module):
     _unpack: Tensor
 
     def __init__(
-        self, layout: Layout, shape: Shape, basis: Basis, learn_basis: bool = False, seed: int = 0
+        self, layout: Layout, shape: NetworkShape, basis: Basis, learn_basis: bool = False, seed: int = 0
     ) -> None:  # fmt: skip
         super().__init__()
         self.layout, self.shape, self.learn_basis = layout, shape, learn_basis
@@ -80,7 +80,7 @@ class HyperNetwork(nn.Module):
         self.register_buffer("_unpack", unpack, persistent=False)
         self._add_basis(basis)
 
-    def _add_decoder(self, shape: Shape, sites: int, widest: int) -> None:
+    def _add_decoder(self, shape: NetworkShape, sites: int, widest: int) -> None:
         """Learnable parts: what is seen, which site it is, what is believed so far, the per-site heads."""
         width = shape.width
         self.see = nn.Linear(shape.channels, width)

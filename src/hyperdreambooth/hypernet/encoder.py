@@ -16,8 +16,8 @@ from transformers.utils.hub import cached_file
 
 from hyperdreambooth.base.open import DAMAGED
 from hyperdreambooth.cache import cached_rows
-from hyperdreambooth.faces.align import open_photo, to_pixels
-from hyperdreambooth.faces.dataset import Photo, photo_hash
+from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError, read_json, write_json
 
 PROCESSOR = "preprocessor_config.json"
@@ -203,8 +203,8 @@ def cached_features(
     """
 
     def make(places: list[int]) -> dict[str, Tensor]:
-        pixels = torch.stack([to_pixels(open_photo(photos[place].path), size) for place in places])
+        pixels = torch.stack([to_pixels(photos[place].open(), size) for place in places])
         return {"features": encoder(pixels).half()}
 
-    names, folder = [photo_hash(photo.path) for photo in photos], f"features-{encoder.fingerprint()}-{size}"
+    names, folder = [photo.hash() for photo in photos], f"features-{encoder.fingerprint()}-{size}"
     return cached_rows(names, make, cache / folder, batch, "features")["features"]

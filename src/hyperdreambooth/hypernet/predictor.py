@@ -28,7 +28,7 @@ from hyperdreambooth.files import (
     whole_folder,
     write_json,
 )
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
@@ -69,7 +69,7 @@ Only `config.json`, `model.safetensors` and `encoder/` are read; `run/` and `cac
 
 
 @dataclass(frozen=True)
-class Facts:
+class HypernetInfo:
     """What a hypernetwork was made for.
 
     Attributes:
@@ -104,8 +104,8 @@ class Predictor:
         basis: the aux bases of the numbers.
     """
 
-    def __init__(self, network: HyperNetwork, encoder: Encoder, facts: Facts) -> None:
-        self.network, self.encoder, self.facts = network.eval().requires_grad_(False), encoder, facts
+    def __init__(self, network: HyperNetwork, encoder: Encoder, facts: HypernetInfo) -> None:
+        self.network, self.encoder, self.info = network.eval().requires_grad_(False), encoder, facts
         self.layout: Layout = network.layout
         self.basis: Basis = network.named_basis().to("cpu")  # beside numbers, which are files' matter
 
@@ -122,7 +122,7 @@ class Predictor:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of all that a prediction comes out of."""
-        state, facts = self.network.state_dict(), self.facts
+        state, facts = self.network.state_dict(), self.info
         made_of = (self.layout, self.basis.source, self.encoder.fingerprint(), self.network.shape)
         digest = hashlib.sha256(f"{made_of} {facts.strength} {facts.resolution}".encode())
         for name in sorted(state):
@@ -134,7 +134,7 @@ class Predictor:
         """Photos `(b, 3, h, w)` in [-1, 1] → numbers `(b, P)`, a person each."""
         numbers = self.network(self.encoder(pixels).to(self.device))
         parts = self.layout.split(numbers)
-        return self.layout.join({name: (a, b * self.facts.strength) for name, (a, b) in parts.items()})
+        return self.layout.join({name: (a, b * self.info.strength) for name, (a, b) in parts.items()})
 
     def average(self, pixels: Tensor) -> Tensor:
         """Several photos `(m, 3, h, w)` of one person → numbers `(1, P)`.
@@ -151,7 +151,7 @@ class Predictor:
 
     def lidb(self, numbers: Tensor) -> Lidb:
         """Numbers `(P,)` or `(1, P)` as a person that can be saved."""
-        facts = self.facts
+        facts = self.info
         return Lidb(
             numbers.reshape(-1).cpu(), self.layout, self.basis.source, basis_fingerprint(self.basis),
             facts.base_fingerprint, facts.trigger, facts.base_source,
@@ -163,9 +163,9 @@ class Predictor:
         Raises:
             InputError: naming both fingerprints.
         """
-        if base_fingerprint != self.facts.base_fingerprint:
+        if base_fingerprint != self.info.base_fingerprint:
             raise InputError(
-                f"hypernetwork: trained on base {self.facts.base_fingerprint} ({self.facts.base_source}), "
+                f"hypernetwork: trained on base {self.info.base_fingerprint} ({self.info.base_source}), "
                 f"this base is {base_fingerprint}; load that base, or a hypernetwork trained on this one"
             )
 
@@ -192,7 +192,7 @@ class Predictor:
         copied = self.encoder.nbytes() < COPIED
         return {
             "format": FORMAT,
-            "facts": asdict(self.facts),
+            "facts": asdict(self.info),
             "layout": self.layout.to_json(),
             "network": asdict(self.network.shape),
             "learn_basis": self.network.learn_basis,
@@ -207,7 +207,7 @@ class Predictor:
         }
 
     def _card(self) -> str:
-        facts, layout = self.facts, self.layout
+        facts, layout = self.info, self.layout
         encoder = "encoder/" if self.encoder.nbytes() < COPIED else self.encoder.source
         finetune = ", ".join(f"`{name} {value}`" for name, value in facts.finetune.items())
         return _CARD.format(
@@ -229,7 +229,7 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
         InputError: nothing there, half-written, damaged, of a newer format, or its encoder cannot be had.
     """
     folder = hypernet_folder(source)
-    config, facts = _config(folder), load_facts(folder)
+    config, facts = _config(folder), load_info(folder)
     tensors, _ = load_tensors(folder / "model.safetensors")
     if _fingerprint(folder / "model.safetensors") != config.get("weights"):
         raise InputError(
@@ -246,7 +246,7 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
     return Predictor(network, _encoder(folder, str(source), layers, wanted, device), facts)
 
 
-def load_facts(source: str | Path) -> Facts:
+def load_info(source: str | Path) -> HypernetInfo:
     """What a hypernetwork folder says of itself; no weights are read.
 
     Args:
@@ -257,7 +257,7 @@ def load_facts(source: str | Path) -> Facts:
     """
     folder = hypernet_folder(source)
     try:
-        return Facts(**_config(folder)["facts"])
+        return HypernetInfo(**_config(folder)["facts"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{folder / 'config.json'}: does not say what it was made for ({error}); get it again"
@@ -300,7 +300,7 @@ def _network(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyperNetw
         basis = Basis(source, down, {name: tensors[f"basis_up_{k}"] for k, name in enumerate(names)})
     else:
         basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, int(seed_of(source) or 0))
-    network = HyperNetwork(layout, Shape(**config["network"]), basis, bool(config["learn_basis"]))
+    network = HyperNetwork(layout, NetworkShape(**config["network"]), basis, bool(config["learn_basis"]))
     network.load_state_dict(tensors)
     found, wanted = basis_fingerprint(basis), config["basis"]["fingerprint"]
     if found != wanted:

@@ -18,12 +18,19 @@ from torch import Tensor
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.data import Batch, collect, person_losses, pick
+from hyperdreambooth.hypernet.data import TrainingBatch, collect, person_losses, pick
 from hyperdreambooth.hypernet.decoder import HyperNetwork
 from hyperdreambooth.hypernet.loss import at, number_loss, size_loss, weight_loss
-from hyperdreambooth.hypernet.predictor import Facts, Predictor, load_hypernet
-from hyperdreambooth.hypernet.prepare import Job, State, end_accelerate, finished, prepare, start_accelerate
-from hyperdreambooth.hypernet.validate import Sample, Score, pictures, tell_apart
+from hyperdreambooth.hypernet.predictor import HypernetInfo, Predictor, load_hypernet
+from hyperdreambooth.hypernet.setup import (
+    State,
+    Training,
+    end_accelerate,
+    finished,
+    prepare,
+    start_accelerate,
+)
+from hyperdreambooth.hypernet.validate import PersonSampler, Score, pictures, tell_apart
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.progress import Progress
@@ -34,7 +41,7 @@ _FIGURES = 6  # sums of loss, denoise, weights, size; people covered; parts coun
 
 def train_hypernet(
     base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Path | None = None,
-    sample: Sample | None = None, score: Score | None = None,
+    sample: PersonSampler | None = None, score: Score | None = None,
 ) -> Predictor:  # fmt: skip
     """Trains a hypernetwork, or goes on with the one in `out`; run again when finished, it returns it.
 
@@ -70,7 +77,7 @@ def train_hypernet(
     return load_hypernet(out, base.device)
 
 
-def _wear_and_train(job: Job, state: State, sample: Sample | None, score: Score | None) -> None:
+def _wear_and_train(job: Training, state: State, sample: PersonSampler | None, score: Score | None) -> None:
     """Goes on from the newest checkpoint, the base worn once for all steps."""
     with job.accelerator.main_process_first():
         found = job.run.latest()
@@ -84,13 +91,18 @@ def _wear_and_train(job: Job, state: State, sample: Sample | None, score: Score 
         train(job, state, worn, found[0] if found else 0, sample, score)
 
 
-def _parts(job: Job) -> set[str]:
+def _parts(job: Training) -> set[str]:
     """The parts of the base that wear what is trained."""
     return {site.component for site in job.targets.layout.sites}
 
 
 def train(
-    job: Job, state: State, worn: Worn, first: int, sample: Sample | None = None, score: Score | None = None
+    job: Training,
+    state: State,
+    worn: Worn,
+    first: int,
+    sample: PersonSampler | None = None,
+    score: Score | None = None,
 ) -> None:
     """The loop, from step `first` on."""
     config, accelerator, started = job.config, job.accelerator, time.monotonic()
@@ -124,7 +136,7 @@ def train(
 
 
 # α · denoise + β · weights + γ · size   (paper, section 4.2; training.md 4, 8)
-def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
+def step_loss(job: Training, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
     """The loss of this process's part of a step.
 
     Where α is 0 the base is not run at all: a warm-up on weights alone costs next to nothing, and draws only
@@ -157,7 +169,9 @@ def step_loss(job: Job, state: State, worn: Worn, step: int, part: int) -> tuple
     return loss, torch.stack([*sums, loss.new_tensor(float(known)), loss.new_tensor(1.0)])
 
 
-def known_losses(job: Job, network: HyperNetwork, numbers: Tensor, batch: Batch) -> tuple[Tensor, int]:
+def known_losses(
+    job: Training, network: HyperNetwork, numbers: Tensor, batch: TrainingBatch
+) -> tuple[Tensor, int]:
     """The weight losses of a batch's people whom the bank covers, summed `()`, and how many they are."""
     rows, device = job.targets.rows, numbers.device
     places = [k for k, one in enumerate(batch.identities) if one in rows]
@@ -170,7 +184,7 @@ def known_losses(job: Job, network: HyperNetwork, numbers: Tensor, batch: Batch)
     return weight_loss(network.layout, ours, known, job.targets.scale.to(device)).sum(), len(places)
 
 
-def _places(job: Job, part: int) -> range:
+def _places(job: Training, part: int) -> range:
     """This process's slots of the global batch, in one accumulated part."""
     processes = job.accelerator.num_processes
     size = job.config.batch // (processes * job.config.accumulation)
@@ -200,7 +214,7 @@ def _nobody(network: HyperNetwork) -> Factors:
     return {name: (torch.zeros_like(down), torch.zeros_like(up)) for name, (down, up) in worn.items()}
 
 
-def _tell(job: Job, done: int, totals: Tensor, norm: Any) -> float:
+def _tell(job: Training, done: int, totals: Tensor, norm: Any) -> float:
     """Logs the means since the last time, over all processes.
 
     Raises:
@@ -221,7 +235,7 @@ def _tell(job: Job, done: int, totals: Tensor, norm: Any) -> float:
     return loss / parts
 
 
-def _out_of_time(job: Job, started: float) -> bool:
+def _out_of_time(job: Training, started: float) -> bool:
     """Whether `max_minutes` are over; the processes agree, as their clocks do not."""
     if job.config.max_minutes is None:
         return False
@@ -233,7 +247,13 @@ def _out_of_time(job: Job, started: float) -> bool:
 
 
 def _judge_and_save(
-    job: Job, state: State, worn: Worn, done: int, last: bool, sample: Sample | None, score: Score | None
+    job: Training,
+    state: State,
+    worn: Worn,
+    done: int,
+    last: bool,
+    sample: PersonSampler | None,
+    score: Score | None,
 ) -> dict[str, float]:
     """Validation, checkpoint and export, by the first process; the loop depends on none of them.
 
@@ -264,20 +284,20 @@ def _judge_and_save(
 def _retell(out: Path, config: HypernetConfig) -> None:
     """What a finished network is worn with may change without training it again."""
     made = load_hypernet(out)
-    training = {**made.facts.training, "config": config.model_dump(mode="json")}
-    facts = replace(made.facts, training=training, finetune=config.finetune, strength=config.strength)
-    if facts != made.facts:
+    training = {**made.info.training, "config": config.model_dump(mode="json")}
+    facts = replace(made.info, training=training, finetune=config.finetune, strength=config.strength)
+    if facts != made.info:
         Predictor(made.network, made.encoder, facts).save(out, config.stored)
 
 
-def _facts(job: Job, done: int, figures: dict[str, float]) -> Facts:
+def _facts(job: Training, done: int, figures: dict[str, float]) -> HypernetInfo:
     """What the exported folder says of its making."""
     base = job.base
     training = {
         "step": done, "identities": len(job.trained), "held_out": len(job.held), "covered":
         len(job.targets.rows), "validation": figures, "config": job.config.model_dump(mode="json"),
     }  # fmt: skip
-    return Facts(
+    return HypernetInfo(
         base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training,
         job.config.finetune, job.config.strength,
     )  # fmt: skip

@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
+from hyperdreambooth.faces.image import to_image, to_pixels
 from hyperdreambooth.files import whole_file
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.data import Faces, Slot, collect, person_losses, pick
+from hyperdreambooth.hypernet.data import Example, Faces, collect, person_losses, pick
 from hyperdreambooth.hypernet.decoder import HyperNetwork
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.lora.inject import Worn
 from hyperdreambooth.shapes import Factors
 
-Sample: TypeAlias = Callable[[Sequence[str], Factors], Sequence[Image.Image]]
+PersonSampler: TypeAlias = Callable[[Sequence[str], Factors], Sequence[Image.Image]]
 """Prompts and factors with one identity a prompt → a picture each; the base is bare when it is called."""
 
 Score: TypeAlias = Callable[
@@ -30,7 +30,7 @@ Score: TypeAlias = Callable[
 """Pictures, their prompts, and photos of the same people other than the reference → named figures."""
 
 
-def slots(faces: Faces, held: Sequence[int], config: HypernetConfig, number: int) -> list[Slot]:
+def slots(faces: Faces, held: Sequence[int], config: HypernetConfig, number: int) -> list[Example]:
     """The slots of one draw: every held-out identity once, the same at every validation."""
     return [
         pick(faces, [[one]], 0.0, config.photos, config.seed, "validation", faces.names[one], number)
@@ -67,7 +67,7 @@ def tell_apart(
 
 
 def _losses(
-    base: Base, faces: Faces, chosen: Sequence[Slot], network: HyperNetwork, worn: Worn, numbers: Tensor,
+    base: Base, faces: Faces, chosen: Sequence[Example], network: HyperNetwork, worn: Worn, numbers: Tensor,
     config: HypernetConfig, together: int,
 ) -> Tensor:  # fmt: skip
     """Losses `(n,)` of the slots wearing these numbers `(n, P)`."""
@@ -82,7 +82,7 @@ def _losses(
 @torch.no_grad()
 def pictures(
     base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, config: HypernetConfig, file: Path,
-    sample: Sample, score: Score | None,
+    sample: PersonSampler, score: Score | None,
 ) -> dict[str, float]:  # fmt: skip
     """Draws held-out people into `file`, reference photos above, and scores them; the base must be bare.
 
@@ -94,7 +94,7 @@ def pictures(
     texts = [text.replace("{class_word}", base.class_word) for text in config.prompts]
     prompts = [texts[k % len(texts)] for k in range(len(chosen))]
     drawn = list(sample(prompts, factors(network.layout, network.basis(), numbers)))
-    photos = [open_photo(faces.photos[slot.reference].path) for slot in chosen]
+    photos = [faces.photos[example.reference].open() for example in chosen]
     shown = [to_image(to_pixels(image, base.resolution)) for image in [*photos, *drawn]]
     with whole_file(file) as temporary:
         make_image_grid(shown, rows=2, cols=len(chosen)).save(temporary)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Site
 
 # a fingerprint sees changes of about 1e-3 of a unit vector, not the last bits of another LAPACK
@@ -94,7 +94,7 @@ def basis_fingerprint(basis: Basis) -> str:
 
 def _orthonormal(rows: int, columns: int, key: tuple[int | str, ...]) -> Tensor:
     """`(rows, columns)` float32 with orthonormal columns, `rows >= columns`, uniform over such matrices."""
-    gauss = torch.randn(rows, columns, dtype=torch.float64, generator=draw(*key))
+    gauss = torch.randn(rows, columns, dtype=torch.float64, generator=rng(*key))
     q, r = torch.linalg.qr(gauss)
     # LAPACK is free to choose the sign of each column; a positive diagonal of R makes the result unique
     signs = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(torch.float64)
@@ -104,7 +104,7 @@ def _orthonormal(rows: int, columns: int, key: tuple[int | str, ...]) -> Tensor:
 def _probe(matrix: Tensor, name: str, side: str) -> int:
     """`pᵀ M q` on the grid, p a unit vector, so about N(0, 1) before rounding whatever the matrix's size."""
     exact = matrix.detach().to("cpu", torch.float64)
-    generator = draw("basis fingerprint", name, side)
+    generator = rng("basis fingerprint", name, side)
     p = torch.randn(exact.shape[0], dtype=torch.float64, generator=generator)
     q = torch.randn(exact.shape[1], dtype=torch.float64, generator=generator)
     return round(float(p @ exact @ q / p.norm()) * _GRID)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, site_dims
 from hyperdreambooth.lora.relax import thin_svd
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors, Numbers, Site, site_fingerprint
 
 Parts: TypeAlias = Mapping[str, tuple[Float[Tensor, "n r _a"], Float[Tensor, "n _d r"]]]
@@ -152,7 +152,7 @@ def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     for site in layout.sites:
         a, d = layout.dims(site)
-        generator = draw(seed, site.name, "start")
+        generator = rng(seed, site.name, "start")
         gauss = torch.randn(1, layout.rank, a, dtype=torch.float64, generator=generator) / a**0.5
         parts[site.name] = (gauss.to(torch.float32), torch.zeros(1, d, layout.rank))
     return layout.join(parts)[0]

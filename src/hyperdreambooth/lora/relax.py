@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Down, Factors, Site, Up
 
 NEGLIGIBLE = 1e-6  # of the largest singular value: what float32 factors cannot tell from zero
@@ -101,7 +101,7 @@ def _complement(rows: Float[Tensor, "n k i"], rank: int, key: str) -> Float[Tens
     """Orthonormal rows `(n, k, i)` grown to `(n, rank, i)` by random orthonormal ones, zeros past `i`."""
     n, k, i = rows.shape
     spare = max(min(rank, i) - k, 0)
-    noise = torch.randn(n, i, spare, dtype=torch.float64, generator=draw("relax", key))
+    noise = torch.randn(n, i, spare, dtype=torch.float64, generator=rng("relax", key))
     basis = torch.linalg.qr(torch.cat([rows.mT, noise], 2))[0].mT
     return _pad(torch.cat([rows, basis[:, k:]], 1).mT, rank).mT
 
@@ -121,7 +121,7 @@ def fresh(sites: Sequence[Site], rank: int, seed: int = 0) -> Factors:
     """
     made: Factors = {}
     for site in sites:
-        rows = torch.randn(1, rank, site.in_features, generator=draw("fresh", seed, site.name))
+        rows = torch.randn(1, rank, site.in_features, generator=rng("fresh", seed, site.name))
         made[site.name] = rows / site.in_features**0.5, torch.zeros(1, site.out_features, rank)
     return made
 

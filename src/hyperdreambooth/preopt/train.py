@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from hyperdreambooth.base.conditioning import Conditioner, warn_unnamed
-from hyperdreambooth.base.denoise import Weighting, denoise_loss, draw_noise
+from hyperdreambooth.base.denoise import Weighting, denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.faces.latents import cached_latents, encoder_key
@@ -33,7 +33,7 @@ from hyperdreambooth.lidb.weights import Layout, factors, start
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import Run, draw, environment
+from hyperdreambooth.runs import Run, environment, rng
 
 _READ_EVERY = 10  # steps
 
@@ -57,7 +57,7 @@ class PreoptConfig(BaseModel):
         prompt: caption of photos without one; `{class_word}` is the base's.
         weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
         offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
-        timestep_bias: of so many timesteps the noisiest is taken, see `base.denoise.draw_noise`; 1 for none.
+        timestep_bias: a step takes the noisiest of so many timesteps, see `denoise.sample_noise`; 1 for none.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         size_weight: of the mean square of the numbers' distance from the shared start.
         precision: of the base's forward and backward, `auto` is what is fast here; the numbers and Adam stay
@@ -183,7 +183,7 @@ def person_losses(stage: Stage, told: Conditioner, people: Sequence[Person], ste
     captions: list[str] = []
     drawn: list[tuple[Tensor, Tensor]] = []
     for person in people:
-        generator = draw(seed, person.name, step, "photo")
+        generator = rng(seed, person.name, step, "photo")
         order = torch.randperm(len(person.captions), generator=generator).tolist()
         for k in range(each):
             row = order[k % len(order)]
@@ -191,7 +191,7 @@ def person_losses(stage: Stage, told: Conditioner, people: Sequence[Person], ste
             captions.append(person.captions[row])
             key, shape = (seed, person.name, step, k), tuple(person.latents.shape[1:])
             offset, bias = stage.config.offset_noise, stage.config.timestep_bias
-            drawn.append(draw_noise(stage.base, shape, *key, offset=offset, bias=bias))
+            drawn.append(sample_noise(stage.base, shape, *key, offset=offset, bias=bias))
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
     with stage.precision():
         conditioning, clean = told(captions), torch.stack(latents)
@@ -275,7 +275,7 @@ def preoptimize(base: Base, photos: Path, out: Path, config: PreoptConfig) -> Ba
     """
     people, stage = read_faces(photos), prepare(base, config)
     bank = Bank.create(out, stage.manifest(), stage.start)
-    run = Run(out, config, inputs={**base.facts, "sites": stage.layout.fingerprint})
+    run = Run(out, config, inputs={**base.run_inputs, "sites": stage.layout.fingerprint})
     # groups end in order and whole, so what is missing after a kill falls into the groups of the first call
     missing = [name for name in sorted(people) if name not in bank]
     size = config.identities_per_batch

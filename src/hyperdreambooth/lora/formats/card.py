@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hyperdreambooth.lora.formats.headers import Facts
+from hyperdreambooth.lora.formats.headers import LoraInfo
 
 
 def model_card(
-    facts: Facts,
+    facts: LoraInfo,
     subject: str,
     files: Mapping[str, str],
     rank: int,

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from hyperdreambooth.lora.formats.names import SD2, Family
+from hyperdreambooth.lora.formats.names import SD2, LoraFamily
 from hyperdreambooth.shapes import Site
 
 BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
@@ -20,7 +20,7 @@ BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 
 
 @dataclass(frozen=True)
-class Facts:
+class LoraInfo:
     """What interfaces show of a LoRA.
 
     Attributes:
@@ -49,7 +49,7 @@ def peft_config(sites: Sequence[Site], rank: int) -> str:
     return json.dumps(told, sort_keys=True)
 
 
-def model_spec(facts: Facts, family: Family, implementation: str, digest: str) -> dict[str, str]:
+def model_spec(facts: LoraInfo, family: LoraFamily, implementation: str, digest: str) -> dict[str, str]:
     """ModelSpec 1.0.1 (github.com/Stability-AI/ModelSpec).
 
     Args:
@@ -73,7 +73,7 @@ def model_spec(facts: Facts, family: Family, implementation: str, digest: str) -
     }
 
 
-def kohya_fields(facts: Facts, family: Family, name: str, rank: int, digest: str) -> dict[str, str]:
+def kohya_fields(facts: LoraInfo, family: LoraFamily, name: str, rank: int, digest: str) -> dict[str, str]:
     """What A1111, Forge and kohya's own tools show; strings only.
 
     Args:

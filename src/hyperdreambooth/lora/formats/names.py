@@ -15,7 +15,7 @@ from hyperdreambooth.shapes import Site, canonical
 
 
 @dataclass(frozen=True)
-class Family:
+class LoraFamily:
     """What a file has to say of a family of bases, and how tools spell its parts.
 
     Attributes:
@@ -38,18 +38,18 @@ class Family:
 _BOTH = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 _STABILITY = "https://github.com/Stability-AI/generative-models"
 _KOHYA = "networks.lora"
-SD1 = Family("sd1", "stable-diffusion-v1", "sd_v1", _KOHYA, "diffusers", {"text_encoder": "lora_te_"})
-SD2 = Family("sd2", "stable-diffusion-v2-512", "sd_v2", _KOHYA, "diffusers", {"text_encoder": "lora_te_"})
-SDXL = Family("sdxl", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", _KOHYA, _STABILITY, _BOTH)
-SD3 = Family("sd3", "stable-diffusion-3-m", "sd3_m", "networks.lora_sd3", _STABILITY, _BOTH)
-FLUX = Family(
+SD1 = LoraFamily("sd1", "stable-diffusion-v1", "sd_v1", _KOHYA, "diffusers", {"text_encoder": "lora_te_"})
+SD2 = LoraFamily("sd2", "stable-diffusion-v2-512", "sd_v2", _KOHYA, "diffusers", {"text_encoder": "lora_te_"})
+SDXL = LoraFamily("sdxl", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", _KOHYA, _STABILITY, _BOTH)
+SD3 = LoraFamily("sd3", "stable-diffusion-3-m", "sd3_m", "networks.lora_sd3", _STABILITY, _BOTH)
+FLUX = LoraFamily(
     "flux", "flux-1-dev", "flux1", "networks.lora_flux", "https://github.com/black-forest-labs/flux",
     {"text_encoder": "lora_te1_"},
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Slot:
+class Rows:
     """Rows `start` to `start + o` of a module of `total` rows are a site's.
 
     Attributes:
@@ -63,7 +63,7 @@ class Slot:
     total: int
 
 
-def family_of(sites: Iterable[Site]) -> Family:
+def family_of(sites: Iterable[Site]) -> LoraFamily:
     """Tells the family from names and widths: SD 1.x conditions on 768 numbers a token, SD 2.x on 1024.
 
     Flux is 3072 wide, and four times that within its MLPs; no SD3 is.
@@ -128,12 +128,12 @@ def _unet(inner: str, per_block: int) -> str | None:
     return f"input_blocks.{at + 1}.1.{rest}" if way == "down" else f"output_blocks.{at}.1.{rest}"
 
 
-def _original(site: Site, family: Family, per_block: int) -> Slot | None:
+def _original(site: Site, family: LoraFamily, per_block: int) -> Rows | None:
     """Where a denoiser's site lies in the original model; None where that has no such layer."""
     inner = site.name.partition(".")[2]
     if site.component == "unet":
         module = _unet(inner, per_block)
-        return Slot(module, 0, site.out_features) if module else None
+        return Rows(module, 0, site.out_features) if module else None
     for pattern, name in _DIT.get(family.name, ()):
         if found := re.fullmatch(pattern, inner):
             fused = [part for part in found.groups()[1:] if part]
@@ -141,13 +141,13 @@ def _original(site: Site, family: Family, per_block: int) -> Slot | None:
     return None
 
 
-def _stretch(module: str, letter: str, site: Site) -> Slot:
+def _stretch(module: str, letter: str, site: Site) -> Rows:
     """q, k, v follow each other; `linear1` goes on with an MLP four times as wide."""
     if not letter:
-        return Slot(module, 0, site.out_features)
+        return Rows(module, 0, site.out_features)
     wide = module.endswith("linear1")
     hidden = site.in_features if wide else site.out_features
-    return Slot(module, ("q", "k", "v", "mlp").index(letter) * hidden, hidden * (7 if wide else 3))
+    return Rows(module, ("q", "k", "v", "mlp").index(letter) * hidden, hidden * (7 if wide else 3))
 
 
 def _per_block(sites: Iterable[Site]) -> int:
@@ -164,7 +164,7 @@ def _per_block(sites: Iterable[Site]) -> int:
 # -- spelling ------------------------------------------------------------------------------------------------
 
 
-def kohya_slots(sites: Sequence[Site]) -> dict[str, Slot]:
+def kohya_slots(sites: Sequence[Site]) -> dict[str, Rows]:
     """How kohya's form names every site; the original names are those that all of its readers know.
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
@@ -173,28 +173,28 @@ def kohya_slots(sites: Sequence[Site]) -> dict[str, Slot]:
         InputError: a site that the form has no name for.
     """
     family, per_block = family_of(sites), _per_block(sites)
-    made: dict[str, Slot] = {}
+    made: dict[str, Rows] = {}
     for site in sites:
         inner = site.name.partition(".")[2]
         if prefix := family.text.get(site.component):
-            slot = Slot(prefix + _clip(inner), 0, site.out_features)
+            slot = Rows(prefix + _clip(inner), 0, site.out_features)
         elif site.component == "unet" and family in (SD1, SD2):
-            slot = Slot(f"lora_unet_{inner}", 0, site.out_features)
+            slot = Rows(f"lora_unet_{inner}", 0, site.out_features)
         elif slot := _original(site, family, per_block):
-            slot = Slot(f"lora_unet_{slot.module}", slot.start, slot.total)
+            slot = Rows(f"lora_unet_{slot.module}", slot.start, slot.total)
         else:
             raise InputError(f"the kohya form has no name for {site.name}; use the diffusers form")
-        made[site.name] = Slot(slot.module.replace(".", "_"), slot.start, slot.total)
+        made[site.name] = Rows(slot.module.replace(".", "_"), slot.start, slot.total)
     return made
 
 
-def is_convolution(site: Site, family: Family) -> bool:
+def is_convolution(site: Site, family: LoraFamily) -> bool:
     """Whether the layer is a 1×1 convolution: around the transformers of SD 1.x, in the shortcuts of all."""
     around = family is SD1 and re.fullmatch(r"unet\..*\.attentions\.\d+\.proj_(in|out)", site.name)
     return bool(around) or site.name.endswith(".conv_shortcut")
 
 
-def diffusers_module(site: Site, family: Family) -> str:
+def diffusers_module(site: Site, family: LoraFamily) -> str:
     """The name old and new transformers both read: `text_model.` is always there in CLIP text encoders."""
     inner = site.name.partition(".")[2]
     return f"{site.component}.{_clip(inner)}" if site.component in family.text else site.name
@@ -205,10 +205,10 @@ def _clip(inner: str) -> str:
     return f"text_model.{inner}" if inner.startswith("encoder.") else inner
 
 
-def lookup(sites: Sequence[Site]) -> dict[str, list[tuple[Site, Slot]]]:
+def lookup(sites: Sequence[Site]) -> dict[str, list[tuple[Site, Rows]]]:
     """Every spelling of a module (see `plain`) → the sites it changes, several where the layer is fused."""
     family, per_block = family_of(sites), _per_block(sites)
-    found: dict[str, list[tuple[Site, Slot]]] = {}
+    found: dict[str, list[tuple[Site, Rows]]] = {}
     for site in sites:
         for slot in _spellings(site, family, per_block):
             others = found.setdefault(slot.module, [])
@@ -217,21 +217,21 @@ def lookup(sites: Sequence[Site]) -> dict[str, list[tuple[Site, Slot]]]:
     return found
 
 
-def _spellings(site: Site, family: Family, per_block: int) -> Iterator[Slot]:
+def _spellings(site: Site, family: LoraFamily, per_block: int) -> Iterator[Rows]:
     rows, inner = site.out_features, site.name.partition(".")[2]
-    yield Slot(site.name, 0, rows)
-    yield Slot(inner, 0, rows)  # PEFT's own files name no component
+    yield Rows(site.name, 0, rows)
+    yield Rows(inner, 0, rows)  # PEFT's own files name no component
     if site.component in _BOTH:
         for prefix in ("lora_te_", "lora_te1_") if site.component == "text_encoder" else ("lora_te2_",):
-            yield Slot(f"{prefix}text_model_{inner}".replace(".", "_"), 0, rows)
-            yield Slot(f"{prefix}{inner}".replace(".", "_"), 0, rows)
+            yield Rows(f"{prefix}text_model_{inner}".replace(".", "_"), 0, rows)
+            yield Rows(f"{prefix}{inner}".replace(".", "_"), 0, rows)
         return
     for prefix in ("lora_unet_", "lora_transformer_"):
-        yield Slot(prefix + inner.replace(".", "_"), 0, rows)
+        yield Rows(prefix + inner.replace(".", "_"), 0, rows)
     if slot := _original(site, family, per_block):
         for module in (slot.module, f"diffusion_model.{slot.module}", f"lora_unet_{slot.module}"):
             spelled = module.replace(".", "_") if module.startswith("lora_unet_") else module
-            yield Slot(spelled, slot.start, slot.total)
+            yield Rows(spelled, slot.start, slot.total)
 
 
 def plain(module: str) -> str:

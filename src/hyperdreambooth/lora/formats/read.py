@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.lora.formats.container import MAX_STRUCTURE, Entry, finite, open_tensors, read_header
-from hyperdreambooth.lora.formats.names import Slot, lookup, plain
+from hyperdreambooth.lora.formats.names import Rows, lookup, plain
 from hyperdreambooth.shapes import Factors, Site
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # the header field that diffusers hands to LoraConfig, unfiltered
@@ -181,7 +181,7 @@ def _some(keys: Sequence[str]) -> str:
 # -- its meaning on a base -----------------------------------------------------------------------------------
 
 
-def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Slot]]]) -> None:
+def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Rows]]]) -> None:
     taken: set[str] = set()
     for name, module in file.modules.items():
         down, up = file.entries[module.down].shape, file.entries[module.up].shape
@@ -203,7 +203,7 @@ def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Slot
             taken.add(site.name)
 
 
-def _share(down: Tensor, up: Tensor, site: Site, slot: Slot) -> tuple[Tensor, Tensor]:
+def _share(down: Tensor, up: Tensor, site: Site, slot: Rows) -> tuple[Tensor, Tensor]:
     """A site's part of a layer that several share: its rows, and the slots of the rank that reach them."""
     if slot.total == site.out_features:
         return down, up
@@ -213,7 +213,7 @@ def _share(down: Tensor, up: Tensor, site: Site, slot: Slot) -> tuple[Tensor, Te
     return down[used], rows[:, used]
 
 
-def _check_rest(path: Path, name: str, up: Tensor, parts: Sequence[tuple[Site, Slot]]) -> None:
+def _check_rest(path: Path, name: str, up: Tensor, parts: Sequence[tuple[Site, Rows]]) -> None:
     """Refuses a fused layer whose other rows change something that the base has no layer for."""
     rest = torch.ones(len(up), dtype=torch.bool)
     for site, slot in parts:

@@ -17,15 +17,15 @@ from torch import Tensor
 from hyperdreambooth.files import InputError, save_tensors, whole_file
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
-    Facts,
+    LoraInfo,
     content_hash,
     kohya_fields,
     model_spec,
     peft_config,
 )
 from hyperdreambooth.lora.formats.names import (
-    Family,
-    Slot,
+    LoraFamily,
+    Rows,
     diffusers_module,
     family_of,
     is_convolution,
@@ -42,7 +42,7 @@ TOLERANCE = 1e-5  # relative, of ΔW at a site
 
 
 def write_lora(
-    path: Path, factors: Factors, form: Form, facts: Facts, dtype: torch.dtype = torch.float32
+    path: Path, factors: Factors, form: Form, facts: LoraInfo, dtype: torch.dtype = torch.float32
 ) -> None:
     """Writes a standard LoRA file and makes sure that it can be read back.
 
@@ -115,13 +115,13 @@ def _diffusers_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
     return tensors
 
 
-def _shaped(site: Site, family: Family, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _shaped(site: Site, family: LoraFamily, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Down and up as matrices, or as the 1×1 convolutions that diffusers wants where the layer is one."""
     return (down[..., None, None], up[..., None, None]) if is_convolution(site, family) else (down, up)
 
 
 def _kohya_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
-    members: defaultdict[str, list[tuple[Slot, Tensor, Tensor]]] = defaultdict(list)
+    members: defaultdict[str, list[tuple[Rows, Tensor, Tensor]]] = defaultdict(list)
     family, slots = family_of(sites), kohya_slots(sites)
     for site in sites:
         slot = slots[site.name]
@@ -134,7 +134,7 @@ def _kohya_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
     return tensors
 
 
-def _fused(shares: list[tuple[Slot, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _fused(shares: list[tuple[Rows, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Side by side in the rank, each reaching its own rows only; one site's own layer stays as it is."""
     if len(shares[0][2]) == shares[0][0].total:
         return shares[0][1:]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.render import (
+from hyperdreambooth.avatars.draw.render import (
     CATEGORICAL,
     CONTINUOUS,
     SPLITS,

@@ -16,10 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from hyperdreambooth.avatars import measure
-from hyperdreambooth.avatars.autoencoder import psnr, train_vae, train_wide_vae
+from hyperdreambooth.avatars.build import measure
+from hyperdreambooth.avatars.build.autoencoder import psnr, train_vae, train_wide_vae
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.diffusion import (
+from hyperdreambooth.avatars.build.diffusion import (
     CLASS_WORD,
     TRIGGER,
     assemble,
@@ -27,10 +27,10 @@ from hyperdreambooth.avatars.diffusion import (
     train_base,
     widen_base,
 )
-from hyperdreambooth.avatars.fit import StageConfig
-from hyperdreambooth.avatars.pictures import Pictures, pictures
-from hyperdreambooth.avatars.readers import train_attributes, train_encoder, train_identity
-from hyperdreambooth.avatars.untyped import diffusers
+from hyperdreambooth.avatars.build.fit import StageConfig
+from hyperdreambooth.avatars.build.pictures import Pictures, pictures
+from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
+from hyperdreambooth.avatars.build.untyped import diffusers
 from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
 

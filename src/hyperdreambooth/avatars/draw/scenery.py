@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hyperdreambooth.avatars.pen import Colour, Pen, gradient, mix
+from hyperdreambooth.avatars.draw.pen import Colour, Pen, gradient, mix
 
 
 def scenery(kind: str, variant: float, size: int) -> Image.Image:

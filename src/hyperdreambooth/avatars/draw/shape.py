@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperdreambooth.avatars.pen import Colour, Points, curve, lerp, mirrored, mix, ramp
-from hyperdreambooth.avatars.people import Context, Identity
+from hyperdreambooth.avatars.draw.pen import Colour, Points, curve, lerp, mirrored, mix, ramp
+from hyperdreambooth.avatars.draw.people import Context, Identity
 
 TOP = -37.0
 
@@ -77,7 +77,7 @@ MOODS: dict[str, Mood] = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class FaceShape:
     """The measures of a head, in units of a 128-pixel frame, and its colours."""
 
     kinds: dict[str, str]
@@ -138,7 +138,7 @@ def _outline(traits: dict[str, float], width: float, chin_y: float) -> Points:
     return curve(mirrored(right))
 
 
-def shape(person: Identity, context: Context) -> Shape:
+def shape(person: Identity, context: Context) -> FaceShape:
     """All measures of a person's head in a context."""
     t = person.traits
     width, chin_y = lerp(23.0, 31.0, t["face_width"]), lerp(29.5, 40.0, t["face_length"])
@@ -146,7 +146,7 @@ def shape(person: Identity, context: Context) -> Shape:
     nose_y = eye_y + lerp(11.0, 17.5, t["nose_length"])
     skin, hair = skin_colour(t), hair_colour(t, person.kinds)
     dark = mix(skin, (70, 14, 30), lerp(0.22, 0.42, t["skin_tone"]))
-    return Shape(
+    return FaceShape(
         kinds=person.kinds,
         traits=t,
         mood=MOODS[context.expression],

@@ -2,8 +2,8 @@
 
 from itertools import pairwise
 
-from hyperdreambooth.avatars.pen import Colour, Pen, glaze, hsv, lerp, mirrored, mix
-from hyperdreambooth.avatars.shape import TOP, Shape
+from hyperdreambooth.avatars.draw.pen import Colour, Pen, glaze, hsv, lerp, mirrored, mix
+from hyperdreambooth.avatars.draw.shape import TOP, FaceShape
 
 _GOLD: Colour = (240, 186, 58)
 _BLACK: Colour = (34, 34, 44)
@@ -19,7 +19,7 @@ def shirt(pen: Pen, hue: float) -> None:
     pen.stroke([(-15.5, 43), (-10, 52), (0, 55.5), (10, 52), (15.5, 43)], 3.2, dark, taper=0.2)
 
 
-def neckwear(pen: Pen, s: Shape, kind: str) -> None:
+def neckwear(pen: Pen, s: FaceShape, kind: str) -> None:
     """A scarf or a bow tie."""
     if kind == "scarf":
         _scarf(pen, s)
@@ -27,7 +27,7 @@ def neckwear(pen: Pen, s: Shape, kind: str) -> None:
         _bow_tie(pen)
 
 
-def _scarf(pen: Pen, s: Shape) -> None:
+def _scarf(pen: Pen, s: FaceShape) -> None:
     red, dark, y = (206, 54, 62), (150, 28, 48), min(s.chin_y, 37)
     pen.blob([(6, 46), (18, 46), (22, 82), (8, 84)], dark)
     pen.polygon([(8.5, 74), (20.5, 73), (20.8, 77), (8.3, 78)], (250, 226, 196))
@@ -44,7 +44,7 @@ def _bow_tie(pen: Pen) -> None:
     pen.oval(0, 49.4, 3.6, 4.0, dark)
 
 
-def glasses(pen: Pen, s: Shape) -> None:
+def glasses(pen: Pen, s: FaceShape) -> None:
     """The person's own glasses."""
     pen, kind = pen.at(1.0), s.kinds["glasses"]
     if kind == "none":
@@ -75,7 +75,7 @@ def _frame(pen: Pen, x: float, y: float, half: float, colour: Colour) -> None:
         pen.stroke([start, end], 1.9, colour, taper=0)
 
 
-def sunglasses(pen: Pen, s: Shape) -> None:
+def sunglasses(pen: Pen, s: FaceShape) -> None:
     """Dark glasses with a glint."""
     pen = pen.at(1.0)
     half, y = max(s.eye_rx + 2.8, 7.6), s.eye_y + 0.6
@@ -108,7 +108,7 @@ def sunglasses(pen: Pen, s: Shape) -> None:
     )
 
 
-def earrings(pen: Pen, s: Shape) -> None:
+def earrings(pen: Pen, s: FaceShape) -> None:
     """Studs or hoops below the ears; over the hair, so that they are seen."""
     behind, size = pen.at(-0.25), lerp(3.6, 8.4, s.traits["ear_size"])
     for side in (-1, 1):
@@ -120,13 +120,13 @@ def earrings(pen: Pen, s: Shape) -> None:
             behind.ring(x, y + 3.2, 3.4, 4.2, 1.6, _GOLD)
 
 
-def headwear(pen: Pen, s: Shape, kind: str) -> None:
+def headwear(pen: Pen, s: FaceShape, kind: str) -> None:
     """A cap, top hat, crown, beanie or headphones; hair stays visible below it."""
     if kind != "none":
         _HEADWEAR[kind](pen.at(0.35), s, s.half_width + min(s.volume, 4.0) * 0.6)
 
 
-def _cap(pen: Pen, s: Shape, w: float) -> None:
+def _cap(pen: Pen, s: FaceShape, w: float) -> None:
     red, dark = (216, 48, 48), (160, 24, 36)
     pen.blob(
         mirrored(
@@ -150,7 +150,7 @@ def _cap(pen: Pen, s: Shape, w: float) -> None:
     pen.oval(0, TOP + 1.5, 5, 4.4, (252, 240, 230))
 
 
-def _top_hat(pen: Pen, s: Shape, w: float) -> None:
+def _top_hat(pen: Pen, s: FaceShape, w: float) -> None:
     pen.blob(
         [
             (-w * 0.80, TOP + 9),
@@ -170,7 +170,7 @@ def _top_hat(pen: Pen, s: Shape, w: float) -> None:
     pen.stroke([(-w * 1.2, TOP + 9), (0, TOP + 7.4), (w * 1.2, TOP + 9)], 1.0, (84, 84, 104))
 
 
-def _crown(pen: Pen, s: Shape, w: float) -> None:
+def _crown(pen: Pen, s: FaceShape, w: float) -> None:
     w *= 0.86
     spikes = [
         (-w, TOP + 9),
@@ -193,7 +193,7 @@ def _crown(pen: Pen, s: Shape, w: float) -> None:
         pen.oval(w * x, TOP + 7, 2.4, 2.0, colour)
 
 
-def _beanie(pen: Pen, s: Shape, w: float) -> None:
+def _beanie(pen: Pen, s: FaceShape, w: float) -> None:
     teal, dark = (36, 140, 132), (20, 100, 100)
     pen.oval(0, TOP - 15, 6, 5.6, (244, 240, 226))
     pen.blob(
@@ -219,7 +219,7 @@ def _beanie(pen: Pen, s: Shape, w: float) -> None:
         )
 
 
-def _headphones(pen: Pen, s: Shape, w: float) -> None:
+def _headphones(pen: Pen, s: FaceShape, w: float) -> None:
     w, y = w + 1.2, s.eye_y + 4
     arch = [
         (-w, y),

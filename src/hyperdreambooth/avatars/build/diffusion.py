@@ -10,12 +10,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
 from hyperdreambooth.avatars.captions import caption, words
-from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
-from hyperdreambooth.avatars.pictures import Pictures
-from hyperdreambooth.avatars.untyped import diffusers, transformers
+from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.pictures import Pictures
+from hyperdreambooth.avatars.build.untyped import diffusers, transformers
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import autocast
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 TRIGGER = "sks"
 CLASS_WORD = "face"
@@ -149,8 +149,8 @@ def train_base(
     alphas = scheduler().alphas_cumprod.to(device)
     weight = _middle(latents.shape[-1], focus or 0.0).to(device)
 
-    def batch_of(step: int) -> Batch:
-        generator = draw("base", config.seed, step)
+    def batch_of(step: int) -> Tensors:
+        generator = rng("base", config.seed, step)
         rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
         timesteps = torch.randint(0, 1000, (config.batch,), generator=generator)
         noise = torch.randn(config.batch, *latents.shape[1:], generator=generator)
@@ -158,7 +158,7 @@ def train_base(
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return {"latents": latents[rows], "timesteps": timesteps, "noise": noise, "tokens": tokens}
 
-    def loss_of(batch: Batch) -> dict[str, Tensor]:
+    def loss_of(batch: Tensors) -> dict[str, Tensor]:
         timesteps, noise = batch["timesteps"], batch["noise"]
         signal = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * batch["latents"].float() + (1 - signal).sqrt() * noise
@@ -189,7 +189,7 @@ def _middle(side: int, focus: float) -> Tensor:
 
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     """The picture's caption with parts left out at random, or none at all for guidance's other branch."""
-    generator = draw("caption", seed, step, row)
+    generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
         return ""
     choice, variant = torch.randint(0, 1 << 30, (2,), generator=generator).tolist()

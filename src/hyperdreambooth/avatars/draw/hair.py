@@ -2,27 +2,27 @@
 
 import math
 
-from hyperdreambooth.avatars.pen import Pen, glaze, lerp, mirrored, mix
-from hyperdreambooth.avatars.shape import TOP, Shape
+from hyperdreambooth.avatars.draw.pen import Pen, glaze, lerp, mirrored, mix
+from hyperdreambooth.avatars.draw.shape import TOP, FaceShape
 
 Half = list[tuple[float, float]]
 
 
-def back_hair(pen: Pen, s: Shape) -> None:
+def back_hair(pen: Pen, s: FaceShape) -> None:
     """The hair behind neck and face."""
     style, behind = s.kinds["hair_style"], pen.at(-0.2)
     if style in _BACKS:
         _BACKS[style](behind, s)
 
 
-def front_hair(pen: Pen, s: Shape) -> None:
+def front_hair(pen: Pen, s: FaceShape) -> None:
     """The hair over the forehead and at the sides."""
     style = s.kinds["hair_style"]
     if style in _FRONTS:
         _FRONTS[style](pen.at(0.35), s)
 
 
-def _fall(pen: Pen, s: Shape, low: float, flare: float, tips: float) -> None:
+def _fall(pen: Pen, s: FaceShape, low: float, flare: float, tips: float) -> None:
     """A curtain of hair down to `low`, wider there by `flare`, its tips drawn in by `tips`."""
     w, v = s.half_width, s.volume
     right: Half = [
@@ -38,11 +38,11 @@ def _fall(pen: Pen, s: Shape, low: float, flare: float, tips: float) -> None:
     pen.blob(mirrored(right), mix(s.hair, s.hair_dark, 0.55))
 
 
-def _back_bob(pen: Pen, s: Shape) -> None:
+def _back_bob(pen: Pen, s: FaceShape) -> None:
     _fall(pen, s, lerp(19, 36, s.traits["hair_length"]), 3.0, 4.0)
 
 
-def _back_long(pen: Pen, s: Shape) -> None:
+def _back_long(pen: Pen, s: FaceShape) -> None:
     low = lerp(44, 68, s.traits["hair_length"])
     _fall(pen, s, low, 4.0, 3.0)
     for side in (-1, 1):
@@ -50,7 +50,7 @@ def _back_long(pen: Pen, s: Shape) -> None:
         pen.stroke([(x, 0), (x + side * 2.5, low * 0.5), (x, low - 2)], 1.6, glaze(s.hair_light, 0.5))
 
 
-def _back_afro(pen: Pen, s: Shape) -> None:
+def _back_afro(pen: Pen, s: FaceShape) -> None:
     """A round cloud with a soft uneven edge."""
     radius = s.half_width + lerp(6, 15, s.traits["hair_volume"]) + lerp(0, 4, s.traits["hair_length"])
     low = lerp(0.25, 0.85, s.traits["hair_length"])
@@ -61,7 +61,7 @@ def _back_afro(pen: Pen, s: Shape) -> None:
     pen.oval(0, -14, radius * 0.9, radius * 0.88, s.hair)
 
 
-def _back_curly(pen: Pen, s: Shape) -> None:
+def _back_curly(pen: Pen, s: FaceShape) -> None:
     radius = s.half_width + s.volume * 0.6
     reach = lerp(0.1, 0.9, s.traits["hair_length"])
     for i in range(15):
@@ -70,7 +70,7 @@ def _back_curly(pen: Pen, s: Shape) -> None:
         pen.oval(x, y, 6.2, 6.2, mix(s.hair, s.hair_dark, 0.6 if i % 2 else 0.35))
 
 
-def _back_bun(pen: Pen, s: Shape) -> None:
+def _back_bun(pen: Pen, s: FaceShape) -> None:
     """The bun, behind the crown of the head."""
     size = lerp(7.5, 13, s.traits["hair_length"])
     y = TOP - size * 0.52 - s.volume * 0.3
@@ -83,7 +83,7 @@ def _back_bun(pen: Pen, s: Shape) -> None:
     )
 
 
-def _back_locs(pen: Pen, s: Shape) -> None:
+def _back_locs(pen: Pen, s: FaceShape) -> None:
     """Ropes of hair, left and right."""
     low, reach = lerp(14, 56, s.traits["hair_length"]), s.half_width + s.volume * 0.7
     pen.blob(mirrored([(0, TOP - 2), (reach, TOP + 14), (reach, 6), (reach * 0.5, 12), (0, 10)]), s.hair_dark)
@@ -99,7 +99,9 @@ def _back_locs(pen: Pen, s: Shape) -> None:
             )
 
 
-def _cap(pen: Pen, s: Shape, lift: float, side_y: float, hairline: Half, thick: float | None = None) -> None:
+def _cap(
+    pen: Pen, s: FaceShape, lift: float, side_y: float, hairline: Half, thick: float | None = None
+) -> None:
     """Hair over the skull: `lift` above it, down to `side_y`, with a hairline from right to left."""
     w, v = s.half_width, s.volume * 0.5 if thick is None else thick
     outer: Half = [
@@ -114,7 +116,7 @@ def _cap(pen: Pen, s: Shape, lift: float, side_y: float, hairline: Half, thick: 
     pen.blob([*outer, *hairline], s.hair)
 
 
-def _shine(pen: Pen, s: Shape, lift: float) -> None:
+def _shine(pen: Pen, s: FaceShape, lift: float) -> None:
     """Light on the upper left of the hair and shade on its right."""
     w, y = s.half_width, TOP - lift
     pen.stroke(
@@ -128,7 +130,7 @@ def _shine(pen: Pen, s: Shape, lift: float) -> None:
     )
 
 
-def _front_buzz(pen: Pen, s: Shape) -> None:
+def _front_buzz(pen: Pen, s: FaceShape) -> None:
     w, lift = s.half_width, lerp(0.2, 2.6, s.traits["hair_length"])
     line: Half = [
         (w * 0.9, -10),
@@ -143,7 +145,7 @@ def _front_buzz(pen: Pen, s: Shape) -> None:
         pen.stroke([(i * w * 0.2, TOP + 2), (i * w * 0.24, -28)], 0.9, glaze(s.hair_dark, 0.4))
 
 
-def _front_short(pen: Pen, s: Shape) -> None:
+def _front_short(pen: Pen, s: FaceShape) -> None:
     """A crop whose fringe falls in a few points."""
     w, low = s.half_width, lerp(-27, -18, s.traits["hair_length"])
     line: Half = [
@@ -161,7 +163,7 @@ def _front_short(pen: Pen, s: Shape) -> None:
     _shine(pen, s, s.volume)
 
 
-def _front_side_part(pen: Pen, s: Shape) -> None:
+def _front_side_part(pen: Pen, s: FaceShape) -> None:
     """Hair swept from a parting on one side."""
     w, lift, low = s.half_width, s.volume + 1.5, lerp(-22, -12, s.traits["hair_length"])
     line: Half = [
@@ -181,7 +183,7 @@ def _front_side_part(pen: Pen, s: Shape) -> None:
     _shine(pen, s, lift)
 
 
-def _front_quiff(pen: Pen, s: Shape) -> None:
+def _front_quiff(pen: Pen, s: FaceShape) -> None:
     """Short sides and a wave that stands up over the forehead."""
     w, lift = s.half_width, lerp(5, 13, s.traits["hair_length"])
     line: Half = [
@@ -215,7 +217,7 @@ def _front_quiff(pen: Pen, s: Shape) -> None:
         )
 
 
-def _front_curly(pen: Pen, s: Shape) -> None:
+def _front_curly(pen: Pen, s: FaceShape) -> None:
     w, v = s.half_width, s.volume
     low = lerp(-27, -20, s.traits["hair_length"])
     line: Half = [(w * 0.9, -8), (w * 0.75, low), (0, low - 3), (-w * 0.75, low), (-w * 0.9, -8)]
@@ -230,7 +232,7 @@ def _front_curly(pen: Pen, s: Shape) -> None:
         pen.ring(x, TOP + 2 - v * 0.6 + abs(i - 2) * 2, 3.0, 2.7, 1.0, glaze(s.hair_light, 0.55))
 
 
-def _front_afro(pen: Pen, s: Shape) -> None:
+def _front_afro(pen: Pen, s: FaceShape) -> None:
     w = s.half_width
     line: Half = [
         (w * 0.9, -10),
@@ -245,7 +247,7 @@ def _front_afro(pen: Pen, s: Shape) -> None:
     pen.glow(-w * 0.45, top + 3, w * 0.6, 7, s.hair_light, 0.7)
 
 
-def _front_bob(pen: Pen, s: Shape) -> None:
+def _front_bob(pen: Pen, s: FaceShape) -> None:
     """A straight fringe and side pieces."""
     w, v, low = s.half_width, s.volume, lerp(6, 22, s.traits["hair_length"])
     line: Half = [
@@ -262,7 +264,7 @@ def _front_bob(pen: Pen, s: Shape) -> None:
     _shine(pen, s, v)
 
 
-def _front_long(pen: Pen, s: Shape) -> None:
+def _front_long(pen: Pen, s: FaceShape) -> None:
     """A middle parting; the strands frame the face."""
     w, v = s.half_width, s.volume
     low = lerp(18, 34, s.traits["hair_length"])
@@ -281,7 +283,7 @@ def _front_long(pen: Pen, s: Shape) -> None:
     _shine(pen, s, v)
 
 
-def _front_bun(pen: Pen, s: Shape) -> None:
+def _front_bun(pen: Pen, s: FaceShape) -> None:
     """Hair drawn back."""
     w = s.half_width
     line: Half = [
@@ -298,7 +300,7 @@ def _front_bun(pen: Pen, s: Shape) -> None:
     _shine(pen, s, s.volume * 0.5)
 
 
-def _front_locs(pen: Pen, s: Shape) -> None:
+def _front_locs(pen: Pen, s: FaceShape) -> None:
     w, v = s.half_width, s.volume
     line: Half = [
         (w * 0.92, -4),

@@ -18,13 +18,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.faces.dataset import Photo, photo_hash, read_faces
+from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import Faces, hold_out, load_faces
-from hyperdreambooth.hypernet.decoder import HyperNetwork, Shape
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
-from hyperdreambooth.hypernet.predictor import load_facts, load_hypernet
+from hyperdreambooth.hypernet.predictor import load_hypernet, load_info
 from hyperdreambooth.hypernet.target import Targets, read_targets
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
@@ -51,7 +51,7 @@ class Wearable(nn.Module):
 
 
 @dataclass(frozen=True)
-class Job:
+class Training:
     """What does not change during a training; `trained` and `held` are identities of `faces`."""
 
     base: Base
@@ -75,7 +75,7 @@ class State:
     model: nn.Module
     optimizer: Any
 
-    def save(self, job: Job, step: int) -> None:
+    def save(self, job: Training, step: int) -> None:
         """Writes a checkpoint."""
         scaler = job.accelerator.scaler
         saved = {
@@ -84,7 +84,7 @@ class State:
         }  # fmt: skip
         job.run.save(step, saved)
 
-    def load(self, job: Job, saved: Mapping[str, Any]) -> None:
+    def load(self, job: Training, saved: Mapping[str, Any]) -> None:
         """Puts a checkpoint back."""
         self.network.load_state_dict(saved["network"])
         self.ema.load_state_dict(saved["ema"])
@@ -137,7 +137,7 @@ def end_accelerate(accelerator: Accelerator) -> None:
 
 def prepare(
     base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Path | None, accelerator: Accelerator
-) -> tuple[Job, State]:
+) -> tuple[Training, State]:
     """Reads and checks everything, encodes the photos (or finds them encoded), makes the network at step 0.
 
     Raises:
@@ -149,13 +149,13 @@ def prepare(
     targets = read_targets(base, config, tuple(people), held, known)
     encoder = load_encoder(config.encoder, config.encoder_layers, base.device)
     inputs = {
-        **base.facts, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint(),
+        **base.run_inputs, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint(),
         "targets": _numbers_fingerprint(targets),
     }  # fmt: skip
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
         faces = load_faces(people, base, encoder, config.prompt, out / "cache", _text_worn(base, targets))
-    job = Job(base, config, faces, trained, held, targets, encoder, accelerator, run, out)
+    job = Training(base, config, faces, trained, held, targets, encoder, accelerator, run, out)
     return job, _state(job)
 
 
@@ -168,13 +168,13 @@ def finished(out: Path, config: HypernetConfig) -> bool:
     """Whether `out` holds the network of the last step."""
     if not (out / "config.json").is_file():
         return False
-    return int(load_facts(out).training.get("step", 0)) >= config.steps
+    return int(load_info(out).training.get("step", 0)) >= config.steps
 
 
-def _state(job: Job) -> State:
+def _state(job: Training) -> State:
     """Network, average and optimiser before the first step."""
     config, targets = job.config, job.targets
-    shape = Shape(
+    shape = NetworkShape(
         job.encoder.tokens,
         job.encoder.channels,
         config.width,
@@ -221,7 +221,7 @@ def _adamw(config: HypernetConfig) -> Any:
     return import_module("bitsandbytes").optim.AdamW8bit
 
 
-def _begin_with(network: HyperNetwork, job: Job, source: str) -> None:
+def _begin_with(network: HyperNetwork, job: Training, source: str) -> None:
     """Starts from another training's weights, its scales included.
 
     Raises:
@@ -247,7 +247,7 @@ def _photos_fingerprint(people: Mapping[str, tuple[Photo, ...]]) -> str:
     digest = hashlib.sha256()
     for name, photos in people.items():
         for photo in photos:
-            digest.update(repr((name, photo.caption, photo_hash(photo.path))).encode())
+            digest.update(repr((name, photo.caption, photo.hash())).encode())
     return digest.hexdigest()[:16]
 
 

@@ -66,6 +66,16 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
         raise InputError(f"{path}: the picture is truncated or broken, get it again ({error})") from None
 
 
+def to_rgb(name: Path, image: Image.Image) -> Image.Image:
+    """A picture in memory as `open_photo` gives a file: upright, 8-bit RGB, no side under ``MIN_SIDE``.
+
+    Raises:
+        InputError: too large or too small; the line names the picture.
+    """
+    _check_size(name, image)
+    return _rgb(_upright(image))
+
+
 def _check_size(path: Path, image: Image.Image) -> None:
     """Judge by the header, before anything is decoded."""
     width, height = image.size

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from hyperdreambooth.avatars.pen import CIRCLE, Colour, Pen, Points, glaze, lerp, mirrored, mix
-from hyperdreambooth.avatars.shape import Shape
+from hyperdreambooth.avatars.draw.pen import CIRCLE, Colour, Pen, Points, glaze, lerp, mirrored, mix
+from hyperdreambooth.avatars.draw.shape import FaceShape
 
 _X = np.linspace(-1.0, 1.0, 17)
 _WHITE: Colour = (252, 250, 246)
 _INK: Colour = (38, 24, 28)
 
 
-def neck(pen: Pen, s: Shape) -> None:
+def neck(pen: Pen, s: FaceShape) -> None:
     """The neck, down to a round neckline, with the shadow of the head on it."""
     half = s.half_width * 0.47
     pen.blob(mirrored([(0, 12), (half, 14), (half, 34), (half + 2.5, 43), (half + 1, 49), (0, 53.5)]), s.skin)
@@ -21,7 +21,7 @@ def neck(pen: Pen, s: Shape) -> None:
     )
 
 
-def ears(pen: Pen, s: Shape) -> None:
+def ears(pen: Pen, s: FaceShape) -> None:
     """Both ears, with a shaded hollow."""
     behind, size = pen.at(-0.25), lerp(3.6, 8.4, s.traits["ear_size"])
     for side in (-1, 1):
@@ -30,7 +30,7 @@ def ears(pen: Pen, s: Shape) -> None:
         behind.oval(x + side * 0.4, y + 0.3, size * 0.38, size * 0.62, glaze(s.shadow, 0.55), side * 0.16)
 
 
-def head(pen: Pen, s: Shape) -> None:
+def head(pen: Pen, s: FaceShape) -> None:
     """The face itself, with soft shading away from the light (upper left)."""
     pen = pen.at(0.3)
     pen.polygon(s.outline, s.skin)
@@ -43,7 +43,7 @@ def head(pen: Pen, s: Shape) -> None:
     pen.glow(0, s.chin_y - 4.5, 6, 3.6, light, 0.3)
 
 
-def cheeks(pen: Pen, s: Shape) -> None:
+def cheeks(pen: Pen, s: FaceShape) -> None:
     """Blush, freckles and moles."""
     pen = pen.at(0.8)
     y, x = s.nose_y - 0.5, s.half_width * 0.60
@@ -56,7 +56,7 @@ def cheeks(pen: Pen, s: Shape) -> None:
         pen.oval(*places[s.kinds["mole"]], 1.35, 1.35, mix(s.shadow, (30, 10, 10), 0.6))
 
 
-def _freckles(pen: Pen, s: Shape, x: float, y: float) -> None:
+def _freckles(pen: Pen, s: FaceShape, x: float, y: float) -> None:
     """A scatter of freckles on one cheek."""
     count = {"none": 0, "some": 5, "many": 11}[s.kinds["freckles"]]
     tone = mix(s.shadow, (120, 40, 10), 0.4)
@@ -68,7 +68,7 @@ def _freckles(pen: Pen, s: Shape, x: float, y: float) -> None:
         )
 
 
-def _eye_curves(s: Shape, side: int, lid: float) -> tuple[Points, Points, Points]:
+def _eye_curves(s: FaceShape, side: int, lid: float) -> tuple[Points, Points, Points]:
     """Positions along an eye and its upper and lower lid there, relative to its centre."""
     rise = lerp(-2.2, 2.4, s.traits["eye_tilt"])
     slope = -_X * side * rise * 0.8
@@ -77,7 +77,7 @@ def _eye_curves(s: Shape, side: int, lid: float) -> tuple[Points, Points, Points
     return _X * s.eye_rx, slope - arch * height * lid, slope + (1 - _X**2) * height * 0.62 * min(lid, 1.1)
 
 
-def eyes(pen: Pen, s: Shape) -> None:
+def eyes(pen: Pen, s: FaceShape) -> None:
     """Both eyes; a closed one is an arc."""
     pen = pen.at(1.0)
     for side, lid in zip((-1, 1), s.mood.lids, strict=True):
@@ -92,7 +92,7 @@ def eyes(pen: Pen, s: Shape) -> None:
 
 
 def _open_eye(
-    pen: Pen, s: Shape, centre: tuple[float, float], x: Points, upper: Points, lower: Points
+    pen: Pen, s: FaceShape, centre: tuple[float, float], x: Points, upper: Points, lower: Points
 ) -> None:
     """White, iris, pupil and glint; the round parts are cut by the lids."""
     top, bottom = np.stack([x, upper], axis=1), np.stack([x, lower], axis=1)[::-1]
@@ -106,7 +106,7 @@ def _open_eye(
         pen.oval(centre[0] - radius * 0.32, centre[1] - radius * 0.42, 0.95, 0.95, (255, 255, 255))
 
 
-def _lids(pen: Pen, s: Shape, side: int, edge: Points) -> None:
+def _lids(pen: Pen, s: FaceShape, side: int, edge: Points) -> None:
     """The dark upper lid, its crease, and long lashes."""
     long = s.kinds["lashes"] == "long"
     pen.stroke(edge[::4] - (0, 2.5), 0.9, glaze(s.shadow, 0.75))
@@ -119,7 +119,7 @@ def _lids(pen: Pen, s: Shape, side: int, edge: Points) -> None:
             )
 
 
-def brows(pen: Pen, s: Shape) -> None:
+def brows(pen: Pen, s: FaceShape) -> None:
     """Both eyebrows, moved by the expression."""
     pen = pen.at(1.0)
     y = s.eye_y - s.eye_rx * 0.7 - lerp(2.6, 6.4, s.traits["brow_height"]) - s.mood.raise_brow
@@ -132,7 +132,7 @@ def brows(pen: Pen, s: Shape) -> None:
         pen.stroke([inner, (x + side * 0.6, y - 0.9), outer], width, colour, taper=0.55)
 
 
-def nose(pen: Pen, s: Shape) -> None:
+def nose(pen: Pen, s: FaceShape) -> None:
     """Bridge, tip and nostrils, as light and shade without an outline."""
     pen, w, y = pen.at(1.35), lerp(3.0, 8.2, s.traits["nose_width"]), s.nose_y
     bridge = [(0.6, s.eye_y - 1), (2.2, y - 8), (w * 0.95, y - 1.6), (w * 0.8, y + 1.0), (0.4, y + 1.4)]
@@ -151,7 +151,7 @@ def nose(pen: Pen, s: Shape) -> None:
     pen.stroke([*tip, (w, y - 2.4)], 1.5, glaze(mix(s.shadow, _INK, 0.12), 0.85))
 
 
-def mouth(pen: Pen, s: Shape) -> None:
+def mouth(pen: Pen, s: FaceShape) -> None:
     """Lips and, when open, teeth and tongue."""
     pen, mood = pen.at(1.0), s.mood
     half = lerp(7.0, 12.5, s.traits["mouth_width"]) * mood.width
@@ -188,7 +188,7 @@ def _open_mouth(pen: Pen, x: Points, line: Points, gap: Points) -> None:
         pen.polygon(_between(x * 0.93, line, line + np.minimum(gap * 0.86, 3.2)), _WHITE)
 
 
-def beard(pen: Pen, s: Shape) -> None:
+def beard(pen: Pen, s: FaceShape) -> None:
     """Stubble, moustache, goatee or full beard; drawn before the mouth."""
     kind, pen = s.kinds["beard"], pen.at(0.75)
     colour = mix(s.hair, s.hair_dark, 0.5)
@@ -213,7 +213,7 @@ def beard(pen: Pen, s: Shape) -> None:
         _moustache(pen.at(1.0), s, colour if kind != "full" else mix(colour, s.hair_dark, 0.35))
 
 
-def _jaw_beard(pen: Pen, s: Shape, colour: Colour, extra: float) -> None:
+def _jaw_beard(pen: Pen, s: FaceShape, colour: Colour, extra: float) -> None:
     """Hair along the jaw, from ear to ear, `extra` beyond the face's edge at the chin."""
     heights = np.linspace(s.eye_y + 8, s.chin_y - 1.5, 7)
     edge = [(s.width_at(y) + extra * 0.12 + extra * 0.5 * i / 6, y) for i, y in enumerate(heights)]
@@ -226,7 +226,7 @@ def _jaw_beard(pen: Pen, s: Shape, colour: Colour, extra: float) -> None:
     pen.blob(mirrored(right), colour)
 
 
-def _moustache(pen: Pen, s: Shape, colour: Colour) -> None:
+def _moustache(pen: Pen, s: FaceShape, colour: Colour) -> None:
     """A moustache between nose and mouth."""
     half = lerp(7.0, 12.0, s.traits["mouth_width"]) + 1.5
     # On a short face nose and lips nearly touch; the moustache then lies over the upper lip.

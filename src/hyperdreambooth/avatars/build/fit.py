@@ -17,7 +17,7 @@ from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 
-Batch = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 class StageConfig(BaseModel):
@@ -49,8 +49,8 @@ class StageConfig(BaseModel):
 def fit(
     name: str,
     model: nn.Module,
-    batch_of: Callable[[int], Batch],
-    loss_of: Callable[[Batch], dict[str, Tensor]],
+    batch_of: Callable[[int], Tensors],
+    loss_of: Callable[[Tensors], dict[str, Tensor]],
     config: StageConfig,
     folder: Path,
     device: str,
@@ -114,20 +114,20 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / warm, 1.0) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-class _Steps(Dataset[Batch]):
+class _Steps(Dataset[Tensors]):
     """The batches of the steps from `first` on."""
 
-    def __init__(self, batch_of: Callable[[int], Batch], first: int, steps: int) -> None:
+    def __init__(self, batch_of: Callable[[int], Tensors], first: int, steps: int) -> None:
         self.batch_of, self.first, self.steps = batch_of, first, steps
 
     def __len__(self) -> int:
         return self.steps - self.first
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Tensors:
         return self.batch_of(self.first + index)
 
 
-def batches(batch_of: Callable[[int], Batch], first: int, steps: int, device: str) -> Iterable[Batch]:
+def batches(batch_of: Callable[[int], Tensors], first: int, steps: int, device: str) -> Iterable[Tensors]:
     """In order; a GPU is fed by the cores it leaves idle, on a CPU they have better to do."""
     fed = torch.device(device).type == "cuda" and hasattr(os, "fork")
     workers = max(1, (os.cpu_count() or 1) - 2) if fed else 0

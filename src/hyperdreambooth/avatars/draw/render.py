@@ -4,9 +4,9 @@ import math
 
 from PIL import Image, ImageDraw
 
-from hyperdreambooth.avatars import clothes, face, hair
-from hyperdreambooth.avatars.pen import Pen
-from hyperdreambooth.avatars.people import (
+from hyperdreambooth.avatars.draw import clothes, face, hair
+from hyperdreambooth.avatars.draw.pen import Pen
+from hyperdreambooth.avatars.draw.people import (
     CATEGORICAL,
     CHOICES,
     CONTINUOUS,
@@ -19,9 +19,9 @@ from hyperdreambooth.avatars.people import (
     photo_context,
     plain_context,
 )
-from hyperdreambooth.avatars.scenery import scenery
-from hyperdreambooth.avatars.shape import Shape, shape
-from hyperdreambooth.avatars.styles import stylise
+from hyperdreambooth.avatars.draw.scenery import scenery
+from hyperdreambooth.avatars.draw.shape import FaceShape, shape
+from hyperdreambooth.avatars.draw.styles import stylise
 
 __all__ = [
     "CATEGORICAL",
@@ -75,7 +75,7 @@ def _pens(large: Image.Image, context: Context) -> tuple[Pen, Pen]:
     return body, Pen(canvas, zoom, origin, math.radians(context.tilt), context.turn)
 
 
-def _draw_body(body: Pen, head: Pen, s: Shape, context: Context) -> None:
+def _draw_body(body: Pen, head: Pen, s: FaceShape, context: Context) -> None:
     """Shoulders and neck; back hair lies over the shirt and behind the neck."""
     clothes.shirt(body, context.shirt)
     hair.back_hair(head, s)
@@ -83,7 +83,7 @@ def _draw_body(body: Pen, head: Pen, s: Shape, context: Context) -> None:
     clothes.neckwear(body, s, context.neckwear)
 
 
-def _draw_head(pen: Pen, s: Shape, context: Context) -> None:
+def _draw_head(pen: Pen, s: FaceShape, context: Context) -> None:
     """The head, from the ears forward."""
     for part in (face.ears, face.head, face.cheeks, face.beard, face.nose, face.mouth, face.eyes, face.brows):
         part(pen, s)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
-from hyperdreambooth.avatars.pictures import Pictures, attribute_targets, trait_targets
-from hyperdreambooth.avatars.render import CATEGORICAL, CONTINUOUS, SIZE
-from hyperdreambooth.avatars.untyped import transformers
-from hyperdreambooth.runs import draw
+from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
+from hyperdreambooth.avatars.draw.render import CATEGORICAL, CONTINUOUS, SIZE
+from hyperdreambooth.avatars.build.untyped import transformers
+from hyperdreambooth.runs import rng
 
 EMBEDDING = 64
 TEMPERATURE = 0.1
@@ -85,7 +85,7 @@ def people_and_pictures(
     pictures: Pictures, config: StageConfig, purpose: str, step: int
 ) -> tuple[Tensor, torch.Generator]:
     """Rows of `batch / each` people with all their pictures, and the step's generator."""
-    generator = draw(purpose, config.seed, step)
+    generator = rng(purpose, config.seed, step)
     people = torch.randperm(len(pictures) // pictures.each, generator=generator)[
         : config.batch // pictures.each
     ]
@@ -96,11 +96,11 @@ def train_identity(pictures: Pictures, config: StageConfig, folder: Path, device
     """The identity scorer: 64 numbers that are close for one person in any context."""
     model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
 
-    def batch_of(step: int) -> Batch:
+    def batch_of(step: int) -> Tensors:
         rows, generator = people_and_pictures(pictures, config, "identity", step)
         return {"pixels": blemish(pictures.batch(rows), generator), "people": rows // pictures.each}
 
-    def loss_of(batch: Batch) -> dict[str, Tensor]:
+    def loss_of(batch: Tensors) -> dict[str, Tensor]:
         return {"loss": contrastive(model(batch["pixels"]).logits, batch["people"])}
 
     fit("scorer: identity", model, batch_of, loss_of, config, folder, device)
@@ -114,12 +114,12 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
     named, traits = attribute_targets(pictures.contexts), trait_targets(pictures.identities)[0]
     groups, first = columns(ATTRIBUTE_LABELS), len(ATTRIBUTE_LABELS)
 
-    def batch_of(step: int) -> Batch:
+    def batch_of(step: int) -> Tensors:
         rows, generator = people_and_pictures(pictures, config, "attributes", step)
         pixels = blemish(pictures.batch(rows), generator)
         return {"pixels": pixels, "named": named[rows], "traits": traits[rows]}
 
-    def loss_of(batch: Batch) -> dict[str, Tensor]:
+    def loss_of(batch: Tensors) -> dict[str, Tensor]:
         logits = model(batch["pixels"]).logits
         read = grouped(logits, batch["named"], groups)
         traits_read = binary_cross_entropy_with_logits(logits[:, first:].float(), batch["traits"])
@@ -158,11 +158,11 @@ def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device:
     continuous, kinds = trait_targets(pictures.identities)
     groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
 
-    def batch_of(step: int) -> Batch:
+    def batch_of(step: int) -> Tensors:
         rows, _ = people_and_pictures(pictures, config, "encoder", step)
         return {"pixels": pictures.batch(rows), "traits": continuous[rows], "kinds": kinds[rows]}
 
-    def loss_of(batch: Batch) -> dict[str, Tensor]:
+    def loss_of(batch: Tensors) -> dict[str, Tensor]:
         logits = model(batch["pixels"]).float()
         # Cross-entropy towards a trait's value: its gradient stays strong where an absolute error stalls
         traits = binary_cross_entropy_with_logits(logits[:, :first], batch["traits"])

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.pictures import Pictures, attribute_targets, trait_targets
-from hyperdreambooth.avatars.readers import ATTRIBUTE_LABELS, KIND_LABELS, TRAIT_LABELS, columns
+from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
+from hyperdreambooth.avatars.build.readers import ATTRIBUTE_LABELS, KIND_LABELS, TRAIT_LABELS, columns
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.fit import Batch, StageConfig, fit
-from hyperdreambooth.avatars.pictures import Pictures
-from hyperdreambooth.avatars.untyped import diffusers
-from hyperdreambooth.runs import draw
+from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.pictures import Pictures
+from hyperdreambooth.avatars.build.untyped import diffusers
+from hyperdreambooth.runs import rng
 
 CROP = 64
 KL, HOLD, DECIBEL = 1e-4, 0.05, 8e-3  # beside a pixel's error
@@ -68,10 +68,10 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
     """Absolute and squared error of pixels, and a whisper of KL."""
     vae = new_vae(config.seed).to(device)
 
-    def batch_of(step: int) -> Batch:
+    def batch_of(step: int) -> Tensors:
         return {"pixels": crops(pictures, config, step)}
 
-    def loss_of(batch: Batch) -> dict[str, Tensor]:
+    def loss_of(batch: Tensors) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         posterior = vae.encode(pixels).latent_dist
         off = vae.decode(posterior.sample()).sample.float() - pixels
@@ -96,10 +96,10 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
     coarse = vae.requires_grad_(False).to(device).eval()
     wide, channels = widen(coarse, config.seed).to(device), coarse.config.latent_channels
 
-    def batch_of(step: int) -> Batch:
+    def batch_of(step: int) -> Tensors:
         return {"pixels": crops(pictures, config, step)}
 
-    def loss_of(batch: Batch) -> dict[str, Tensor]:
+    def loss_of(batch: Tensors) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         posterior = wide.encode(pixels).latent_dist
         with torch.no_grad():
@@ -125,7 +125,7 @@ def _kl(posterior: Any) -> Tensor:
 
 def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
     """Random crops `(b, 3, 64, 64)`, a function of seed and step."""
-    generator = draw("vae", config.seed, step)
+    generator = rng("vae", config.seed, step)
     rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
     pixels = pictures.batch(rows)
     corners = torch.randint(0, pixels.shape[-1] - CROP + 1, (config.batch, 2), generator=generator).tolist()

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperdreambooth.faces import align
-from hyperdreambooth.faces.align import open_photo, to_image, to_pixels
+from hyperdreambooth.faces import image as module
+from hyperdreambooth.faces.image import open_photo, to_image, to_pixels
 from hyperdreambooth.files import InputError
-from hyperdreambooth.runs import draw
+from hyperdreambooth.runs import rng
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -137,7 +137,7 @@ def test_transparent_is_white(tmp_path: Path, mode: str) -> None:
         image = Image.new("PA", (40, 40), (0, 255))
         image.putpalette([90, 90, 90])
         image.paste((0, 0), (20, 0, 40, 40))
-        assert corner(align._rgb(image), -1, 0) == WHITE
+        assert corner(module._rgb(image), -1, 0) == WHITE
         return
     else:
         grey.convert(mode).save(target)
@@ -170,7 +170,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize("part", [0.3, 0.7])
 def test_truncated(tmp_path: Path, suffix: str, part: float) -> None:
     file = tmp_path / f"a.{suffix}"
-    noise = torch.randint(0, 256, (64, 64, 3), generator=draw(0), dtype=torch.uint8)
+    noise = torch.randint(0, 256, (64, 64, 3), generator=rng(0), dtype=torch.uint8)
     Image.fromarray(noise.numpy()).save(file)
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
     with pytest.raises(InputError) as caught:
@@ -232,7 +232,7 @@ def test_too_small(tmp_path: Path) -> None:
 
 @given(width=st.integers(32, 90), height=st.integers(32, 90), size=st.integers(1, 70))
 def test_pixels_are_the_centre_square(width: int, height: int, size: int) -> None:
-    noise = torch.randint(0, 256, (height, width, 3), generator=draw(width, height), dtype=torch.uint8)
+    noise = torch.randint(0, 256, (height, width, 3), generator=rng(width, height), dtype=torch.uint8)
     image = Image.fromarray(noise.numpy())
     pixels = to_pixels(image, size)
     assert pixels.shape == (3, size, size) and pixels.dtype == torch.float32 and pixels.is_contiguous()
