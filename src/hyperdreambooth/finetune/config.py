@@ -27,7 +27,6 @@ class TrainConfig(BaseModel):
         background: weight of the loss outside the oval where an aligned crop has its face; below 1 less of
             the photo's surroundings leaks into the person.
         prior_weight: weight of the class images' loss (DreamBooth's prior preservation); 0 draws none.
-        offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
         timestep_bias: a step takes the noisiest of so many timesteps, see `denoise.sample_noise`; 1 for none.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         save_every: steps between two checkpoints, where there is a run folder.
@@ -45,7 +44,6 @@ class TrainConfig(BaseModel):
     seed: int = 0
     prompt: str = "a photo of a [V] {class_word}"
     weighting: Weighting = "uniform"
-    offset_noise: float = Field(default=0.0, ge=0)
     timestep_bias: int = Field(default=1, ge=1)
     checkpointing: bool = False
     background: float = Field(default=1.0, ge=0, le=1)

@@ -59,8 +59,8 @@ def step_losses(
     latents = torch.stack([shots.latents[index] for shots, index in picks])
     shape = tuple(latents.shape[1:])
     keys = [(config.seed, "finetune", step, k) for k in range(per)]
-    offset, bias = config.offset_noise, config.timestep_bias
-    drawn = [sample_noise(base, shape, *key, offset=offset, bias=bias) for key in keys] * len(people)
+    bias = config.timestep_bias
+    drawn = [sample_noise(base, shape, *key, bias=bias) for key in keys] * len(people)
     noise, timesteps = torch.stack([n for n, _ in drawn]), torch.stack([t for _, t in drawn])
     mask = torch.stack([shots.mask(index) for shots, index in picks])
     with autocast(config.precision, base.device):

@@ -56,7 +56,6 @@ class PreoptConfig(BaseModel):
         text_encoder: whether the text encoder is adapted too; if not, prompts are encoded once.
         prompt: caption of photos without one; `{class_word}` is the base's.
         weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
-        offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
         timestep_bias: a step takes the noisiest of so many timesteps, see `denoise.sample_noise`; 1 for none.
         checkpointing: gradient checkpointing in the base's denoiser: less memory, a third slower.
         size_weight: of the mean square of the numbers' distance from the shared start.
@@ -80,7 +79,6 @@ class PreoptConfig(BaseModel):
     text_encoder: bool = True
     prompt: str = "a [V] {class_word}"
     weighting: Weighting = "uniform"
-    offset_noise: float = Field(0.0, ge=0)
     timestep_bias: int = Field(1, ge=1)
     checkpointing: bool = False
     size_weight: float = Field(0.0, ge=0)
@@ -190,8 +188,7 @@ def person_losses(stage: Stage, told: Conditioner, people: Sequence[Person], ste
             latents.append(person.latents[row])
             captions.append(person.captions[row])
             key, shape = (seed, person.name, step, k), tuple(person.latents.shape[1:])
-            offset, bias = stage.config.offset_noise, stage.config.timestep_bias
-            drawn.append(sample_noise(stage.base, shape, *key, offset=offset, bias=bias))
+            drawn.append(sample_noise(stage.base, shape, *key, bias=stage.config.timestep_bias))
     noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
     with stage.precision():
         conditioning, clean = told(captions), torch.stack(latents)
