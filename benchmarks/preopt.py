@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hyperdreambooth.preopt.train import Person, PreoptConfig, Stage, prepare, train_group
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import EMBEDDED, Base, load_base
 from hyperdreambooth.files import write_json
-from hyperdreambooth.preopt.train import Person, PreoptConfig, Stage, prepare, train_group
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import environment, rng
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.hypernet.train import train_hypernet as train_hypernet
     from hyperdreambooth.lidb.bank import Bank as Bank
     from hyperdreambooth.personalize import Personalizer as Personalizer
-    from hyperdreambooth.preopt.train import preoptimize as preoptimize
+    from hyperdreambooth.preopt.bank_training import preoptimize as preoptimize
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOME = {
     "load_adapter": "adapter",
     "load_base": "base.load",
     "load_hypernet": "hypernet.predictor",
-    "preoptimize": "preopt.train",
+    "preoptimize": "preopt.bank_training",
     "train_hypernet": "hypernet.train",
 }
 """Public name → its module. Functions named like a module here (`finetune`, `generate`) stay in theirs."""

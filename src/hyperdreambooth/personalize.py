@@ -19,7 +19,7 @@ from hyperdreambooth.faces.dataset import Photo, Photos, read_person
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune
+from hyperdreambooth.finetune.fast import finetune_adapter
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, hypernet_folder, load_hypernet, load_info
 from hyperdreambooth.lora.formats.card import licence_of, model_card
@@ -150,11 +150,7 @@ class Personalizer:
             if config.way == "complement":
                 adapter = adapter.relax(config.rank, seed)
         with self._stage("finetune"):
-            return finetune(self.base, adapter, read_person(photos), config, sample=self._class_images)
-
-    def _class_images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """What prior preservation trains beside the person: the bare base's own pictures."""
-        return generate(self.base, prompts, seed=seeds)
+            return finetune_adapter(self.base, adapter, photos, config)
 
     def generate(
         self,
