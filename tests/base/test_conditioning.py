@@ -1,4 +1,4 @@
-"""Captions of a training: encoded once where nothing changes them, and a warning about those without a name."""
+"""Captions of a training: encoded once where nothing changes them; a warning names those without a name."""
 
 from __future__ import annotations
 
