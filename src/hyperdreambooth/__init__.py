@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from hyperdreambooth.hypernet.train import train_hypernet as train_hypernet
     from hyperdreambooth.lidb.bank import Bank as Bank
     from hyperdreambooth.personalize import Personalizer as Personalizer
-    from hyperdreambooth.preopt.train import PreoptConfig as PreoptConfig
-    from hyperdreambooth.preopt.train import preoptimize as preoptimize
+    from hyperdreambooth.preopt.bank_training import PreoptConfig as PreoptConfig
+    from hyperdreambooth.preopt.bank_training import preoptimize as preoptimize
 
 __version__ = "0.1.0"
 
@@ -54,14 +54,14 @@ _HOME = {
     "InputError": "files",
     "Personalizer": "personalize",
     "Predictor": "hypernet.predictor",
-    "PreoptConfig": "preopt.train",
+    "PreoptConfig": "preopt.bank_training",
     "dreambooth": "finetune.dreambooth",
     "finetune_adapter": "finetune.fast",
     "generate_images": "generate",
     "load_adapter": "adapter",
     "load_base": "base.load",
     "load_hypernet": "hypernet.predictor",
-    "preoptimize": "preopt.train",
+    "preoptimize": "preopt.bank_training",
     "train_hypernet": "hypernet.train",
 }
 """Public name → its module."""

@@ -147,7 +147,8 @@ class Personalizer:
         adapter = prediction or self.predict(photos)
         check_rank(chosen.rank, adapter.factors)
         with self._stage("relax"):
-            adapter = adapter.relax(chosen.rank, chosen.seed)
+            if chosen.way == "complement":
+                adapter = adapter.relax(chosen.rank, chosen.seed)
         with self._stage("finetune"):
             return finetune_adapter(self.base, adapter, photos, chosen, callback=callback)
 

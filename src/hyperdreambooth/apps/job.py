@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -81,11 +81,6 @@ def _only_our_bars() -> None:
 def person(photos: Sequence[Path]) -> tuple[Photo, ...]:
     """The photos of one person."""
     return read_person(list(photos))
-
-
-def class_sampler(base: Base) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
-    """Draws class images for prior preservation: prompts and a seed for each → pictures."""
-    return lambda prompts, seeds: generate(base, prompts, seed=list(seeds))
 
 
 def load_predictor(hypernet: str | None, base: Base) -> Predictor:

@@ -66,7 +66,7 @@ def dreambooth(
     with report.stage("load"):
         frozen = job.load(settings.place)
     with report.stage("train"):
-        person = run(frozen, shots, out, settings.own, sample=job.class_sampler(frozen))
+        person = run(frozen, shots, out, settings.own)
     files = job.save_trained(person, out, frozen)
     report.write(
         out, files=files, rank=settings.own.rank, trigger=frozen.trigger, **job.steps_of(person.metadata)
@@ -94,7 +94,7 @@ def finetune(
     from hyperdreambooth.adapter import check_rank
     from hyperdreambooth.apps import job
     from hyperdreambooth.finetune.config import FinetuneConfig
-    from hyperdreambooth.finetune.fast import finetune as run
+    from hyperdreambooth.finetune.fast import finetune_adapter as run
 
     flags = {"rank": rank, "steps": steps, "base": base, "device": device}
     settings = job.resolve_tuned("finetune", FinetuneConfig, hypernet, config, sets, **flags)
@@ -110,7 +110,7 @@ def finetune(
         frozen = frozen.with_words(adapter.trigger or frozen.trigger, frozen.class_word)
         check_rank(settings.own.rank, adapter.factors)
     with report.stage("finetune"):
-        trained = run(frozen, adapter, shots, settings.own, sample=job.class_sampler(frozen))
+        trained = run(frozen, adapter, shots, settings.own)
     trained.save(out, form, frozen.resolution)
     steps_taken = job.steps_of(trained.metadata)
     report.write(out, source=str(file), rank=trained.rank, trigger=trained.trigger, **steps_taken)
@@ -130,8 +130,8 @@ def preoptimize(
 ) -> None:
     """Train many people together into a bank."""
     from hyperdreambooth.apps import job
-    from hyperdreambooth.preopt.train import PreoptConfig
-    from hyperdreambooth.preopt.train import preoptimize as run
+    from hyperdreambooth.preopt.bank_training import PreoptConfig
+    from hyperdreambooth.preopt.bank_training import preoptimize as run
 
     settings = resolve(
         "preoptimize", PreoptConfig, config, sets, steps=steps, seed=seed, base=base, device=device

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +18,14 @@ from hyperdreambooth.evaluate.config import Method
 from hyperdreambooth.evaluate.meter import Meter
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import InputError, load_tensors, save_tensors
-from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
+from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import TrainedPerson, dreambooth_many
-from hyperdreambooth.finetune.fast import finetune_many
+from hyperdreambooth.finetune.fast import finetune_adapters
 from hyperdreambooth.finetune.word import Word
-from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor
 from hyperdreambooth.lidb.weights import start
 from hyperdreambooth.personalize import Personalizer
+from hyperdreambooth.training.config import TrainConfig
 
 Photos = Sequence[Photo]
 
@@ -201,20 +200,14 @@ def _finetuned(makers: Makers, method: Method, people: Sequence[Photos]) -> list
         starts = [_shared(makers, method)] * len(people)
     else:
         starts = _predictions(makers, method, people)
-    if config.way == "complement":
-        starts = [adapter.relax(config.rank, config.seed) for adapter in starts]
     base = _with_words_of(makers.base, makers.source(method))
-    return [*finetune_many(base, starts, people, config, sample=_sampler(makers.base))]
+    return [*finetune_adapters(base, starts, people, config)]
 
 
 def _trained(makers: Makers, method: Method, people: Sequence[Photos]) -> list[TrainedPerson | None]:
     config = makers.settings(method)
     assert isinstance(config, DreamboothConfig)
-    return [*dreambooth_many(makers.base, people, None, config, sample=_sampler(makers.base))]
-
-
-def _sampler(base: Base) -> Callable[[Sequence[str], Sequence[int]], list[Any]]:
-    return lambda prompts, seeds: generate(base, prompts, seed=list(seeds))
+    return [*dreambooth_many(makers.base, people, None, config)]
 
 
 _KINDS: Mapping[str, Callable[[Makers, Method, Sequence[Photos]], list[TrainedPerson | None]]] = {

@@ -27,11 +27,11 @@ from hyperdreambooth.faces.dataset import Photo, photo_hash
 from hyperdreambooth.faces.image import open_photo, to_image, to_pixels
 from hyperdreambooth.files import InputError, read_json, whole_file, write_json
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
-from hyperdreambooth.finetune.train import in_half
-from hyperdreambooth.finetune.trainable import together
 from hyperdreambooth.generate import generate
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.shapes import site_fingerprint
+from hyperdreambooth.training.loop import in_half
+from hyperdreambooth.training.trainable import together
 
 FORMAT = 1  # raise it when what a cell means changes
 

@@ -60,8 +60,8 @@ class Photo:
         return hashlib.sha256(kind + self.picture.tobytes()).hexdigest()[:32]
 
 
-Given: TypeAlias = str | Path | Image.Image
-"""A photo as callers give it: a file, a folder of photos of one person, or a picture in memory."""
+Given: TypeAlias = str | Path | Image.Image | Photo
+"""A photo as callers give it: a file, a folder of one person's photos, a picture in memory or a `Photo`."""
 
 Photos: TypeAlias = Given | Sequence[Given]
 """One or several of these, always of one person."""
@@ -121,7 +121,7 @@ def read_person(photos: Photos) -> tuple[Photo, ...]:
 
     Args:
         photos: a file, a folder of photos, a picture in memory, or several of these; the same file twice
-            counts once.
+            counts once. Photos that were read before stay as they are.
 
     Returns:
         The photos in the order given, those of a folder sorted by name.
@@ -129,15 +129,18 @@ def read_person(photos: Photos) -> tuple[Photo, ...]:
     Raises:
         InputError: nothing given, something missing, or a folder without photos.
     """
-    given = [photos] if isinstance(photos, str | Path | Image.Image) else list(photos)
+    given = [photos] if isinstance(photos, str | Path | Image.Image | Photo) else list(photos)
     if not given:
         raise InputError("no photo given; expected a photo of the person, or a folder of them")
     found: dict[Path, Photo] = {}
-    identity = "" if isinstance(given[0], Image.Image) else _person_name(Path(given[0]))
+    first = given[0]
+    identity = "" if isinstance(first, Image.Image | Photo) else _person_name(Path(first))
     for number, one in enumerate(given, start=1):
         if isinstance(one, Image.Image):
             name = Path(f"picture {number}")
             found[name] = Photo(name, identity or "person", None, picture=one)
+        elif isinstance(one, Photo):
+            found[Path(f"photo {number}")] = one
         else:
             for photo in _files_of(Path(one), identity or "person"):
                 found.setdefault(photo.path.resolve(), photo)

@@ -38,7 +38,6 @@ class HypernetConfig(BaseModel):
         photos: target photos an identity.
         alpha, beta, gamma: weights of the denoising, weight and size losses.
         weighting: how much the denoising loss counts at each noise level, see `base.denoise.loss_weights`.
-        offset_noise: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
         timestep_bias: a step takes the noisiest of so many timesteps, see `denoise.sample_noise`; 1 for none.
         weight_loss: on ΔW (training.md 2), or on balanced numbers.
         optimizer: `adamw8bit` keeps its state in bytes; needs bitsandbytes.
@@ -89,7 +88,6 @@ class HypernetConfig(BaseModel):
     beta: Schedule = 0.1
     gamma: Schedule = 1e-3
     weighting: Weighting = "uniform"
-    offset_noise: float = Field(0.0, ge=0)
     timestep_bias: int = Field(1, ge=1)
     weight_loss: Literal["delta", "numbers"] = "delta"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"

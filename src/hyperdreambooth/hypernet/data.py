@@ -139,15 +139,11 @@ def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int
     return Example(identity, order[0], targets, key)
 
 
-def collect(
-    base: Base, faces: Faces, slots: Sequence[Example], offset_noise: float = 0.0, bias: int = 1
-) -> TrainingBatch:
+def collect(base: Base, faces: Faces, slots: Sequence[Example], bias: int = 1) -> TrainingBatch:
     """The tensors of some slots; noise and timestep of each target are named by its slot's key."""
     targets = [(row, slot.key, k) for slot in slots for k, row in enumerate(slot.targets)]
     shape, rows = tuple(faces.latents.shape[1:]), [row for row, _, _ in targets]
-    drawn = [
-        sample_noise(base, shape, *key, "noise", k, offset=offset_noise, bias=bias) for _, key, k in targets
-    ]
+    drawn = [sample_noise(base, shape, *key, "noise", k, bias=bias) for _, key, k in targets]
     return TrainingBatch(
         identities=tuple(slot.identity for slot in slots),
         features=faces.features[[slot.reference for slot in slots]].to(base.device, torch.float32),

@@ -152,7 +152,7 @@ def step_loss(job: Training, state: State, worn: Worn, step: int, part: int) -> 
     pools, places = ([job.trained, covered] if covered else [job.trained]), _places(job, part)
     key = (config.seed, "train", step)
     slots = [pick(job.faces, pools, share, config.photos, *key, k) for k in places]
-    batch = collect(base, job.faces, slots, config.offset_noise, config.timestep_bias)
+    batch = collect(base, job.faces, slots, config.timestep_bias)
     with job.accelerator.autocast():
         numbers, factors_ = state.model(batch.features)
         denoise = numbers.new_zeros(())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
+from hyperdreambooth.schedule import learning_rate
 
 Tensors = dict[str, Tensor]
 
@@ -83,7 +83,9 @@ def fit(
         bar.update(first)
         for step, batch in enumerate(batches(batch_of, first, config.steps, device), first):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(step, config.steps)
+                group["lr"] = 0.05 * config.lr + learning_rate(
+                    0.95 * config.lr, step, config.steps, warmup=config.steps // 50
+                )
             with autocast(config.precision, torch.device(device)):
                 losses = loss_of({k: v.to(device, non_blocking=True) for k, v in batch.items()})
             optimizer.zero_grad(set_to_none=True)
@@ -106,12 +108,6 @@ def fit(
     model.load_state_dict(average)
     model.eval()
     return average
-
-
-def rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over 2 %, then cosine down to 5 %."""
-    warm = max(1, steps // 50)
-    return min((step + 1) / warm, 1.0) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 class _Steps(Dataset[Tensors]):
