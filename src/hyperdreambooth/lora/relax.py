@@ -160,6 +160,29 @@ def add_up(many: Sequence[Factors]) -> Factors:
     return {site: (_pad(down.mT, rank).mT, _pad(up, rank)) for site, (down, up) in made.items()}
 
 
+def padded(many: Sequence[Factors]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Adapters side by side, one identity after the other: of one rank, zero at sites that they do not
+    change.
+
+    Args:
+        many: factors of one identity each, down `(1, r, i)`, up `(1, o, r)`, of any ranks and sites.
+
+    Returns:
+        down `(n, r, i)`, up `(n, o, r)` at the sites of any of them, `r` their largest rank.
+    """
+    shapes = {site: pair for factors in many for site, pair in factors.items()}
+    rank = max(down.shape[1] for factors in many for down, _ in factors.values())
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for site, (down, up) in shapes.items():
+        nothing = down.new_zeros(1, 0, down.shape[2]), up.new_zeros(1, up.shape[1], 0)
+        pairs = [factors.get(site, nothing) for factors in many]
+        made[site] = (
+            torch.cat([_pad(one.mT, rank).mT for one, _ in pairs]),
+            torch.cat([_pad(other, rank) for _, other in pairs]),
+        )
+    return made
+
+
 def scaled(factors: Factors, weight: float) -> Factors:
     """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
     return {name: (down, up * weight) for name, (down, up) in factors.items()}

@@ -77,6 +77,21 @@ def write_lora(
         _check(temporary, flat, sites)
 
 
+def state_dict(factors: Factors, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The tensors that diffusers loads, as `write_lora` writes them.
+
+    Args:
+        factors: one identity: down `(1, r, i)`, up `(1, o, r)`.
+        dtype: number format of the tensors.
+
+    Raises:
+        InputError: numbers that `dtype` cannot hold.
+        ValueError: several identities.
+    """
+    flat = _flatten(factors, dtype)
+    return _diffusers_tensors(flat, [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()])
+
+
 def check_name(path: Path) -> None:
     """Refuses a file name that tools pass over; ask before the work too.
 
