@@ -32,8 +32,7 @@ def person(
     rank: int = 1, source: str = "seed:0", sites: tuple[Site, ...] = SITES, seed: int = 1
 ) -> tuple[Lidb, Basis]:
     layout = Layout(sites, rank, 8, 5)
-    basis = seeded_basis(sites, 8, 5, 0)
-    basis.source = source
+    basis = replace(seeded_basis(sites, 8, 5, 0), source=source)
     row = torch.randn(layout.size, generator=torch.Generator().manual_seed(seed))
     return Lidb(row, layout, source, basis_fingerprint(basis), BASE, "sks", "some/base"), basis
 
