@@ -13,9 +13,10 @@ from hyperdreambooth.adapter import Adapter, weighted
 from hyperdreambooth.base.conditioning import mentions
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
-from hyperdreambooth.lora.inject import Worn, wear, wearable
+from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.sites import wearable
 
 Weighted: TypeAlias = Adapter | tuple[Adapter, float]
 

@@ -24,8 +24,9 @@ from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.names import kohya_slots
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import Form, write_lora
-from hyperdreambooth.lora.inject import wear, wearable
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.sites import wearable
 
 ATTENTION = [f"attn{a}_to_{part}" for a in (1, 2) for part in ("q", "k", "v", "out_0")]
 TEXT = [f"self_attn_{part}_proj" for part in ("q", "k", "v", "out")]

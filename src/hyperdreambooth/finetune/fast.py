@@ -13,10 +13,10 @@ from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.shots import ClassSampler, Photos, inputs_of, shots_of
 from hyperdreambooth.finetune.train import check_loss, train
 from hyperdreambooth.finetune.trainable import FactorLeaves, beside, each, hashed, pairs, together
-from hyperdreambooth.lora.inject import linear_sites
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.sites import linear_sites
 
 
 def finetune(

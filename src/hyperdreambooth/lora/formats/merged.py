@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hyperdreambooth.files import InputError, whole_folder, write_json
 from hyperdreambooth.lora.formats.container import open_tensors
-from hyperdreambooth.lora.inject import locate
 from hyperdreambooth.shapes import Factors, canonical
+from hyperdreambooth.sites import locate
 
 
 @contextmanager
