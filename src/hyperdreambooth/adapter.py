@@ -23,9 +23,9 @@ from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import state_dict, write_lora
-from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.lora.relax import add_up, inner_product, relax, scaled, truncate
 from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.sites import wearable
 
 Format = Literal["diffusers", "kohya", "lidb"]
 

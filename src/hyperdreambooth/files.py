@@ -169,25 +169,61 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
 
+def check_file(path: Path) -> None:
+    """Refuses a path that does not lead to a file.
+
+    Raises:
+        InputError: nothing is there, or something else than a file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
+
+
+def broken_tensors(path: Path, reason: str) -> InputError:
+    """Returns the error for a file that is not a safetensors file, or not all of one."""
+    advice = "get it again, or convert it (pickles: .bin, .pt, .ckpt are never read)"
+    return InputError(f"{path}: not a whole safetensors file; {advice}: {reason[:200]}")
+
+
+@contextmanager
+def open_tensors(path: Path) -> Generator[Any]:
+    """Yields a safetensors file as `safetensors.safe_open` opens it.
+
+    Raises:
+        InputError: the file is missing, truncated or not safetensors.
+    """
+    check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise broken_tensors(path, str(error)) from None
+
+
 def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
+    """Reads a safetensors file.
 
     Returns:
         The tensors by name, on the CPU, and the file's metadata.
 
     Raises:
-        InputError: the file is missing, truncated, not safetensors, or (``finite``) holds NaN or infinity.
+        InputError: the file is missing, truncated or not safetensors, or (with `finite`) holds NaN or
+            infinity.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        advice = "get it again, or convert it (pickles: .bin, .pt, .ckpt are never read)"
-        raise InputError(f"{path}: not a whole safetensors file; {advice}: {error}") from None
-    for name, tensor in tensors.items():
-        if finite and tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise InputError(f"{path}: tensor '{name}' holds NaN or infinite numbers; get the file again")
+    with open_tensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata = dict(file.metadata() or {})
+    for name, tensor in tensors.items() if finite else ():
+        check_finite(path, name, tensor)
     return tensors, metadata
+
+
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuses NaN and infinity; looks at a piece at a time, as float32, which eight-bit floats need.
+
+    Raises:
+        InputError: naming file and tensor.
+    """
+    pieces = tensor.flatten().split(2**20) if tensor.is_floating_point() else ()
+    if not all(bool(piece.float().isfinite().all()) for piece in pieces):
+        raise InputError(f"{path}: tensor '{name}' holds NaN or infinite numbers; get the file again")

@@ -14,10 +14,11 @@ from hyperdreambooth.adapter import Adapter, check_wearable
 from hyperdreambooth.base.conditioning import mentions
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
-from hyperdreambooth.lora.inject import Worn, linear_sites, wear
+from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.lora.relax import padded
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.sites import linear_sites
 
 Drawn: TypeAlias = Callable[[int, Image.Image], None]
 """Is called with the place of a picture in the result, and the picture, as soon as it is drawn."""

@@ -16,8 +16,9 @@ from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.lora.formats.read import read_lora
-from hyperdreambooth.lora.inject import wear, wearable
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import scaled
+from hyperdreambooth.sites import wearable
 
 
 def test_generate_wears_several_adapters(made: Path, micro_dir: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.lora.inject import linear_sites, wear, wearable
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.sites import linear_sites, wearable
 from hyperdreambooth.training import loop
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.loop import PATIENCE, clip_people, step_losses

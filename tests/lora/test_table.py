@@ -28,9 +28,10 @@ from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.names import FLUX, SD1, SD2, SD3, SDXL, family_of
 from hyperdreambooth.lora.formats.read import even, read_lora
 from hyperdreambooth.lora.formats.write import write_lora
-from hyperdreambooth.lora.inject import locate, wear
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import relative_distance
 from hyperdreambooth.shapes import Factors, Site, canonical
+from hyperdreambooth.sites import locate
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"

@@ -33,9 +33,9 @@ from hyperdreambooth.hypernet.validate import PersonSampler, Score
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.write import check_name
-from hyperdreambooth.lora.inject import wearable
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES, Personalizer
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.sites import wearable
 
 WORD = "learned_embeds.safetensors"
 """What diffusers calls the file of a textual inversion."""

@@ -17,9 +17,9 @@ from hyperdreambooth.base import autoencoder, flux, sd, sd3, sdxl
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.open import folder_of, open_pipeline
-from hyperdreambooth.base.sites import find_sites
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site, site_fingerprint
+from hyperdreambooth.sites import find_sites
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "avatars" / "assets" / "base"
 EMBEDDED_NAME = "hyperdreambooth/avatars"

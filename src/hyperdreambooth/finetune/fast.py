@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.adapter import Adapter, check_wearable
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.lora.inject import linear_sites
 from hyperdreambooth.lora.relax import fresh, relax, truncate
 from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.sites import linear_sites
 from hyperdreambooth.training.class_images import class_shots
 from hyperdreambooth.training.loop import Callback, check_loss, train
 from hyperdreambooth.training.shots import inputs_of, shots_of
@@ -132,11 +132,7 @@ def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
     names = set(adapters[0].factors)
     sites = tuple(site for site in linear_sites(base.components) if site.name in names)
     for adapter in adapters:
-        if adapter.base_fingerprint not in ("", base.fingerprint):
-            raise InputError(
-                f"adapter: made for base {adapter.base_fingerprint}, but this base, {base.source}, is "
-                f"{base.fingerprint}; load the base that the adapter was made for"
-            )
+        check_wearable(adapter, base)
         if odd := sorted(set(adapter.factors) - {site.name for site in sites}):
             raise InputError(
                 f"adapter: {base.source} has no linear layer {odd[0]} ({len(odd)} missing); load the base "
