@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,31 +11,19 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from hyperdreambooth.adapter import Adapter, Format, check_rank
-from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME, Base, is_embedded, load_base
+from hyperdreambooth.adapter import Adapter, check_rank
+from hyperdreambooth.base.load import EMBEDDED, Base, is_embedded, load_base
 from hyperdreambooth.config import load_config
-from hyperdreambooth.faces.dataset import Photo, Photos, read_person
+from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.faces.image import to_pixels
-from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
+from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import Predictor, hypernet_folder, load_hypernet, load_info
-from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.runs import environment
 
 EMBEDDED_HYPERNET = EMBEDDED.parent / "hypernet"
-FILES: dict[Format, str] = {
-    "lidb": "person.lidb.safetensors",
-    "kohya": "person.safetensors",
-    "diffusers": "pytorch_lora_weights.safetensors",
-}
-"""What each form of a person is called in a folder of its own."""
-COMMANDS = ("demo", "personalize")
-"""What the reports of such folders name as their maker."""
-
-_OF_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # they leave these wherever one has looked
 
 
 class Personalizer:
@@ -196,110 +183,3 @@ def personalize(
 ) -> Adapter:
     """`Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)`."""
     return Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)
-
-
-def check_out(folder: Path) -> None:
-    """Refuses to replace a folder that is not an earlier result; ask before the work too.
-
-    Raises:
-        InputError: a file, a folder with other things in it, the current or a mounted folder, or no place to
-            write.
-    """
-    if folder.exists() and not _is_replaceable(folder):
-        raise InputError(
-            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
-        )
-    if folder.resolve().is_mount():
-        raise InputError(f"out {folder}: a mounted folder cannot be replaced; pass a folder inside it")
-    if folder.resolve() == Path.cwd():  # whoever stands in it would be left in a folder that is gone
-        raise InputError(f"out {folder}: the current folder cannot be replaced; pass another --out")
-    check_writable(folder.parent)
-
-
-def _is_replaceable(folder: Path) -> bool:
-    """Whether it is an empty folder, or holds an earlier person and nothing else."""
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()} - _OF_FILE_MANAGERS
-    try:
-        report = read_json(folder / "report.json") if names else {}
-        earlier = report.get("command") in COMMANDS and names <= {"report.json", *report["files"].values()}
-    except (InputError, LookupError, AttributeError, TypeError):
-        return False
-    return not names or earlier
-
-
-def save_person(
-    out: Path,
-    base: Base,
-    prediction: Adapter,
-    adapter: Adapter,
-    *,
-    photo: Photo,
-    picture: Image.Image,
-    seconds: Mapping[str, float],
-    scores: Mapping[str, Any],
-    seed: int,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes a personalization as one folder, whole or not at all: adapters, pictures, card and report.
-
-    Args:
-        out: the folder; an earlier result there is replaced.
-        base: the base it was made for.
-        prediction: saved as LiDB.
-        adapter: the finetuned LoRA, saved in kohya and in diffusers form.
-        photo: of the person, saved as `photo.png`, with what it shows beside it in `photo.txt`.
-        picture: what was drawn, saved as `picture.png`.
-        seconds: stage → seconds; their sum becomes `total` where none is given.
-        scores: `identity` and `prompt`, of `base`, `prediction`, `finetuned`; null where nothing can judge.
-        seed: of it all.
-        facts: what else belongs in the report (config, prompts, …).
-
-    Returns:
-        The report, as written to `report.json`.
-
-    Raises:
-        InputError: `out` holds something else.
-    """
-    check_out(out)
-    files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}
-    if photo.caption:
-        files["caption"] = "photo.txt"
-    report: dict[str, Any] = {
-        "seconds": {
-            k: round(v, 3)
-            for k, v in {**seconds, "total": seconds.get("total", sum(seconds.values()))}.items()
-        },
-        "scores": dict(scores),
-        "files": files,
-        "steps": int(adapter.metadata.get("steps", 0)),
-        "rank": adapter.rank,
-        "trigger": adapter.trigger,
-        "seed": seed,
-        "command": "personalize",
-        **facts,
-        "environment": environment(),
-    }
-    with whole_folder(out) as part:
-        for form, name in FILES.items():
-            (prediction if form == "lidb" else adapter).save(part / name, form, base.resolution)
-        picture.save(part / "picture.png")
-        photo.open().save(part / "photo.png")
-        if photo.caption:
-            (part / "photo.txt").write_text(photo.caption, encoding="utf-8")
-        (part / "README.md").write_text(_card(base, adapter), encoding="utf-8")
-        write_json(part / "report.json", report)
-    return report
-
-
-def _card(base: Base, adapter: Adapter) -> str:
-    """The folder's README: the embedded base is found by its import, any other by its name."""
-    facts = adapter.lora_info("A person", base.resolution)
-    files = {str(form): name for form, name in FILES.items()}
-    if base.source == EMBEDDED_NAME:
-        place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
-    else:
-        place, licence = f"base = {json.dumps(facts.base)}", licence_of(Path(base.source))
-    subject = f"{adapter.trigger} {base.class_word}"
-    return model_card(facts, subject, files, adapter.rank, ["picture.png"], place, licence)
