@@ -18,7 +18,7 @@ import pipelines
 from hyperdreambooth import memory
 from hyperdreambooth.apps import cli
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
-from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.base.load import Base, _networks, load_base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
@@ -160,7 +160,7 @@ def test_resting_parts_lie_on_the_cpu(micro_dir: Path) -> None:
     def to(name: str, device: Any) -> None:
         sent.append((name, torch.device(device)))
 
-    for name, module in base._modules().items():
+    for name, module in _networks(base.pipe).items():
         module.to = lambda device, name=name: to(name, device)  # type: ignore[method-assign, misc]
     base.denoiser.to_empty(device="meta")
     base.rest({"text_encoder"})

@@ -45,7 +45,7 @@ def save_forms(
     """
     every: list[Format] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
     forms: list[Format] = every if form == "all" else [form]
-    files = {one: FILES[one] for one in forms}
+    files: dict[Format, str] = {one: FILES[one] for one in forms}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
         for one, name in files.items():
