@@ -32,8 +32,6 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
 from hyperdreambooth.adapter import Adapter
-from hyperdreambooth.apps.memory import need, skeleton
-from hyperdreambooth.apps.options import Place
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import write_json
@@ -45,6 +43,7 @@ from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, save_lidb
 from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.lora.relax import fresh
+from hyperdreambooth.memory import need, skeleton
 from hyperdreambooth.runs import environment
 
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
@@ -179,7 +178,7 @@ def write_configs(name: str, folder: Path) -> Path:
 
 def row(name: str, folder: Path) -> dict[str, Any]:
     """Sites, numbers, file size, and the memory two tasks are said to take on a GPU in bfloat16."""
-    base = skeleton(Place(base=str(write_configs(name, folder)), dtype="bfloat16"))
+    base = skeleton(write_configs(name, folder), "bfloat16")
     layout = Layout(base.sites, 1, 100, 50)
     small = Layout(base.sites[:1], 1, 100, 50)
     basis = seeded_basis(small.sites, 100, 50, 0)
@@ -208,7 +207,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
 
 def random_base(folder: Path, side: int, dtype: str, device: str = "cpu") -> Base:
     """The skeleton filled with random numbers."""
-    pipe = skeleton(Place(base=str(folder), dtype=dtype)).pipe
+    pipe = skeleton(folder, dtype).pipe
     torch.manual_seed(0)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
@@ -231,7 +230,7 @@ def step(name: str, folder: Path) -> dict[str, Any]:
     side, dtype = STEPS[name]
     write_configs(name, folder)
     config = FinetuneConfig(rank=4, steps=1, batch=1)
-    told = need(skeleton(Place(base=str(folder), dtype=dtype, resolution=side)), "personalize", config)
+    told = need(skeleton(folder, dtype, resolution=side), "personalize", config)
     base = random_base(folder, side, dtype)
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Image.effect_noise((side, side), 64).convert("RGB").save(folder / "photo.png")
@@ -254,7 +253,7 @@ def person(name: str, folder: Path) -> dict[str, Any]:
     """A person's forty steps on a GPU at the base's own size, a picture, and the most memory of each."""
     write_configs(name, folder)
     bare, config = (
-        skeleton(Place(base=str(folder), dtype="bfloat16")),
+        skeleton(folder, "bfloat16"),
         FinetuneConfig(rank=4, steps=40, batch=1),
     )
     told = need(bare, "personalize", config)

@@ -18,6 +18,7 @@ import eyes
 import pipelines
 from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps import cli
+from hyperdreambooth.apps.person_folder import FILES
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import read_faces, read_person
@@ -31,7 +32,7 @@ from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
-from hyperdreambooth.personalize import FILES, Personalizer
+from hyperdreambooth.personalize import Personalizer
 from hyperdreambooth.preopt.bank_training import PreoptConfig, preoptimize
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors

@@ -34,7 +34,6 @@ CLOSE: dict[str, Any] = {"rtol": 0, "atol": 2e-3}
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setenv("HDB_QUIET", "1")
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from PIL import Image
 import micro
 from hyperdreambooth import personalize as module
 from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.apps.person_folder import FILES, check_out, save_person
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.faces.dataset import read_person
 from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of
-from hyperdreambooth.personalize import FILES, Personalizer, check_out, save_person
+from hyperdreambooth.personalize import Personalizer
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
             seconds=me.seconds,
             scores=scores,
             seed=0,
-            facts={"prompts": prompts},
+            entries={"prompts": prompts},
         )
 
     report = write(rows["finetuned"][0])
@@ -209,7 +210,7 @@ def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: P
         "seconds": {},
         "scores": {},
         "seed": 0,
-        "facts": {},
+        "entries": {},
     }
     save_person(tmp_path / "out", me.base, prediction, adapter, **common)
     text = (tmp_path / "out" / "README.md").read_text()

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.apps.cli import app
+from hyperdreambooth.apps.person_folder import FILES
 from hyperdreambooth.base.load import EMBEDDED, load_base
 from hyperdreambooth.files import read_json
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.predictor import load_hypernet
-from hyperdreambooth.personalize import EMBEDDED_HYPERNET, FILES
+from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
 PACK = EMBEDDED.parent
 PROMPT = "a photo of a [V] face, wearing sunglasses, on a beach"

@@ -1,10 +1,10 @@
-"""`hdb`, `python -m hyperdreambooth …`, and so `accelerate launch -m hyperdreambooth train …`."""
+"""`hdb` and `python -m hyperdreambooth`, which also serves `accelerate launch -m hyperdreambooth train …`."""
 
 import sys
 
 
 def main() -> None:
-    """The entry point; an interrupt while the commands are still being imported is one line too."""
+    """Runs the command line; an interrupt while its modules are imported is one line, too."""
     try:
         from hyperdreambooth.apps import cli
     except KeyboardInterrupt:

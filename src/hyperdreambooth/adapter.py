@@ -235,17 +235,18 @@ class Adapter:
             formats: list[Format] = [one for one in FILES if one != "lidb" or self.lidb is not None]
             for one in formats:
                 self.save(folder / FILES[one], one)
-            (folder / "README.md").write_text(self.card([]), encoding="utf-8")
+            (folder / "README.md").write_text(self.card(None, forms=formats), encoding="utf-8")
             return push_folder(
                 folder, repo_id, private=private, token=token, revision=revision, message=commit_message
             )
 
-    def card(self, gallery: Sequence[str], class_word: str = "") -> str:
-        """The model card of a folder that holds `FILES`, in Markdown.
+    def card(self, picture: str | None, class_word: str = "", forms: Sequence[Format] = tuple(FILES)) -> str:
+        """The model card of a folder that holds files of `FILES`, in Markdown.
 
         Args:
-            gallery: names of pictures in that folder.
+            picture: name of a picture in that folder; None for none.
             class_word: what prompts call a person, beside the trigger.
+            forms: those that the folder has.
         """
         info = self.lora_info("A person")
         if self.base_source == EMBEDDED_NAME:  # found by its import, any other base by its name
@@ -253,8 +254,8 @@ class Adapter:
         else:
             place, licence = f'base = "{info.base}"', licence_of(Path(self.base_source))
         subject = f"{self.trigger} {class_word}".strip()
-        files = {str(form): name for form, name in FILES.items()}
-        return model_card(info, subject, files, self.rank, gallery, place, licence)
+        files = {str(form): FILES[form] for form in forms}
+        return model_card(info, subject, files, self.rank, picture, place, licence)
 
 
 def _summed(one: Factors, other: Factors) -> Factors:

@@ -1,8 +1,13 @@
-"""Progress of a long job: a bar on a terminal, plain lines elsewhere, nothing when HDB_QUIET=1."""
+"""Progress of a long job, through the logger `hyperdreambooth`.
+
+On a terminal it is a bar. Elsewhere it is an INFO record every ten seconds, which appears where logging is
+configured: the command line does that, and Python users call `logging.basicConfig(level=logging.INFO)`.
+`logging.getLogger("hyperdreambooth").setLevel(logging.WARNING)` turns off both.
+"""
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 from types import TracebackType
 from typing import Self
@@ -10,62 +15,60 @@ from typing import Self
 import rich.progress
 from rich.console import Console
 
-EVERY = 10.0  # seconds between plain lines
+EVERY = 10.0  # seconds between log records
+
+logger = logging.getLogger("hyperdreambooth")
 
 
 class Progress:
-    """A bar on standard error, as a context manager.
+    """A bar on standard error or lines in the log, as a context manager.
 
     Args:
         name: what is being done.
-        total: steps in all; None where nobody knows.
-        done: steps a resumed job has behind it.
+        total: the number of steps; None if it is unknown.
+        done: steps that a resumed job has behind it.
     """
 
     def __init__(self, name: str, total: int | None, done: int = 0) -> None:
         self.name, self.total, self.done = name, total, done
-        self._first, self._figures = done, ""
-        self._quiet = os.environ.get("HDB_QUIET") == "1"
-        self._console = Console(stderr=True)
+        self._first, self._values = done, ""
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Self:
-        self._start = self._told = time.monotonic()
-        if self._console.is_terminal and not self._quiet:
+        self._start = self._logged = time.monotonic()
+        console = Console(stderr=True)
+        if console.is_terminal and logger.level <= logging.INFO:
             columns = [*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn()]
-            figures = rich.progress.TextColumn("{task.fields[figures]}")
-            self._bar = rich.progress.Progress(*columns, figures, console=self._console)
-            self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, figures="")
+            values = rich.progress.TextColumn("{task.fields[values]}")
+            self._bar = rich.progress.Progress(*columns, values, console=console)
+            self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, values="")
             self._bar.start()
         return self
 
     def start_at(self, done: int) -> None:
-        """Counts from what a resumed job has behind it."""
+        """Counts from the steps that a resumed job has behind it."""
         self.done = self._first = done
         self.update(0)
 
-    def update(self, steps: int = 1, **figures: float | str) -> None:
-        """Report ``steps`` more steps done, with the newest figures."""
+    def update(self, steps: int = 1, **values: float | str) -> None:
+        """Counts `steps` more steps and shows the newest values, such as the loss."""
         self.done += steps
-        if figures:
-            self._figures = " ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        if values:
+            self._values = " ".join(f"{name} {_short(value)}" for name, value in values.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, figures=self._figures)
-        elif time.monotonic() - self._told >= EVERY and self.done != self.total:
-            self._tell()
+            self._bar.update(self._task, completed=self.done, values=self._values)
+        elif time.monotonic() - self._logged >= EVERY and self.done != self.total:
+            self._log()
 
-    def _tell(self) -> None:
-        """One plain line: where it is, how fast, the figures."""
-        if self._quiet:
-            return
-        self._told = time.monotonic()
-        seconds = self._told - self._start
-        of = "" if self.total is None else f"/{self.total}"
-        words = [f"{self.name} {self.done}{of}", f"{seconds:.0f} s"]
+    def _log(self) -> None:
+        """Logs the steps, the seconds, the steps a second and the values."""
+        self._logged = time.monotonic()
+        seconds = self._logged - self._start
+        total = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.name} {self.done}{total}", f"{seconds:.0f} s"]
         if self.done > self._first and seconds > 0:
-            words.append(f"{(self.done - self._first) / seconds:.3g}/s")
-        line = ", ".join([*words, self._figures] if self._figures else words)
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            parts.append(f"{(self.done - self._first) / seconds:.3g}/s")
+        logger.info(", ".join([*parts, self._values] if self._values else parts))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -73,9 +76,9 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         else:
-            self._tell()
+            self._log()
 
 
 def _short(value: float | str) -> str:
-    """Figures to four digits; words as they are."""
+    """Formats a number to four digits and leaves text as it is."""
     return value if isinstance(value, str) else f"{float(value):.4g}"

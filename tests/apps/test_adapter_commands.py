@@ -237,7 +237,7 @@ def test_what_another_command_made_is_not_written_over(made: Path, tmp_path: Pat
     (tmp_path / "me").mkdir()
     (tmp_path / "me" / "report.json").write_text('{"command": "personalize"}')
     (tmp_path / "mine" / "merged").mkdir(parents=True)
-    for out, maker in ((tmp_path / "me", "personalize"), (tmp_path / "mine", "no export")):
-        assert f"hat {maker} has made" in error("export", made / "p.lidb.safetensors", "--out", out)
+    for out, found in ((tmp_path / "me", "one of personalize"), (tmp_path / "mine", "a pipeline from else")):
+        assert f"one of export, found {found}" in error("export", made / "p.lidb.safetensors", "--out", out)
     for words in (("generate", "--prompt", "a face"), ("evaluate", "faces")):
-        assert "holds what personalize has made" in error(*words, "--out", tmp_path / "me")
+        assert "found one of personalize" in error(*words, "--out", tmp_path / "me")

@@ -14,8 +14,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from hyperdreambooth.apps import cli, options
-from hyperdreambooth.apps.options import PRESETS, TABLES, resolve
+from hyperdreambooth.apps import cli
+from hyperdreambooth.apps.settings import PRESETS, TABLES, GenerateConfig, resolve
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.predictor import load_info
@@ -95,7 +95,7 @@ def test_an_interrupt_is_one_line_and_130_whatever_becomes_of_it(then: str) -> N
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
     assert child.returncode == 130, said
-    assert said == "interrupted; run the same command again, it goes on from what is kept\n"
+    assert said == "interrupted; run the same command again to continue from what was saved\n"
 
 
 EARLY = """
@@ -159,9 +159,9 @@ def test_dry_run_prints_a_config_that_config_reads(tmp_path: Path) -> None:
 def test_the_own_table_counts_and_others_are_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('base = "here"\nseed = 5\n[relax]\nrank = 9\n[generate]\nsteps = 3\n[train]\nwidth = 1\n')
-    found = resolve("generate", options.Sampling, file, ["guidance=2"], seed=None)
-    assert (found.place.base, found.own.steps, found.own.guidance, found.own.seed) == ("here", 3, 2.0, 5)
-    assert resolve("generate", options.Sampling, file, ["steps=4"], seed=6).own.steps == 4
+    found = resolve("generate", GenerateConfig, file, ["guidance=2"], {"seed": None})
+    assert (found.loading.base, found.own.steps, found.own.guidance, found.own.seed) == ("here", 3, 2.0, 5)
+    assert resolve("generate", GenerateConfig, file, ["steps=4"], {"seed": 6}).own.steps == 4
 
 
 def dry(*words: object) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def test_set_changes_one_key_of_a_nested_table_and_leaves_the_others() -> None:
 
 def test_an_unknown_key_names_the_allowed_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown key 'stepz'.*steps"):
-        resolve("generate", options.Sampling, None, ["stepz=1"])
+        resolve("generate", GenerateConfig, None, ["stepz=1"])
 
 
 @pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.toml")))
@@ -230,7 +230,7 @@ def test_a_folder_named_like_a_preset_is_not_its_config(
 
 def test_a_broken_connection_is_one_line() -> None:
     error = type("ReadError", (Exception,), {"__module__": "httpx2"})("reset by\npeer")
-    assert cli.explain(error) == ("error: the network: reset by peer; try again", 1)
+    assert cli.explain(error) == ("error: the network failed: reset by peer; try again", 1)
 
 
 def test_every_table_is_a_command() -> None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from hyperdreambooth.apps import cli
-from hyperdreambooth.apps.options import PRESETS
+from hyperdreambooth.apps.settings import PRESETS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))

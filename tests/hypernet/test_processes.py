@@ -48,13 +48,13 @@ def test_killed_at_any_moment_ends_with_the_same_weights(
     run = [sys.executable, *command(tmp_path, micro_dir, micro_photos, out, config)]
     train_hypernet(load_base(micro_dir, device="cpu"), micro_photos, tmp_path / "whole", config)
     for size in (0, 400, 1200):  # killed once the log has grown past that: somewhere in a step
-        process = subprocess.Popen(run, env={**os.environ, "HDB_QUIET": "1"})
+        process = subprocess.Popen(run)
         log = out / "run" / "log.jsonl"
         while process.poll() is None and not (log.exists() and log.stat().st_size > size):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(run, check=True, env={**os.environ, "HDB_QUIET": "1"})
+    subprocess.run(run, check=True)
     assert_same(tmp_path / "whole", out)
 
 
@@ -77,7 +77,7 @@ def test_two_processes_equal_one(
         "--main_process_port", "0",
     ]  # fmt: skip
     # accelerate 1.15: `--cpu` alone starts one process (the rest is mpirun's matter); this starts two, gloo
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HDB_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = command(tmp_path, place, micro_photos, tmp_path / "two", config, str(tmp_path / "bank"))
     subprocess.run([*launch, *run], check=True, env=environment)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

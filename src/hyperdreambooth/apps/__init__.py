@@ -1,1 +1,1 @@
-"""The command line: the only place that reads argv, prints, and puts the stages together."""
+"""The command line: the only part that reads argv, prints, and combines the stages."""

@@ -1,52 +1,54 @@
 """`hdb`: the commands, and what a user sees when something is wrong.
 
-Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 interrupted. Torch and everything heavy is imported
-inside the command functions, so `hdb --help` answers at once.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. Errors are one line. Torch and everything heavy is
+imported inside the command functions, so `hdb --help` answers at once.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
 
 from hyperdreambooth.apps import (
+    adapters,
+    avatars,
     demo,
     doctor,
     evaluate,
-    files,
+    inference,
     inspect,
     prepare,
-    teach,
-    use,
-    world,
+    training,
 )  # fmt: skip
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
-_interrupts: list[int] = []  # signals that came: what imports make of a KeyboardInterrupt may be anything
+_interrupts: list[int] = []  # signals that came: an import may turn a KeyboardInterrupt into any error
 
 
 def explain(error: Any) -> tuple[str, int] | None:
-    """One line and an exit code for what is not a bug; None for what is."""
+    """Returns one line and an exit code for an error of the user or the machine; None for a bug."""
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hdb"
         return f"error: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help", 2
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; run the same command again, it goes on from what is kept", 130
+        return "interrupted; run the same command again to continue from what was saved", 130
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
         return "error: the disk is full; free some space and run the same command again", 1
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return f"error: {' '.join(str(error).split())}", 1
     if any(kind.__module__.startswith("httpx") for kind in type(error).__mro__[:-1]):
-        return f"error: the network: {' '.join(str(error).split()) or type(error).__name__}; try again", 1
+        message = " ".join(str(error).split()) or type(error).__name__
+        return f"error: the network failed: {message}; try again", 1
     if type(error).__name__ == "OutOfMemoryError":
-        return "error: the device has too little memory; take a smaller batch, or --device cpu", 1
+        return "error: the device has too little memory; use a smaller batch, or --device cpu", 1
     return _bad_input(error)
 
 
@@ -58,33 +60,40 @@ def _bad_input(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, InputError):
         return f"error: {error}", 2
     if isinstance(error, ValidationError):
-        found = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        return f"error: {'; '.join(found)}", 2
+        mistakes = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return f"error: {'; '.join(mistakes)}", 2
     return None
 
 
-class Explained(typer.core.TyperGroup):
-    """A group whose errors are one line on stderr."""
+class OneLineErrors(typer.core.TyperGroup):
+    """A group of commands whose errors are one line on standard error."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command; user errors become an exit code."""
+        """Runs the command; errors of the user become an exit code."""
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            said = KeyboardInterrupt() if _interrupts else error
-            if isinstance(said, typer.Exit | typer.Abort) or (found := explain(said)) is None:
+            cause = KeyboardInterrupt() if _interrupts else error
+            if isinstance(cause, typer.Exit | typer.Abort) or (explained := explain(cause)) is None:
                 raise
-            typer.echo(found[0], err=True)
-            raise typer.Exit(found[1]) from None
+            typer.echo(explained[0], err=True)
+            raise typer.Exit(explained[1]) from None
 
 
-# transformers tells every user at every start that it does well without torchvision
+class ToStandardError(logging.Handler):
+    """Prints log records as plain lines on what is standard error at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record."""
+        typer.echo(self.format(record), err=True)
+
+
+# at every start transformers prints that torchvision is missing, which it does not need
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 app = typer.Typer(
-    cls=Explained,
+    cls=OneLineErrors,
     name="hdb",
-    help="One photo of a person to a LoRA, in seconds.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -92,13 +101,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+@app.callback()
+def configure(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Make a LoRA from one photo of a person, in seconds."""
+    logger = logging.getLogger("hyperdreambooth")
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not any(isinstance(handler, ToStandardError) for handler in logger.handlers):
+        logger.addHandler(ToStandardError())
+
+
 for command in (
-    demo.demo, prepare.prepare, use.personalize, use.predict, files.relax, teach.finetune, use.generate,
-    files.export, files.merge, inspect.inspect, teach.dreambooth, teach.preoptimize, teach.train,
-    evaluate.evaluate, doctor.doctor,
+    demo.demo, prepare.prepare, inference.personalize, inference.predict, adapters.relax, training.finetune,
+    inference.generate, adapters.export, adapters.merge, inspect.inspect, training.dreambooth,
+    training.preoptimize, training.train, evaluate.evaluate, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
-app.add_typer(world.app, name="avatars", help="The embedded world of drawn faces.")
+app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")
 
 
 def _interrupt(number: int, _frame: Any) -> None:
@@ -107,7 +128,7 @@ def _interrupt(number: int, _frame: Any) -> None:
 
 
 def main() -> None:
-    """The entry point of `hdb` and `python -m hyperdreambooth`; a warning is one line too."""
+    """Runs `hdb` and `python -m hyperdreambooth`; warnings are one line, too."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, _interrupt)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"

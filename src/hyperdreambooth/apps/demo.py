@@ -1,73 +1,59 @@
-"""`hdb demo`: the whole job on the embedded avatars, for a person that no training has seen."""
+"""`hdb demo`: the whole method on the embedded avatars, for a person that no training has seen."""
 
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperdreambooth.apps.options import (
-    BaseName,
-    ConfigFile,
-    Device,
-    DryRun,
-    HypernetName,
-    Seed,
-    Sets,
-    named_path,
-)
+from hyperdreambooth.apps.options import HypernetName, Seed, as_recommended, command, named_path
+from hyperdreambooth.apps.settings import Settings
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from hyperdreambooth.apps.personalization import PersonalizeConfig
+
 OTHERS = 6  # more photos of the person, for scores only
 
 
+@command("hyperdreambooth.apps.personalization:PersonalizeConfig", adjust=as_recommended, seed=Seed)
 def demo(
+    settings: Settings[PersonalizeConfig],
     photo: Annotated[
-        Path | None,
-        typer.Option(
-            "--photo", help="Your own photo [a held-out avatar's].", show_default=False, parser=named_path
-        ),
+        Path | None, typer.Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for adapters, picture and report.json.")] = Path(
-        "demo"
-    ),
-    seed: Seed = None,
-    base: BaseName = None,
+    out: Annotated[Path, typer.Option(help="The folder for all results.")] = Path("demo"),
     hypernet: HypernetName = None,
-    device: Device = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
 ) -> None:
-    """The whole job on an avatar, offline.
+    """Run the whole method on a drawn avatar, offline.
 
-    Photo to prediction to finetuned LoRA to one picture of it all.
+    From a photo to a prediction, to a finetuned LoRA, to one picture that shows all stages.
     """
-    began = time.perf_counter()
-    from hyperdreambooth.apps import job, show
+    from hyperdreambooth.apps.personalization import run_personalization
+    from hyperdreambooth.faces.dataset import read_person
 
-    flags = {"seed": seed, "base": base, "device": device}
-    settings = job.resolve_tuned("demo", show.ShowConfig, hypernet, config, sets, **flags)
-    if dry_run:
-        return settings.show()
     if photo is not None:
-        show.show("demo", settings, job.person([photo]), [], out, hypernet, began)
+        run_personalization(settings, read_person(photo), [], out, hypernet)
         return
     with tempfile.TemporaryDirectory() as folder:
         reference, others = held_out(settings.own.seed, Path(folder))
-        show.show("demo", settings, job.person([reference]), others, out, hypernet, began)
+        run_personalization(settings, read_person(reference), others, out, hypernet)
 
 
 def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
-    """A test avatar's reference photo, as a file in `folder`, and further photos of the same avatar.
+    """Draws a test avatar.
 
-    Beside the photo lies what it shows, as a user would write it: what a caption names (a smile, a beach) is
-    not taken for a part of the person.
+    The reference photo gets a caption, as a user would write one: what a caption names (a smile, a beach) is
+    not learned as a part of the person.
+
+    Returns:
+        The reference photo, a file in `folder`, and more photos of the same avatar.
+
+    Raises:
+        InputError: there is no test avatar of that number.
     """
     from hyperdreambooth.avatars.draw.render import SPLITS
     from hyperdreambooth.avatars.folder import photo
@@ -77,7 +63,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
         raise InputError(f"seed: expected 0 to {len(SPLITS['test']) - 1}, got {seed}")
     person = SPLITS["test"].start + seed
     reference = folder / f"avatar-{person}.png"
-    image, words = photo(person, 0)
+    image, caption = photo(person, 0)
     image.save(reference)
-    reference.with_suffix(".txt").write_text(words, encoding="utf-8")
+    reference.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return reference, [photo(person, number)[0] for number in range(1, OTHERS + 1)]

@@ -13,33 +13,34 @@ from typing import Annotated, Literal
 
 import typer
 
-from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets, resolve
+from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets
+from hyperdreambooth.apps.settings import resolve
 
 NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
     "rich", "pillow", "numpy", "jaxtyping",
 )  # fmt: skip
 EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "matplotlib": "plots"}
-"""Module → the extra that brings it."""
+"""Module → the extra that installs it."""
 
 
 def doctor(
     base: BaseName = None,
     task: Annotated[
         Literal["train", "personalize"] | None,
-        typer.Option("--task", help="Also tell the memory that this takes on --base.", show_default=False),
+        typer.Option(help="Also estimate the memory that this task needs on --base."),
     ] = None,
     hypernet: Annotated[
         Path | None,
-        typer.Option("--hypernet", help="Folder; counted too [the embedded avatars'].", show_default=False),
+        typer.Option(help="The hypernetwork's folder, for the estimate [the one of the embedded avatars]."),
     ] = None,
     device: Device = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """What is installed, what is missing, and what a task takes.
+    """Show what is installed and what is missing.
 
-    `--task` counts a base's memory from its configs, and names what to set where it does not fit.
+    `--task` estimates the memory of a task from the configs of the base, and names settings that reduce it.
     """
     from hyperdreambooth import __version__
 
@@ -64,6 +65,7 @@ def _line(name: str, text: str) -> None:
 
 
 def _package(name: str) -> bool:
+    """Prints the version of a package, and returns whether it is installed."""
     try:
         _line(name, version(name))
     except PackageNotFoundError:
@@ -73,17 +75,17 @@ def _package(name: str) -> bool:
 
 
 def _devices() -> None:
-    """Processors and accelerators, with their memory."""
-    memory = _installed()
+    """Prints processors and accelerators with their memory."""
+    memory = _total_memory()
     _line("cpu", f"{os.cpu_count()} cores" + (f", {memory / 2**30:.0f} GiB memory" if memory else ""))
-    _line("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
+    _line("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free in the current folder")
     if find_spec("torch") is None:
         return
     import torch
 
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        _line(f"cuda:{index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+        properties = torch.cuda.get_device_properties(index)
+        _line(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
         _line("mps", "available")
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
@@ -94,45 +96,54 @@ def _memory(
     task: Literal["train", "personalize"], base: str | None, hypernet: Path | None, device: str | None,
     config: Path | None, sets: list[str] | None,
 ) -> bool:  # fmt: skip
-    """A line on what the task takes, and one for each setting that saves; whether it fits as it is set."""
-    from hyperdreambooth.apps.memory import advise
-    from hyperdreambooth.apps.show import ShowConfig
+    """Prints what the task needs, and what it needs with settings that save memory.
+
+    Returns:
+        Whether the task fits as it is set.
+    """
+    from functools import partial
+
+    from hyperdreambooth.apps.personalization import PersonalizeConfig
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.config import HypernetConfig
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
+    from hyperdreambooth.memory import SKELETON, advise, skeleton
 
-    model = HypernetConfig if task == "train" else ShowConfig
-    settings = resolve(task, model, config, sets, base=base, device=device)
-    predicts = hypernet or (EMBEDDED_HYPERNET if is_embedded(settings.place.base) else None)
-    place, room, verdicts = *_room(settings.place.device), list[bool]()
-    for words, needs in advise(settings.place, task, settings.own, room or 0, predicts):
-        verdicts.append(room is None or sum(needs.values()) <= room)
-        _line(words or task, _told(needs, place, room))
-    if not verdicts[-1]:
-        _line(task, "too large even so: take a device with more memory, a smaller base or resolution")
-    return verdicts[0]
+    model = HypernetConfig if task == "train" else PersonalizeConfig
+    settings = resolve(task, model, config, sets, {"base": base, "device": device})
+    loading = settings.loading
+    build = partial(skeleton, loading.base, **loading.model_dump(include=SKELETON))
+    predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
+    place, free = _free_memory(loading.device)
+    fits = list[bool]()
+    for sets_of_advice, needs in advise(build, task, settings.own, free or 0, predictor, loading.offline):
+        fits.append(free is None or sum(needs.values()) <= free)
+        _line(sets_of_advice or task, _estimate(needs, place, free))
+    if not fits[-1]:
+        _line(task, "does not fit; use a device with more memory, a smaller base or a lower resolution")
+    return fits[0]
 
 
-def _told(needs: Mapping[str, int], place: str, room: int | None) -> str:
-    """What a task takes on a device, and of what."""
+def _estimate(needs: Mapping[str, int], place: str, free: int | None) -> str:
+    """Formats what a task needs on a device, in all and part by part."""
     total = sum(needs.values())
     parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
-    parts += "" if needs["encoder"] else "; without the image encoder, whose config is not at hand"
-    if room is None:
-        return f"{_gib(total)} GiB on {place}, where nobody knows what is free ({parts})"
-    verdict = "fits" if total <= room else "does not fit"
-    return f"{_gib(total)} of {_gib(room)} GiB on {place}, {verdict} ({parts})"
+    parts += "" if needs["encoder"] else "; without the image encoder, whose config was not found"
+    if free is None:
+        return f"needs {_gib(total)} GiB on {place}, whose free memory is unknown ({parts})"
+    verdict = "fits" if total <= free else "does not fit"
+    return f"needs {_gib(total)} of {_gib(free)} GiB free on {place}: {verdict} ({parts})"
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def _room(device: str) -> tuple[str, int | None]:
-    """A device, and the bytes that are free on it now; None where it is not here: counting needs none.
+def _free_memory(device: str) -> tuple[str, int | None]:
+    """Returns a device and its free bytes; None where the device is not here, which an estimate allows.
 
     Raises:
-        InputError: the word names no device.
+        InputError: there is no device of that name.
     """
     import torch
 
@@ -140,45 +151,45 @@ def _room(device: str) -> tuple[str, int | None]:
     from hyperdreambooth.files import InputError
 
     try:
-        place = pick_device(device)
+        found = pick_device(device)
     except InputError:
         if device.partition(":")[0] not in ("cuda", "mps"):
             raise
         return device, None
-    return place.type, torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else _available()
+    return found.type, torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else _available_memory()
 
 
-def _available() -> int | None:
-    """Bytes of the machine's own memory that are free, or all there are; None where nobody tells."""
-    told = Path("/proc/meminfo")
-    if told.is_file():
+def _available_memory() -> int | None:
+    """Returns the free bytes of the machine's memory, or all of its bytes where that is unknown."""
+    file = Path("/proc/meminfo")
+    if file.is_file():
         return next(
             int(line.split()[1]) * 1024
-            for line in told.read_text().splitlines()
+            for line in file.read_text().splitlines()
             if line.startswith("MemAvailable")
         )
-    return _installed()
+    return _total_memory()
 
 
-def _installed() -> int | None:
-    """Bytes of memory the machine has; None where the system does not tell (Windows)."""
+def _total_memory() -> int | None:
+    """Returns the bytes of the machine's memory; None where the system does not report them (Windows)."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
-def _base(place: str) -> bool:
-    """Says where a base lies; whether it is there, as far as this machine can tell (not of a hub id)."""
-    path = Path(place)
-    there = (path / "model_index.json").is_file() or (path.is_file() and path.suffix == ".safetensors")
-    if not there and not path.exists() and not path.is_absolute():
+def _base(name: str) -> bool:
+    """Prints where a base is, and returns whether it is there. A hub id counts as there."""
+    path = Path(name)
+    found = (path / "model_index.json").is_file() or (path.is_file() and path.suffix == ".safetensors")
+    if not found and not path.exists() and not path.is_absolute():
         return True
     missing = path / "model_index.json" if path.is_dir() else path
     advice = "name a diffusers pipeline folder, a .safetensors file or a hub id"
-    _line("base", place if there else f"MISSING: {missing}; {advice}")
-    return there
+    _line("base", name if found else f"MISSING: {missing}; {advice}")
+    return found
 
 
 def _folder(name: str, folder: Path, file: str) -> bool:
-    there = (folder / file).is_file()
-    advice = "get the whole repository, or make it: make reproduce"
-    _line(name, str(folder) if there else f"MISSING: {folder / file}; {advice}")
-    return there
+    found = (folder / file).is_file()
+    advice = "get the whole repository, or make it with `make reproduce`"
+    _line(name, str(folder) if found else f"MISSING: {folder / file}; {advice}")
+    return found

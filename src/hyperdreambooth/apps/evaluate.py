@@ -1,15 +1,17 @@
-"""`hdb evaluate`: methods as rows, people × prompts × seeds, scores with intervals, plots, a page."""
+"""`hdb evaluate`: scores of methods over people × prompts × seeds, with intervals, plots and a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyperdreambooth.apps.options import BaseName, Device, DryRun, HypernetName, Resolved, Sets, resolve
+from hyperdreambooth.apps.options import HypernetName, command
 from hyperdreambooth.apps.report import Report, check_report
+from hyperdreambooth.apps.settings import Settings
 
 if TYPE_CHECKING:
     from hyperdreambooth.base.load import Base
@@ -18,66 +20,73 @@ if TYPE_CHECKING:
     from hyperdreambooth.evaluate.protocol import Protocol, Row
     from hyperdreambooth.faces.dataset import Photo
 
-PHOTOS = 8  # of each person who is rendered: one for the methods, one for the bound, six to judge by
-FOR_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
+PHOTOS = 8  # of each rendered person: one for the methods, one for the bound, six to compare with
+ROWS_OF_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
+
+Identities = Annotated[int | None, typer.Option(help="How many people.")]
+PresetOrFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "--preset", help="A TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper."
+    ),
+]
 
 
+def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> Settings[EvaluateConfig]:
+    """Checks the rows; with --adapter, chooses one person and rows without training.
+
+    Raises:
+        InputError: a row is unknown, or there is no such adapter file.
+    """
+    from hyperdreambooth.evaluate.config import methods_of
+    from hyperdreambooth.files import InputError
+
+    if adapter := own["adapter"]:
+        if not adapter.exists():
+            raise InputError(f"{adapter}: no such file")
+        rows = settings.own.rows if "adapter" in settings.own.rows else ROWS_OF_A_FILE
+        settings = replace(settings, own=settings.own.model_copy(update={"rows": rows, "identities": 1}))
+    methods_of(settings.own)
+    return settings
+
+
+@command(
+    "hyperdreambooth.evaluate.config:EvaluateConfig",
+    adjust=_check_rows,
+    config_option=PresetOrFile,
+    identities=Identities,
+)
 def evaluate(
-    out: Annotated[Path, typer.Option("--out", help="Folder for pictures, report.json, report.html, plots.")],
+    settings: Settings[EvaluateConfig],
+    out: Annotated[Path, typer.Option(help="The folder for pictures, report.json, report.html and plots.")],
     photos: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of photos, one sub-folder a person [the embedded base: people rendered for it].",
-            show_default=False,
+            help="A folder of photos with one sub-folder a person [for the embedded base: rendered people]."
         ),
     ] = None,
     adapter: Annotated[
-        Path | None,
-        typer.Option("--adapter", help="Judge this file instead of the methods.", show_default=False),
+        Path | None, typer.Option(help="Evaluate this adapter file instead of the methods.")
     ] = None,
     identity: Annotated[
-        str | None,
-        typer.Option("--identity", help="Whose it is: a sub-folder of PHOTOS.", show_default=False),
+        str | None, typer.Option(help="The person of --adapter: a sub-folder of PHOTOS.")
     ] = None,
-    identities: Annotated[
-        int | None, typer.Option("--identities", help="How many people.", show_default=False)
-    ] = None,
-    base: BaseName = None,
     hypernet: HypernetName = None,
-    device: Device = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "--preset", show_default=False,
-            help="TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper.",
-        ),
-    ] = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-) -> None:  # fmt: skip
-    """The paper's experiment: methods side by side.
+) -> None:
+    """Run the paper's experiment: compare methods side by side.
 
-    Of each person the first photo is given, the last is a bound, those between judge. Without PHOTOS people
-    that no training has seen are rendered into OUT/photos, if the base is the embedded one. Run it again to
-    continue, or with more people, prompts, seeds or rows (--set 'rows=["base", "hyperdreambooth@20"]') to add
-    to what is there.
+    The methods get the first photo of each person. The last photo serves as a bound, and the others are what
+    pictures are compared with. Without PHOTOS, the embedded base is evaluated on people that no training has
+    seen; they are rendered into OUT/photos. Run it again to continue, or with more people, prompts, seeds or
+    rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
-    from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
     from hyperdreambooth.files import check_apart, check_writable
 
-    settings = resolve(
-        "evaluate", EvaluateConfig, config, sets, identities=identities, base=base, device=device
-    )
-    if adapter is not None:
-        settings = _for_a_file(settings, adapter)
-    methods_of(settings.own)
-    if dry_run:
-        return settings.show()
     check_writable(out)
     check_report(out, "evaluate")
     if photos is not None:
         check_apart(out, photos)
-    report = Report("evaluate", settings.plain())
+    report = Report(settings)
     if photos is None:
         with report.stage("render"):
             photos = _rendered(settings, out, adapter)
@@ -87,102 +96,93 @@ def evaluate(
     _run(protocol, report, out, photos, adapter)
 
 
-def _for_a_file(settings: Resolved[EvaluateConfig], adapter: Path) -> Resolved[EvaluateConfig]:
-    """One person, and rows without training.
+def _rendered(settings: Settings[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
+    """Renders avatars that no training has seen, as many as the config asks for.
 
     Raises:
-        InputError: there is no such file; said before anything is loaded.
-    """
-    from hyperdreambooth.files import InputError
-
-    if not adapter.exists():
-        raise InputError(f"{adapter}: no such file")
-    rows = settings.own.rows if "adapter" in settings.own.rows else FOR_A_FILE
-    return Resolved(settings.place, settings.own.model_copy(update={"rows": rows, "identities": 1}))
-
-
-def _rendered(settings: Resolved[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
-    """Photos of avatars that no training has seen, as many people as the config asks for.
-
-    Raises:
-        InputError: an adapter, which is of somebody in particular, or a base that knows other people.
+        InputError: an adapter is to be evaluated, or a base that was not trained on avatars.
     """
     from hyperdreambooth.avatars.folder import render_folder
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.files import InputError
 
-    if adapter is not None or not is_embedded(settings.place.base):
+    if adapter is not None or not is_embedded(settings.loading.base):
         raise InputError(
-            "PHOTOS: expected a folder of photos, one sub-folder a person, got none; only methods of the "
-            "embedded base are judged without"
+            "PHOTOS: expected a folder of photos with one sub-folder a person, got none; only the methods of "
+            "the embedded base can be evaluated without photos"
         )
     render_folder(out / "photos", "test", settings.own.identities, PHOTOS)
     return out / "photos"
 
 
 def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Sequence[Photo]]:
-    """Everybody of the folder, the named person first; a folder of nothing but photos may be one person's.
+    """Reads the people of a folder, the named person first.
+
+    Args:
+        folder: sub-folders of photos, or nothing but photos.
+        identity: the name of a person; None for all.
+        alone: whether one person is to be evaluated. A folder of nothing but photos is then theirs.
 
     Raises:
-        InputError: no photo, no such person, or an adapter and nobody named among several people.
+        InputError: there is no photo, no such person, or one of several people must be named.
     """
     from hyperdreambooth.faces.dataset import read_faces, read_person
     from hyperdreambooth.files import InputError
 
-    found = read_faces(folder)
-    flat = all(photo.path.parent == folder for photos in found.values() for photo in photos)
+    people = read_faces(folder)
+    flat = all(photo.path.parent == folder for photos in people.values() for photo in photos)
     if alone and identity is None and flat:
-        person = read_person([folder])
+        person = read_person(folder)
         return {person[0].identity: person}
-    names = f"{', '.join(list(found)[:5])}{', …' if len(found) > 5 else ''}"
-    if identity is None and alone and len(found) > 1:
+    names = f"{', '.join(list(people)[:5])}{', …' if len(people) > 5 else ''}"
+    if identity is None and alone and len(people) > 1:
         raise InputError(
-            f"--identity: whose adapter is it? {folder} has photos of {len(found)} people: {names}"
+            f"--identity: expected the person of the adapter, got none; {folder} has photos of "
+            f"{len(people)} people: {names}"
         )
-    if identity is not None and identity not in found:
+    if identity is not None and identity not in people:
         raise InputError(f"--identity {identity}: no such person in {folder}; it has {names}")
-    return found if identity is None else {identity: found[identity], **found}
+    return people if identity is None else {identity: people[identity], **people}
 
 
 def _protocol(
-    settings: Resolved[EvaluateConfig],
+    settings: Settings[EvaluateConfig],
     people: Mapping[str, Sequence[Photo]],
     out: Path,
     adapter: Path | None,
     hypernet: str | None,
 ) -> Protocol:
-    """The experiment with everything it needs loaded."""
-    from hyperdreambooth.apps import job
-    from hyperdreambooth.evaluate import protocol
+    """Loads everything that the experiment needs."""
+    from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.evaluate.judges import load_judges
+    from hyperdreambooth.evaluate.protocol import Protocol
 
-    own, frozen = settings.own, job.load(settings.place)
-    makers = _makers(own, frozen, hypernet)
+    own, base = settings.own, load(settings.loading)
+    makers = _makers(own, base, hypernet)
     if adapter is not None:
-        makers = makers.with_adapter(job.open_adapter(adapter, frozen, hypernet))
-    return protocol.Protocol(makers, load_judges(frozen, own.clip, own.dino, own.face), people, own, out)
+        makers = makers.with_adapter(open_adapter(adapter, base, hypernet))
+    return Protocol(makers, load_judges(base, own.clip, own.dino, own.face), people, own, out)
 
 
-def _makers(own: EvaluateConfig, frozen: Base, hypernet: str | None) -> Makers:
-    """The base and the hypernetworks that some row needs."""
-    from hyperdreambooth.apps import job
+def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
+    """Loads the hypernetworks that some row needs."""
     from hyperdreambooth.base.load import EMBEDDED_NAME
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.evaluate.methods import Makers
-    from hyperdreambooth.hypernet.predictor import load_hypernet
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
-    wanted = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
-    named = hypernet is not None or frozen.source == EMBEDDED_NAME
-    network = job.load_predictor(hypernet, frozen) if "own" in wanted and named else None
-    second = load_hypernet(own.second, frozen.device) if "second" in wanted and own.second else None
-    for one in (network, second):
-        if one is not None:
-            one.check_fits(frozen.fingerprint)
-    return Makers(frozen, network, second, None)
+    needed = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
+    source = hypernet or (EMBEDDED_HYPERNET if base.source == EMBEDDED_NAME else None)
+    first = load_hypernet(source, base.device) if "own" in needed and source else None
+    second = load_hypernet(own.second, base.device) if "second" in needed and own.second else None
+    for predictor in (first, second):
+        if predictor is not None:
+            predictor.check_fits(base.fingerprint)
+    return Makers(base, first, second, None)
 
 
 def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:
-    """Fills the rows, then writes what there is to read."""
+    """Computes the rows and writes table, page, plots and sheets."""
     from hyperdreambooth.evaluate.page import write_page
     from hyperdreambooth.evaluate.plots import drawable, write_plots
     from hyperdreambooth.evaluate.report import markdown, summary
@@ -193,29 +193,29 @@ def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: P
     for name in protocol.methods:
         with report.stage(name):
             rows[name] = protocol.row(name)
-    told = summary(protocol, rows)
-    plots = write_plots(told, out)
+    results = summary(protocol, rows)
+    plots = write_plots(results, out)
     if not plots:
-        why = "no row has a likeness score" if drawable() else "pip install 'hyperdreambooth[plots]'"
-        told["missing"].append(f"plots: none; {why}")
+        why = "no row has an identity score" if drawable() else "pip install 'hyperdreambooth[plots]'"
+        results["missing"].append(f"no plots: {why}")
     with whole_file(out / "table.md") as part:
-        part.write_text(markdown(told), encoding="utf-8")
-    write_page(protocol, rows, told, out)
+        part.write_text(markdown(results), encoding="utf-8")
+    write_page(protocol, rows, results, out)
     sheets = write_sheets(protocol, rows, out)
     given = {"photos": str(photos), "adapter": adapter and str(adapter)}
-    report.write(out, files=["table.md", "report.html", *plots, *sheets], given=given, **told)
-    _tell(told, out)
+    report.write(out, files=["table.md", "report.html", *plots, *sheets], given=given, **results)
+    _print(results, out)
 
 
-def _tell(told: Mapping[str, Any], out: Path) -> None:
-    """Likeness and prompt following of every row, what is missing, and where to look."""
+def _print(results: Mapping[str, Any], out: Path) -> None:
+    """Prints the identity and prompt scores of every row, what is missing, and where the page is."""
     from hyperdreambooth.evaluate.plots import FOLLOWING, LIKENESS, axis
     from hyperdreambooth.evaluate.report import cell
 
-    scores = [name for name in (axis(told, LIKENESS), axis(told, FOLLOWING)) if name]
-    for name, row in told["rows"].items():
+    scores = [name for name in (axis(results, LIKENESS), axis(results, FOLLOWING)) if name]
+    for name, row in results["rows"].items():
         values = (f"{score} {cell(row['scores'].get(score))}" for score in scores)
         typer.echo(f"{name:20} {'   '.join(values)}")
-    for line in told["missing"]:
+    for line in results["missing"]:
         typer.echo(f"note: {line}")
-    typer.echo(f"look at {out / 'report.html'}")
+    typer.echo(f"see {out / 'report.html'}")

@@ -1,32 +1,45 @@
-"""The options that commands share, and how a config is resolved: file, then `--set`, then flags."""
+"""The options that commands share, and the decorator that adds them to a command.
+
+Typer builds a command line from the signature of a function. `command` makes that signature from the
+function's own parameters, from flags that stand for keys of the command's config, and from the options that
+every command has. So no command repeats them, and none has to read its config itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+from pkgutil import resolve_name
+from typing import Annotated, Any, TypeAlias
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from hyperdreambooth.apps.settings import Settings, resolve
+
+Function: TypeAlias = Callable[..., None]
+Adjust: TypeAlias = Callable[[Settings[Any], Mapping[str, Any]], Settings[Any]]
 
 
-def steps_or_auto(words: str) -> str:
-    """A number of steps, or `auto`; pydantic would name its own types."""
-    if words != "auto" and not words.isdecimal():
-        raise typer.BadParameter(f"expected a whole number or auto, got {words!r}")
-    return words
+def steps_or_auto(text: str) -> str:
+    """Checks a number of steps, or `auto`; pydantic's message would name its own types."""
+    if text != "auto" and not text.isdecimal():
+        raise typer.BadParameter(f"expected a whole number or auto, got {text!r}")
+    return text
 
 
-def named_path(words: str) -> Path:
-    """A path; an empty word, which a shell makes of an unset variable, is not the current folder."""
-    if not words:
+def named_path(text: str) -> Path:
+    """Makes a path; refuses an empty text, which a shell makes of an unset variable."""
+    if not text:
         raise typer.BadParameter("expected a file or a folder, got ''")
-    return Path(words)
+    return Path(text)
 
 
 def must_exist(*paths: Path) -> None:
-    """Refuses files that are not there, before the imports and models that take seconds.
+    """Refuses files that do not exist, before the imports and models that take seconds.
 
     Raises:
         typer.BadParameter: naming the first of them.
@@ -36,201 +49,109 @@ def must_exist(*paths: Path) -> None:
             raise typer.BadParameter(f"{path}: no such file")
 
 
+Flag = typer.Option
 ConfigFile: TypeAlias = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML, YAML or JSON file, or the name of a preset.", show_default=False),
+    Path | None, Flag("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
 ]
 Sets: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", help="key=value, over the file; repeat it.", metavar="KEY=VALUE", show_default=False
-    ),
+    Flag("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated."),
 ]
-DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+DryRun: TypeAlias = Annotated[bool, Flag("--dry-run", help="Print the resolved config and stop.")]
 BaseName: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--base", help="Pipeline folder or hub id [the embedded avatars].", show_default=False),
+    str | None, Flag("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
 ]
-Device: TypeAlias = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, mps.", show_default=False)
-]
+Device: TypeAlias = Annotated[str | None, Flag(help="auto, cpu, cuda or mps.")]
 HypernetName: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--hypernet", help="Folder or hub id [the embedded avatars'].", show_default=False),
+    str | None, Flag(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
 ]
-Seed: TypeAlias = Annotated[
-    int | None, typer.Option("--seed", help="Of everything drawn.", show_default=False)
-]
-Rank: TypeAlias = Annotated[int | None, typer.Option("--rank", help="Rank of the LoRA.", show_default=False)]
-Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Training steps.", show_default=False)]
+Seed: TypeAlias = Annotated[int | None, Flag(help="The seed of all random numbers.")]
+Rank: TypeAlias = Annotated[int | None, Flag(help="The rank of the LoRA.")]
+Steps: TypeAlias = Annotated[int | None, Flag(help="Training steps.")]
 StepsOrAuto: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--steps",
-        help="Training steps, or auto: until the loss stops falling.",
-        show_default=False,
+    Flag(
+        help="Training steps; auto stops when the loss stops falling.",
         parser=steps_or_auto,
         metavar="INTEGER|auto",
     ),
 ]
 Photos: TypeAlias = Annotated[
-    list[Path],
-    typer.Argument(help="Photos of one person: files or folders.", parser=named_path),
+    list[Path], typer.Argument(help="Photos of one person: files or folders.", parser=named_path)
+]
+People: TypeAlias = Annotated[
+    Path, typer.Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)
 ]
 Weights: TypeAlias = Annotated[
-    list[float] | None, typer.Option("--weight", help="Of each adapter, in order.", show_default=False)
+    list[float] | None, Flag("--weight", help="The weight of each adapter, in the same order [1].")
 ]
-Form = Literal["diffusers", "kohya", "lidb"]
-
-PRESETS = Path(__file__).parent.parent / "presets"
-TABLES = (
-    "prepare", "dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "demo", "generate",
-    "evaluate",
-)  # fmt: skip
-"""Commands that a config file may have a table for, so that one file holds a whole recipe."""
+Workers: TypeAlias = Annotated[int | None, Flag(min=1, help="Worker processes [one a core].")]
 
 
-class Place(BaseModel):
-    """Which base a command works on, where and how: keys that every config accepts (see `load_base`)."""
+def command(
+    config: str,
+    *,
+    name: str | None = None,
+    adjust: Adjust | None = None,
+    on_base: bool = True,
+    config_option: Any = ConfigFile,
+    **flags: Any,
+) -> Callable[[Function], Function]:
+    """Makes a command of a function `f(settings, **own)`.
 
-    model_config = ConfigDict(extra="forbid")
-
-    base: str | None = None
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    variant: str | None = None
-    offline: bool = False
-    base_config: str | None = None
-    leave_out: tuple[str, ...] = ()
-    trigger: str | None = None
-    class_word: str | None = None
-    resolution: int | None = Field(None, ge=8)
-    add_sites: str | None = None
-    skip_sites: str | None = None
-    offload: bool = False
-
-    def loading(self) -> dict[str, Any]:
-        """What `load_base` takes."""
-        return {"source": self.base, **self.model_dump(exclude={"base"})}
-
-
-class Nothing(BaseModel):
-    """The config of a command that has no settings of its own."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Relaxation(BaseModel):
-    """The config of `relax`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    rank: int = Field(4, ge=1)
-    seed: int = 0
-
-
-class Sampling(BaseModel):
-    """How pictures are drawn: the config of `generate`.
-
-    Attributes:
-        steps: denoising steps.
-        guidance: classifier-free guidance; 1 for none.
-        images: pictures a prompt.
-        negative: what they should not show.
-        size: pixels; None for the base's own.
-        batch: pictures drawn together.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    seed: int = 0
-    steps: int = Field(25, ge=1)
-    guidance: float = Field(4.0, ge=0)
-    images: int = Field(1, ge=1)
-    negative: str | None = None
-    size: int | None = Field(None, ge=8)
-    batch: int = Field(8, ge=1)
-
-
-Method = TypeVar("Method", bound=BaseModel)
-
-
-class Resolved(Generic[Method]):
-    """A resolved config: `place` for the base, `own` for the command's method."""
-
-    def __init__(self, place: Place, own: Method) -> None:
-        self.place, self.own = place, own
-
-    def plain(self) -> dict[str, Any]:
-        """One flat table, as `--dry-run` prints it and `--config` reads it."""
-        return {**self.place.model_dump(mode="json"), **self.own.model_dump(mode="json")}
-
-    def show(self) -> None:
-        """Prints the config as YAML."""
-        show(self.plain())
-
-
-def show(config: Mapping[str, Any]) -> None:
-    """Prints a config as YAML, which `--config` reads."""
-    import yaml
-
-    typer.echo(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), nl=False)
-
-
-def resolve(
-    command: str, model: type[Method], file: Path | None, sets: Sequence[str] | None, **flags: Any
-) -> Resolved[Method]:
-    """Merges and checks a command's config.
+    The command resolves its settings, stops there with `--dry-run`, and else calls the function.
 
     Args:
-        command: its name; a table of that name in the file counts as if it stood at the top, other commands'
-            tables are passed over unless the model has such a field.
-        model: the method's config.
-        file: a config file or the name of a preset.
-        sets: `key=value` words.
-        flags: the command's own flags; None where not given.
+        config: `package.module:Class` of the command's config. It is imported when the command runs, because
+            configs import torch and `--help` must not.
+        name: the command's name in reports, if it is not the function's.
+        adjust: `(settings, own) → settings`, called before `--dry-run` prints them.
+        on_base: whether the command loads a base, and so has `--base` and `--device`.
+        config_option: the type of the `--config` option.
+        flags: key of the config → the type of the flag that sets it.
+    """
+    if on_base:
+        flags |= {"base": BaseName, "device": Device}
+
+    def decorate(function: Function) -> Function:
+        _, *parameters = inspect.signature(function).parameters.values()
+        # annotations are text here; that of `settings` names classes which only type checkers import
+        own = {p.name: p.replace(annotation=eval(p.annotation, function.__globals__)) for p in parameters}
+        optional = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
+        shared = {key: optional(key, annotation=kind) for key, kind in flags.items()}
+        shared |= {"hypernet": own.pop("hypernet")} if "hypernet" in own else {}
+        shared |= {
+            "config_file": optional("config_file", annotation=config_option),
+            "sets": optional("sets", annotation=Sets),
+            "dry_run": optional("dry_run", annotation=DryRun, default=False),
+        }
+
+        def run(config_file: Path | None, sets: list[str] | None, dry_run: bool, **given: Any) -> None:
+            began = time.perf_counter()
+            chosen = {key: value for key in flags if (value := given.pop(key)) != []}
+            model = resolve_name(config)
+            settings = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
+            settings = replace(adjust(settings, given) if adjust else settings, began=began)
+            return settings.show() if dry_run else function(settings, **given)
+
+        all_of_them = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (own | shared).values()]
+        run.__signature__ = inspect.Signature(all_of_them)  # type: ignore[attr-defined]
+        run.__name__, run.__doc__, run.__annotations__ = function.__name__, function.__doc__, {}
+        return run
+
+    return decorate
+
+
+def as_recommended(settings: Settings[Any], own: Mapping[str, Any]) -> Settings[Any]:
+    """Uses what the hypernetwork's folder recommends for the finetune wherever the user set nothing.
 
     Raises:
-        InputError: one line naming the key.
+        InputError: there is no such hypernetwork.
     """
-    from hyperdreambooth.config import load_config
+    from hyperdreambooth.base.load import is_embedded
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_info
 
-    own_table: Any = model_validator(mode="before")(partial(_flatten, command, model))
-    both = create_model(f"{command}Config", __base__=(model, Place), __validators__={"own_table": own_table})
-    merged = load_config(both, _preset(file), tuple(sets or ()), **flags).model_dump(exclude_unset=True)
-    place = {key: value for key, value in merged.items() if key in Place.model_fields}
-    own = {key: value for key, value in merged.items() if key in model.model_fields}
-    return Resolved(Place(**place), model(**own))
-
-
-def resolve_alone(model: type[Method], file: Path | None, sets: Sequence[str] | None, **flags: Any) -> Method:
-    """The config of a command that works on no base."""
-    from hyperdreambooth.config import load_config
-
-    return load_config(model, _preset(file), tuple(sets or ()), **flags)
-
-
-def _flatten(command: str, model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The command's own table under the keys at the top; other commands' tables are dropped."""
-    others = set(TABLES) - set(model.model_fields)
-    tables = {name: value for name, value in data.items() if name in others and isinstance(value, dict)}
-    top = {name: value for name, value in data.items() if name not in tables}
-    return _over(tables.get(command, {}), top)
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two tables as one, the second's values over the first's, in nested tables too."""
-    both = {
-        name: _over(below[name], above[name])
-        for name in below.keys() & above.keys()
-        if isinstance(below[name], Mapping) and isinstance(above[name], Mapping)
-    }
-    return {**below, **above, **both}
-
-
-def _preset(file: Path | None) -> Path | None:
-    """`--config paper` names the packaged preset, unless such a file is there (a folder may: a run's own)."""
-    if file is None or file.is_file():
-        return file
-    packaged = PRESETS / f"{file}.toml"
-    return packaged if len(file.parts) == 1 and packaged.is_file() else file
+    hypernet = own["hypernet"]
+    if hypernet is None and not is_embedded(settings.loading.base):
+        return settings  # an adapter from elsewhere, for which nobody recommends anything
+    return replace(settings, own=settings.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))

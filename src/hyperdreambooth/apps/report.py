@@ -3,54 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hyperdreambooth.apps.settings import Settings
+
 
 def check_report(out: Path, command: str) -> None:
-    """Refuses a folder with the report of another command, which would be lost.
+    """Refuses a folder that holds the report of another command, which would be overwritten.
 
     Raises:
-        InputError: naming the other one.
+        InputError: naming the other command.
     """
     from hyperdreambooth.files import InputError, read_json
 
     file = out / "report.json"
-    told = read_json(file) if file.is_file() else {"command": command}
-    maker = told.get("command") if isinstance(told, dict) else None
+    report = read_json(file) if file.is_file() else {"command": command}
+    maker = report.get("command") if isinstance(report, dict) else None
     if maker != command:
-        raise InputError(f"out {out}: holds what {maker or 'another program'} has made; pass another --out")
+        raise InputError(
+            f"out {out}: expected a new folder or one of {command}, found one of "
+            f"{maker or 'another program'}; pass another --out"
+        )
 
 
 class Report:
-    """Collects the seconds of stages and writes the report beside the result.
+    """Measures the stages of a command and writes the report beside its result.
 
     Args:
-        command: its name.
-        config: the resolved config, flat.
+        settings: the settings of the command.
     """
 
-    def __init__(self, command: str, config: Mapping[str, Any]) -> None:
-        self.command, self.config = command, dict(config)
-        self.seconds: dict[str, float] = {}
-        self._began = time.perf_counter()
+    def __init__(self, settings: Settings[Any]) -> None:
+        self._settings, self._seconds = settings, dict[str, float]()
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Adds the seconds that the block takes to stage `name`."""
+        """Adds the seconds that the block takes to the stage `name`."""
         began = time.perf_counter()
         yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+        self._seconds[name] = round(self._seconds.get(name, 0.0) + time.perf_counter() - began, 3)
 
-    def write(self, target: Path, **facts: Any) -> Path:
-        """Writes `target/report.json` for a folder, `target.report.json` for a file; returns its path."""
+    def write(self, target: Path, **entries: Any) -> None:
+        """Writes `target/report.json` for a folder and `target.report.json` for a file.
+
+        Args:
+            target: the result.
+            entries: what the command adds to the report; JSON.
+        """
         from hyperdreambooth.files import write_json
         from hyperdreambooth.runs import environment
 
         file = target / "report.json" if target.is_dir() else target.with_name(f"{target.name}.report.json")
-        seconds = {**self.seconds, "total": round(time.perf_counter() - self._began, 3)}
-        stamp = {"command": self.command, "config": self.config, "seed": self.config.get("seed")}
-        write_json(file, {**stamp, **facts, "seconds": seconds, "environment": environment()})
-        return file
+        config = self._settings.flat()
+        seconds = {**self._seconds, "total": round(time.perf_counter() - self._settings.began, 3)}
+        stamp = {"command": self._settings.command, "config": config, "seed": config.get("seed")}
+        write_json(file, {**stamp, **entries, "seconds": seconds, "environment": environment()})

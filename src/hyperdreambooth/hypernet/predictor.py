@@ -1,8 +1,8 @@
 """A trained hypernetwork: photo → LiDB numbers, and the folder that stores it.
 
 The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the config
-names it), and `config.json`, which is written last, with a fingerprint of the weights. So a half-written folder
-is refused.
+names it), and `config.json`, which is written last, with a fingerprint of the weights. So a half-written
+folder is refused.
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ def _places(training: Training, part: int) -> range:
 def average(state: State, config: HypernetConfig, step: int) -> None:
     """Moves the averaged network towards the network, faster in the first steps."""
     decay = min(config.ema, (1 + step) / (10 + step))
-    parts = list(state.ema.parameters()), list(state.network.parameters())
-    torch._foreach_lerp_(*parts, 1 - decay)  # pyright: ignore[reportPrivateUsage,reportPrivateImportUsage]
+    old, new = (list[Tensor](network.parameters()) for network in (state.ema, state.network))
+    torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateUsage,reportPrivateImportUsage]
 
 
 def _zero_factors(network: HyperNetwork) -> Factors:

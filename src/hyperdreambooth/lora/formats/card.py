@@ -1,9 +1,9 @@
-"""The page beside a person's files: who they call, on which base, and how three tools load them."""
+"""The model card beside a person's files: the words for the person, the base, and how three tools load it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,68 +12,69 @@ from hyperdreambooth.lora.formats.headers import LoraInfo
 
 
 def model_card(
-    facts: LoraInfo,
+    info: LoraInfo,
     subject: str,
     files: Mapping[str, str],
     rank: int,
-    gallery: Sequence[str],
-    place: str,
+    picture: str | None,
+    setup: str,
     licence: str,
 ) -> str:
-    """A model card in Markdown, its front matter as the Hugging Face hub reads it.
+    """Writes a model card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
-        facts: of the adapter.
-        subject: what prompts call the person: trigger and class word.
-        files: form → file name: `diffusers`, `kohya`, `lidb`.
-        rank: of the LoRA.
-        gallery: names of pictures in the same folder.
-        place: Python that sets `base` to where the base is.
-        licence: of the base, which a LoRA of it inherits; an identifier of the hub.
+        info: the metadata of the adapter.
+        subject: what prompts call the person: the trigger and the class word.
+        files: form → file name, for `diffusers`, `kohya` and, if the prediction is there, `lidb`.
+        rank: the rank of the LoRA.
+        picture: the file name of a picture in the same folder; None if there is none.
+        setup: a line of Python that sets `base` to the folder or hub id of the base.
+        licence: the base's licence, as the hub abbreviates it; a LoRA inherits it.
     """
     front: dict[str, Any] = {
-        "base_model": facts.base,
+        "base_model": info.base,
         "instance_prompt": subject,
         "library_name": "diffusers",
         "license": licence,
         "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
-        "widget": [{"text": f"a {subject}", "output": {"url": name}} for name in gallery],
     }
-    matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())  # JSON is YAML
-    pictures = "\n".join(f"![{name}]({name})" for name in gallery)
+    if picture is not None:
+        front["widget"] = [{"text": f"a {subject}", "output": {"url": picture}}]
+    size = f", {info.resolution} pixels" if info.resolution else ""
     return _PAGE.format(
-        matter=matter, pictures=pictures, subject=subject, rank=rank, licence=licence, place=place,
-        **asdict(facts), **files, name=Path(files["kohya"]).stem,
+        front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # JSON is YAML
+        subject=subject, rank=rank, size=size, setup=setup, licence=licence,
+        gallery=f"\n![{picture}]({picture})\n" if picture else "",
+        prediction=_PREDICTION.format(**files) if "lidb" in files else "",
+        name=Path(files["kohya"]).stem, **asdict(info), **files,
     )  # fmt: skip
 
 
 def licence_of(base: Path) -> str:
-    """What a pipeline folder's own card names as its licence; `other` where none does."""
+    """Reads the licence from the model card in a pipeline's folder; `other` if there is none."""
     card = base / "README.md"
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []
-    named = [line.partition(":")[2].strip(" '\"") for line in lines[:100] if line.startswith("license:")]
-    return named[0] if named and named[0] else "other"
+    found = [line.partition(":")[2].strip(" '\"") for line in lines[:100] if line.startswith("license:")]
+    return found[0] if found and found[0] else "other"
 
 
 _PAGE = """---
-{matter}
+{front}
 ---
 
 # {title}
 
-A LoRA of one person, rank {rank}, {steps} steps, {resolution} pixels, for **{base}** and no other base.
+A LoRA of one person for **{base}**: rank {rank}, {steps} steps{size}.
 
-Write **`{subject}`** where the person is meant: `a photo of a {subject} on a beach`.
-Without the word `{trigger}` the LoRA does little.
-
-{pictures}
-
+Write **`{subject}`** in prompts for the person: `a photo of a {subject} on a beach`.
+Prompts without the word `{trigger}` can show this person, too, because training changes what the words around it mean.
+{gallery}
 ## diffusers
 
 ```python
 from diffusers import DiffusionPipeline
 
-{place}
+{setup}
 pipe = DiffusionPipeline.from_pretrained(base)
 pipe.load_lora_weights(".", weight_name="{diffusers}")
 image = pipe("a photo of a {subject}").images[0]
@@ -81,19 +82,22 @@ image = pipe("a photo of a {subject}").images[0]
 
 ## ComfyUI
 
-Put `{kohya}` into `models/loras`, load it with *Load LoRA* behind a checkpoint of the base,
+Put `{kohya}` into `models/loras`, load it with *Load LoRA* after a checkpoint of the base,
 and write `{subject}` in the prompt.
 
 ## A1111 and Forge
 
 Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> a {subject}` in the prompt.
-
-## hyperdreambooth
-
-`{lidb}` is the hypernetwork's prediction before the finetune, about 4 bytes a number:
-for `hdb generate --adapter` and `hdb finetune`.
-
+{prediction}
 ## Licence
 
-{licence}: that of the base. This is personal data of the person it shows: share it only with their consent.
+{licence}, the licence of the base. These files are personal data of the person they show:
+share them only with that person's consent.
+"""
+
+_PREDICTION = """
+## hyperdreambooth
+
+`{lidb}` is the hypernetwork's prediction before the finetune, with 4 bytes a number.
+`hdb generate --adapter` and `hdb finetune` read it.
 """

@@ -1,7 +1,8 @@
-"""The memory told before a task: counted on a skeleton, checked against what autograd really keeps."""
+"""The estimate of a task's memory: made on a skeleton, checked against what autograd really saves."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ from typer.testing import CliRunner
 
 import micro
 import pipelines
-from hyperdreambooth.apps import cli, memory
-from hyperdreambooth.apps.memory import _eye, _training, advise, need, skeleton
-from hyperdreambooth.apps.options import Place
+from hyperdreambooth import memory
+from hyperdreambooth.apps import cli
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
-from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.base.load import Base, _networks, load_base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.memory import _predictor, _training, advise, need, skeleton
 
 
 def kept(base: Base, batch: int, rank: int) -> int:
@@ -51,7 +52,7 @@ def kept(base: Base, batch: int, rank: int) -> int:
 @pytest.mark.parametrize("name", ["SDXL", "Flux"])
 def test_a_skeleton_keeps_what_the_base_keeps(name: str, tmp_path: Path) -> None:
     pipelines.FAMILIES[name]().save_pretrained(tmp_path)
-    thin = skeleton(Place(base=str(tmp_path), resolution=32))
+    thin = skeleton(tmp_path, resolution=32)
     real = Base.from_pipeline(pipelines.FAMILIES[name](), name, resolution=32)
     told = _training(thin, "personalize", FinetuneConfig(batch=3, rank=2), 0)
     weights = [
@@ -63,20 +64,20 @@ def test_a_skeleton_keeps_what_the_base_keeps(name: str, tmp_path: Path) -> None
 
 
 def test_advice_goes_on_until_it_fits_and_each_step_saves(micro_dir: Path) -> None:
-    place, config = Place(base=str(micro_dir)), FinetuneConfig(batch=4)
-    steps = list(advise(place, "personalize", config, 0))
+    build, config = partial(skeleton, micro_dir), FinetuneConfig(batch=4)
+    steps = list(advise(build, "personalize", config, 0))
     assert [words.split()[-1] for words, _ in steps[1:]] == [
         "dtype=bfloat16", "offload=true", "checkpointing=true", "batch=1",
     ]  # fmt: skip
     totals = [sum(needs.values()) for _, needs in steps]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
-    assert len(list(advise(place, "personalize", config, totals[2]))) == 3
+    assert len(list(advise(build, "personalize", config, totals[2]))) == 3
     many = HypernetConfig(batch=64, encoder="none/none")
-    assert [*advise(place, "train", many, 0)][-1][0].endswith(" --set accumulation=64")
+    assert [*advise(build, "train", many, 0)][-1][0].endswith(" --set accumulation=64")
 
 
 def test_training_a_hypernetwork_counts_its_network(micro_dir: Path) -> None:
-    thin = skeleton(Place(base=str(micro_dir)))
+    thin = skeleton(micro_dir)
     small, wide = (
         need(thin, "train", HypernetConfig(width=w, batch=2, encoder="none/none")) for w in (64, 256)
     )
@@ -88,20 +89,20 @@ def test_the_larger_of_training_and_drawing_is_told(tmp_path: Path, monkeypatch:
     pipe, (tok, t5) = pipelines.sd3(), pipelines.t5(width=40)
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
     pipe.save_pretrained(tmp_path)
-    place = Place(base=str(tmp_path), resolution=32, skip_sites="^text_encoder")
+    build = partial(skeleton, tmp_path, resolution=32, skip_sites="^text_encoder")
     sizes = {
         name: sum(tensor.nbytes for tensor in [*part.parameters(), *part.buffers()])
-        for name, part in skeleton(place).pipe.components.items()
+        for name, part in build().pipe.components.items()
         if isinstance(part, torch.nn.Module)
     }
-    config, spared = FinetuneConfig(batch=1), place.model_copy(update={"offload": True})
+    config = FinetuneConfig(batch=1)
     readers = sum(size for name, size in sizes.items() if name.startswith("text"))
-    for drawn, here, weights in (
-        (1, place, sum(sizes.values())), (1, spared, sizes["transformer"]),
-        (10_000, place, sum(sizes.values())), (10_000, spared, max(readers, *sizes.values())),
+    for drawn, offload, weights in (
+        (1, False, sum(sizes.values())), (1, True, sizes["transformer"]),
+        (10_000, False, sum(sizes.values())), (10_000, True, max(readers, *sizes.values())),
     ):  # fmt: skip
-        monkeypatch.setattr(memory, "DRAWN", drawn)
-        told = need(skeleton(here), "personalize", config)
+        monkeypatch.setattr(memory, "GENERATED", drawn)
+        told = need(build(offload=offload), "personalize", config)
         assert told["weights"] == weights and (told["saved"] == 0) == (drawn > 1)
 
 
@@ -110,10 +111,10 @@ def test_the_hypernetwork_is_counted_where_it_is_known(micro_base: Base, tmp_pat
     made = load_hypernet(folder)
     numbers = [*made.network.parameters(), *made.network.buffers(), *made.encoder.model.parameters()]
     config = FinetuneConfig()
-    assert _eye(config, folder, True) == sum(tensor.nbytes for tensor in numbers)
-    assert _eye(config, None, True) == 0
+    assert _predictor(config, folder, True) == sum(tensor.nbytes for tensor in numbers)
+    assert _predictor(config, None, True) == 0
     with pytest.raises(InputError, match=r"config\.json"):
-        _eye(config, tmp_path, True)
+        _predictor(config, tmp_path, True)
 
 
 def doctor(*words: str) -> tuple[int, str]:
@@ -126,7 +127,7 @@ def test_doctor_counts_a_single_file_by_the_configs_of_its_like(micro_dir: Path,
     save_file(dict(micro.unet().state_dict()), tmp_path / "whole.safetensors")
     words = ["--base", str(tmp_path / "whole.safetensors"), "--task", "personalize"]
     code, told = doctor(*words, "--set", f"base_config={micro_dir}")
-    assert code == 0 and "fits (process" in told and "MISSING" not in told
+    assert code == 0 and ": fits (process" in told and "MISSING" not in told
     code, told = doctor(*words)
     assert code == 2 and "set base_config to a pipeline folder like it" in told
     code, told = doctor("--base", str(tmp_path / "nowhere"))
@@ -139,7 +140,7 @@ def test_doctor_counts_for_a_device_that_is_not_here(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     words = ["--base", str(micro_dir), "--task", "personalize", "--device"]
     code, told = doctor(*words, "cuda")
-    assert code == 0 and "GiB on cuda, where nobody knows what is free (process" in told
+    assert code == 0 and "GiB on cuda, whose free memory is unknown (process" in told
     assert "without the image encoder" in told
     code, told = doctor(*words, "bogus")
     assert code == 2 and "error: device: expected auto or one of those here" in told
@@ -148,7 +149,7 @@ def test_doctor_counts_for_a_device_that_is_not_here(
 def test_doctor_tells_whether_a_task_fits(micro_dir: Path) -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--base", str(micro_dir), "--task", "personalize"])
     assert result.exit_code == 0, result.output
-    assert "fits (process" in result.output
+    assert ": fits (process" in result.output
 
 
 def test_resting_parts_lie_on_the_cpu(micro_dir: Path) -> None:
@@ -159,7 +160,7 @@ def test_resting_parts_lie_on_the_cpu(micro_dir: Path) -> None:
     def to(name: str, device: Any) -> None:
         sent.append((name, torch.device(device)))
 
-    for name, module in base._modules().items():
+    for name, module in _networks(base.pipe).items():
         module.to = lambda device, name=name: to(name, device)  # type: ignore[method-assign, misc]
     base.denoiser.to_empty(device="meta")
     base.rest({"text_encoder"})

@@ -1,0 +1,156 @@
+"""Commands that make adapter files from others: relax, export, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hyperdreambooth.apps.options import HypernetName, Rank, Seed, Weights, command, must_exist
+from hyperdreambooth.apps.report import Report, check_report
+from hyperdreambooth.apps.settings import NoConfig, RelaxConfig, Settings
+
+if TYPE_CHECKING:
+    from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.base.load import Base
+
+LoraFile = Annotated[Path, typer.Option(help="The LoRA to write (.safetensors).")]
+LoraForm = Annotated[
+    Literal["diffusers", "kohya"], typer.Option("--format", help="The layout of the file's keys.")
+]
+
+
+@command("hyperdreambooth.apps.settings:RelaxConfig", rank=Rank, seed=Seed)
+def relax(
+    settings: Settings[RelaxConfig],
+    file: Annotated[Path, typer.Argument(help="A LiDB or a LoRA.")],
+    out: LoraFile,
+    form: LoraForm = "diffusers",
+    hypernet: HypernetName = None,
+) -> None:
+    """Raise the rank of an adapter.
+
+    The LoRA it writes changes the base exactly as the adapter does, and has room for the finetune.
+    """
+    must_exist(file)
+    from hyperdreambooth.apps.loading import load, open_adapter
+    from hyperdreambooth.apps.saving import check_file
+
+    check_file(out)
+    report = Report(settings)
+    with report.stage("load"):
+        base = load(settings.loading)
+        adapter = open_adapter(file, base, hypernet)
+    with report.stage("relax"):
+        relaxed = adapter.relax(settings.own.rank, settings.own.seed)
+    relaxed.save(out, form)
+    report.write(out, source=str(file), rank=relaxed.rank, trigger=relaxed.trigger)
+    typer.echo(str(out))
+
+
+@command("hyperdreambooth.apps.settings:NoConfig")
+def export(
+    settings: Settings[NoConfig],
+    source: Annotated[Path, typer.Argument(help="A bank or an adapter file.")],
+    out: Annotated[Path, typer.Option(help="The folder for the files.")],
+    identity: Annotated[str | None, typer.Option(help="The person to export from a bank.")] = None,
+    form: Annotated[
+        Literal["diffusers", "kohya", "lidb", "merged", "all"],
+        typer.Option("--format", help="merged writes a whole pipeline; all writes every form there is."),
+    ] = "all",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="The number format of the files.")
+    ] = "float32",
+    hypernet: HypernetName = None,
+) -> None:
+    """Write a bank's person or an adapter as standard LoRA files.
+
+    Or as a whole pipeline, for tools that cannot load adapters.
+    """
+    must_exist(source)
+    from hyperdreambooth.apps.loading import load, open_adapter
+    from hyperdreambooth.apps.saving import print_files, save_forms, save_pipeline
+    from hyperdreambooth.files import InputError, check_writable
+
+    check_writable(out)
+    check_report(out, "export")
+    if (out / "merged").exists() and not (out / "report.json").is_file():
+        raise InputError(
+            f"out {out}: expected a new folder or one of export, found a pipeline from elsewhere; "
+            "pass another --out"
+        )
+    report = Report(settings)
+    with report.stage("load"):
+        base = load(settings.loading)
+        in_bank = source.is_dir()
+        adapter = _from_bank(source, identity, base) if in_bank else open_adapter(source, base, hypernet)
+    with report.stage("write"):
+        if form == "merged":
+            files = save_pipeline(adapter, out, base, dtype)
+        else:
+            files = save_forms(adapter, out, form, dtype)
+    person = {"rank": adapter.rank, "trigger": adapter.trigger, "identity": identity}
+    report.write(out, source=str(source), files=files, **person)
+    print_files(out, files)
+
+
+def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
+    """Takes one identity out of a bank and checks it against the base.
+
+    Raises:
+        InputError: nobody is named, the bank does not know that person, or it was made for another base.
+    """
+    from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.files import InputError
+    from hyperdreambooth.lidb.bank import Bank
+    from hyperdreambooth.lidb.basis import seed_of, seeded_basis
+    from hyperdreambooth.lidb.file import check_fits
+
+    bank = Bank.open(folder)
+    if identity is None:
+        known = ", ".join(bank.identities[:5])
+        raise InputError(f"{folder}: a bank of {len(bank)} people ({known}, …); name one with --identity")
+    layout, source = bank.layout, bank.manifest["basis_source"]
+    seed = seed_of(source)
+    if seed is None:
+        raise InputError(f"{folder}: expected seeded aux bases (seed:N), got {source}; make the bank again")
+    basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
+    lidb = bank.lidb(identity, basis)
+    check_fits(lidb, base.fingerprint, base.sites, basis, folder)
+    return Adapter.from_lidb(lidb, basis)
+
+
+@command("hyperdreambooth.apps.settings:NoConfig")
+def merge(
+    settings: Settings[NoConfig],
+    files: Annotated[list[Path], typer.Argument(help="Adapter files of any origin: LiDBs or LoRAs.")],
+    out: LoraFile,
+    weight: Weights = None,
+    rank: Annotated[
+        int | None, typer.Option(help="The rank of the result [the sum of the ranks, which is exact].")
+    ] = None,
+    form: LoraForm = "diffusers",
+    hypernet: HypernetName = None,
+) -> None:
+    """Add adapters up into one LoRA.
+
+    The result is exact. With --rank it is the nearest LoRA of that rank, and its error is printed.
+    """
+    must_exist(*files)
+    from hyperdreambooth.apps.loading import load, open_sum
+    from hyperdreambooth.apps.saving import check_file
+
+    check_file(out)
+    report = Report(settings)
+    with report.stage("load"):
+        base = load(settings.loading)
+        merged, error = open_sum(files, weight or [], base, hypernet), 0.0
+        assert merged is not None  # typer wants one file at least
+    if rank is not None:
+        with report.stage("truncate"):
+            merged, error = merged.truncate(rank)
+    merged.save(out, form)
+    result = {"weights": weight or [1.0] * len(files), "rank": merged.rank, "relative_error": error}
+    report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **result)
+    typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")

@@ -1,0 +1,92 @@
+"""`hdb avatars render|build`: the embedded world, as photo folders and as models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field
+
+from hyperdreambooth.apps.options import Device, Seed, Workers, command
+from hyperdreambooth.apps.report import Report
+from hyperdreambooth.apps.settings import Settings
+
+if TYPE_CHECKING:
+    from hyperdreambooth.avatars.build.stages import BuildConfig
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+class RenderConfig(BaseModel):
+    """The config of `avatars render`.
+
+    Attributes:
+        split: the split that the people belong to.
+        identities: people, the first of the split.
+        photos: photos of each person.
+        seed: the seed of the photos' contexts.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    split: str = "train"
+    identities: int = Field(100, ge=1)
+    photos: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+Split = Annotated[str | None, typer.Option(help="base, train, val or test.")]
+Identities = Annotated[int | None, typer.Option(help="How many people.")]
+PhotosEach = Annotated[int | None, typer.Option(help="How many photos of each person.")]
+
+
+@app.command()
+@command(
+    "hyperdreambooth.apps.avatars:RenderConfig",
+    name="avatars render",
+    on_base=False,
+    split=Split,
+    identities=Identities,
+    photos=PhotosEach,
+    seed=Seed,
+)
+def render(
+    settings: Settings[RenderConfig],
+    out: Annotated[Path, typer.Option(help="The photo folder.")],
+    workers: Workers = None,
+) -> None:
+    """Draw avatars into a photo folder with captions."""
+    from hyperdreambooth.avatars.folder import render_folder
+
+    report, own = Report(settings), settings.own
+    with report.stage("render"):
+        names = render_folder(out, own.split, own.identities, own.photos, own.seed, workers)
+    report.write(out)
+    typer.echo(f"{out}: {len(names)} people, {own.photos} photos each")
+
+
+@app.command()
+@command("hyperdreambooth.avatars.build.stages:BuildConfig", name="avatars build", on_base=False)
+def build(
+    settings: Settings[BuildConfig],
+    out: Annotated[Path, typer.Option(help="The working folder for photos, runs and finished models.")],
+    stage: Annotated[
+        str, typer.Option(help="vae, base, faces, wide, details, scorers, encoder or all.")
+    ] = "all",
+    pack: Annotated[
+        Path | None, typer.Option(help="Also copy the models that are shipped into this folder.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train the avatars' base, scorers and encoder from seeds; run it again to continue."""
+    from hyperdreambooth.avatars.build import stages
+    from hyperdreambooth.base.load import pick_device
+
+    report = Report(settings)
+    with report.stage(stage):
+        figures = stages.build(stage, out, settings.own, str(pick_device(device or "auto")))
+    if pack is not None:
+        stages.pack(out, pack)
+    report.write(out, figures=figures)
+    typer.echo(str(pack or out))

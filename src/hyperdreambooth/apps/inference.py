@@ -1,0 +1,119 @@
+"""Commands that use a trained hypernetwork or an adapter: predict, personalize, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hyperdreambooth.apps.options import (
+    HypernetName,
+    Photos,
+    Rank,
+    Seed,
+    StepsOrAuto,
+    Weights,
+    as_recommended,
+    command,
+    must_exist,
+)
+from hyperdreambooth.apps.report import Report, check_report
+from hyperdreambooth.apps.settings import GenerateConfig, NoConfig, Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hyperdreambooth.apps.personalization import PersonalizeConfig
+
+Prompts = Annotated[
+    list[str] | None, typer.Option("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
+]
+
+
+@command("hyperdreambooth.apps.settings:NoConfig")
+def predict(
+    settings: Settings[NoConfig],
+    photos: Photos,
+    out: Annotated[Path, typer.Option(help="The adapter to write (.safetensors).")],
+    form: Annotated[
+        Literal["diffusers", "kohya", "lidb"], typer.Option("--format", help="The form of the adapter.")
+    ] = "lidb",
+    hypernet: HypernetName = None,
+) -> None:
+    """Predict an adapter from photos, without training."""
+    from hyperdreambooth.apps.loading import load_personalizer
+    from hyperdreambooth.apps.saving import check_file
+    from hyperdreambooth.faces.dataset import read_person
+
+    check_file(out)
+    report, person = Report(settings), read_person(photos)
+    with report.stage("load"):
+        personalizer = load_personalizer(settings.loading, hypernet)
+    with report.stage("predict"):
+        adapter = personalizer.predict(person)
+    adapter.save(out, form)
+    report.write(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
+    typer.echo(str(out))
+
+
+@command(
+    "hyperdreambooth.apps.personalization:PersonalizeConfig",
+    adjust=as_recommended,
+    prompts=Prompts,
+    rank=Rank,
+    steps=StepsOrAuto,
+    seed=Seed,
+)
+def personalize(
+    settings: Settings[PersonalizeConfig],
+    photos: Photos,
+    out: Annotated[Path, typer.Option(help="The folder for adapters, pictures and report.json.")],
+    hypernet: HypernetName = None,
+) -> None:
+    """Make a LoRA of a person from photos.
+
+    Predicts, raises the rank and finetunes, then generates pictures of every stage and scores them.
+    """
+    from hyperdreambooth.apps.personalization import run_personalization
+    from hyperdreambooth.faces.dataset import read_person
+
+    run_personalization(settings, read_person(photos), [], out, hypernet)
+
+
+@command("hyperdreambooth.apps.settings:GenerateConfig", seed=Seed)
+def generate(
+    settings: Settings[GenerateConfig],
+    prompt: Annotated[list[str], typer.Option(help="A prompt; [V] stands for the person; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The folder for the images.")],
+    adapter: Annotated[list[Path] | None, typer.Option(help="An adapter file; may be repeated.")] = None,
+    weight: Weights = None,
+    hypernet: HypernetName = None,
+) -> None:
+    """Generate images from prompts, with or without adapters.
+
+    Several adapters work together, for example a person and a style.
+    """
+    must_exist(*adapter or [])
+    from hyperdreambooth.apps.loading import load, open_sum
+    from hyperdreambooth.files import check_writable, whole_file
+    from hyperdreambooth.generate import generate_images
+    from hyperdreambooth.progress import Progress
+
+    check_writable(out)
+    check_report(out, "generate")
+    report, own = Report(settings), settings.own
+    names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
+    with report.stage("load"):
+        base = load(settings.loading)
+        worn = open_sum(adapter or [], weight or [], base, hypernet)
+    with report.stage("generate"), Progress("generate", len(names)) as bar:
+
+        def save(at: int, picture: Image) -> None:
+            with whole_file(out / names[at]) as part:
+                picture.save(part, format="PNG")
+            bar.update(1)
+
+        generate_images(base, prompt, worn, drawn=save, **own.model_dump())
+    report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
+    typer.echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")

@@ -1,0 +1,149 @@
+"""Personalizes a base, generates pictures at every stage, scores them, and writes one folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import typer
+from PIL import Image
+from pydantic import Field
+
+from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.apps.loading import load_personalizer
+from hyperdreambooth.apps.person_folder import check_out, save_person
+from hyperdreambooth.apps.picture import table
+from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.training import report_steps
+from hyperdreambooth.evaluate.config import PROMPTS
+from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.personalize import Personalizer
+from hyperdreambooth.progress import Progress
+
+Pictures = Mapping[str, Sequence[Image.Image]]
+Scores: TypeAlias = dict[str, dict[str, float | None]]
+
+_NOT_SCORED = {
+    "identity": "not scored: no other photo of the person; hdb evaluate --adapter takes a folder of them",
+    "prompt": "not scored: no prompt asks for anything that the scorer knows",
+    "no scorers": "not scored: this base has no scorers",
+}
+
+
+class PersonalizeConfig(FinetuneConfig):
+    """The config of `personalize` and `demo`: that of the finetune, and how pictures are generated.
+
+    Attributes:
+        prompts: the prompts of every stage; `[V]` is the person, `{class_word}` the base's class word.
+        draw_steps: denoising steps.
+        guidance: the scale of classifier-free guidance.
+    """
+
+    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
+    draw_steps: int = Field(25, ge=1)
+    guidance: float = Field(4.0, ge=0)
+
+
+def run_personalization(
+    settings: Settings[PersonalizeConfig],
+    photos: Sequence[Photo],
+    others: Sequence[Image.Image],
+    out: Path,
+    hypernet: str | None,
+) -> None:
+    """Writes adapters, pictures and `report.json`, and prints the scores and where everything is.
+
+    Args:
+        settings: the settings of `demo` or `personalize`.
+        photos: the photos of the person.
+        others: more photos of that person, for the identity score only.
+        out: the folder, which appears when it is complete.
+        hypernet: folder or hub id; None for the embedded hypernetwork.
+    """
+    check_out(out)
+    own = settings.own
+    personalizer = load_personalizer(settings.loading, hypernet)
+    personalizer.seconds["load"] = time.perf_counter() - settings.began  # with the imports
+    base = personalizer.base
+    prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]
+    prediction = personalizer.predict(photos)
+    finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))
+    adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
+    pictures = _pictures(personalizer, prompts, own, prediction, adapter)
+    scorers = load_scorers(base)
+    scores = _scores(scorers, pictures, prompts, others)
+    steps = report_steps(adapter.metadata)
+    report = save_person(
+        out,
+        base,
+        prediction,
+        adapter,
+        photo=photos[0],
+        picture=_picture(photos[0].open(), prompts, pictures, scores, steps["steps"]),
+        seconds={**personalizer.seconds, "total": time.perf_counter() - settings.began},
+        scores=scores,
+        seed=own.seed,
+        entries={
+            "command": settings.command,
+            "config": settings.flat(),
+            "prompts": prompts,
+            "base": base.source,
+            **steps,
+        },
+    )
+    _print(out, report, scorers is not None)
+
+
+def _pictures(
+    personalizer: Personalizer,
+    prompts: Sequence[str],
+    own: PersonalizeConfig,
+    prediction: Adapter,
+    finetuned: Adapter,
+) -> Pictures:
+    """Draws the same prompts from the same noise at every stage."""
+    stages = {"base": None, "prediction": prediction, "finetuned": finetuned}
+    with Progress("generate", len(stages) * len(prompts)) as bar:
+        options: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
+        options["drawn"] = lambda _at, _picture: bar.update(1)
+        return {stage: personalizer.generate(prompts, one, **options) for stage, one in stages.items()}
+
+
+def _scores(
+    scorers: Scorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
+) -> Scores:
+    """Returns `identity` and `prompt` of every stage; None where nothing can be scored."""
+    found: Mapping[str, Mapping[str, float | None]] = {
+        stage: scorers.summary(images, prompts, others) if scorers else {}
+        for stage, images in pictures.items()
+    }
+    return {score: {stage: found[stage].get(score) for stage in pictures} for score in ("identity", "prompt")}
+
+
+def _picture(
+    photo: Image.Image, prompts: Sequence[str], pictures: Pictures, scores: Scores, steps: int
+) -> Image.Image:
+    """Draws the table of stages × prompts, with the scores beside the stages."""
+    labels = {"base": "base model", "prediction": "prediction", "finetuned": f"after {steps} steps"}
+    rows: dict[str, Sequence[Image.Image]] = {}
+    for stage, images in pictures.items():
+        values = {score: scores[score][stage] for score in scores}
+        notes = [f"{score} {value:.2f}" for score, value in values.items() if value is not None]
+        rows["\n".join([labels[stage], *notes])] = images
+    return table(photo, prompts, rows)
+
+
+def _print(out: Path, report: Mapping[str, Any], scored: bool) -> None:
+    """Prints scores, seconds and files, a line each."""
+    scores: Scores = report["scores"]
+    for score, stages in scores.items():
+        values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
+        typer.echo(f"{score:10} {'   '.join(values) or _NOT_SCORED[score if scored else 'no scorers']}")
+    seconds = [f"{stage} {value:.1f}" for stage, value in report["seconds"].items()]
+    typer.echo(f"{'seconds':10} {'   '.join(seconds)}")
+    for name, file in {**report["files"], "report": "report.json"}.items():
+        typer.echo(f"{name:10} {out / file}")

@@ -1,0 +1,73 @@
+"""Writes adapters: in one form, in every form, or folded into a whole pipeline."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import typer
+
+from hyperdreambooth.adapter import FILES, Adapter, Format
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.files import InputError, check_writable
+from hyperdreambooth.lora.formats.merged import save_merged
+from hyperdreambooth.lora.formats.write import check_name
+
+
+def check_file(out: Path) -> None:
+    """Refuses an output that cannot become a safetensors file, before the work.
+
+    Raises:
+        InputError: it has another ending, is a folder, or lies where nothing can be written.
+    """
+    check_name(out)
+    if out.is_dir():
+        raise InputError(f"out {out}: expected a file to write, found a folder; pass another --out")
+    check_writable(out.parent)
+
+
+def save_forms(
+    adapter: Adapter,
+    out: Path,
+    form: Format | Literal["all"] = "all",
+    dtype: str = "float32",
+) -> dict[str, str]:
+    """Writes one form of an adapter, or every form it has, into a folder: all of them or none.
+
+    Returns:
+        form → file name.
+    """
+    every: list[Format] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
+    forms: list[Format] = every if form == "all" else [form]
+    files: dict[Format, str] = {one: FILES[one] for one in forms}
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
+        for one, name in files.items():
+            adapter.save(Path(part) / name, one, getattr(torch, dtype))
+        for name in files.values():
+            os.replace(Path(part) / name, out / name)
+    return {str(one): name for one, name in files.items()}
+
+
+def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32") -> dict[str, str]:
+    """Writes the base with the adapter folded in, as a folder that is a base itself.
+
+    Returns:
+        form → folder name.
+    """
+    for part in base.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, getattr(torch, dtype))  # diffusers' own `to` warns about float16
+    words = {"trigger": adapter.trigger or base.trigger, "class_word": base.class_word}
+    save_merged(out / "merged", base.pipe, base.components, adapter.factors, words)
+    return {"merged": "merged"}
+
+
+def print_files(out: Path, files: Mapping[str, str]) -> None:
+    """Prints where each file is."""
+    for name, file in files.items():
+        typer.echo(f"{name:12} {out / file}")

@@ -1,0 +1,188 @@
+"""The settings of a command: a config file, then `--set`, then its flags, each over the one before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+Own = TypeVar("Own", bound=BaseModel)
+
+PRESETS = Path(__file__).parent.parent / "presets"
+TABLES = (
+    "prepare", "dreambooth", "preoptimize", "train", "finetune", "relax", "personalize", "demo", "generate",
+    "evaluate",
+)  # fmt: skip
+"""Commands that may have a table in a config file, so that one file holds a whole recipe."""
+
+
+class BaseConfig(BaseModel):
+    """Which base a command works on and how it is loaded, in the words of `load_base`.
+
+    Every command that loads a base accepts these keys.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: str | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    variant: str | None = None
+    offline: bool = False
+    base_config: str | None = None
+    leave_out: tuple[str, ...] = ()
+    trigger: str | None = None
+    class_word: str | None = None
+    resolution: int | None = Field(None, ge=8)
+    add_sites: str | None = None
+    skip_sites: str | None = None
+    offload: bool = False
+
+
+class NoConfig(BaseModel):
+    """The config of a command that has no settings of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RelaxConfig(BaseModel):
+    """The config of `relax`.
+
+    Attributes:
+        rank: the rank of the LoRA.
+        seed: the seed of the rows that are added.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(4, ge=1)
+    seed: int = 0
+
+
+class GenerateConfig(BaseModel):
+    """The config of `generate`.
+
+    Attributes:
+        seed: the seed of the starting noise.
+        steps: denoising steps.
+        guidance: the scale of classifier-free guidance; 1 turns it off.
+        images: images a prompt.
+        negative: the negative prompt.
+        size: the side of the images in pixels; None for the base's own.
+        batch: images generated together.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 0
+    steps: int = Field(25, ge=1)
+    guidance: float = Field(4.0, ge=0)
+    images: int = Field(1, ge=1)
+    negative: str | None = None
+    size: int | None = Field(None, ge=8)
+    batch: int = Field(8, ge=1)
+
+
+@dataclass(frozen=True)
+class Settings(Generic[Own]):
+    """The resolved settings of a command.
+
+    Attributes:
+        command: the command's name.
+        own: the command's own config.
+        base: how the base is loaded; None for a command that loads none.
+        began: when the command began, by `time.perf_counter`.
+    """
+
+    command: str
+    own: Own
+    base: BaseConfig | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def loading(self) -> BaseConfig:
+        """How the base is loaded, for the commands that load one."""
+        assert self.base is not None
+        return self.base
+
+    def flat(self) -> dict[str, Any]:
+        """Returns one flat table, as `--dry-run` prints it and `--config` reads it."""
+        return {
+            **(self.base.model_dump(mode="json") if self.base else {}),
+            **self.own.model_dump(mode="json"),
+        }
+
+    def show(self) -> None:
+        """Prints the settings as YAML."""
+        import yaml
+
+        typer.echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def resolve(
+    command: str,
+    model: type[Own],
+    file: Path | None = None,
+    sets: Sequence[str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    on_base: bool = True,
+) -> Settings[Own]:
+    """Merges and checks the settings of a command.
+
+    Args:
+        command: the command's name. A table of that name in the file counts as if its keys stood at the top;
+            the tables of other commands are ignored unless the model has a field of that name.
+        model: the command's own config.
+        file: a config file or the name of a preset.
+        sets: `key=value` assignments.
+        flags: the values of flags, by key; None where a flag was not given.
+        on_base: whether the command loads a base and so accepts the keys of `BaseConfig`.
+
+    Raises:
+        InputError: a value is wrong or a key unknown; the message names the key.
+    """
+    from hyperdreambooth.config import load_config
+
+    flatten: Any = model_validator(mode="before")(partial(_flatten, command, model, on_base))
+    parts = (model, BaseConfig) if on_base else model
+    both = create_model(f"{command}Config", __base__=parts, __validators__={"flatten": flatten})
+    merged = load_config(both, _preset(file), tuple(sets or ()), **(flags or {}))
+    given = merged.model_dump(exclude_unset=True)
+    own = model(**{key: value for key, value in given.items() if key in model.model_fields})
+    base = BaseConfig(**{key: value for key, value in given.items() if key in BaseConfig.model_fields})
+    return Settings(command, own, base if on_base else None)
+
+
+def _flatten(command: str, model: type[BaseModel], on_base: bool, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges the command's own table with the keys at the top and drops what is meant for other commands."""
+    others = set(TABLES) - set(model.model_fields)
+    tables = {key: value for key, value in data.items() if key in others and isinstance(value, dict)}
+    top = {key: value for key, value in data.items() if key not in tables}
+    if command in TABLES and not on_base:  # the base of a recipe is for its other commands
+        top = {key: value for key, value in top.items() if key not in BaseConfig.model_fields}
+    return _over(tables.get(command, {}), top)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges two tables and their nested tables; the second one's values win."""
+    both = {
+        key: _over(below[key], above[key])
+        for key in below.keys() & above.keys()
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping)
+    }
+    return {**below, **above, **both}
+
+
+def _preset(file: Path | None) -> Path | None:
+    """Finds the packaged preset of that name, unless there is a file of that name in the current folder."""
+    if file is None or file.is_file():
+        return file
+    packaged = PRESETS / f"{file}.toml"
+    return packaged if len(file.parts) == 1 and packaged.is_file() else file

@@ -1,0 +1,166 @@
+"""Commands that train: one person (dreambooth, finetune), many (preoptimize), the hypernetwork (train)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperdreambooth.apps.adapters import LoraFile, LoraForm
+from hyperdreambooth.apps.options import (
+    HypernetName,
+    People,
+    Photos,
+    Rank,
+    Seed,
+    Steps,
+    StepsOrAuto,
+    as_recommended,
+    command,
+    must_exist,
+    named_path,
+)
+from hyperdreambooth.apps.report import Report
+from hyperdreambooth.apps.settings import Settings
+
+if TYPE_CHECKING:
+    from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
+    from hyperdreambooth.hypernet.config import HypernetConfig
+    from hyperdreambooth.preopt.bank_training import PreoptConfig
+
+Method = Annotated[str | None, typer.Option(help="lidb, lora, full or textual-inversion.")]
+
+
+@command(
+    "hyperdreambooth.finetune.config:DreamboothConfig", method=Method, rank=Rank, steps=StepsOrAuto, seed=Seed
+)
+def dreambooth(
+    settings: Settings[DreamboothConfig],
+    photos: Photos,
+    out: Annotated[Path, typer.Option(help="The run folder, which will hold the result.")],
+) -> None:
+    """Train one person from scratch.
+
+    --method chooses what is trained: the numbers of a LiDB (lidb), an ordinary LoRA (lora), all weights of
+    the base as in the DreamBooth paper (full), or the embedding of one word (textual-inversion).
+    """
+    from hyperdreambooth.apps.loading import load
+    from hyperdreambooth.apps.saving import print_files
+    from hyperdreambooth.apps.train_parts import save_trained
+    from hyperdreambooth.faces.dataset import read_person
+    from hyperdreambooth.finetune.dreambooth import dreambooth as run
+    from hyperdreambooth.runs import check_run
+
+    check_run(out)
+    report, person = Report(settings), read_person(photos)
+    with report.stage("load"):
+        base = load(settings.loading)
+    with report.stage("train"):
+        trained = run(base, person, out, settings.own)
+    files = save_trained(trained, out, base)
+    entries = {"files": files, "rank": settings.own.rank, "trigger": base.trigger}
+    report.write(out, **entries, **report_steps(trained.metadata))
+    print_files(out, files)
+
+
+@command(
+    "hyperdreambooth.finetune.config:FinetuneConfig", adjust=as_recommended, rank=Rank, steps=StepsOrAuto
+)
+def finetune(
+    settings: Settings[FinetuneConfig],
+    file: Annotated[Path, typer.Argument(help="The adapter to start from, usually a prediction.")],
+    photo: Annotated[
+        list[Path], typer.Option(help="A photo of the person; may be repeated.", parser=named_path)
+    ],
+    out: LoraFile,
+    form: LoraForm = "diffusers",
+    hypernet: HypernetName = None,
+) -> None:
+    """Raise the rank of an adapter and train it for a few steps."""
+    must_exist(file)
+    from hyperdreambooth.adapter import check_rank
+    from hyperdreambooth.apps.loading import load, open_adapter
+    from hyperdreambooth.apps.saving import check_file
+    from hyperdreambooth.faces.dataset import read_person
+    from hyperdreambooth.finetune.fast import finetune_adapter
+
+    check_file(out)
+    report, person = Report(settings), read_person(photo)
+    with report.stage("load"):
+        base = load(settings.loading)
+        adapter = open_adapter(file, base, hypernet)
+        # captions use the trigger of the adapter's file
+        base = base.with_words(adapter.trigger or base.trigger, base.class_word)
+        check_rank(settings.own.rank, adapter.factors)
+    with report.stage("finetune"):
+        trained = finetune_adapter(base, adapter, person, settings.own)
+    trained.save(out, form)
+    entries = {"source": str(file), "rank": trained.rank, "trigger": trained.trigger}
+    report.write(out, **entries, **report_steps(trained.metadata))
+    typer.echo(str(out))
+
+
+def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the report's `steps`, and `stopped` if the training ended by itself; prints the latter."""
+    entries: dict[str, Any] = {"steps": int(metadata.get("steps", 0))}
+    if "stopped" in metadata:
+        entries["stopped"] = metadata["stopped"]
+        typer.echo(f"{'steps':12} {entries['steps']}: {entries['stopped']}")
+    return entries
+
+
+@command("hyperdreambooth.preopt.bank_training:PreoptConfig", steps=Steps, seed=Seed)
+def preoptimize(
+    settings: Settings[PreoptConfig],
+    photos: People,
+    out: Annotated[Path, typer.Option(help="The bank's folder.")],
+) -> None:
+    """Train the LiDBs of many people into a bank."""
+    from hyperdreambooth.apps.loading import load
+    from hyperdreambooth.preopt.bank_training import preoptimize as run
+
+    report = Report(settings)
+    with report.stage("load"):
+        base = load(settings.loading)
+    with report.stage("train"):
+        bank = run(base, photos, out, settings.own)
+    report.write(out, identities=len(bank.identities), numbers=bank.layout.size)
+    typer.echo(f"{out}: {len(bank.identities)} people")
+
+
+def _check_finetune(settings: Settings[HypernetConfig], _own: Mapping[str, Any]) -> Settings[HypernetConfig]:
+    """Checks the `[finetune]` table, whose mistakes would otherwise show after the training."""
+    from hyperdreambooth.finetune.config import FinetuneConfig
+
+    FinetuneConfig().over(settings.own.finetune)
+    return settings
+
+
+@command("hyperdreambooth.hypernet.config:HypernetConfig", adjust=_check_finetune, steps=Steps, seed=Seed)
+def train(
+    settings: Settings[HypernetConfig],
+    photos: People,
+    out: Annotated[Path, typer.Option(help="The hypernetwork's folder.")],
+    bank: Annotated[Path | None, typer.Option(help="The bank that preoptimize made.")] = None,
+) -> None:
+    """Train the hypernetwork on photos of many people.
+
+    `--set learn_basis=true` learns the aux bases too and needs no bank. The `[finetune]` table of the config
+    is saved in the folder, as the defaults for finetuning what the hypernetwork predicts.
+    """
+    from hyperdreambooth.apps.loading import load
+    from hyperdreambooth.apps.train_parts import validation
+    from hyperdreambooth.hypernet.train import train_hypernet
+
+    report = Report(settings)
+    with report.stage("load"):
+        base = load(settings.loading)
+        sample, score = validation(base)
+    with report.stage("train"):
+        train_hypernet(base, photos, out, settings.own, bank, sample=sample, score=score)
+    if os.environ.get("RANK", "0") == "0":  # the first process of `accelerate launch`
+        report.write(out)
+        typer.echo(str(out))

@@ -1,0 +1,331 @@
+"""Estimates the memory of a task before it runs: a base without weights makes a step on the meta device.
+
+    total = process + weights + encoder + trained · 16 + basis + saved + work
+
+This is the sum while training. While generating some of its parts are smaller and *work* is larger; the
+estimate is the larger of the two sums.
+
+*weights*: the networks on the device, in their number format; with `offload` only those that are there
+together. *encoder*: the image encoder of the hypernetwork in float32, and for `personalize` the hypernetwork
+too; 0 if their configs are not found. *trained*: value, gradient and two moments of Adam of each number in
+float32 (20 bytes with the average that `train` keeps, 14 with its 8-bit optimizer). *saved*: what autograd
+saves for the backward pass of one step, with fused attention as on devices. *work*: three times the largest
+activation of the VAE (input, output and workspace of a convolution), or three times the largest saved tensor
+if that is larger. *process*: Python with its libraries, or a CUDA context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModel
+
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise
+from hyperdreambooth.base.load import EMBEDDED, FAMILIES, Base, is_embedded
+from hyperdreambooth.base.open import open_skeleton
+from hyperdreambooth.files import read_json
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
+from hyperdreambooth.hypernet.predictor import hypernet_folder, load_info
+from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.lidb.weights import Layout
+from hyperdreambooth.lora.inject import wear
+
+Task = Literal["train", "personalize"]
+Config: TypeAlias = FinetuneConfig | HypernetConfig
+PROCESS = 700 * 2**20
+"""Bytes, measured, of Python with torch, diffusers and transformers; a CUDA context takes about as much."""
+GENERATED = 8  # images generated together, the default of `generate`
+TOKENS = (257, 1280)  # tokens and channels of a large image encoder, the input of the hypernetwork
+SKELETON = {
+    "dtype", "offline", "base_config", "leave_out", "resolution", "add_sites", "skip_sites", "offload",
+}  # fmt: skip
+"""The options of `load_base` that `skeleton` takes, too."""
+
+
+def skeleton(
+    source: str | Path | None = None,
+    dtype: str = "float32",
+    *,
+    offline: bool = False,
+    base_config: str | None = None,
+    leave_out: Collection[str] = (),
+    resolution: int | None = None,
+    add_sites: str | None = None,
+    skip_sites: str | None = None,
+    offload: bool = False,
+) -> Base:
+    """Makes a base without weights, on the meta device; the arguments are those of `load_base`."""
+    place = str(EMBEDDED if is_embedded(source) else source)
+    pipe = open_skeleton(place, tuple(FAMILIES), dtype, offline, base_config, leave_out)
+    return Base.from_pipeline(
+        pipe, place, resolution=resolution, add_sites=add_sites, skip_sites=skip_sites, offload=offload
+    )
+
+
+def need(
+    base: Base,
+    task: Task,
+    config: Config,
+    offline: bool = False,
+    hypernet: Path | None = None,
+) -> dict[str, int]:
+    """Returns the bytes that a task needs on its device, part by part; their sum is the peak.
+
+    Args:
+        base: a skeleton.
+        task: `train`, or `personalize`, whose finetune and pictures need most.
+        config: the config of the task.
+        offline: whether to look for the image encoder's config on this machine only.
+        hypernet: the folder of the hypernetwork; None if it is unknown.
+    """
+    training = _training(base, task, config, _predictor(config, hypernet, offline))
+    return max(training, _generating(base, task, training), key=lambda needs: sum(needs.values()))
+
+
+def _training(base: Base, task: Task, config: Config, encoder: int) -> dict[str, int]:
+    """Returns the bytes of a training step, or of encoding a photo before the first one."""
+    trained, bytes_each, fixed = _trained(base, config)
+    saved, largest = _step(base, task, config)
+    return {
+        "process": PROCESS,
+        "weights": _weights(base),
+        "encoder": encoder,
+        "trained": trained * bytes_each,
+        "basis": fixed,
+        "saved": saved,
+        "work": 3 * max(largest, _largest_map(base, 1)),
+    }
+
+
+def _generating(base: Base, task: Task, training: Mapping[str, int]) -> dict[str, int]:
+    """Returns the bytes of generating images: nothing is saved, and only the factors of a person are left."""
+    trained = training["trained"] if task == "train" else training["trained"] // 4
+    together = 1 if base.pipe.vae.use_slicing else GENERATED
+    changed = {"weights": _generating_weights(base), "trained": trained, "saved": 0}
+    return {**training, **changed, "work": 3 * _largest_map(base, together)}
+
+
+def advise(
+    build: Callable[..., Base],
+    task: Task,
+    config: Config,
+    free: int,
+    hypernet: Path | None = None,
+    offline: bool = False,
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Estimates a task as it is set, then with one more setting that saves memory at a time, until it fits.
+
+    Args:
+        build: makes the skeleton, given `dtype` or `offload` (`functools.partial` of `skeleton`).
+        task: see `need`.
+        config: the config of the task.
+        free: the bytes that are free.
+        hypernet: see `need`.
+        offline: see `need`.
+
+    Yields:
+        The added settings, as options of the command line, and what the task needs with them.
+    """
+    changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("", {}, {}),
+        ("dtype=bfloat16", {"dtype": "bfloat16"}, {}),
+        ("offload=true", {"offload": True}, {}),
+        ("checkpointing=true", {}, {"checkpointing": True}),
+        # a hypernetwork's step must see many people; accumulated one by one they make the same step
+        (f"accumulation={config.batch}", {}, {"accumulation": config.batch})
+        if task == "train"
+        else ("batch=1", {}, {"batch": 1}),
+    ]
+    settings: list[str] = []
+    options: dict[str, Any] = {}
+    least: float = math.inf
+    for text, loading, training in changes:
+        changed_options, changed = {**options, **loading}, config.model_copy(update=training)
+        needs = need(build(**changed_options), task, changed, offline, hypernet)
+        if (total := sum(needs.values())) >= least:
+            continue
+        options, config, least = changed_options, changed, total
+        settings += [f"--set {text}"] if text else []
+        yield " ".join(settings), needs
+        if total <= free:
+            return
+
+
+def _predictor(config: Config, hypernet: Path | None, offline: bool) -> int:
+    """Returns the bytes of the image encoder, and of a trained hypernetwork beside it."""
+    if isinstance(config, HypernetConfig):
+        return _encoder(config.encoder, offline)
+    if hypernet is None:
+        return 0
+    folder = hypernet_folder(hypernet)
+    load_info(folder)  # refuses a folder that holds no hypernetwork
+    info = read_json(folder / "config.json")
+    source = info["encoder"]["source"]
+    network = _network(Layout.from_json(info["layout"]), NetworkShape(**info["network"]), info["learn_basis"])
+    copied = str(folder / "encoder") if source == "encoder" else source
+    return _nbytes(network) + _encoder(copied, offline)
+
+
+def _encoder(source: str, offline: bool) -> int:
+    """Returns the bytes of an image encoder in float32, from its config; 0 if that is not found."""
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.from_pretrained(source, local_files_only=offline))
+    except (OSError, ValueError):
+        return 0
+    return sum(4 * p.numel() for p in model.parameters())
+
+
+def _nbytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+
+
+def _networks(base: Base) -> dict[str, nn.Module]:
+    return {name: part for name, part in base.pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def _weights(base: Base) -> int:
+    """Returns the bytes of the networks that are on the device while training."""
+    adapted = {site.component for site in base.sites}
+    return sum(
+        _nbytes(part)
+        for name, part in _networks(base).items()
+        if not base.offload or part is base.denoiser or name in adapted
+    )
+
+
+def _generating_weights(base: Base) -> int:
+    """Returns the bytes of the networks that are on the device together while generating."""
+    sizes = {name: _nbytes(part) for name, part in _networks(base).items()}
+    if not base.offload:
+        return sum(sizes.values())
+    text_encoders = sum(size for name, size in sizes.items() if name.startswith("text_encoder"))
+    return max(text_encoders, *sizes.values())
+
+
+def _trained(base: Base, config: Config) -> tuple[int, int, int]:
+    """Returns how many numbers are trained, the bytes of each, and the bytes of frozen aux bases."""
+    if isinstance(config, FinetuneConfig):
+        return sum(config.rank * (s.in_features + s.out_features) for s in base.sites), 16, 0
+    sites = tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
+    layout = Layout(sites, config.rank, config.down_dim, config.up_dim)
+    shape = NetworkShape(*TOKENS, config.width, config.layers, config.heads, config.refinements)
+    network = _network(layout, shape, config.learn_basis)
+    numbers = sum(p.numel() for p in network.parameters())
+    frozen = 2 * sum(b.nbytes for b in network.buffers())
+    return numbers, 20 if config.optimizer == "adamw" else 14, frozen
+
+
+def _network(layout: Layout, shape: NetworkShape, learn_basis: bool) -> HyperNetwork:
+    """Makes a hypernetwork without weights."""
+    down_dim, up_dim = layout.down_dim, layout.up_dim
+    with torch.device("meta"):
+        down = {s.name: torch.empty(min(down_dim, s.in_features), s.in_features) for s in layout.sites}
+        up = {s.name: torch.empty(s.out_features, min(up_dim, s.out_features)) for s in layout.sites}
+        return HyperNetwork(layout, shape, Basis("seed:0", down, up), learn_basis)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that saves what fused kernels save: the inputs, the output, and a number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Returns an output of the right shape, `(…, t, c)`; nothing is computed."""
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Replaces attention, which on the meta device would save all its scores; on devices it is fused."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            inputs = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
+            return _Fused.apply(inputs["query"], inputs["key"], inputs["value"])
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The tensors that autograd saves, each storage once, without the base's own weights."""
+
+    weights: set[int]
+    tensors: dict[int, Tensor]
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Counts a tensor; autograd calls it for every tensor that it saves."""
+        name = _storage(tensor)
+        if name not in self.weights:
+            self.tensors.setdefault(name, tensor)  # kept alive, or its address would be used again
+        return tensor
+
+    def sizes(self) -> list[int]:
+        """Returns the bytes of each storage."""
+        return [tensor.untyped_storage().nbytes() for tensor in self.tensors.values()] or [0]
+
+
+def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
+    """Returns the bytes that autograd saves in one step, and those of the largest tensor."""
+    people, images = (config.batch, getattr(config, "photos", 1)) if task == "train" else (1, config.batch)
+    if isinstance(config, HypernetConfig):
+        people //= config.accumulation
+    factors = {
+        s.name: (_leaf(people, config.rank, s.in_features), _leaf(people, s.out_features, config.rank))
+        for s in base.sites
+    }
+    saved = _Saved({_storage(p) for part in _networks(base).values() for p in part.parameters()}, {})
+    batch, side = people * images, base.resolution // base.pipe.vae_scale_factor
+    noise, timestep = sample_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
+    tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
+    with (
+        wear(base.components, factors, images=images),
+        base.training(config.checkpointing),
+        _FusedAttention(),
+        saved_tensors_hooks(saved.pack, lambda tensor: tensor),
+    ):
+        embeddings = base.family.encode_prompts(base.pipe, tokens)
+        latents, times = noise.expand(batch, -1, -1, -1), timestep.expand(batch)
+        loss = denoise_loss(base, latents, embeddings, latents, times)
+        assert loss.requires_grad
+    return sum(saved.sizes()), max(saved.sizes())
+
+
+def _storage(tensor: Tensor) -> int:
+    """Names a storage as long as it exists; on the meta device all storages have the address 0."""
+    storage: Any = tensor.untyped_storage()
+    return storage._cdata
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.empty(*shape, device="meta", requires_grad=True)
+
+
+@torch.no_grad()
+def _largest_map(base: Base, images: int) -> int:
+    """Returns the bytes of the VAE's largest activation while it decodes that many images."""
+    largest: list[int] = [0]
+    vae, side = base.pipe.vae, base.resolution // base.pipe.vae_scale_factor
+    hooks = [
+        module.register_forward_hook(lambda _, __, output: largest.append(getattr(output, "nbytes", 0)))
+        for module in vae.modules()
+    ]
+    latents = torch.empty(images, vae.config.latent_channels, side, side, device="meta", dtype=vae.dtype)
+    with _FusedAttention():
+        vae.decode(latents)
+    for hook in hooks:
+        hook.remove()
+    return max(largest)
