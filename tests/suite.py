@@ -5,8 +5,8 @@ python tests/suite.py [any option of pytest]        # what `make test` calls
 A test that hangs fails in one of three ways:
 1. After `timeout` seconds (pyproject.toml) pytest-timeout interrupts it by a signal. The other tests go on.
 2. Code that holds the interpreter's lock never sees that signal. `faulthandler_timeout` then ends the worker.
-   `--max-worker-restart 0` makes pytest-xdist report the test and stop: by default it starts another worker and
-   gives it the same file again, for ever.
+   `--max-worker-restart 0` makes pytest-xdist report the test and stop: by default it starts another worker
+   and gives it the same file again, for ever.
 3. After `LIMIT` seconds the whole run is killed. That is for what hangs outside a test, such as an import.
 """
 
