@@ -46,7 +46,6 @@ def test_imports_follow_the_arrows() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_every_module_imports_without_torchvision_and_development_tools() -> None:
     done = python("-W", "error::ImportWarning", "-c", BLOCKED)
     assert done.returncode == 0, done.stderr
