@@ -1,4 +1,4 @@
-"""Kills `hdb preoptimize` and `hdb train` with -9 at random moments, and compares them with uninterrupted runs.
+"""Kills `hdb preoptimize` and `hdb train` with -9 at random moments; compares with uninterrupted runs.
 
 python tests/killed.py --kills 10        # a minute or two for each command, on the micro base
 """

@@ -1,7 +1,7 @@
 """Starts processes in a tenth of a second that can run torch on any number of threads.
 
-A plain fork of the test process copies the locks of torch's threads but not the threads, so its first parallel
-operation waits for ever. A server that has imported torch, but never run it, forks these processes instead.
+A plain fork of the test process copies the locks of torch's threads but not the threads, so its first
+parallel operation waits for ever. A server that has imported torch, but never run it, forks these instead.
 """
 
 from __future__ import annotations
