@@ -1,4 +1,4 @@
-"""README.md and docs/commands.md name only commands and options that exist."""
+"""README.md and docs/commands.md name only commands and options that exist, and links between pages work."""
 
 from __future__ import annotations
 
@@ -51,3 +51,22 @@ def test_every_shortened_line_names_options_that_exist(line: str) -> None:
 def test_an_option_that_does_not_exist_would_be_seen() -> None:
     with pytest.raises(cli.UsageError, match="--nonsense"):
         parse(["relax", "a", "--out", "b", "--nonsense", "1"])
+
+
+TEXTS = {
+    page.resolve(): page.read_text(encoding="utf-8") for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+}
+
+
+def anchors(text: str) -> set[str]:
+    """Returns the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", TEXTS[page]):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(TEXTS[file]), f"{target}#{anchor}"
