@@ -16,7 +16,6 @@ from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 EXAMPLE = Path(__file__).parent.parent / "examples" / "one_file.py"
 
 
-@pytest.mark.slow
 def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLE))
     made = example["main"](None, tmp_path, steps=2, draw_steps=2)

@@ -58,8 +58,14 @@ def test_killed_at_any_moment_ends_with_the_same_weights(
     assert_same(tmp_path / "whole", out)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "learn_basis"), [("sd", False), ("sd", True), ("sdxl", True)])
+@pytest.mark.parametrize(
+    ("family", "learn_basis"),
+    [
+        ("sd", True),
+        pytest.param("sd", False, marks=pytest.mark.slow),
+        pytest.param("sdxl", True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_equal_one(
     micro_dir: Path, micro_photos: Path, eye: Path, tmp_path: Path, family: str, learn_basis: bool
 ) -> None:

@@ -1,6 +1,6 @@
 """The proof: every form of every family, loaded by plain diffusers; makes the table in docs/formats.md.
 
-`HDB_WRITE_TABLE=1 pytest tests/lora/test_table.py` writes the table anew.
+`HDB_WRITE_TABLE=1 pytest -m slow tests/lora/test_table.py` writes the table anew.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,30 +128,47 @@ def plain(factors: Factors) -> Factors:
     return even({name: (down[0], up[0]) for name, (down, up) in factors.items()})
 
 
-@pytest.mark.parametrize("base", pipelines.FAMILIES)
-def test_plain_diffusers_loads_every_form(
-    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    pipe = pipelines.FAMILIES[base]()
+def rows_of(
+    base: str, cases: Iterable[tuple[bool, str]], folder: Path, caplog: pytest.LogCaptureFixture
+) -> list[Row]:
+    """Writes every form of a family, loads it in plain diffusers, and returns a row for each."""
+    pipe, rows = pipelines.FAMILIES[base](), list[Row]()
     components = pipelines.parts(pipe)
     bare = pipelines.picture(pipe)
-    for text, variant in itertools.product((False, True), VARIANTS):
+    for text, variant in cases:
         sites = choose(pipelines.attention_sites(components), text)
-        wanted = person(sites, variant, tmp_path)
+        wanted = person(sites, variant, folder)
         with wear(components, plain(wanted)):
             live = pipelines.picture(pipe)
         assert (live - bare).abs().max() > 1e-3
         for form in FORMS:
             row = Row(base, form, ADAPTS[text], variant)
-            row.own = write(tmp_path / "ana.safetensors", wanted, sites, form)
+            row.own = write(folder / "ana.safetensors", wanted, sites, form)
             if (base, form) not in NOT_READ:
-                load(pipe, tmp_path / "ana.safetensors", wanted, row, caplog)
+                load(pipe, folder / "ana.safetensors", wanted, row, caplog)
                 row.image = float((pipelines.picture(pipe) - live).abs().max())
                 pipe.unload_lora_weights()
                 assert row.image < 1e-4, row
-            ROWS.append(row)
+            rows.append(row)
         row = Row(base, "merged", ADAPTS[text], variant)
-        ROWS.append(merged(row, pipe, wanted, live, tmp_path / "merged"))
+        rows.append(merged(row, pipe, wanted, live, folder / "merged"))
+    return rows
+
+
+@pytest.mark.parametrize("base", pipelines.FAMILIES)
+def test_plain_diffusers_loads_the_hardest_case(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of the six cases of the table: its sites include the text encoders', and its ranks differ."""
+    assert len(rows_of(base, [(True, "mixed ranks")], tmp_path, caplog)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", pipelines.FAMILIES)
+def test_plain_diffusers_loads_every_form(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ROWS.extend(rows_of(base, itertools.product((False, True), VARIANTS), tmp_path, caplog))
 
 
 def choose(sites: tuple[Site, ...], text: bool) -> tuple[Site, ...]:
@@ -253,6 +270,7 @@ def test_families_are_told_from_their_sites() -> None:
     assert family_of(second) == SD2
 
 
+@pytest.mark.slow
 def test_the_table_in_the_docs() -> None:
     if len(ROWS) != 2 * len(VARIANTS) * (3 * len(pipelines.FAMILIES) + 2 * len(pipelines.FULL)):
         pytest.skip("needs the rows of all families")

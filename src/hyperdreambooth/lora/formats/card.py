@@ -67,7 +67,8 @@ _PAGE = """---
 A LoRA of one person for **{base}**: rank {rank}, {steps} steps{size}.
 
 Write **`{subject}`** in prompts for the person: `a photo of a {subject} on a beach`.
-Prompts without the word `{trigger}` can show this person, too, because training changes what the words around it mean.
+Prompts without the word `{trigger}` can show this person, too: training also changes what the other
+words of its captions mean.
 {gallery}
 ## diffusers
 
