@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,21 +117,12 @@ def _picture(
 ) -> Image.Image:
     """The table of stages, with the scores as notes."""
     labels = {"base": "base model", "prediction": "prediction", "finetuned": f"after {steps} steps"}
-    rows = {labels[stage]: images for stage, images in pictures.items()}
-    notes = {
-        labels[stage]: "\n".join(
-            f"{score} {value:.2f}" for score in scores if (value := scores[score][stage]) is not None
-        )
-        for stage in pictures
-    }
-    return table(photo, [head(prompt) for prompt in prompts], rows, notes)
-
-
-def head(prompt: str) -> str:
-    """A prompt without the words that every prompt has: `a photo of a [V] face, sad` → `sad`."""
-    short = re.sub(r"(a photo )?(of )?an? \[V\] ?\w*", ",", prompt)
-    parts = [part.strip() for part in short.split(",")]
-    return ", ".join(part for part in parts if part) or prompt
+    rows: dict[str, Sequence[Image.Image]] = {}
+    for stage, images in pictures.items():
+        values = {score: scores[score][stage] for score in scores}
+        notes = [f"{score} {value:.2f}" for score, value in values.items() if value is not None]
+        rows["\n".join([labels[stage], *notes])] = images
+    return table(photo, prompts, rows)
 
 
 def _tell(out: Path, report: Mapping[str, Any], judged: bool) -> None:
