@@ -154,13 +154,13 @@ def _protocol(
     """The experiment with everything it needs loaded."""
     from hyperdreambooth.apps import job
     from hyperdreambooth.evaluate import protocol
-    from hyperdreambooth.evaluate.judges import load_judges
+    from hyperdreambooth.evaluate.scorers import load_scorers
 
     own, frozen = settings.own, job.load(settings.place)
     makers = _makers(own, frozen, hypernet)
     if adapter is not None:
         makers = makers.with_adapter(job.open_adapter(adapter, frozen, hypernet))
-    return protocol.Protocol(makers, load_judges(frozen, own.clip, own.dino, own.face), people, own, out)
+    return protocol.Protocol(makers, load_scorers(frozen, own.clip, own.dino, own.face), people, own, out)
 
 
 def _makers(own: EvaluateConfig, frozen: Base, hypernet: str | None) -> Makers:
@@ -183,10 +183,9 @@ def _makers(own: EvaluateConfig, frozen: Base, hypernet: str | None) -> Makers:
 
 def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:
     """Fills the rows, then writes what there is to read."""
-    from hyperdreambooth.evaluate.page import write_page
+    from hyperdreambooth.evaluate.page import write_page, write_sheets
     from hyperdreambooth.evaluate.plots import drawable, write_plots
     from hyperdreambooth.evaluate.report import markdown, summary
-    from hyperdreambooth.evaluate.sheet import write_sheets
     from hyperdreambooth.files import whole_file
 
     rows: dict[str, Row] = {}

@@ -20,7 +20,7 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps.options import Form, Place, Resolved, resolve
 from hyperdreambooth.base.load import Base, is_embedded, load_base
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.files import InputError, check_writable
@@ -198,12 +198,15 @@ def validation(base: Base) -> tuple[PersonSampler, Score | None]:
     def sample(prompts: Sequence[str], factors: Factors) -> list[Image.Image]:
         return generate(base, prompts, per_prompt=factors)
 
-    scorers = load_scorers(base)
+    scorers = load_base_scorers(base)
     return sample, partial(_mean_scores, scorers) if scorers is not None else None
 
 
 def _mean_scores(
-    scorers: Scorers, images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Sequence[Path]]
+    scorers: BaseScorers,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    others: Sequence[Sequence[Path]],
 ) -> dict[str, float]:
     """Mean `identity`, of people who have another photo, and mean `prompt`; left out where there is none."""
     known = [(image, paths) for image, paths in zip(images, others, strict=True) if paths]

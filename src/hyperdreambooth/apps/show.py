@@ -14,8 +14,8 @@ from pydantic import Field
 from hyperdreambooth.apps.job import load_personalizer, steps_of
 from hyperdreambooth.apps.options import Resolved
 from hyperdreambooth.apps.picture import table
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.evaluate.config import PROMPTS
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.finetune.config import FinetuneConfig
@@ -78,7 +78,7 @@ def show(
     finetuned = person.personalize(paths, prediction=prediction, **own.finetuning())
     options = {"steps": own.draw_steps, "guidance": own.guidance}
     pictures = person.stages(prompts, prediction, finetuned, own.seed, **options)
-    scorers = load_scorers(person.base)
+    scorers = load_base_scorers(person.base)
     scores = _scores(scorers, pictures, prompts, others)
     taken = steps_of(finetuned.metadata)
     picture = _picture(open_photo(paths[0]), prompts, pictures, scores, taken["steps"])
@@ -102,7 +102,7 @@ def show(
 
 
 def _scores(
-    scorers: Scorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
+    scorers: BaseScorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
 ) -> Scores:
     """`identity` and `prompt`, of every stage; null where nothing can judge."""
     found: Mapping[str, Mapping[str, float | None]] = {
