@@ -69,7 +69,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
     Beside the photo lies what it shows, as a user would write it: what a caption names (a smile, a beach) is
     not taken for a part of the person.
     """
-    from hyperdreambooth.avatars.draw.render import SPLITS
+    from hyperdreambooth.avatars.draw.people import SPLITS
     from hyperdreambooth.avatars.folder import photo
     from hyperdreambooth.files import InputError
 

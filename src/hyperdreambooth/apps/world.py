@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hyperdreambooth.apps.options import ConfigFile, Device, DryRun, Seed, Sets, resolve_alone, show
 from hyperdreambooth.apps.report import Report
+from hyperdreambooth.avatars.build import STAGES
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -61,9 +62,7 @@ def render(
 @app.command()
 def build(
     out: Annotated[Path, typer.Option("--out", help="Working folder: pictures, runs, finished models.")],
-    stage: Annotated[
-        str, typer.Option("--stage", help="vae, base, faces, wide, details, scorers, encoder or all.")
-    ] = "all",
+    stage: Annotated[str, typer.Option("--stage", help=f"{', '.join(STAGES)} or all.")] = "all",
     pack: Annotated[
         Path | None, typer.Option("--pack", help="Also copy what ships into this folder.", show_default=False)
     ] = None,
