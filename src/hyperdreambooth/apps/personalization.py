@@ -17,8 +17,8 @@ from hyperdreambooth.apps.person_folder import check_out, save_person
 from hyperdreambooth.apps.picture import table
 from hyperdreambooth.apps.settings import Settings
 from hyperdreambooth.apps.training import report_steps
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.evaluate.config import PROMPTS
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.personalize import Personalizer
@@ -74,7 +74,7 @@ def run_personalization(
     finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))
     adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
     pictures = _pictures(personalizer, prompts, own, prediction, adapter)
-    scorers = load_scorers(base)
+    scorers = load_base_scorers(base)
     scores = _scores(scorers, pictures, prompts, others)
     steps = report_steps(adapter.metadata)
     report = save_person(
@@ -114,7 +114,7 @@ def _pictures(
 
 
 def _scores(
-    scorers: Scorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
+    scorers: BaseScorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
 ) -> Scores:
     """Returns `identity` and `prompt` of every stage; None where nothing can be scored."""
     found: Mapping[str, Mapping[str, float | None]] = {

@@ -11,7 +11,7 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.apps.saving import save_forms
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
@@ -49,12 +49,15 @@ def validation(base: Base) -> tuple[PersonSampler, Score | None]:
         people = [Adapter(one, base.trigger, base.fingerprint, base.source) for one in each(factors)]
         return generate_images(base, prompts, people)
 
-    scorers = load_scorers(base)
+    scorers = load_base_scorers(base)
     return sample, partial(_mean_scores, scorers) if scorers is not None else None
 
 
 def _mean_scores(
-    scorers: Scorers, images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Sequence[Path]]
+    scorers: BaseScorers,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    others: Sequence[Sequence[Path]],
 ) -> dict[str, float]:
     """Returns the mean `identity` of the people who have another photo, and the mean `prompt`.
 
