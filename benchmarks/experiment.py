@@ -86,8 +86,7 @@ def machine() -> str:
 def shipped() -> tuple[str, dict[str, Any] | None]:
     """What a result says of its base and its hypernetwork, for those that ship today."""
     from hyperdreambooth.evaluate.report import network_facts
-    from hyperdreambooth.hypernet.predictor import load_hypernet
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
     network = load_hypernet(EMBEDDED_HYPERNET)
     return network.info.base_fingerprint, network_facts(network)
