@@ -90,8 +90,7 @@ def machine() -> str:
 def shipped() -> tuple[str, dict[str, Any] | None]:
     """Returns the fields of a result that identify base and hypernetwork, of those that ship today."""
     from hyperdreambooth.evaluate.report import network_summary
-    from hyperdreambooth.hypernet.predictor import load_hypernet
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
     network = load_hypernet(EMBEDDED_HYPERNET)
     return network.info.base_fingerprint, network_summary(network)

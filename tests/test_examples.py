@@ -10,8 +10,7 @@ from PIL import Image
 
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import load_base
-from hyperdreambooth.hypernet.predictor import load_hypernet
-from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "one_file.py"
 

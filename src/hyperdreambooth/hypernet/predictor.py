@@ -128,8 +128,9 @@ class Predictor:
     def fingerprint(self) -> str:
         """Sixteen hex digits of everything that a prediction depends on."""
         state, info = self.network.state_dict(), self.info
-        parts = (self.layout, self.basis.source, self.encoder.fingerprint, self.network.shape)
-        digest = hashlib.sha256(f"{parts} {info.strength} {info.resolution}".encode())
+        shape = (self.layout.to_json(), asdict(self.network.shape))
+        parts = (*shape, self.basis.source, self.encoder.fingerprint, info.strength, info.resolution)
+        digest = hashlib.sha256(repr(parts).encode())
         for name in sorted(state):
             digest.update(name.encode() + state[name].detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
