@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from hyperdreambooth import Adapter, Personalizer
 from hyperdreambooth.apps.demo import held_out
 from hyperdreambooth.base.load import EMBEDDED
+from hyperdreambooth.grid import grid
 
 PROMPTS = (
     "a photo of a [V] face, laughing",
@@ -24,53 +24,44 @@ PROMPTS = (
 
 
 def main(photo: Path | None, out: Path, steps: int | None = None, draw_steps: int = 25) -> Adapter:
-    """Personalizes; leaves the prediction, the LoRA and a sheet of pictures in the folder `out`."""
+    """Personalizes, and writes the prediction, the LoRA and a grid of pictures into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     photo = photo or held_out(0, out)[0]
     me = Personalizer.from_pretrained(device="cpu")
 
-    # The hypernetwork looks at the photo and writes the person's numbers; nothing is trained (paper, 4.2).
+    # The hypernetwork predicts the person's numbers from the photo; nothing is trained (paper, section 4.2).
     prediction = me.predict(photo)
     assert prediction.lidb is not None
     prediction.save(out / "prediction.safetensors", format="lidb")
     print(f"predicted {prediction.lidb.numbers.numel():,} numbers, rank {prediction.rank}")
 
-    # Relaxing writes the same ΔW at a higher rank (paper, 4.3): exact, with room for details.
+    # Relaxing writes the same ΔW at a higher rank (paper, section 4.3): it is exact and leaves room to train.
     relaxed = prediction.relax(rank=4)
-    print(f"relaxed to rank {relaxed.rank}: ΔW moved by {distance(prediction, relaxed):.1e}")
+    print(f"relaxed to rank {relaxed.rank}: ΔW changed by {distance(prediction, relaxed):.1e}")
 
     # The fast finetune trains the relaxed prediction on the photo, as the hypernetwork's folder recommends.
     adapter = me.personalize(photo, rank=4, steps=steps, prediction=prediction)
-    print(f"finetuned {adapter.metadata['steps']} steps: ΔW moved by {distance(prediction, adapter):.1e}")
+    print(f"finetuned {adapter.metadata['steps']} steps: ΔW changed by {distance(prediction, adapter):.1e}")
     adapter.save(out / "pytorch_lora_weights.safetensors")
 
-    # The same prompts from the same noise: the base that knows nobody, the prediction, the finished LoRA.
+    # The same prompts from the same noise, by the bare base, the prediction and the finished LoRA.
     rows = me.stages(PROMPTS, prediction, adapter, steps=draw_steps)
 
-    # Any diffusion tool reads the file. Plain diffusers knows the trigger, not [V].
+    # Any diffusion tool loads the file. Plain diffusers needs the trigger in place of [V].
     pipe = DiffusionPipeline.from_pretrained(EMBEDDED)
     pipe.load_lora_weights(out)
     plain = pipe(me.base.prompt(PROMPTS[0]), num_inference_steps=draw_steps, guidance_scale=4.0).images
-    sheet([*rows.values(), plain]).save(out / "pictures.png")
-    print(f"{out / 'pictures.png'}: rows {', '.join(rows)}, and one picture by plain diffusers")
+    pictures = grid([*rows.values(), plain], cell=me.base.resolution, gap=0, margin=0)
+    pictures.save(out / "pictures.png")
+    print(f"{out / 'pictures.png'}: {', '.join(rows)}, and one picture by plain diffusers")
     return adapter
 
 
 def distance(one: Adapter, other: Adapter) -> float:
-    """How far two adapters are apart, against the length of the first: ‖ΔW - ΔW'‖ / ‖ΔW‖ over all sites."""
+    """Returns the relative distance of two adapters over all sites: ‖ΔW - ΔW'‖ / ‖ΔW‖."""
     pairs = [(one.factors[site], other.factors[site]) for site in one.factors]
     apart = sum((up @ down - v @ u).square().sum().item() for (down, up), (u, v) in pairs)
     return (apart / sum((up @ down).square().sum().item() for (down, up), _ in pairs)) ** 0.5
-
-
-def sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """All pictures, a row of the sheet each."""
-    side = rows[0][0].width
-    paper = Image.new("RGB", (side * max(map(len, rows)), side * len(rows)), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            paper.paste(picture, (x * side, y * side))
-    return paper
 
 
 if __name__ == "__main__":

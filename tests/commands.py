@@ -1,4 +1,4 @@
-"""Commands as users type them, and what their tests ask of them."""
+"""Runs commands as users type them, and reads what they print and write."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ QUICK = ["--set", "draw_steps=2", "--set", "batch=2"]
 
 
 def hdb(*words: object, code: int = 0) -> Result:
-    """Runs a command and insists on its exit code."""
+    """Runs a command and checks its exit code."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == code, (result.output, result.exception)
     return result
 
 
 def error(*words: object) -> str:
-    """The one line that bad input gets."""
+    """Runs a command on bad input and returns its one line of error."""
     lines = hdb(*words, code=2).stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 
 def report(out: Path) -> dict[str, Any]:
-    """The report beside a file, or in a folder."""
+    """Reads the report beside a file or in a folder."""
     file = out / "report.json" if out.is_dir() else out.with_name(f"{out.name}.report.json")
     return json.loads(file.read_text())
 

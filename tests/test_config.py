@@ -99,7 +99,7 @@ def test_literals(item: str, key: str, value: Any) -> None:
 
 
 @given(st.text())
-def test_any_words_are_words_or_a_literal(words: str) -> None:
+def test_any_text_is_a_text_or_a_literal(words: str) -> None:
     try:
         assert isinstance(load_config(Config, None, [f"title={words}"]).title, str | None)
     except InputError as error:
@@ -131,7 +131,7 @@ def test_bad_sets(sets: list[str], words: str) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     file = write(tmp_path, "a.toml", "step = 5\nlr = 'x'")
     with pytest.raises(InputError) as caught:
         load_config(Config, file, ["ema=7"])
@@ -155,7 +155,7 @@ def test_a_missing_key_is_named() -> None:
         ("a.yaml", "!!python/object/apply:os.system ['echo no']", "cannot read the config"),
         ("a.yaml", "- 1", "expected keys and values, got list"),
         ("a.json", "{", "cannot read the config"),
-        ("a.txt", "steps = 1", "expected a config that ends in .toml, .yaml"),
+        ("a.txt", "steps = 1", "expected a config file that ends in .toml, .yaml"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, text: str, words: str) -> None:

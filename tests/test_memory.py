@@ -37,15 +37,15 @@ def kept(base: Base, batch: int, rank: int) -> int:
             seen[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    worn = {
+    factors = {
         s.name: (torch.randn(1, rank, s.in_features).requires_grad_(), torch.randn(1, s.out_features, rank))
         for s in base.sites
     }
     latents = base.encode_images(torch.zeros(1, 3, 32, 32)).expand(batch, -1, -1, -1)
     noise, timestep = sample_noise(base, tuple(latents.shape[1:]), "here")
-    with wear(base.components, worn, images=batch), saved_tensors_hooks(pack, lambda tensor: tensor):
-        told = base.encode_prompts(base.tokenize(["a person"] * batch))
-        denoise_loss(base, latents, told, noise.expand(batch, -1, -1, -1), timestep.expand(batch))
+    with wear(base.components, factors, images=batch), saved_tensors_hooks(pack, lambda tensor: tensor):
+        embeddings = base.encode_prompts(base.tokenize(["a person"] * batch))
+        denoise_loss(base, latents, embeddings, noise.expand(batch, -1, -1, -1), timestep.expand(batch))
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
@@ -54,13 +54,13 @@ def test_a_skeleton_keeps_what_the_base_keeps(name: str, tmp_path: Path) -> None
     pipelines.FAMILIES[name]().save_pretrained(tmp_path)
     thin = skeleton(tmp_path, resolution=32)
     real = Base.from_pipeline(pipelines.FAMILIES[name](), name, resolution=32)
-    told = _training(thin, "personalize", FinetuneConfig(batch=3, rank=2), 0)
+    needs = _training(thin, "personalize", FinetuneConfig(batch=3, rank=2), 0)
     weights = [
         p for m in real.pipe.components.values() if isinstance(m, torch.nn.Module) for p in m.parameters()
     ]
-    assert told["trained"] == 16 * sum(2 * (s.in_features + s.out_features) for s in real.sites)
-    assert told["saved"] == pytest.approx(kept(real, 3, 2), rel=0.1)
-    assert told["weights"] == pytest.approx(sum(p.nbytes for p in weights), rel=0.01)
+    assert needs["trained"] == 16 * sum(2 * (s.in_features + s.out_features) for s in real.sites)
+    assert needs["saved"] == pytest.approx(kept(real, 3, 2), rel=0.1)
+    assert needs["weights"] == pytest.approx(sum(p.nbytes for p in weights), rel=0.01)
 
 
 def test_advice_goes_on_until_it_fits_and_each_step_saves(micro_dir: Path) -> None:
@@ -85,7 +85,9 @@ def test_training_a_hypernetwork_counts_its_network(micro_dir: Path) -> None:
     assert small["basis"] > 0 and small["encoder"] == 0
 
 
-def test_the_larger_of_training_and_drawing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_is_the_larger_of_training_and_generating(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe, (tok, t5) = pipelines.sd3(), pipelines.t5(width=40)
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
     pipe.save_pretrained(tmp_path)
@@ -102,8 +104,8 @@ def test_the_larger_of_training_and_drawing_is_told(tmp_path: Path, monkeypatch:
         (10_000, False, sum(sizes.values())), (10_000, True, max(readers, *sizes.values())),
     ):  # fmt: skip
         monkeypatch.setattr(memory, "GENERATED", drawn)
-        told = need(build(offload=offload), "personalize", config)
-        assert told["weights"] == weights and (told["saved"] == 0) == (drawn > 1)
+        needs = need(build(offload=offload), "personalize", config)
+        assert needs["weights"] == weights and (needs["saved"] == 0) == (drawn > 1)
 
 
 def test_the_hypernetwork_is_counted_where_it_is_known(micro_base: Base, tmp_path: Path) -> None:
@@ -126,12 +128,12 @@ def doctor(*words: str) -> tuple[int, str]:
 def test_doctor_counts_a_single_file_by_the_configs_of_its_like(micro_dir: Path, tmp_path: Path) -> None:
     save_file(dict(micro.unet().state_dict()), tmp_path / "whole.safetensors")
     words = ["--base", str(tmp_path / "whole.safetensors"), "--task", "personalize"]
-    code, told = doctor(*words, "--set", f"base_config={micro_dir}")
-    assert code == 0 and ": fits (process" in told and "MISSING" not in told
-    code, told = doctor(*words)
-    assert code == 2 and "set base_config to a pipeline folder like it" in told
-    code, told = doctor("--base", str(tmp_path / "nowhere"))
-    assert code == 1 and "nowhere; name a diffusers pipeline folder" in told and "reproduce" not in told
+    code, output = doctor(*words, "--set", f"base_config={micro_dir}")
+    assert code == 0 and ": fits (process" in output and "MISSING" not in output
+    code, output = doctor(*words)
+    assert code == 2 and "set base_config to a pipeline folder like it" in output
+    code, output = doctor("--base", str(tmp_path / "nowhere"))
+    assert code == 1 and "nowhere; name a diffusers pipeline folder" in output and "reproduce" not in output
 
 
 def test_doctor_counts_for_a_device_that_is_not_here(
@@ -139,21 +141,21 @@ def test_doctor_counts_for_a_device_that_is_not_here(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     words = ["--base", str(micro_dir), "--task", "personalize", "--device"]
-    code, told = doctor(*words, "cuda")
-    assert code == 0 and "GiB on cuda, whose free memory is unknown (process" in told
-    assert "without the image encoder" in told
-    code, told = doctor(*words, "bogus")
-    assert code == 2 and "error: device: expected auto or one of those here" in told
+    code, output = doctor(*words, "cuda")
+    assert code == 0 and "GiB on cuda, whose free memory is unknown (process" in output
+    assert "without the image encoder" in output
+    code, output = doctor(*words, "bogus")
+    assert code == 2 and "error: device: expected auto or one of those here" in output
 
 
-def test_doctor_tells_whether_a_task_fits(micro_dir: Path) -> None:
+def test_doctor_shows_whether_a_task_fits(micro_dir: Path) -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--base", str(micro_dir), "--task", "personalize"])
     assert result.exit_code == 0, result.output
     assert ": fits (process" in result.output
 
 
 def test_resting_parts_lie_on_the_cpu(micro_dir: Path) -> None:
-    """The meta device stands for an accelerator: what rests is told by where it is sent."""
+    """The meta device stands for an accelerator: what rests is known by where it is sent."""
     base = load_base(micro_dir, "cpu", offload=True)
     sent: list[tuple[str, torch.device]] = []
 

@@ -1,4 +1,4 @@
-"""Resolved settings: a TOML or YAML file, `--set key.sub=value` over it, a command's own flags over both."""
+"""Reads and checks a config: a file, `key.sub=value` assignments over it, single fields over both."""
 
 from __future__ import annotations
 
@@ -21,40 +21,42 @@ Key = tuple[str, ...]
 def load_config(
     model: type[Model], file: Path | None = None, sets: Sequence[str] = (), /, **fields: Any
 ) -> Model:
-    """Read, merge and check a config.
+    """Reads, merges and checks a config.
 
     Args:
-        model: what the config must be; unknown keys are errors (``extra="forbid"``).
-        file: TOML, YAML or JSON.
-        sets: ``"a.b=1"``; the value is a TOML or JSON literal, else words. They beat the file.
-        fields: a command's own flags; those that are not None beat ``sets``.
+        model: the class of the config; unknown keys are errors if it has `extra="forbid"`.
+        file: a TOML, YAML or JSON file.
+        sets: assignments such as `a.b=1`, which override the file. The value is a TOML or JSON literal, or
+            else a text.
+        fields: values that override `sets`; None overrides nothing.
 
     Raises:
-        InputError: an unreadable file, an unknown key, a bad value; one line that names the key.
+        InputError: the file cannot be read, a key is unknown or a value wrong. The message is one line that
+            names every wrong key.
     """
     data = _read(file) if file else {}
-    words: dict[Key, str] = {}
+    texts: dict[Key, str] = {}
     for item in sets:
-        key, value = _assignment(item)
-        words[key] = value
-        _put(data, key, literal(value))
+        key, text = _assignment(item)
+        texts[key] = text
+        _put(data, key, literal(text))
     data.update({name: value for name, value in fields.items() if value is not None})
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        if not _reword(data, error, words):
-            raise InputError(_explain(model, data, error, file, words)) from None
+        if not _restore_texts(data, error, texts):
+            raise InputError(_explain(model, data, error, file, texts)) from None
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(_explain(model, data, error, file, words)) from None
+        raise InputError(_explain(model, data, error, file, texts)) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The file as nested dicts."""
+    """Reads a file as nested dicts."""
     readers = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
     if file.suffix.lower() not in readers:
-        raise InputError(f"{file}: expected a config that ends in {', '.join(readers)}")
+        raise InputError(f"{file}: expected a config file that ends in {', '.join(readers)}")
     try:
         data = readers[file.suffix.lower()](file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,7 +71,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _assignment(item: str) -> tuple[Key, str]:
-    """``"a.b=1"`` as its key and its words."""
+    """Splits `a.b=1` into its key and its value."""
     name, equals, value = item.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):
@@ -77,22 +79,22 @@ def _assignment(item: str) -> tuple[Key, str]:
     return key, value.strip()
 
 
-def literal(words: str) -> Any:
-    """A TOML or JSON literal, else the words themselves."""
+def literal(text: str) -> Any:
+    """Parses a TOML or JSON literal; any other text stays as it is."""
     try:
-        table = tomllib.loads(f"value = {words}")
-        if table.keys() == {"value"}:  # a line break in the words could start another key
+        table = tomllib.loads(f"value = {text}")
+        if table.keys() == {"value"}:  # a line break in the text could start another key
             return table["value"]
     except ValueError:
         pass
     try:
-        return json.loads(words)
+        return json.loads(text)
     except ValueError:
-        return words
+        return text
 
 
 def _put(data: dict[str, Any], key: Key, value: Any) -> None:
-    """Set a nested key, making the tables on the way."""
+    """Sets a nested key and makes the tables above it."""
     table: Any = data
     for depth, name in enumerate(key, start=1):
         if not isinstance(table, dict):
@@ -104,14 +106,18 @@ def _put(data: dict[str, Any], key: Key, value: Any) -> None:
             table = table.setdefault(name, {})
 
 
-def _reword(data: dict[str, Any], error: ValidationError, words: Mapping[Key, str]) -> bool:
-    """Give words back where a literal was read but text is wanted (``--set title=2024``); True if any."""
+def _restore_texts(data: dict[str, Any], error: ValidationError, texts: Mapping[Key, str]) -> bool:
+    """Restores texts that were parsed as literals though a text is expected (`--set title=2024`).
+
+    Returns:
+        Whether there were any.
+    """
     kinds = {"string_type", "path_type"}
     keys = [tuple(map(str, each["loc"])) for each in error.errors() if each["type"] in kinds]
-    found = [key for key in keys if key in words]
-    for key in found:
-        _put(data, key, words[key])
-    return bool(found)
+    parsed = [key for key in keys if key in texts]
+    for key in parsed:
+        _put(data, key, texts[key])
+    return bool(parsed)
 
 
 def _explain(
@@ -119,9 +125,9 @@ def _explain(
     data: Mapping[str, Any],
     error: ValidationError,
     file: Path | None,
-    words: Mapping[Key, str],
+    texts: Mapping[Key, str],
 ) -> str:
-    """All that is wrong, in one line."""
+    """Describes every mistake in one line."""
     lines: list[str] = []
     wrong: dict[str, tuple[list[str], str]] = {}
     for each in error.errors():
@@ -130,24 +136,25 @@ def _explain(
             allowed = _allowed(model, loc[:-1])
             near = difflib.get_close_matches(loc[-1], allowed, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            source = _source(loc, file, words)
+            source = _source(loc, file, texts)
             lines.append(f"{source}unknown key '{'.'.join(loc)}' ({hint}allowed: {', '.join(allowed)})")
         elif each["type"] == "missing":
-            lines.append(f"{_source(loc, file, words)}{'.'.join(loc)}: {each['msg']}")
+            lines.append(f"{_source(loc, file, texts)}{'.'.join(loc)}: {each['msg']}")
         else:
             place = _place(data, loc)
-            name = f"{_source(place, file, words)}{'.'.join(place) or 'config'}"
+            name = f"{_source(place, file, texts)}{'.'.join(place) or 'config'}"
             wrong.setdefault(name, ([], str(each["input"])[:80]))[0].append(each["msg"])
     lines += [f"{name}: {_any_of(messages)}, got {got!r}" for name, (messages, got) in wrong.items()]
     return "; ".join(lines)
 
 
-def _source(key: Key, file: Path | None, words: Mapping[Key, str]) -> str:
-    return "--set " if key in words else f"{file}: " if file else ""
+def _source(key: Key, file: Path | None, texts: Mapping[Key, str]) -> str:
+    """Says where a key was set."""
+    return "--set " if key in texts else f"{file}: " if file else ""
 
 
 def _place(data: Any, loc: Key) -> Key:
-    """The part of a location that the data has: pydantic appends which alternative of a union it tried."""
+    """Cuts a location to what the data has: pydantic appends which alternative of a union it tried."""
     for depth, name in enumerate(loc):
         if isinstance(data, Mapping) and name in data:
             data = data[name]
@@ -159,7 +166,7 @@ def _place(data: Any, loc: Key) -> Key:
 
 
 def _any_of(messages: Sequence[str]) -> str:
-    """What each alternative of a union asks for, as one sentence."""
+    """Joins the messages of a union's alternatives into one sentence."""
     start = "Input should be "
     if len(messages) == 1 or not all(message.startswith(start) for message in messages):
         return " or ".join(messages)
@@ -167,7 +174,7 @@ def _any_of(messages: Sequence[str]) -> str:
 
 
 def _allowed(model: type[BaseModel], loc: Key) -> list[str]:
-    """The keys of the table at ``loc``."""
+    """Returns the keys that the table at `loc` may have."""
     for name in loc:
         field = model.model_fields.get(name)
         for kind in [field.annotation, *get_args(field.annotation)] if field else []:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -177,6 +178,7 @@ def _predictor(config: Config, hypernet: Path | None, offline: bool) -> int:
     return _nbytes(network) + _encoder(copied, offline)
 
 
+@cache
 def _encoder(source: str, offline: bool) -> int:
     """Returns the bytes of an image encoder in float32, from its config; 0 if that is not found."""
     try:

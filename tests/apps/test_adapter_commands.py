@@ -1,4 +1,4 @@
-"""What is done with an adapter that is there: generate, export, merge, inspect; whose base is it?"""
+"""Commands on existing adapters: generate, export, merge, inspect; and adapters of another base."""
 
 from __future__ import annotations
 
@@ -66,25 +66,26 @@ def test_a_merged_pipeline_is_a_base_that_draws_the_person(
     assert np.abs(one - other).max() <= 1
 
 
-def test_inspect_tells_what_a_strangers_file_is(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+def test_inspect_shows_what_a_strangers_file_is(made: Path, micro_dir: Path, tmp_path: Path) -> None:
     network, out = with_network(made, micro_dir), tmp_path / "out"
     hdb("export", made / "p.lidb.safetensors", "--out", out, *network)
     for form, file in report(out)["files"].items():
-        told = json.loads(hdb("inspect", out / file, "--json", *network).stdout)
-        assert told["format"] == form and told["fits"].startswith("yes") and told["trigger"] == "sks"
+        entries = json.loads(hdb("inspect", out / file, "--json", *network).stdout)
+        assert entries["format"] == form and entries["fits"].startswith("yes") and entries["trigger"] == "sks"
         assert (
-            len(told["norms"]) == sum(told["sites"].values()) and told["bytes"] == (out / file).stat().st_size
+            len(entries["norms"]) == sum(entries["sites"].values())
+            and entries["bytes"] == (out / file).stat().st_size
         )
-        norm = sum(value**2 for name, value in told["norms"].items() if name.startswith("unet.")) ** 0.5
-        assert norm == pytest.approx(told["delta_norm"]["unet"], rel=1e-4)
+        norm = sum(value**2 for name, value in entries["norms"].items() if name.startswith("unet.")) ** 0.5
+        assert norm == pytest.approx(entries["delta_norm"]["unet"], rel=1e-4)
     wide = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(3, 640)}
     wide |= {"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.ones(640, 3)}
     wide |= {"lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(1.5)}
     save_file(wide, tmp_path / "sd.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
-    told = json.loads(hdb("inspect", tmp_path / "sd.safetensors", "--json", *network).stdout)
-    assert told["fits"].startswith("no: unet.mid_block") and "norms" not in told
-    assert (told["format"], told["base"]) == ("kohya", "sdxl_base_v1-0")
-    assert (told["ranks"], told["alphas"], told["layers"]) == ([3], [1.5], {"lora_unet": 1})
+    entries = json.loads(hdb("inspect", tmp_path / "sd.safetensors", "--json", *network).stdout)
+    assert entries["fits"].startswith("no: unet.mid_block") and "norms" not in entries
+    assert (entries["format"], entries["base"]) == ("kohya", "sdxl_base_v1-0")
+    assert (entries["ranks"], entries["alphas"], entries["layers"]) == ([3], [1.5], {"lora_unet": 1})
     words = ["--against", made / "p.lidb.safetensors"]
     lines = hdb("inspect", out / "person.safetensors", *words, *network).stdout
     assert "ss_network_dim" in lines and "attn1.to_q" in lines and "against cosine" in lines
@@ -168,9 +169,9 @@ def test_a_lidb_of_another_base_is_described_but_never_worn(
             parameter.add_(0.1)
     other.save_pretrained(tmp_path / "other")
     file, on = made / "p.lidb.safetensors", ["--base", tmp_path / "other", "--device", "cpu"]
-    told = json.loads(hdb("inspect", file, "--json", *on).stdout)
-    assert told["fits"].startswith("no") and told["base_fingerprint"] in told["fits"]
-    assert told["base_fingerprint"] in error(
+    entries = json.loads(hdb("inspect", file, "--json", *on).stdout)
+    assert entries["fits"].startswith("no") and entries["base_fingerprint"] in entries["fits"]
+    assert entries["base_fingerprint"] in error(
         "generate", "--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x", *on
     )
 
@@ -187,10 +188,11 @@ def test_a_lora_of_another_base_is_described_but_never_worn(
         other.unet.conv_in.bias.add_(0.1)
     other.save_pretrained(tmp_path / "other")
     on = ["--base", tmp_path / "other", "--device", "cpu"]
-    told = json.loads(hdb("inspect", file, "--json", *on).stdout)
-    assert told["fits"].startswith(f"no: made for base {told['base_fingerprint']}") and "norms" not in told
+    entries = json.loads(hdb("inspect", file, "--json", *on).stdout)
+    assert entries["fits"].startswith(f"no: made for base {entries['base_fingerprint']}")
+    assert "norms" not in entries
     words = ["--prompt", "a [V] face", "--adapter", file, "--out", tmp_path / "x"]
-    assert told["base_fingerprint"] in error("generate", *words, *on)
+    assert entries["base_fingerprint"] in error("generate", *words, *on)
 
 
 def test_a_damaged_lidb_is_an_error_whatever_its_base(made: Path, micro_dir: Path, tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_a_damaged_lidb_is_an_error_whatever_its_base(made: Path, micro_dir: Pat
     assert "NaN" in error("inspect", torn, "--base", micro_dir, "--device", "cpu")
 
 
-def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_path: Path) -> None:
+def test_a_huge_adapter_becomes_plain_json(made: Path, micro_dir: Path, tmp_path: Path) -> None:
     network, file = with_network(made, micro_dir), tmp_path / "huge.safetensors"
     hdb("merge", made / "p.lidb.safetensors", "--weight", 1e30, "--out", file, *network)
 
@@ -229,7 +231,7 @@ def test_a_huge_adapter_is_told_in_plain_json(made: Path, micro_dir: Path, tmp_p
         ("generate", "--prompt", "a face", "--adapter", "none.safetensors", "--out", "out"),
     ],
 )
-def test_a_file_that_is_not_there_is_told_before_the_base_is_loaded(words: tuple[str, ...]) -> None:
+def test_a_missing_file_is_an_error_before_the_base_is_loaded(words: tuple[str, ...]) -> None:
     assert "none.safetensors: no such file" in error(*words, "--base", "nowhere")
 
 
@@ -237,7 +239,12 @@ def test_what_another_command_made_is_not_written_over(made: Path, tmp_path: Pat
     (tmp_path / "me").mkdir()
     (tmp_path / "me" / "report.json").write_text('{"command": "personalize"}')
     (tmp_path / "mine" / "merged").mkdir(parents=True)
-    for out, found in ((tmp_path / "me", "one of personalize"), (tmp_path / "mine", "a pipeline from else")):
-        assert f"one of export, found {found}" in error("export", made / "p.lidb.safetensors", "--out", out)
+    for out, found in (
+        (tmp_path / "me", "a result of personalize"),
+        (tmp_path / "mine", "a pipeline from else"),
+    ):
+        assert f"a result of export, found {found}" in error(
+            "export", made / "p.lidb.safetensors", "--out", out
+        )
     for words in (("generate", "--prompt", "a face"), ("evaluate", "faces")):
-        assert "found one of personalize" in error(*words, "--out", tmp_path / "me")
+        assert "found a result of personalize" in error(*words, "--out", tmp_path / "me")

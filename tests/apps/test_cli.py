@@ -1,4 +1,4 @@
-"""What a user sees: help, exit codes, one line an error, resolved configs."""
+"""What a user sees: help, exit codes, errors of one line, resolved configs, progress."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def test_an_interrupt_is_one_line_and_130_whatever_becomes_of_it(then: str) -> N
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60)
-    assert child.returncode == 130, said
-    assert said == "interrupted; run the same command again to continue from what was saved\n"
+        _, printed = child.communicate(timeout=60)
+    assert child.returncode == 130, printed
+    assert printed == "interrupted; run the same command again to continue from what was saved\n"
 
 
 EARLY = """
@@ -172,7 +172,7 @@ def dry(*words: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("words", [["demo"], ["personalize", "a.png"], ["finetune", "a", "--photo", "a.png"]])
-def test_the_finetune_is_as_the_hypernetwork_recommends_unless_told(words: list[str], tmp_path: Path) -> None:
+def test_the_finetune_is_as_the_hypernetwork_recommends_unless_set(words: list[str], tmp_path: Path) -> None:
     recommended = load_info(EMBEDDED_HYPERNET).finetune
     command = [*words, "--out", tmp_path / "out"]
     assert recommended["lr"] != FinetuneConfig().lr
@@ -231,6 +231,21 @@ def test_a_folder_named_like_a_preset_is_not_its_config(
 def test_a_broken_connection_is_one_line() -> None:
     error = type("ReadError", (Exception,), {"__module__": "httpx2"})("reset by\npeer")
     assert cli.explain(error) == ("error: the network failed: reset by peer; try again", 1)
+
+
+def test_quiet_shows_no_progress(tmp_path: Path) -> None:
+    words = ["avatars", "render", "--out", str(tmp_path), "--identities", "1", "--photos", "1"]
+    assert "1/1" in CliRunner().invoke(cli.app, words).stderr
+    assert CliRunner().invoke(cli.app, ["--quiet", *words]).stderr == ""
+
+
+def test_a_recipe_for_a_base_is_refused_by_no_command_that_loads_none(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('base = "here"\n[prepare]\nsize = 99\n')
+    words = ["--out", tmp_path / "out", "--config", tmp_path / "recipe.toml"]
+    assert dry("prepare", "photos", *words)["size"] == 99
+    assert "base" not in dry("prepare", "photos", *words)
+    refused = CliRunner().invoke(cli.app, ["avatars", "render", *map(str, words), "--dry-run"])
+    assert refused.exit_code == 2 and "unknown key 'base'" in refused.stderr
 
 
 def test_every_table_is_a_command() -> None:

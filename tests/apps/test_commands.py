@@ -19,8 +19,8 @@ from hyperdreambooth.lidb.bank import Bank
 
 def test_preoptimize_makes_a_bank_and_says_so(made: Path) -> None:
     assert len(Bank.open(made / "bank")) == 6
-    told = report(made / "bank")
-    assert told["identities"] == 6 and told["config"]["steps"] == 2 and told["seconds"]["total"] > 0
+    entries = report(made / "bank")
+    assert entries["identities"] == 6 and entries["config"]["steps"] == 2 and entries["seconds"]["total"] > 0
 
 
 def test_train_makes_a_self_describing_folder(made: Path) -> None:
@@ -57,13 +57,13 @@ def test_predict_relax_finetune(made: Path, micro_dir: Path, micro_photos: Path,
         *with_network(made, micro_dir),
     )
     assert any(name.startswith("lora_unet_") for name in load_tensors(tuned)[0])
-    told = json.loads(
+    entries = json.loads(
         hdb("inspect", relaxed, "--json", "--against", tuned, *with_network(made, micro_dir)).stdout
     )
-    assert told["kind"] == "lora" and told["rank"] == 3 and told["fits"].startswith("yes")
+    assert entries["kind"] == "lora" and entries["rank"] == 3 and entries["fits"].startswith("yes")
     assert (
-        told["against"]["shared_sites"] == sum(told["sites"].values())
-        and told["against"]["relative_distance"] > 0
+        entries["against"]["shared_sites"] == sum(entries["sites"].values())
+        and entries["against"]["relative_distance"] > 0
     )
     again = json.loads(
         hdb("inspect", relaxed, "--json", "--against", prediction, *with_network(made, micro_dir)).stdout
@@ -78,13 +78,13 @@ def test_personalize_writes_one_whole_folder(
     words = ["--prompt", "a [V] face", "--prompt", "a [V] face, smiling", "--rank", 2, "--steps", 2, *QUICK]
     done = hdb("personalize", micro_photos / "person-1", "--out", out, *words, *with_network(made, micro_dir))
     assert "identity   not scored: this base has no scorers" in done.stdout
-    told = report(out)
-    assert {"load", "predict", "relax", "finetune", "generate", "total"} <= told["seconds"].keys()
+    entries = report(out)
+    assert {"load", "predict", "relax", "finetune", "generate", "total"} <= entries["seconds"].keys()
     nothing = {"base": None, "prediction": None, "finetuned": None}
-    assert told["scores"] == {"identity": nothing, "prompt": nothing}
-    assert {"lidb", "kohya", "diffusers", "picture"} <= told["files"].keys()
-    assert all((out / file).is_file() for file in told["files"].values())
-    assert (told["steps"], told["rank"], told["trigger"]) == (2, 2, "sks")
+    assert entries["scores"] == {"identity": nothing, "prompt": nothing}
+    assert {"lidb", "kohya", "diffusers", "picture"} <= entries["files"].keys()
+    assert all((out / file).is_file() for file in entries["files"].values())
+    assert (entries["steps"], entries["rank"], entries["trigger"]) == (2, 2, "sks")
     assert "expected a new or empty folder" in error(
         "personalize", photo(micro_photos), "--out", micro_photos, *with_network(made, micro_dir)
     )
@@ -149,9 +149,13 @@ def test_steps_auto_says_where_it_stopped_and_why(
     ]
     out = tmp_path / "t.safetensors"
     prediction = made / "p.lidb.safetensors"
-    said = hdb("finetune", prediction, "--photo", photo(micro_photos), "--out", out, *words).stdout
-    told = report(out)
-    assert told["steps"] in (0, 10, 20, 30) and told["stopped"] in said and told["config"]["steps"] == "auto"
+    printed = hdb("finetune", prediction, "--photo", photo(micro_photos), "--out", out, *words).stdout
+    entries = report(out)
+    assert (
+        entries["steps"] in (0, 10, 20, 30)
+        and entries["stopped"] in printed
+        and entries["config"]["steps"] == "auto"
+    )
     line = error("finetune", prediction, "--photo", photo(micro_photos), "--out", out, "--steps", "many")
     assert "steps" in line
 

@@ -52,11 +52,15 @@ def test_a_real_photograph_becomes_an_aligned_crop(photos: Path, tmp_path: Path)
     out = tmp_path / "crops"
     result = hdb("prepare", photos, "--out", out, "--size", 256, "--workers", 1)
     assert f"{out}: 1 crops of 1 people, 2 dropped" in result.stdout and "2.png: blurred" in result.stdout
-    told = report(out)
-    assert told["counts"] == {"photos": 3, "kept": 1, "dropped": 2, "people": 1}
-    assert told["kept"] == [{"photo": str(photos / "ana" / "1.jpg"), "crop": "ana/1.png"}]
-    assert [one["reason"].split()[0] for one in told["dropped"]] == ["blurred:", "the"]
-    assert told["config"]["size"] == 256 and "prepare" in told["seconds"] and "torch" in told["environment"]
+    entries = report(out)
+    assert entries["counts"] == {"photos": 3, "kept": 1, "dropped": 2, "people": 1}
+    assert entries["kept"] == [{"photo": str(photos / "ana" / "1.jpg"), "crop": "ana/1.png"}]
+    assert [one["reason"].split()[0] for one in entries["dropped"]] == ["blurred:", "the"]
+    assert (
+        entries["config"]["size"] == 256
+        and "prepare" in entries["seconds"]
+        and "torch" in entries["environment"]
+    )
     ((name, (photo,)),) = read_faces(out).items()
     assert name == "ana" and photo.caption == "a photo of a [V] {class_word}, smiling"
     assert photo.landmarks is not None and abs(photo.landmarks[0][1] - photo.landmarks[1][1]) < 2
@@ -128,10 +132,11 @@ def test_names_that_are_not_utf8_are_reported(photos: Path, tmp_path: Path) -> N
     except OSError:
         pytest.skip("the file system takes UTF-8 only")
     result = hdb("prepare", home, "--out", tmp_path / "crops", "--already-cropped", "--set", "sharpness=0")
-    told = report(tmp_path / "crops")
-    assert told["counts"] == {"photos": 3, "kept": 2, "dropped": 1, "people": 1}
+    entries = report(tmp_path / "crops")
+    assert entries["counts"] == {"photos": 3, "kept": 2, "dropped": 1, "people": 1}
     assert (
-        told["photos"].endswith("\\udce9t\\udce9") and "caf\\udce9.jpg: the file's name is" in result.stdout
+        entries["photos"].endswith("\\udce9t\\udce9")
+        and "caf\\udce9.jpg: the file's name is" in result.stdout
     )
 
 

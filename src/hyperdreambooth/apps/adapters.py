@@ -77,7 +77,7 @@ def export(
     check_report(out, "export")
     if (out / "merged").exists() and not (out / "report.json").is_file():
         raise InputError(
-            f"out {out}: expected a new folder or one of export, found a pipeline from elsewhere; "
+            f"out {out}: expected a new folder or a result of export, found a pipeline from elsewhere; "
             "pass another --out"
         )
     report = Report(settings)

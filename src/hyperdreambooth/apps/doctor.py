@@ -116,9 +116,10 @@ def _memory(
     predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)
     fits = list[bool]()
-    for sets_of_advice, needs in advise(build, task, settings.own, free or 0, predictor, loading.offline):
+    for options, needs in advise(build, task, settings.own, free or 0, predictor, loading.offline):
         fits.append(free is None or sum(needs.values()) <= free)
-        _line(sets_of_advice or task, _estimate(needs, place, free))
+        estimate = _estimate(needs, place, free)
+        _line(task, f"with {options}: {estimate}" if options else estimate)
     if not fits[-1]:
         _line(task, "does not fit; use a device with more memory, a smaller base or a lower resolution")
     return fits[0]

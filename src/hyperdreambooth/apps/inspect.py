@@ -96,14 +96,20 @@ def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
 
 
 def _print(entries: Mapping[str, Any]) -> None:
-    """Prints the entries, a line each; then each site with its norm and its distance from the other file."""
-    lines = {key: value for key, value in entries.items() if key not in ("norms", "against", "metadata")}
+    """Prints the entries; then the file's own metadata; then every site with its norm and its distance."""
     against: Mapping[str, Any] = entries.get("against", {})
+    lines = {key: value for key, value in entries.items() if key not in ("norms", "against", "metadata")}
     lines |= {f"against {key}": value for key, value in against.items() if key != "distances"}
-    lines |= {f"  {key}": value for key, value in entries.get("metadata", {}).items()}
     for key, value in lines.items():
-        typer.echo(f"{key:26} {_text(value)[:120]}")
-    norms, distances = entries.get("norms", {}), against.get("distances", {})
+        typer.echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
+    metadata, norms, distances = (
+        table.get(key, {})
+        for table, key in ((entries, "metadata"), (entries, "norms"), (against, "distances"))
+    )
+    if metadata:
+        typer.echo("\nmetadata of the file")
+    for key, value in sorted(metadata.items()):
+        typer.echo(f"  {key:32} {_text(value)[:120]}")
     if norms:
         typer.echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
     for name, norm in norms.items():

@@ -24,7 +24,7 @@ def check_report(out: Path, command: str) -> None:
     maker = report.get("command") if isinstance(report, dict) else None
     if maker != command:
         raise InputError(
-            f"out {out}: expected a new folder or one of {command}, found one of "
+            f"out {out}: expected a new folder or a result of {command}, found a result of "
             f"{maker or 'another program'}; pass another --out"
         )
 

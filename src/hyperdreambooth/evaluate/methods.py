@@ -184,7 +184,7 @@ def _shared(makers: Makers, method: Method) -> Adapter:
     found, base = makers.predictor(method), makers.base_for(method)
     numbers = start(found.layout, 0)[None].to(found.device)
     made = {k: (down.cpu(), up.cpu()) for k, (down, up) in found.factors(numbers).items()}
-    return Adapter(made, base.trigger, base.fingerprint, base.source)
+    return Adapter(made, base.trigger, base.fingerprint, base.source, base.resolution)
 
 
 def _finetuned(makers: Makers, method: Method, people: Sequence[Photos]) -> Sequence[TrainedPerson]:

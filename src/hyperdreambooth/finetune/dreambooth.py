@@ -94,7 +94,9 @@ def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> li
     trainable = pairs(together([fresh(base.sites, config.rank, config.seed)] * people), base.device)
     outcome = learn(trainable)
     return [
-        Adapter(one, base.trigger, base.fingerprint, base.source, metadata=outcome.metadata(k))
+        Adapter(
+            one, base.trigger, base.fingerprint, base.source, base.resolution, metadata=outcome.metadata(k)
+        )
         for k, one in enumerate(each(trainable.worn()))
     ]
 
@@ -113,6 +115,7 @@ def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> l
         base_fingerprint=base.fingerprint,
         trigger=base.trigger,
         base_source=base.source,
+        resolution=base.resolution,
     )
     done = [Adapter.from_lidb(made(numbers=row), basis) for row in trainable.leaves["numbers"].detach().cpu()]
     return [replace(one, metadata=outcome.metadata(k)) for k, one in enumerate(done)]

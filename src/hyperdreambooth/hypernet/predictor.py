@@ -160,7 +160,7 @@ class Predictor:
         info = self.info
         return Lidb(
             numbers.reshape(-1).cpu(), self.layout, self.basis.source, basis_fingerprint(self.basis),
-            info.base_fingerprint, info.trigger, info.base_source,
+            info.base_fingerprint, info.trigger, info.base_source, info.resolution,
         )  # fmt: skip
 
     def check_fits(self, base_fingerprint: str) -> None:

@@ -172,7 +172,7 @@ class Bank:
         base, known = self.manifest["base_fingerprint"], self.manifest.get
         return Lidb(
             self.numbers([identity])[0], self.layout, basis.source, basis_fingerprint(basis), base,
-            known("trigger", ""), known("base_source", ""),
+            known("trigger", ""), known("base_source", ""), known("resolution"),
         )  # fmt: skip
 
     def _row(self, name: str) -> Tensor:

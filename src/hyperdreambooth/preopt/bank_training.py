@@ -91,6 +91,7 @@ class Stage:
             "basis_source": self.basis.source,
             "basis_fingerprint": basis_fingerprint(self.basis),
             "trigger": self.base.trigger,
+            "resolution": self.base.resolution,
             "layout": self.layout.to_json(),
             "environment": environment(),
         }
