@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers
 from hyperdreambooth.runs import rng
@@ -44,7 +44,7 @@ def new_vae(seed: int, channels: int = COARSE_CHANNELS) -> Any:
 
 @torch.no_grad()
 def widen(vae: Any, seed: int) -> Any:
-    """Returns the VAE with more channels: its own come first, unchanged, and the decoder ignores the new ones."""
+    """Returns the VAE with more channels: its own come first, and its decoder ignores the new ones."""
     wide, known = new_vae(seed, LATENT_CHANNELS), vae.state_dict()
     state, means = wide.state_dict(), torch.arange(vae.config.latent_channels)
     both = torch.cat([means, LATENT_CHANNELS + means])  # means and log-variances

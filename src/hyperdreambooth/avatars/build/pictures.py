@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.draw.people import CATEGORICAL, CONTINUOUS, SPLITS, Context, Identity, identity, photo_context
+from hyperdreambooth.avatars.draw.people import (
+    CATEGORICAL,
+    CONTINUOUS,
+    SPLITS,
+    Context,
+    Identity,
+    identity,
+    photo_context,
+)
 from hyperdreambooth.avatars.draw.render import draw
 from hyperdreambooth.avatars.folder import in_processes
 from hyperdreambooth.files import whole_file
