@@ -26,7 +26,7 @@ SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
 def new_tokenizer() -> Any:
-    """Returns a CLIP tokenizer with one token a caption word and one for the trigger; other text becomes bytes."""
+    """Returns a CLIP tokenizer that has a token for the trigger and each caption word; the rest are bytes."""
     vocab: dict[str, int] = {}
     for ending in ("", "</w>"):
         for byte in sorted(ByteLevel.alphabet()):
