@@ -44,7 +44,7 @@ def new_vae(seed: int, channels: int = COARSE_CHANNELS) -> Any:
 
 @torch.no_grad()
 def widen(vae: Any, seed: int) -> Any:
-    """Returns the VAE with more channels: its own come first, unchanged, and the decoder ignores the new ones."""
+    """Returns the VAE with more channels: its own come first, and its decoder ignores the new ones."""
     wide, known = new_vae(seed, LATENT_CHANNELS), vae.state_dict()
     state, means = wide.state_dict(), torch.arange(vae.config.latent_channels)
     both = torch.cat([means, LATENT_CHANNELS + means])  # means and log-variances

@@ -26,7 +26,7 @@ SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
 def new_tokenizer() -> Any:
-    """Returns a CLIP tokenizer with a token for every caption word and the trigger; other text becomes bytes."""
+    """Returns a CLIP tokenizer that has a token for the trigger and each caption word; the rest are bytes."""
     vocab: dict[str, int] = {}
     for ending in ("", "</w>"):
         for byte in sorted(ByteLevel.alphabet()):
@@ -67,7 +67,7 @@ def new_text_encoder(tokenizer: Any) -> Any:
 
 
 def new_unet(latent_channels: int) -> Any:
-    """Returns a UNet with attention at 8×8 and 4×4 only: at 16×16 it costs nearly half of a step (docs/LOG.md)."""
+    """Returns a UNet with attention at 8×8 and 4×4 only; at 16×16 it costs nearly half of a step."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
@@ -85,14 +85,14 @@ def new_unet(latent_channels: int) -> Any:
 
 
 def plain_attention(unet: Any) -> None:
-    """Replaces fused attention, whose backward pass took 29 % of a step on a CPU; plain products are 1.4× faster."""
+    """Replaces fused attention, whose backward pass is 1.4 times slower than plain products on a CPU."""
     unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
 
 
 def scheduler() -> Any:
     """Returns Stable Diffusion's noise schedule with DPM-Solver++ (arXiv 2211.01095) as the sampler.
 
-    With "trailing" spacing sampling starts at the last timestep, whose noise the UNet expects (arXiv 2305.08891).
+    With "trailing" spacing, sampling starts at the last timestep, as it should (arXiv 2305.08891).
     """
     return diffusers.DPMSolverMultistepScheduler(
         beta_start=0.00085,
@@ -105,7 +105,7 @@ def scheduler() -> Any:
 
 @torch.no_grad()
 def widen_base(pipe: Any, vae: Any) -> Any:
-    """Moves the pipeline to a VAE with more channels: it draws the first as before; the others are untrained."""
+    """Moves the pipeline to a VAE with more channels: the first are as before, the others untrained."""
     unet = new_unet(vae.config.latent_channels)
     for name, value in unet.state_dict().items():
         old = pipe.unet.state_dict()[name]
@@ -172,7 +172,7 @@ def train_base(
 
 
 def _noise_weight(snr: Tensor, shape_counts: bool) -> Tensor:
-    """Returns the weight of each noise level: min-SNR (arXiv 2303.09556, γ = 5), or debiased (arXiv 2310.08442).
+    """Returns a weight for each noise level: min-SNR (arXiv 2303.09556, γ = 5) or debiased (2310.08442).
 
     Min-SNR keeps nearly clean latents from dominating; the debiased weights favour the noise levels at which
     the shape of a face is decided.
@@ -181,7 +181,7 @@ def _noise_weight(snr: Tensor, shape_counts: bool) -> Tensor:
 
 
 def _middle(side: int, focus: float) -> Tensor:
-    """Returns weights `(side, side)` from `1 + focus` in the middle to 1 at the edges, scaled to a mean of 1."""
+    """Returns weights `(side, side)`: `1 + focus` in the middle, 1 at the edges, scaled to a mean of 1."""
     place = (torch.arange(side) + 0.5) / side - 0.5
     bell = (-0.5 * (place / 0.17).square()).exp()
     weight = 1 + focus * bell[:, None] * bell
@@ -189,7 +189,7 @@ def _middle(side: int, focus: float) -> Tensor:
 
 
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
-    """Returns the picture's caption with parts left out at random, or an empty one for classifier-free guidance."""
+    """Returns the caption with parts left out at random, or an empty one for classifier-free guidance."""
     generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
         return ""

@@ -47,7 +47,7 @@ def attribute_figures(model: nn.Module, pictures: Pictures, device: str) -> dict
 
 
 def encoder_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
-    """Measures the mean error of continuous traits (0.25 for a guess) and the accuracy of categorical ones."""
+    """Measures the mean error of continuous traits (0.25 for a guess) and the accuracy of the others."""
     logits, first = read(model, pictures, device), len(TRAIT_LABELS)
     continuous, kinds = trait_targets(pictures.identities)
     off = (logits[:, :first].sigmoid() - continuous).abs().mean()

@@ -1,6 +1,6 @@
 """Small image classifiers: the two scorers, which only score, and the hypernetwork's image encoder.
 
-All three are ordinary transformers ResNets in plain model folders, which are loaded by path like a user's own.
+All three are ordinary transformers ResNets in plain model folders, loaded by path like a user's own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 1
 
 
 def blemish(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds what a scorer of generated pictures must ignore: softness, grain of several sizes, small shifts."""
+    """Adds what a scorer of generated pictures must ignore: softness, grain of two sizes, small shifts."""
     count, size = len(pixels), pixels.shape[-1]
     soft = interpolate(interpolate(pixels, size // 2, mode="area"), size, mode="bilinear")
     share = (1.6 * torch.rand(count, 1, 1, 1, generator=generator) - 0.4).clamp(0, 1)
@@ -163,7 +163,7 @@ def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device:
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         logits = model(batch["pixels"]).float()
-        # The gradient of cross-entropy towards a trait's value stays large where that of an absolute error is small.
+        # Cross-entropy towards a trait's value keeps a strong gradient where an absolute error stalls.
         traits = binary_cross_entropy_with_logits(logits[:, :first], batch["traits"])
         kind = grouped(logits[:, first:], batch["kinds"], groups)
         return {"loss": 4 * traits + kind, "traits": traits, "kinds": kind}

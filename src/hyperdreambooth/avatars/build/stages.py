@@ -94,7 +94,7 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
 
 
 def _training(out: Path, config: StageConfig, album: bool = False) -> Pictures:
-    """Returns training pictures: half plain ones to learn people from, or all in contexts to learn drawing."""
+    """Returns training pictures: all in contexts, to learn to draw, or half plain, to learn people."""
     return pictures("base", config.people, config.each, out / "pictures", album=album)
 
 
