@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.adapter import load_adapter as load_adapter
     from hyperdreambooth.base.load import Base as Base
     from hyperdreambooth.base.load import load_base as load_base
+    from hyperdreambooth.faces.dataset import Photo as Photo
     from hyperdreambooth.files import InputError as InputError
     from hyperdreambooth.finetune.config import DreamboothConfig as DreamboothConfig
     from hyperdreambooth.finetune.config import FinetuneConfig as FinetuneConfig
@@ -53,6 +54,7 @@ _HOME = {
     "HypernetConfig": "hypernet.config",
     "InputError": "files",
     "Personalizer": "personalize",
+    "Photo": "faces.dataset",
     "Predictor": "hypernet.predictor",
     "PreoptConfig": "preopt.bank_training",
     "dreambooth": "finetune.dreambooth",

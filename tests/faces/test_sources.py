@@ -297,8 +297,8 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     for source, words, fields in (
         (tmp_path / "numbers", "expected a column of images, found a", {}),
         (tmp_path / "torn", "cannot be read as a data set", {}),
-        ("hf:", "hf:: no data set is named; expected hf:NAME", {}),
-        ("hf::train", "hf::train: no data set is named", {}),
+        ("hf:", "hf:: the name of the data set is missing; expected hf:NAME", {}),
+        ("hf::train", "hf::train: the name of the data set is missing", {}),
         ("hf:nobody/nothing", r"hf:nobody/nothing: cannot be loaded .*expected hf:NAME", {}),
         (tmp_path / "none", "no such photo", {}),
     ):
