@@ -269,13 +269,14 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="source"):
         run(other, tmp_path / "out")
     run(f"{source}/", tmp_path / "out")
-    for told, words in (({"format": 1}, "expected a new"), ({"config": {}, "inputs": {"base": "a"}}, "base")):
+    foreign = {"expected a new": {"format": 1}, "base": {"config": {}, "inputs": {"base": "a"}}}
+    for words, config in foreign.items():
         file = tmp_path / words / "config.json"
         file.parent.mkdir()
-        file.write_text(json.dumps(told))  # of a hypernetwork, of another stage's run
+        file.write_text(json.dumps(config))  # of a hypernetwork, of another stage's run
         with pytest.raises(InputError, match=words):
             run(source, file.parent)
-        assert json.loads(file.read_text()) == told
+        assert json.loads(file.read_text()) == config
 
 
 def test_without_a_detector_the_first_photo_that_needs_one_says_so(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from hyperdreambooth.sites import locate
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
-FACTS = LoraInfo("sks", "micro", 32, "Ana")
+INFO = LoraInfo("sks", "micro", 32, "Ana")
 VARIANTS = ("uniform", "mixed ranks", "alpha ≠ rank")
 ADAPTS = {False: "denoiser only", True: "with text encoder"}
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
@@ -177,7 +177,7 @@ def choose(sites: tuple[Site, ...], text: bool) -> tuple[Site, ...]:
 
 def write(path: Path, wanted: Factors, sites: tuple[Site, ...], form: Literal["diffusers", "kohya"]) -> float:
     """Writes one form; what our own reader makes of it."""
-    write_lora(path, wanted, form, FACTS)
+    write_lora(path, wanted, form, INFO)
     own = worst(wanted, read_lora(path, sites)[0])
     assert own < 1e-6
     return own
@@ -235,7 +235,7 @@ def test_diffusers_adapts_no_site_of_the_kohya_form_of_sd3(
 ) -> None:
     pipe = pipelines.sd3()
     sites = tuple(s for s in pipelines.attention_sites(pipelines.parts(pipe)) if s.component == "transformer")
-    write_lora(tmp_path / "ana.safetensors", person(sites, "uniform", tmp_path), "kohya", FACTS)
+    write_lora(tmp_path / "ana.safetensors", person(sites, "uniform", tmp_path), "kohya", INFO)
     with complaints(caplog) as said:
         pipe.load_lora_weights(str(tmp_path), weight_name="ana.safetensors")
     assert said and not as_loaded(pipe)
@@ -249,7 +249,7 @@ def test_diffusers_splits_the_fused_form_of_flux_at_its_real_width(tmp_path: Pat
     wanted: Factors = {
         name: (torch.randn(1, rank, wide), torch.randn(1, wide, rank)) for name in [*double, *single]
     }
-    write_lora(path, wanted, "kohya", FACTS)
+    write_lora(path, wanted, "kohya", INFO)
     state: Any = FluxPipeline.lora_state_dict(load_file(path))
     got: Factors = {
         name: (state[f"{name}.lora_A.weight"][None], state[f"{name}.lora_B.weight"][None]) for name in wanted
