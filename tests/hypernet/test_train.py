@@ -111,7 +111,7 @@ def test_a_bank_teaches_its_people_without_running_the_base(
     sites = (known - known.mean(0)).split(bank.layout.sizes, dim=1)
     spread = torch.cat([each.square().mean().sqrt().expand(each.shape[1]) for each in sites])
     torch.testing.assert_close(predictor.network.spread, spread)
-    assert predictor.basis_source == "seed:7"
+    assert predictor.basis.source == "seed:7"
 
 
 def test_learned_bases_move_and_come_back_from_the_folder(

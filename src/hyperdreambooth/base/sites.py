@@ -1,4 +1,4 @@
-"""Which linear layers an adapter changes: the attention projections, and what a config adds or leaves out."""
+"""The linear layers that an adapter changes: the attention projections, plus or minus what a config says."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import nn
 from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical
 
-# q, k, v and output of every attention, joint attention's second stream included (paper, section 4.1)
+# q, k, v and output of every attention, also of joint attention's second stream (paper, section 4.1)
 _ATTENTION = r"attn.*\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|(q|k|v|out)_proj)$"
 
 
 def find_sites(
     components: Mapping[str, nn.Module], add: str | None = None, skip: str | None = None
 ) -> tuple[Site, ...]:
-    """The sites of a base, sorted by name.
+    """Returns the sites of a base, sorted by name.
 
     Args:
-        components: the parts that may wear an adapter.
-        add: pattern of further linear layers by canonical name, such as `ff\\.net`.
-        skip: pattern of names to leave out, such as `^text_encoder`.
+        components: the networks that may wear an adapter.
+        add: a pattern of further linear layers by canonical name, such as `ff\\.net`.
+        skip: a pattern of sites to leave out, such as `^text_encoder`.
 
     Raises:
-        InputError: a pattern that is none, or that matches nothing.
+        InputError: a pattern is no regular expression, matches nothing, or leaves no site.
     """
     linears = [
         Site(canonical(part, path), layer.in_features, layer.out_features)
@@ -38,18 +38,20 @@ def find_sites(
     )
     left = wanted - set(_matching("skip_sites", skip, sorted(wanted)))
     if not left:
-        raise InputError(f"skip_sites: {skip!r} leaves no site; make it narrower")
+        raise InputError(f"skip_sites: expected to leave a site, but {skip!r} matches all; make it narrower")
     return tuple(sorted(left))
 
 
 def _matching(field: str, pattern: str | None, sites: list[Site]) -> list[Site]:
-    """The sites that a pattern of the config finds."""
+    """Returns the sites that a pattern of the config matches."""
     if not pattern:
         return []
     try:
         found = [site for site in sites if re.search(pattern, site.name)]
     except re.error as error:
-        raise InputError(f"{field}: {pattern!r} is no regular expression ({error}); correct it") from None
+        raise InputError(
+            f"{field}: expected a regular expression, got {pattern!r} ({error}); correct it"
+        ) from None
     if not found:
         raise InputError(f"{field}: {pattern!r} matches no layer such as {sites[0].name}; correct it")
     return found

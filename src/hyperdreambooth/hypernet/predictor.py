@@ -1,8 +1,8 @@
 """A trained hypernetwork: photo → LiDB numbers, and the folder that stores it.
 
-The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the config
-names it), and `config.json`, which is written last, with a fingerprint of the weights. So a half-written folder
-is refused.
+The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the
+config names it), and `config.json`, which is written last, with a fingerprint of the weights. So a
+half-written folder is refused.
 """
 
 from __future__ import annotations
@@ -118,11 +118,6 @@ class Predictor:
     def device(self) -> torch.device:
         """The device of the network."""
         return self.network.mean.device
-
-    @property
-    def basis_source(self) -> str:
-        """`seed:N`, or `hypernet:FINGERPRINT` if the bases were learned."""
-        return self.basis.source
 
     @cached_property
     def fingerprint(self) -> str:
