@@ -160,13 +160,13 @@ def hypernet(folder: Path, base: Base) -> Path:
     network = HyperNetwork(layout, shape, seeded_basis(base.sites, 6, 4, 0))
     network.normalise(torch.randn(layout.size) * 0.3, torch.ones(layout.size), features)
     torch.nn.init.normal_(network.head)
-    facts = HypernetInfo(base.fingerprint, base.source, "sks", "face", base.resolution)
-    Predictor(network, encoder, facts).save(folder / "made")
+    info = HypernetInfo(base.fingerprint, base.source, "sks", "face", base.resolution)
+    Predictor(network, encoder, info).save(folder / "made")
     return folder / "made"
 
 
-def scorer(folder: Path, labels: Sequence[str], seed: int, **facts: object) -> None:
-    """A tiny random ResNet as a scorer, with what it says of itself."""
+def scorer(folder: Path, labels: Sequence[str], seed: int, **settings: object) -> None:
+    """Saves a tiny random ResNet as a scorer, with further settings in its config."""
     torch.manual_seed(seed)
     config = ResNetConfig(
         embedding_size=4,
@@ -178,7 +178,7 @@ def scorer(folder: Path, labels: Sequence[str], seed: int, **facts: object) -> N
         label2id={label: k for k, label in enumerate(labels)},
     )
     config.image_size = 16
-    for name, value in facts.items():
+    for name, value in settings.items():
         setattr(config, name, value)
     ResNetForImageClassification(config).save_pretrained(folder)
 

@@ -9,7 +9,7 @@ ever out of date.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -30,7 +30,7 @@ BATCHES = 16  # batches in one shard: 20,000 photos make 40 files and 40 writes 
 
 def cached_rows(
     names: Sequence[str],
-    encode: Callable[[Sequence[list[int]]], Iterable[Mapping[str, Tensor]]],
+    encode: Callable[[list[int]], Mapping[str, Tensor]],
     folder: Path,
     batch: int = 32,
     title: str = "encode",
@@ -42,8 +42,7 @@ def cached_rows(
 
     Args:
         names: the hashes of the inputs; a repeated name is encoded once.
-        encode: takes all batches that are missing, each a list of positions in `names`, and yields the rows
-            of one batch after the other, so that it can read ahead.
+        encode: positions in `names` → their rows, in this order.
         folder: the folder of the shards; it is created when missing.
         batch: the number of rows encoded at a time.
         title: the label of the progress bar.
@@ -57,12 +56,12 @@ def cached_rows(
     places = {name: place for place, name in reversed(list(enumerate(names)))}
     known = _look_up(folder, places)
     missing = sorted(place for name, place in places.items() if name not in known)
-    batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
     waiting: list[tuple[list[int], Mapping[str, Tensor]]] = []
     with Progress(title, len(places), len(places) - len(missing)) as bar:
         try:
-            for part, rows in zip(batches, encode(batches), strict=True):
-                waiting.append((part, rows))
+            for start in range(0, len(missing), batch):
+                part = missing[start : start + batch]
+                waiting.append((part, encode(part)))
                 bar.update(len(part))
                 if len(waiting) == BATCHES:
                     known |= _write(folder, names, waiting)

@@ -1,9 +1,9 @@
-"""The words shared by every folder: sites, factors, and the shape letters.
+"""The types that every folder shares: sites, factors, and array types with named axes.
 
-Shape letters of docstrings and array types: `b` batch, `n` identities, `s` sites, `r` rank, `a` down_dim, `d`
+The letters in docstrings and array types: `b` batch, `n` identities, `s` sites, `r` rank, `a` down_dim, `d`
 up_dim, `i`/`o` in and out features of a site, `t` tokens, `c h w` image or latent, `P` the numbers of one
-identity, `K` refinements. A letter is one size throughout a signature; after an underscore it only names the
-axis. Tests check the array types (`tests/conftest.py`); in normal use they cost nothing.
+identity, `K` refinements. Within a signature a letter is always the same size; after an underscore it is only
+a name. Tests check the array types (`tests/conftest.py`); otherwise they cost nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Site:
     """One adapted linear layer of the base.
 
     Attributes:
-        name: canonical name, component first, for example
+        name: the canonical name, which starts with the component, for example
             `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q`.
         in_features: `i`.
         out_features: `o`.
@@ -36,7 +36,7 @@ class Site:
 
     @property
     def component(self) -> str:
-        """The part of the pipeline that owns the site: `unet`, `text_encoder`, …"""
+        """The pipeline's component with the site: `unet`, `text_encoder`, …"""
         return self.name.split(".", 1)[0]
 
 
@@ -45,19 +45,19 @@ Features: TypeAlias = Float[Tensor, "b t c"]
 Down: TypeAlias = Float[Tensor, "n r i"]
 Up: TypeAlias = Float[Tensor, "n o r"]
 Factors: TypeAlias = dict[str, tuple[Float[Tensor, "n _r _i"], Float[Tensor, "n _o _r"]]]
-"""Site name → (down `(n, r, i)`, up `(n, o, r)`); `ΔW[n] = up[n] @ down[n]`. The scale is always 1."""
+"""Site name → (down `(n, r, i)`, up `(n, o, r)`), with `ΔW[n] = up[n] @ down[n]` and no further scale."""
 
 
 def canonical(component: str, path: str) -> str:
-    """Names a module the same way whatever the library version or wrapper.
+    """Returns a module's name, the same for every library version and wrapper.
 
-    transformers 5.6 dropped `text_model.` from module paths, compilation and DDP add prefixes of their own;
-    seeds and file keys must not follow them.
+    transformers 5.6 dropped `text_model.` from module paths, and compilation and DDP add prefixes. Seeds and
+    file keys must not depend on that.
     """
     return ".".join([component, *(part for part in path.split(".") if part not in _WRAPPERS)])
 
 
 def site_fingerprint(sites: Sequence[Site]) -> str:
-    """Sixteen hex digits that change when a site is added, removed or resized."""
+    """Returns sixteen hex digits that change when a site is added, removed or resized."""
     lines = "\n".join(f"{s.name}:{s.in_features}:{s.out_features}" for s in sorted(sites))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 import eyes
 from hyperdreambooth.base.load import Base
@@ -34,10 +38,10 @@ def made(base: Base, folder: Path, learn_basis: bool = False) -> Predictor:
     net.normalise(
         torch.randn(layout.size), torch.rand(layout.size) + 0.1, torch.randn(9, eye.tokens, eye.channels)
     )
-    facts = HypernetInfo(
+    info = HypernetInfo(
         base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, {"step": 12}
     )
-    return Predictor(net, eye, facts)
+    return Predictor(net, eye, info)
 
 
 @pytest.fixture
@@ -55,8 +59,8 @@ def test_a_saved_folder_predicts_the_same(
     assert torch.equal(again.predict(pixels), first.predict(pixels))
     assert again.info == first.info
     assert again.layout == first.layout
-    assert again.basis_source == first.basis_source
-    assert again.basis_source == (f"hypernet:{basis_fingerprint(first.basis)}" if learn_basis else "seed:7")
+    assert again.basis.source == first.basis.source
+    assert again.basis.source == (f"hypernet:{basis_fingerprint(first.basis)}" if learn_basis else "seed:7")
     assert torch.equal(again.basis.up[micro_base.sites[0].name], first.basis.up[micro_base.sites[0].name])
     assert again.encoder.source == str(tmp_path / "hypernet" / "encoder")
     assert "12 steps" in (tmp_path / "hypernet" / "README.md").read_text()
@@ -95,7 +99,7 @@ def test_a_prediction_becomes_a_person_on_disk(
     lidb = predictor.lidb(predictor.average(pixels))
     save_lidb(tmp_path / "ana.lidb.safetensors", lidb)
     again = load_lidb(tmp_path / "ana.lidb.safetensors", micro_base.sites)
-    assert again.basis_source == predictor.basis_source
+    assert again.basis_source == predictor.basis.source
     assert again.trigger == micro_base.trigger
     worn, expected = (
         predictor.factors(predictor.average(pixels)),
@@ -170,3 +174,39 @@ def test_damaged_folders_are_one_line(micro_base: Base, tmp_path: Path, how: str
 def test_what_is_not_there_is_one_line(source: str) -> None:
     with pytest.raises(InputError, match=f"hypernetwork {source}: no such folder"):
         load_hypernet(source)
+
+
+def test_what_is_pushed_to_the_hub_loads_again(
+    micro_base: Base, tmp_path: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[tuple[str, bool | None, str | None]] = []
+
+    def create_repo(api: HfApi, repo_id: str, *, private: bool | None, exist_ok: bool) -> None:
+        assert exist_ok
+        created.append((repo_id, private, str(api.token)))
+
+    def upload_folder(
+        api: HfApi, *, repo_id: str, folder_path: Path, revision: str | None, commit_message: str
+    ) -> Any:
+        shutil.copytree(folder_path, tmp_path / "hub" / repo_id / (revision or "main"))
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/{commit_message}")
+
+    def download(repo_id: str, *, allow_patterns: object, revision: str | None, token: str | None) -> str:
+        assert allow_patterns and token == "secret"
+        return str(tmp_path / "hub" / repo_id / (revision or "main"))
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr("hyperdreambooth.hub.snapshot_download", download)
+    predictor = made(micro_base, tmp_path)
+    url = predictor.push_to_hub("me/faces", private=True, token="secret", revision="v2", commit_message="new")
+    assert url == "https://hub/me/faces/commit/new"
+    assert created == [("me/faces", True, "secret")]
+    again = load_hypernet("me/faces", revision="v2", token="secret")
+    assert torch.equal(again.predict(pixels), predictor.predict(pixels))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(micro_base: Base, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"me/faces.*check the name, the token and the network") as caught:
+        made(micro_base, tmp_path).push_to_hub("me/faces")
+    assert "\n" not in str(caught.value)

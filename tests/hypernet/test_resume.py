@@ -57,7 +57,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
     train_hypernet(micro_base, micro_photos, tmp_path / "h", config)
     assert_same(tmp_path / "whole", tmp_path / "h")
     assert [line["step"] for line in lines(tmp_path / "h") if "loss" in line] == [2, 4, 6]
-    assert whole.basis_source.startswith("hypernet:" if fields.get("learn_basis") else "seed:7")
+    assert whole.basis.source.startswith("hypernet:" if fields.get("learn_basis") else "seed:7")
 
 
 def test_run_again_when_finished_trains_no_more(

@@ -111,7 +111,7 @@ def test_a_bank_teaches_its_people_without_running_the_base(
     sites = (known - known.mean(0)).split(bank.layout.sizes, dim=1)
     spread = torch.cat([each.square().mean().sqrt().expand(each.shape[1]) for each in sites])
     torch.testing.assert_close(predictor.network.spread, spread)
-    assert predictor.basis_source == "seed:7"
+    assert predictor.basis.source == "seed:7"
 
 
 def test_learned_bases_move_and_come_back_from_the_folder(
@@ -220,7 +220,7 @@ def test_a_bank_must_fit(micro_base: Base, micro_photos: Path, eye: Path, tmp_pa
     with pytest.raises(InputError, match=f"{micro_base.fingerprint}.*0123456789abcdef"):
         train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye), tmp_path / "foreign")
     eyes.bank(micro_base, tmp_path / "bank", ("person-0",))
-    with pytest.raises(InputError, match="rank is 1, the config says 2"):
+    with pytest.raises(InputError, match="rank is 1, the config has 2"):
         train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye, rank=2), tmp_path / "bank")
 
 

@@ -87,3 +87,10 @@ def test_moving_a_basis_keeps_it() -> None:
 )
 def test_the_seed_of_a_source(source: str, seed: int | None) -> None:
     assert seed_of(source) == seed
+
+
+def test_a_seeded_basis_is_drawn_once_and_never_written_to() -> None:
+    first, again = (seeded_basis(small.SITES, 8, 5, 0) for _ in range(2))
+    assert all(first.down[name] is again.down[name] for name in first.down)
+    with pytest.raises(AttributeError):
+        first.source = "seed:1"  # type: ignore[misc]

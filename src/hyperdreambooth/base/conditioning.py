@@ -6,7 +6,6 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,7 +86,7 @@ class Conditioner:
         identity = repr((base.fingerprint, weights_fingerprint(texts), parts, base.dtype, precision))
         folder = self._cache / f"conditioning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens.cpu()]
-        return cached_rows(names, partial(map, self._encode), folder, _TOGETHER, "encode captions")
+        return cached_rows(names, self._encode, folder, _TOGETHER, "encode captions")
 
 
 def _distinct(rows: Sequence[int], images: int) -> tuple[list[int], list[int]]:

@@ -1,6 +1,6 @@
-"""What a family of bases is: one file with these names, over the pipeline that diffusers has for it.
+"""The interface of a family of bases: a module with these names, for one diffusers pipeline.
 
-`docs/families.md` says how to add one. Nothing else in the package knows any family.
+`docs/families.md` explains how to add one. Nothing else in the package depends on a family.
 """
 
 from __future__ import annotations
@@ -12,49 +12,49 @@ from torch import Tensor
 from hyperdreambooth.base.noising import Diffusion, Flow
 
 Conditioning = dict[str, Tensor]
-"""What a denoiser is told of its prompts; every tensor leads with the batch axis."""
+"""The encoded prompts of a denoiser; the batch is the first axis of every tensor."""
 
 
 class Family(Protocol):
-    """The names of a family's file."""
+    """The names in a family's module."""
 
     @property
     def DENOISER(self) -> str:
-        """The pipeline's component that is asked: `unet`, `transformer`."""
+        """The component that predicts noise or velocity: `unet` or `transformer`."""
         ...
 
     @property
     def TEXT_ENCODERS(self) -> tuple[str, ...]:
-        """The components that read prompts and may wear an adapter; others stay frozen."""
+        """The text encoders that may wear an adapter; others stay frozen."""
         ...
 
     @property
     def NOISING(self) -> Diffusion | Flow:
-        """How latents become noisy, and what the denoiser is asked."""
+        """The noise levels and what the denoiser predicts."""
         ...
 
     def tokenize(self, pipe: Any, prompts: list[str]) -> Tensor:
-        """Token numbers `(b, t)`, of all tokenizers in a row."""
+        """Returns token ids `(b, t)`, those of all tokenizers concatenated."""
         ...
 
     def encode_prompts(self, pipe: Any, tokens: Tensor) -> Conditioning:
-        """Conditioning of token numbers `(b, t)`; gradients flow through what is worn."""
+        """Returns the conditioning of token ids `(b, t)`; an adapter that is worn gets gradients."""
         ...
 
     def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's output, `(b, c, h, w)` like the noisy latents; timesteps `(b,)`."""
+        """Returns the denoiser's prediction, `(b, c, h, w)` like the noisy latents; timesteps `(b,)`."""
         ...
 
     def sampling(
         self, pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float
     ) -> dict[str, Any]:
-        """What the pipeline's call takes for prompts, negative prompts and guidance."""
+        """Returns the pipeline's arguments for prompts, negative prompts and guidance."""
         ...
 
     def resolution(self, pipe: Any) -> int:
-        """Pixels a side that the base was made for."""
+        """Returns the side in pixels that the base was trained at."""
         ...
 
     def multiple(self, pipe: Any) -> int:
-        """Sides of pictures must be a multiple of this many pixels."""
+        """Returns the number of pixels that the sides of images must be a multiple of."""
         ...

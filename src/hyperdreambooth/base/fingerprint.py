@@ -1,4 +1,4 @@
-"""Which weights a base has, in sixteen hex digits that do not depend on the number format it is loaded in."""
+"""Fingerprints of a base's weights, which do not depend on the number format it is loaded in."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from hyperdreambooth.shapes import canonical
 
-_HEAD = 64  # numbers read of each weight
+_HEAD = 64  # numbers of each weight that are hashed
 
 
 def weights_fingerprint(
     components: Mapping[str, nn.Module], stored: Path | None = None, variant: str | None = None
 ) -> str:
-    """Sixteen hex digits from the name, shape and first 64 numbers of every weight.
+    """Returns sixteen hex digits of the name, shape and first 64 numbers of every weight.
 
-    The numbers are read as float16, so that float32 and float16 copies of a base accept the same adapters. A
-    bfloat16 copy has fewer digits than that: its numbers are read from the files it came from.
+    The numbers are hashed as float16, so that float32 and float16 copies of a base accept the same adapters.
+    bfloat16 is less precise than float16, so the numbers of a bfloat16 copy are read from its files.
 
     Args:
-        components: the parts that may wear an adapter.
-        stored: the pipeline's folder; without it a bfloat16 copy has a fingerprint of its own.
-        variant: of the files in that folder.
+        components: the networks that may wear an adapter.
+        stored: the pipeline's folder; without it, a bfloat16 copy has another fingerprint.
+        variant: the variant of the files in that folder.
     """
     lines: list[str] = []
     probes: list[bytes] = []
@@ -37,14 +37,14 @@ def weights_fingerprint(
         files = _heads(stored / part, part, variant) if rounded and stored is not None else {}
         for name, p in sorted(module.named_parameters()):
             lines.append(f"{part}.{name}:{tuple(p.shape)}")
-            if not p.is_meta:  # a base that is only measured has no numbers
+            if not p.is_meta:  # a skeleton has no numbers
                 numbers = files.get(canonical(part, name), p.detach().flatten()[:_HEAD])
                 probes.append(numbers.half().cpu().numpy().tobytes())
     return hashlib.sha256("\n".join(lines).encode() + b"".join(probes)).hexdigest()[:16]
 
 
 def _heads(folder: Path, part: str, variant: str | None) -> dict[str, Tensor]:
-    """Canonical name → the first numbers of every weight in a component's files; nothing else is read."""
+    """Reads the first numbers of every weight in a component's files, by canonical name."""
     heads: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         if file.stem.partition(".")[2].partition("-")[0] == (variant or ""):
@@ -55,7 +55,7 @@ def _heads(folder: Path, part: str, variant: str | None) -> dict[str, Tensor]:
 
 
 def _head(tensor: Any) -> Tensor:
-    """The first numbers of a weight on disk."""
+    """Reads the first numbers of a weight on disk."""
     shape: list[int] = tensor.get_shape()
     if not shape:
         return tensor[...].flatten()

@@ -1,4 +1,4 @@
-"""Flux: a transformer over packed latents, CLIP for one vector, T5 for the words, guidance as an input."""
+"""Flux: a transformer over packed latents with guidance as an input, CLIP's pooled vector, and T5."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from hyperdreambooth.base.text import frozen_states, read, token_numbers
 DENOISER = "transformer"
 TEXT_ENCODERS = ("text_encoder",)
 NOISING = Flow(logit_normal=False)
-T5_LENGTH = 512  # the pipeline's own
-GUIDANCE = (
-    1.0  # at 1 the distilled model answers with the plain velocity, which is what the loss compares with
-)
+T5_LENGTH = 512  # the pipeline's default
+# at 1 the distilled model predicts the plain velocity, which is the target of the loss
+GUIDANCE = 1.0
 
 
 def _lengths(pipe: Any) -> tuple[int, int]:
-    """Tokens of each tokenizer."""
+    """Returns the number of tokens of each tokenizer."""
     return pipe.tokenizer.model_max_length, min(T5_LENGTH, pipe.tokenizer_2.model_max_length)
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
-    """Token numbers `(b, 77 + 512)`."""
+    """Returns token ids `(b, 77 + 512)`."""
     pairs = zip((pipe.tokenizer, pipe.tokenizer_2), _lengths(pipe), strict=True)
     return torch.cat([token_numbers(each, prompts, length) for each, length in pairs], dim=1)
 
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
-    """T5's states, `hidden (b, t, c)`, and CLIP's vector, `pooled (b, p)`."""
+    """Returns T5's states, `hidden (b, t, c)`, and CLIP's pooled vector, `pooled (b, p)`."""
     first, second = tokens.split(_lengths(pipe), dim=1)
     pooled = read(pipe.text_encoder, first).pooler_output
     hidden = frozen_states(pipe.text_encoder_2, second).to(pooled.device, pooled.dtype)
@@ -40,13 +39,13 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """The transformer's velocity, `(b, c, h, w)`; it reads patches of 2 x 2 with their places."""
+    """Returns the predicted velocity, `(b, c, h, w)`; the transformer takes 2 x 2 patches and positions."""
     b, c, h, w = noisy.shape
     hidden = conditioning["hidden"]
     guidance = None
     if pipe.transformer.config.guidance_embeds:
         guidance = torch.full((b,), GUIDANCE, device=noisy.device)
-    answer = pipe.transformer(
+    packed = pipe.transformer(
         hidden_states=pipe._pack_latents(noisy, b, c, h, w),
         timestep=timesteps / pipe.scheduler.config.num_train_timesteps,
         guidance=guidance,
@@ -56,11 +55,11 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
         img_ids=pipe._prepare_latent_image_ids(b, h // 2, w // 2, noisy.device, hidden.dtype),
         return_dict=False,
     )[0]
-    return pipe._unpack_latents(answer, h, w, 1)
+    return pipe._unpack_latents(packed, h, w, 1)
 
 
 def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
-    """Guidance as the model's input; with a negative prompt true guidance against it instead."""
+    """Returns the arguments for guidance: the model's own, or with a negative prompt classifier-free."""
     common = {"prompt": prompts, "max_sequence_length": _lengths(pipe)[1]}
     if negative is None:
         return {**common, "guidance_scale": guidance}
@@ -68,10 +67,10 @@ def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance
 
 
 def resolution(pipe: Any) -> int:
-    """Its transformer has no size of its own; the pipeline knows."""
+    """Returns the pipeline's default side in pixels, as the transformer has none."""
     return pipe.default_sample_size * pipe.vae_scale_factor
 
 
 def multiple(pipe: Any) -> int:
-    """Latents are packed in squares of four."""
+    """Returns the side of a packed 2 x 2 square of latents in pixels."""
     return 2 * pipe.vae_scale_factor

@@ -1,7 +1,7 @@
-"""How latents become noisy, and what the denoiser is asked: ε or v over a table, or a straight flow's v.
+"""Noise levels and prediction targets: ε or v of a diffusion model, or the velocity of a flow model.
 
-Both kinds are a signal level and a noise level at every timestep, `x_t = signal · x_0 + σ · ε`. Levels come
-from the scheduler's config and training tables, which drawing pictures never changes.
+Both kinds have a signal level and a noise level at every timestep, `x_t = signal · x_0 + σ · ε`. The levels
+come from the scheduler's config and training tables, which sampling never changes.
 """
 
 from __future__ import annotations
@@ -17,62 +17,63 @@ from hyperdreambooth.files import InputError
 
 
 class Diffusion:
-    """Noise or velocity over the table ᾱ_t of whole timesteps (DDPM; progressive distillation)."""
+    """A diffusion model with a table of ᾱ_t, which predicts noise (DDPM) or v (progressive distillation)."""
 
     def check(self, scheduler: Any) -> None:
-        """Refuses a scheduler without such a table, or another question."""
-        asked = getattr(scheduler.config, "prediction_type", None)
-        if not hasattr(scheduler, "alphas_cumprod") or asked not in ("epsilon", "v_prediction"):
+        """Raises an InputError for a scheduler without such a table, or with another prediction type."""
+        predicts = getattr(scheduler.config, "prediction_type", None)
+        if not hasattr(scheduler, "alphas_cumprod") or predicts not in ("epsilon", "v_prediction"):
             raise InputError(
-                f"scheduler {type(scheduler).__name__}: expected one with alphas_cumprod that asks for "
-                f"epsilon or v_prediction, got {asked}; save the pipeline with its DDIM scheduler"
+                f"scheduler {type(scheduler).__name__}: expected alphas_cumprod and prediction_type "
+                f"epsilon or v_prediction, got {predicts}; save the pipeline with its DDIM scheduler"
             )
 
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
-        """One timestep `()` int64, all alike."""
+        """Samples one timestep `()` int64 uniformly."""
         del tokens
         return torch.randint(0, scheduler.config.num_train_timesteps, (), generator=generator)
 
     def levels(self, scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1-ᾱ_t), `(b,)` each   (DDPM, equation 4)."""
+        """Returns √ᾱ_t and √(1-ᾱ_t), `(b,)` each   (DDPM, equation 4)."""
         alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        """ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0   (progressive distillation, appendix D)."""
+        """Returns ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0   (progressive distillation, appendix D)."""
         if scheduler.config.prediction_type == "v_prediction":
             return signal * noise - sigma * latents
         return noise
 
     def to_clean(self, scheduler: Any, signal: Tensor, sigma: Tensor) -> Tensor:
-        """What turns the squared error of the answer into that of x_0: σ² / signal² for ε, σ² for v."""
+        """Returns the factor from the squared error of the prediction to that of x_0: σ² / signal² or σ²."""
         return sigma**2 if scheduler.config.prediction_type == "v_prediction" else (sigma / signal) ** 2
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A straight line from latents to noise, and its constant velocity (rectified flow, arXiv 2403.03206).
+    """A flow model, which predicts the velocity of a straight line from latents to noise (arXiv 2403.03206).
 
-    Timesteps are real numbers, `t = σ · num_train_timesteps`, as the denoisers read them.
+    Timesteps are real numbers, `t = σ · num_train_timesteps`, as the denoisers expect them.
 
     Attributes:
-        logit_normal: whether σ is drawn logit-normally, as the paper recommends, or uniformly.
+        logit_normal: whether σ is sampled from a logit-normal distribution, as the paper recommends;
+            otherwise uniformly.
     """
 
     logit_normal: bool
 
     def check(self, scheduler: Any) -> None:
-        """Refuses a scheduler of another kind."""
+        """Raises an InputError for a scheduler of another kind."""
         if "shift" not in scheduler.config:
             raise InputError(
-                f"scheduler {type(scheduler).__name__}: expected a flow-matching one with a shift; save the "
-                "pipeline with its FlowMatchEulerDiscreteScheduler"
+                f"scheduler {type(scheduler).__name__}: expected a flow-matching one with a shift; save "
+                "the pipeline with its FlowMatchEulerDiscreteScheduler"
             )
 
     # σ' = s σ / (1 + (s - 1) σ)   (arXiv 2403.03206, equation 23)
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
-        """One timestep `()` float32, shifted towards noise as the scheduler does for this many tokens."""
-        # float64: the bits of float32 draws depend on the CPU's instruction set
+        """Samples one timestep `()` float32, shifted towards noise as the scheduler does for these tokens."""
+        # float64, as the bits of float32 draws depend on the CPU's instruction set
         if self.logit_normal:
             u = torch.randn((), generator=generator, dtype=torch.float64).sigmoid()
         else:
@@ -81,23 +82,23 @@ class Flow:
         return (s * u / (1 + (s - 1) * u) * scheduler.config.num_train_timesteps).float()
 
     def levels(self, scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """1 - σ and σ, `(b,)` each."""
+        """Returns 1 - σ and σ, `(b,)` each."""
         sigma = timesteps / scheduler.config.num_train_timesteps
         return 1 - sigma, sigma
 
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        """ε - x_0   (arXiv 2403.03206, equation 13)."""
+        """Returns ε - x_0   (arXiv 2403.03206, equation 13)."""
         del scheduler, signal, sigma
         return noise - latents
 
     def to_clean(self, scheduler: Any, signal: Tensor, sigma: Tensor) -> Tensor:
-        """x_0 = x_t - σ v, so the squared error of v counts σ²."""
+        """Returns σ²: x_0 = x_t - σ v, so an error of v changes x_0 by σ times as much."""
         del scheduler, signal
         return sigma**2
 
 
 def _shift(config: Any, tokens: int) -> float:
-    """A scheduler's shift: fixed, or growing with the picture from `base_shift` to `max_shift`."""
+    """Returns the scheduler's shift: fixed, or between `base_shift` and `max_shift` by the image size."""
     if not config.get("use_dynamic_shifting"):
         return float(config.shift)
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)

@@ -1,4 +1,4 @@
-"""A pipeline from a folder, the hub or a single file, never from a pickle; or its skeleton, to measure."""
+"""Opens pipelines from a folder, the hub or a single file, never from pickles, and their skeletons."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hyperdreambooth.files import InputError, read_json
 _INDEX = "model_index.json"
 _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedulers
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
-# what half-copied files and weights that do not fit their config make the libraries raise
+# what the libraries raise for half-copied files and for weights that do not fit their config
 DAMAGED = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
 _library: Any = diffusers  # its classes are found by name
 
@@ -42,18 +42,18 @@ def open_pipeline(
     """Loads a pipeline on the CPU.
 
     Args:
-        place: folder, hub id, or a `.safetensors` file of a whole checkpoint.
-        families: the pipeline classes that are driven.
-        dtype: number format of the weights.
-        variant: of the files, such as `fp16`.
-        offline: only what is on this machine.
-        base_config: folder or hub id of a pipeline like the one in a single file.
-        leave_out: components that the pipeline can do without.
-        revision: branch, tag or commit on the hub.
-        token: of the hub.
+        place: a folder, a hub id, or a `.safetensors` file of a whole checkpoint.
+        families: the names of the supported pipeline classes.
+        dtype: the number format of the weights.
+        variant: the variant of the files, such as `fp16`.
+        offline: whether to use only files on this machine.
+        base_config: the folder or hub id of a pipeline of the same architecture, for a single file.
+        leave_out: optional components not to load.
+        revision: a branch, tag or commit on the hub.
+        token: the access token of the hub.
 
     Raises:
-        InputError: nothing there, or another class; nothing large is downloaded before that is known.
+        InputError: there is no pipeline, or one of another class. Both are known before a large download.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
@@ -76,27 +76,27 @@ def open_pipeline(
 
 
 def _check_whole(place: str, pipe: Any) -> None:
-    """diffusers leaves what a file lacks on the meta device."""
+    """Raises an InputError if weights are missing, which diffusers leaves on the meta device."""
     for part, network in pipe.components.items():
         for name, tensor in network.named_parameters() if isinstance(network, torch.nn.Module) else ():
             if tensor.is_meta:
-                raise InputError(f"base {place}: {part} has no {name}; get the pipeline again")
+                raise InputError(f"base {place}: the weights of {part} lack {name}; get the pipeline again")
 
 
 def _like(place: str, base_config: str | None) -> str:
-    """Whose configs tell how a base is built: its own, or of a single file those of a pipeline like it."""
+    """Returns the place of the configs: of a single file, that of a pipeline of the same architecture."""
     if not Path(place).is_file():
         return place
     if not place.endswith(".safetensors"):
         raise InputError(f"base {place}: expected a .safetensors file; convert it, pickles are never opened")
-    told = base_config or fetch_diffusers_config(load_single_file_checkpoint(place))
-    return told if isinstance(told, str) else told["pretrained_model_name_or_path"]
+    found = base_config or fetch_diffusers_config(load_single_file_checkpoint(place))
+    return found if isinstance(found, str) else found["pretrained_model_name_or_path"]
 
 
 def _index(
     source: str, offline: bool, revision: str | None = None, token: str | None = None
 ) -> dict[str, Any]:
-    """A pipeline's `model_index.json`."""
+    """Reads a pipeline's `model_index.json`."""
     file = Path(source) / _INDEX
     if not file.is_file():
         if file.parent.is_dir() or file.is_absolute():
@@ -109,41 +109,39 @@ def _index(
 
 
 def _class(place: str, index: Mapping[str, Any], families: Collection[str]) -> Any:
-    """The pipeline's class."""
+    """Returns the pipeline's class."""
     if (name := index["_class_name"]) not in families:
-        raise InputError(f"base {place}: {name} is not one of {', '.join(families)}")
+        raise InputError(f"base {place}: expected one of {', '.join(families)}, got {name}; use another base")
     return getattr(_library, name)
 
 
 def _absent(index: Mapping[str, Any], leave_out: Collection[str]) -> list[str]:
-    """The components that the index says it has not, and those of it that are left out."""
+    """Returns the components that the pipeline does not have or that are left out."""
     if odd := sorted(set(leave_out) - set(_OPTIONAL)):
-        raise InputError(f"leave_out: expected some of {', '.join(_OPTIONAL)}, got {odd[0]}; correct it")
+        raise InputError(f"leave_out: expected any of {', '.join(_OPTIONAL)}, got {odd[0]}; correct it")
     if "tokenizer_3" in leave_out and "text_encoder_3" not in leave_out:
-        raise InputError("leave_out: tokenizer_3 serves text_encoder_3; leave out both")
+        raise InputError("leave_out: text_encoder_3 needs tokenizer_3; leave out both")
     return [part for part, entry in index.items() if part in leave_out or entry == [None, None]]
 
 
 def _refusal(place: str, error: Exception) -> InputError:
-    """One line for whatever the libraries say."""
+    """Returns a one-line InputError for an exception of the libraries."""
     if isinstance(error, InputError):
         return error
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        told, advice = "not on this machine", "pass a pipeline folder, or get it once while online"
+        missing, advice = "not on this machine", "pass a pipeline folder, or download it once while online"
         if Path(place).is_file():
-            told, advice = (
-                "configs of its kind are not here",
-                "set base_config to a pipeline folder like it",
-            )
-        return InputError(f"base {place}: {told}, and the hub is out of reach; {advice}")
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            missing = "the configs of its architecture are not on this machine"
+            advice = "set base_config to a pipeline folder of the same architecture"
+        return InputError(f"base {place}: {missing}, and the hub cannot be reached; {advice}")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
-        f"base {place}: cannot be loaded ({first}); pass a pipeline folder, a hub id or a .safetensors file"
+        f"base {place}: cannot be loaded ({reason}); pass a pipeline folder, a hub id or a .safetensors file"
     )
 
 
 def folder_of(place: str, revision: str | None = None) -> Path | None:
-    """The folder of a loaded pipeline's files; None where it came from a single file."""
+    """Returns the folder of a loaded pipeline's files; None if it came from a single file."""
     if Path(place).exists():
         return Path(place) if Path(place).is_dir() else None
     return Path(snapshot_download(place, revision=revision, local_files_only=True))
@@ -157,17 +155,17 @@ def open_skeleton(
     base_config: str | None = None,
     leave_out: Collection[str] = (),
 ) -> Any:
-    """The same pipeline without weights, on the meta device: from its configs, which are all that is fetched.
+    """Builds the pipeline from its configs alone, without weights, on the meta device.
 
     Raises:
-        InputError: nothing there, or another class.
+        InputError: there is no pipeline, or one of another class.
     """
     try:
         folder = _like(place, base_config)
         index = _index(folder, offline)
         loader, absent = _class(place, index, families), _absent(index, leave_out)
         if Path(place).is_file():
-            absent.append("safety_checker")  # such files are loaded without one
+            absent.append("safety_checker")  # diffusers loads single files without one
         if not Path(folder).is_dir():
             folder = snapshot_download(folder, allow_patterns=_CONFIGS, local_files_only=offline)
         number = getattr(torch, dtype)
@@ -183,9 +181,9 @@ def open_skeleton(
 
 
 def _part(folder: Path, library: str, name: str, dtype: torch.dtype) -> Any:
-    """A component by its entry in `model_index.json`; networks without weights."""
+    """Builds a component by its entry in `model_index.json`; networks have no weights."""
     homes: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
-    # a pipeline's own: the safety checker
+    # the safety checker comes from a pipeline's module
     kind: Any = getattr(homes.get(library) or getattr(diffusers.pipelines, library), name)
     if hasattr(kind, "parameters"):
         with torch.device("meta"):

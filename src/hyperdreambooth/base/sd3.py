@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a transformer of joint attention, two CLIPs, a T5 that may be left out."""
+"""Stable Diffusion 3 and 3.5: a joint-attention transformer, two CLIPs, and a T5 that may be left out."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.nn.functional import pad
 
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
-from hyperdreambooth.base.text import frozen_states, read, side_by_side, token_numbers
+from hyperdreambooth.base.text import concatenate, frozen_states, read, token_numbers
 
 DENOISER = "transformer"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 NOISING = Flow(logit_normal=True)
-T5_LENGTH = 256  # the pipeline's own, with and without a T5
+T5_LENGTH = 256  # the pipeline's default, with and without a T5
 
 
 def _lengths(pipe: Any) -> tuple[int, int, int]:
-    """Tokens of each tokenizer; 0 of a T5 that is not there."""
+    """Returns the number of tokens of each tokenizer, 0 for a missing T5."""
     clip = pipe.tokenizer.model_max_length
     return clip, clip, 0 if pipe.tokenizer_3 is None else _t5_length(pipe)
 
@@ -29,28 +29,32 @@ def _t5_length(pipe: Any) -> int:
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
-    """Token numbers `(b, 77 + 77 + 256)`."""
+    """Returns token ids `(b, 77 + 77 + 256)`."""
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
     pairs = zip(tokenizers, _lengths(pipe), strict=True)
     return torch.cat([token_numbers(each, prompts, length) for each, length in pairs if length], dim=1)
 
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
-    """CLIP states side by side, widened, then T5's: `hidden (b, t, c)`; both projections: `pooled (b, p)`."""
+    """Returns `hidden (b, t, c)` and `pooled (b, p)`.
+
+    The first tokens of `hidden` are both CLIP states, concatenated and padded; the others are T5's states.
+    `pooled` has both projections.
+    """
     first, second, third = tokens.split(_lengths(pipe), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
-    clip = side_by_side(one.hidden_states[-2], two.hidden_states[-2])
+    clip = concatenate(one.hidden_states[-2], two.hidden_states[-2])
     width = pipe.transformer.config.joint_attention_dim
     if pipe.text_encoder_3 is None:
         t5 = clip.new_zeros(len(clip), _t5_length(pipe), width)
     else:
         t5 = frozen_states(pipe.text_encoder_3, third).to(clip.device, clip.dtype)
     hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
-    return {"hidden": hidden, "pooled": side_by_side(one[0], two[0])}
+    return {"hidden": hidden, "pooled": concatenate(one[0], two[0])}
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """The transformer's velocity, `(b, c, h, w)`."""
+    """Returns the transformer's predicted velocity, `(b, c, h, w)`."""
     return pipe.transformer(
         hidden_states=noisy,
         timestep=timesteps,
@@ -61,7 +65,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
 
 
 def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
-    """Classifier-free guidance, with as many T5 tokens as in training."""
+    """Returns the arguments for classifier-free guidance, with as many T5 tokens as in training."""
     return {
         "prompt": prompts,
         "negative_prompt": negative,
@@ -71,10 +75,10 @@ def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance
 
 
 def resolution(pipe: Any) -> int:
-    """The transformer's own side."""
+    """Returns the transformer's own side in pixels."""
     return pipe.transformer.config.sample_size * pipe.vae_scale_factor
 
 
 def multiple(pipe: Any) -> int:
-    """Latents are cut into patches."""
+    """Returns the side of a patch of latents in pixels."""
     return pipe.vae_scale_factor * pipe.transformer.config.patch_size

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a U-Net that is told sizes and crops too, and two CLIP text encoders."""
+"""Stable Diffusion XL: a U-Net conditioned on sizes and crops, too, and two CLIP text encoders."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.sd import multiple, resolution, sampling
-from hyperdreambooth.base.text import read, side_by_side, token_numbers
+from hyperdreambooth.base.text import concatenate, read, token_numbers
 
-__all__ = ["multiple", "resolution", "sampling"]  # as of the earlier models
+__all__ = ["multiple", "resolution", "sampling"]  # the same as for the earlier models
 
 DENOISER = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -20,20 +20,20 @@ NOISING = Diffusion()
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
-    """Token numbers `(b, 77 + 77)`: the tokenizers pad differently."""
+    """Returns token ids `(b, 77 + 77)`, as the tokenizers pad differently."""
     both = (pipe.tokenizer, pipe.tokenizer_2)
     return torch.cat([token_numbers(each, prompts, each.model_max_length) for each in both], dim=1)
 
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
-    """Penultimate states of both, `hidden (b, t, c)`, and the second one's projection, `pooled (b, p)`."""
+    """Returns both penultimate states, `hidden (b, t, c)`, and the second projection, `pooled (b, p)`."""
     first, second = tokens.split((pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
-    return {"hidden": side_by_side(one.hidden_states[-2], two.hidden_states[-2]), "pooled": two[0]}
+    return {"hidden": concatenate(one.hidden_states[-2], two.hidden_states[-2]), "pooled": two[0]}
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """The U-Net's answer for pictures that are whole and of just this size, as they are when drawn."""
+    """Returns the U-Net's prediction, conditioned on uncropped images of this size, as in sampling."""
     pooled = conditioning["pooled"]
     height, width = (side * pipe.vae_scale_factor for side in noisy.shape[-2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=pooled.dtype)

@@ -118,8 +118,7 @@ def read_person(photos: Photos) -> tuple[Photo, ...]:
     """Reads the photos of one person, named after the first file or folder.
 
     Args:
-        photos: a file, a folder of photos, a PIL image, a `Photo`, or several of these; a repeated file counts
-            once.
+        photos: a file, a folder of photos, a PIL image, a `Photo`, or several; a repeated file counts once.
 
     Returns:
         The photos in the given order, those of a folder sorted by name.

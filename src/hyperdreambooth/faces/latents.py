@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 
 FORMAT = 2  # raise it when open_photo or to_pixels change
-_AHEAD = 64  # photos that are decoded ahead; at 1,024 pixels a side they take 800 MB
 
 
 def encoder_key(fingerprint: str, encoder: nn.Module) -> str:
@@ -47,32 +44,22 @@ def cached_latents(
     key: str,
     batch: int = 32,
 ) -> Tensor:
-    """Returns the latents `(m, c, h, w)` of photos, see `cached_photos`.
-
-    Args:
-        photos: the `m` photos.
-        size: the side at which they are encoded, in pixels.
-        encode: pixels `(b, 3, size, size)` in [-1, 1] → latents `(b, c, h, w)`.
-        cache: the cache folder; it may serve many bases and sizes.
-        key: the result of `encoder_key`.
-        batch: the number of photos encoded at a time.
-    """
-    return cached_photos(photos, size, lambda pixels: {"latents": encode(pixels)}, cache, key, batch)[
-        "latents"
-    ]
+    """Returns the latents `(m, c, h, w)` of photos, see `cached_photos`; `key` comes from `encoder_key`."""
+    return cached_photos(photos, size, lambda p: {"latents": encode(p)}, cache, key, batch)["latents"]
 
 
 def cached_photos(
     photos: Sequence[Photo],
     size: int,
-    encode: Callable[[Tensor], Mapping[str, Tensor]],
+    encode: Callable[[Tensor], Rows],
     cache: Path,
     key: str,
     batch: int = 32,
 ) -> Rows:
     """Returns what frozen encoders make of photos, read from the cache or encoded and added to it.
 
-    Each missing photo is decoded once, whatever number of tensors `encode` makes of it.
+    Each missing photo is decoded once, however many tensors `encode` returns. Decoding needs threads and no
+    processes: Pillow releases the interpreter's lock while it decodes and resizes.
 
     Args:
         photos: the `m` photos.
@@ -91,42 +78,19 @@ def cached_photos(
     if not photos:
         raise InputError("no photo to encode; expected at least one")
 
+    def read(place: int) -> Tensor:
+        return to_pixels(photos[place].open(), size)
+
     @torch.no_grad()
-    def encode_all(batches: Sequence[list[int]]) -> Iterator[Mapping[str, Tensor]]:
-        chosen = [photos[place] for places in batches for place in places]
-        pixels = _decoded(chosen, size)
-        for places in batches:
-            rows = encode(torch.stack(list(islice(pixels, len(places)))))
-            for name, tensor in rows.items():
-                _check_finite([photos[place] for place in places], name, tensor)
-            yield rows
+    def encode_batch(places: list[int]) -> Rows:
+        rows = encode(torch.stack(list(threads.map(read, places))))
+        for name, tensor in rows.items():
+            for place, row in zip(places, tensor, strict=True):
+                if not row.isfinite().all():
+                    path, advice = photos[place].path, "load the base in float32"
+                    raise InputError(f"{path}: the base's encoder gives NaN ({name}); {advice}")
+        return rows
 
     names = [photo.hash() for photo in photos]
-    return cached_rows(names, encode_all, cache / f"{key}-{size}-{FORMAT}", batch, "encode photos")
-
-
-def _decoded(photos: Sequence[Photo], size: int) -> Iterator[Tensor]:
-    """Yields the pixels `(3, size, size)` of photos in order, decoded a little ahead by threads.
-
-    Threads suffice: Pillow releases the interpreter's lock while it decodes and resizes, so they use all
-    cores and run beside the encoders.
-    """
-    threads = ThreadPoolExecutor()
-    waiting: deque[Future[Tensor]] = deque()
-    left = iter(photos)
-    try:
-        while True:
-            for photo in islice(left, _AHEAD - len(waiting)):
-                waiting.append(threads.submit(lambda photo: to_pixels(photo.open(), size), photo))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
-def _check_finite(photos: Sequence[Photo], name: str, rows: Tensor) -> None:
-    """Raises an InputError that names the first photo whose row is not finite."""
-    for photo, row in zip(photos, rows, strict=True):
-        if not row.isfinite().all():
-            raise InputError(f"{photo.path}: the base's encoder gives NaN ({name}); load the base in float32")
+    with ThreadPoolExecutor() as threads:
+        return cached_rows(names, encode_batch, cache / f"{key}-{size}-{FORMAT}", batch, "encode photos")

@@ -107,15 +107,8 @@ def load_faces(
     key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}"
     encoded = cached_photos(photos, base.resolution, encode, cache, key)
     conditioner = Conditioner(base, captions, text_worn, cache)
-    return Faces(
-        tuple(people),
-        photos,
-        tuple(offsets),
-        encoded["features"],
-        encoded["latents"],
-        captions,
-        conditioner,
-    )
+    features, latents = encoded["features"], encoded["latents"]
+    return Faces(tuple(people), photos, tuple(offsets), features, latents, captions, conditioner)
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
@@ -153,7 +146,9 @@ def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBa
         features=faces.features[[example.reference for example in examples]].to(base.device, torch.float32),
         latents=faces.latents[rows].to(base.device),
         keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
-        conditioning=partial(faces.conditioner, [faces.captions[row] for row in rows]),
+        conditioning=partial(
+            faces.conditioner, [faces.captions[row] for row in rows], len(examples[0].targets)
+        ),
     )
 
 

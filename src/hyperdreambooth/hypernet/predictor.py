@@ -1,8 +1,8 @@
 """A trained hypernetwork: photo → LiDB numbers, and the folder that stores it.
 
-The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the config
-names it), and `config.json`, which is written last, with a fingerprint of the weights. So a half-written
-folder is refused.
+The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the
+config names it), and `config.json`, which is written last, with a fingerprint of the weights. So a
+half-written folder is refused.
 """
 
 from __future__ import annotations
@@ -119,18 +119,14 @@ class Predictor:
         """The device of the network."""
         return self.network.mean.device
 
-    @property
-    def basis_source(self) -> str:
-        """`seed:N`, or `hypernet:FINGERPRINT` if the bases were learned."""
-        return self.basis.source
-
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of everything that a prediction depends on."""
         state, info = self.network.state_dict(), self.info
-        shape = (self.layout.to_json(), asdict(self.network.shape))
-        parts = (*shape, self.basis.source, self.encoder.fingerprint, info.strength, info.resolution)
-        digest = hashlib.sha256(repr(parts).encode())
+        made_of = (self.layout, self.basis.source, self.encoder.fingerprint, self.network.shape)
+        # published results name fingerprints of the time when the class was called so
+        text = f"{made_of} {info.strength} {info.resolution}".replace("NetworkShape(", "Shape(")
+        digest = hashlib.sha256(text.encode())
         for name in sorted(state):
             digest.update(name.encode() + state[name].detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -26,6 +26,7 @@ from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
 from hyperdreambooth.hypernet.predictor import load_hypernet, load_info
 from hyperdreambooth.hypernet.target import Targets, read_targets
+from hyperdreambooth.hypernet.validate import PersonSampler, Score
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.precision import resolved
@@ -64,6 +65,8 @@ class Training:
     accelerator: Accelerator
     run: Run
     out: Path
+    sample: PersonSampler | None
+    score: Score | None
 
     @property
     def components(self) -> set[str]:
@@ -140,8 +143,9 @@ def end_accelerate(accelerator: Accelerator) -> None:
 
 
 def set_up(
-    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Bank | None, accelerator: Accelerator
-) -> tuple[Training, State]:
+    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Bank | None, accelerator: Accelerator,
+    sample: PersonSampler | None, score: Score | None,
+) -> tuple[Training, State]:  # fmt: skip
     """Reads and checks all inputs, encodes the photos, and builds the network of step 0.
 
     Raises:
@@ -159,7 +163,9 @@ def set_up(
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
         faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn)
-    training = Training(base, config, faces, trained, held, targets, encoder, accelerator, run, out)
+    training = Training(
+        base, config, faces, trained, held, targets, encoder, accelerator, run, out, sample, score
+    )
     return training, _initial_state(training)
 
 
@@ -225,7 +231,7 @@ def _start_from(network: HyperNetwork, training: Training, source: str) -> None:
         "encoder": (training.encoder.fingerprint, other.encoder.fingerprint),
     }
     if not network.learn_basis:
-        pairs["basis_seed"] = (network.basis().source, other.basis_source)
+        pairs["basis_seed"] = (network.basis().source, other.basis.source)
     if differing := [name for name, (ours, theirs) in pairs.items() if ours != theirs]:
         raise InputError(
             f"start_from {source}: has another {', '.join(differing)}; start from one of the same shape"

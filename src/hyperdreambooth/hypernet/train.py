@@ -70,9 +70,9 @@ def train_hypernet(
     bank = Bank.open(Path(bank)) if isinstance(bank, str | Path) else bank
     accelerator = start_accelerate(base, config)
     try:
-        training, state = set_up(base, Path(photos), out, config, bank, accelerator)
+        training, state = set_up(base, Path(photos), out, config, bank, accelerator, sample, score)
         if not finished(out, config):
-            _wear_and_train(training, state, sample, score)
+            _wear_and_train(training, state)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and finished(out, config):
             training.run.clear()
@@ -83,9 +83,7 @@ def train_hypernet(
     return load_hypernet(out, base.device)
 
 
-def _wear_and_train(
-    training: Training, state: State, sample: PersonSampler | None, score: Score | None
-) -> None:
+def _wear_and_train(training: Training, state: State) -> None:
     """Continues from the newest checkpoint, with one injection for all steps."""
     base = training.base
     with training.accelerator.main_process_first():
@@ -97,17 +95,10 @@ def _wear_and_train(
         base.training(training.config.checkpointing),
         wear(base.components, _zero_factors(state.ema), name="hypernet") as worn,
     ):
-        train(training, state, worn, found[0] if found else 0, sample, score)
+        train(training, state, worn, found[0] if found else 0)
 
 
-def train(
-    training: Training,
-    state: State,
-    worn: Worn,
-    first: int,
-    sample: PersonSampler | None = None,
-    score: Score | None = None,
-) -> None:
+def train(training: Training, state: State, worn: Worn, first: int) -> None:
     """Runs the loop from step `first` on."""
     config, accelerator, started = training.config, training.accelerator, time.monotonic()
     parameters = [p for p in state.network.parameters() if p.requires_grad]
@@ -132,7 +123,7 @@ def train(
             if last or (step + 1) % config.log_every == 0:
                 shown["loss"] = _log(training, step + 1, totals, norm)
                 totals.zero_()
-            shown |= _validate_and_save(training, state, worn, step + 1, last, sample, score)
+            shown |= _validate_and_save(training, state, worn, step + 1, last)
             bar.update(1, **shown)
             training.base.rest(training.components)  # validation pictures need all networks
             if last:
@@ -193,8 +184,8 @@ def _places(training: Training, part: int) -> range:
 def average(state: State, config: HypernetConfig, step: int) -> None:
     """Moves the averaged network towards the network, faster in the first steps."""
     decay = min(config.ema, (1 + step) / (10 + step))
-    old, new = (list[Tensor](network.parameters()) for network in (state.ema, state.network))
-    torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateUsage,reportPrivateImportUsage]
+    parts = tuple(state.ema.parameters()), tuple(state.network.parameters())
+    torch._foreach_lerp_(*parts, 1 - decay)  # pyright: ignore[reportPrivateUsage,reportPrivateImportUsage]
 
 
 def _zero_factors(network: HyperNetwork) -> Factors:
@@ -239,13 +230,7 @@ def _out_of_time(training: Training, started: float) -> bool:
 
 
 def _validate_and_save(
-    training: Training,
-    state: State,
-    worn: Worn,
-    done: int,
-    last: bool,
-    sample: PersonSampler | None,
-    score: Score | None,
+    training: Training, state: State, worn: Worn, done: int, last: bool
 ) -> dict[str, float]:
     """Validates, exports and writes a checkpoint where it is time, in the first process only.
 
@@ -262,10 +247,11 @@ def _validate_and_save(
             together = len(_places(training, 0))
             figures = tell_apart(base, faces, held, state.ema, worn, config, together)
         training.run.log(done, kind="validation", **figures)
-        if sample is not None:
+        if training.sample is not None:
             worn.set(_zero_factors(state.ema))
             picture = training.run.folder / "pictures" / f"step-{done:07d}.png"
-            scores = pictures(base, faces, held, state.ema, config, picture, sample, score)
+            asked = (training.sample, training.score)
+            scores = pictures(base, faces, held, state.ema, config, picture, *asked)
             training.run.log(done, kind="pictures", picture=picture.name, **scores)
     if save:
         # in this order, as no step after the last checkpoint would export again
