@@ -80,11 +80,6 @@ class Whole:
                 parameter.copy_(self.weights[name])
             yield
 
-    @property
-    def nbytes(self) -> int:
-        """The size of a person in bytes, as float32."""
-        return sum(tensor.nbytes for tensor in self.weights.values())
-
     def save(self, folder: Path, base: Base) -> None:
         """Writes a whole pipeline, which any tool loads and which is a base of its own."""
         words = {"trigger": base.trigger, "class_word": base.class_word}

@@ -87,11 +87,6 @@ class Word:
         with spoken(base, self.vector[None].to(base.device)):
             yield
 
-    @property
-    def nbytes(self) -> int:
-        """The size of a person in bytes."""
-        return self.vector.nbytes
-
     def save(self, file: Path) -> None:
         """Writes a file for `pipe.load_textual_inversion`; prompts then call the person `TOKEN`."""
         save_tensors(file, {TOKEN: self.vector})

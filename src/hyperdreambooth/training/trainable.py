@@ -86,15 +86,7 @@ def leaf(tensor: Tensor, device: torch.device) -> Tensor:
 def numbers_of(
     layout: Layout, basis: Basis, start: Tensor, people: int, device: torch.device
 ) -> FactorLeaves:
-    """Returns LiDB numbers as the leaf `numbers` `(n, P)`: everybody starts from the same point.
-
-    Args:
-        layout: where each site's numbers lie.
-        basis: the frozen bases, on the device.
-        start: `(P,)`.
-        people: `n`.
-        device: the device of the base.
-    """
+    """Returns LiDB numbers over frozen bases as one leaf `(n, P)`; everybody starts from `start` `(P,)`."""
     numbers = leaf(start.repeat(people, 1), device)
     return FactorLeaves({"numbers": numbers}, lambda now: factors(layout, basis, now["numbers"]))
 
