@@ -68,7 +68,8 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
             shape = tuple(shots.latents.shape[1:])
             noise, timestep = sample_noise(micro_base, shape, 5, groups[0].person, 4, place, bias=2)
             conditioning = micro_base.encode_prompts(micro_base.tokenize([shots.captions[index]]))
-            one = (conditioning, noise[None], timestep[None], shots.mask()[None])
+            mask = None if shots.masks is None else shots.masks[[index]]
+            one = (conditioning, noise[None], timestep[None], mask)
             loss = denoise_loss(micro_base, shots.latents[[index]], *one)
             expected += shots.weight * loss[0] / 2
     torch.testing.assert_close(got, expected)

@@ -44,11 +44,8 @@ class Whole:
     Attributes:
         weights: the trained parameters by name, on the CPU.
         metadata: the `Outcome.metadata` of the training.
-        people: always 1, as two people cannot share one set of weights.
         parts: the components that are trained.
     """
-
-    people = 1
 
     def __init__(self, base: Base, text_encoder: bool = True) -> None:
         if base.dtype != torch.float32:

@@ -97,14 +97,13 @@ class Words:
 
     Attributes:
         leaves: `word`, `(n, c)`.
-        people: `n`.
         parts: the text encoder, whose output changes with every step.
     """
 
     def __init__(self, base: Base, people: int) -> None:
         table = _embedding(base).weight
         start = table[_tokens(base, base.class_word)].mean(0, keepdim=True)
-        self.people, self.parts = people, set(base.family.TEXT_ENCODERS)
+        self.parts = set(base.family.TEXT_ENCODERS)
         self.leaves: dict[str, Tensor] = {"word": leaf(start.repeat(people, 1), base.device)}
 
     @contextmanager

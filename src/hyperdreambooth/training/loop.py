@@ -127,8 +127,8 @@ def train(
     Raises:
         InputError: several people in float16.
     """
-    half = in_half(base, config)
-    if half and trainable.people > 1:  # one person's overflow would skip everybody's step, unseen
+    half, count = in_half(base, config), len(people)
+    if half and count > 1:  # one person's overflow would skip everybody's step, unseen
         raise InputError(
             "precision: float16 trains one person at a time; use bf16 or float32, or train them one by one"
         )
@@ -144,10 +144,8 @@ def train(
     ):
         watch = None
         if looks is not None:
-            watch = Plateau(
-                trainable.leaves, trainable.people, partial(_judge, base, looks, encode, config, put)
-            )
-        state = _State(trainable, config, GradScaler(base.device.type, enabled=half), watch)
+            watch = Plateau(trainable.leaves, count, partial(_judge, base, looks, encode, config, put))
+        state = _State(trainable, count, config, GradScaler(base.device.type, enabled=half), watch)
         losses = state.resume(run, base.device)
         bar.start_at(len(losses))
         for step in range(len(losses), config.last):
@@ -165,10 +163,9 @@ def train(
         if watch is not None:
             watch.done(config.last)
             watch.put_back()
-    count = samples.people
-    reasons = (
-        ["the callback ended the training"] * count if ended else watch.reasons() if watch else [""] * count
-    )
+    reasons = watch.reasons() if watch else [""] * count
+    if ended:
+        reasons = ["the callback ended the training"] * count
     history = torch.stack(losses).cpu() if losses else torch.empty(0, count)
     return Outcome(history, watch.at.tolist() if watch else [len(losses)] * count, reasons)
 
@@ -204,9 +201,15 @@ class _State:
     """What changes from step to step, and all that a checkpoint holds."""
 
     def __init__(
-        self, trainable: Trainable, config: TrainConfig, scaler: GradScaler, watch: Plateau | None
+        self,
+        trainable: Trainable,
+        people: int,
+        config: TrainConfig,
+        scaler: GradScaler,
+        watch: Plateau | None,
     ) -> None:
-        self._trainable, self._config, self._scaler, self._watch = trainable, config, scaler, watch
+        self._trainable, self._people, self._config = trainable, people, config
+        self._scaler, self._watch = scaler, watch
         self._leaves = list(trainable.leaves.values())
         self._starts = [leaf.detach().clone() for leaf in self._leaves] if config.size_weight else []
         # fused: one pass over memory instead of ten; over the weights of a whole base a quarter of the time
@@ -218,7 +221,7 @@ class _State:
 
     def update(self, losses: Tensor, step: int) -> Tensor:
         """Takes one step of the optimiser on everybody's loss `(n,)`, and returns the loss detached."""
-        people = self._trainable.people
+        people = self._people
         self._optimizer.param_groups[0]["lr"] = self._rate(step)
         total = losses.sum()
         if self._starts:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from hyperdreambooth.base.denoise import Key
 from hyperdreambooth.runs import rng
@@ -45,9 +46,11 @@ class Samples:
         self.latents = torch.cat([shots.latents for shots in kinds])
         weights = [shots.weight for shots in kinds for _ in shots.captions]
         self.weights = torch.tensor(weights, device=self.latents.device)
-        plain = all(shots.background == 1 for shots in kinds)
-        masks = [shots.mask(k) for shots in kinds for k in range(len(shots.captions))]
-        self.masks = None if plain else torch.stack(masks)
+        self.masks: Tensor | None = None
+        if any(shots.masks is not None for shots in kinds):
+            like = torch.ones_like(self.latents[:, :1]).split(counts)
+            masks = [plain if s.masks is None else s.masks for s, plain in zip(kinds, like, strict=True)]
+            self.masks = torch.cat(masks)
 
     def rows(self, step: int) -> list[int]:
         """Returns the rows of a step, person by person, in each the photos first."""
