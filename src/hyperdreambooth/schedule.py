@@ -19,7 +19,7 @@ def learning_rate(peak: float, step: int, steps: int, *, warmup: int = 0, shape:
         shape: what follows the warm-up.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * ((step + 1) / warmup)
     if shape == "constant":
         return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -101,19 +101,12 @@ def denoise_loss(
 
 # min(SNR, 5)  (Hang et al., arXiv 2303.09556) or √SNR  (Yu et al., arXiv 2310.08442), times the error of x_0
 def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
-    """Returns the weight of each sample's squared error, whatever the denoiser predicts (ε or v).
+    """Returns the weight of each sample's squared error, `(b,)`, whatever the denoiser predicts (ε or v).
 
     The errors of nearly clean latents are the largest and say the least about a person. `min_snr` gives them
     less weight. `debiased` also gives more weight to the noisiest latents, where skin, hair and the shape of
     the face are decided. Of the three, `debiased` learns a person in the fewest steps (docs/LOG.md).
 
-    Args:
-        base: the base whose scheduler defines the noise levels.
-        timesteps: `(b,)`.
-        weighting: the kind of weights; `uniform` for all ones.
-
-    Returns:
-        `(b,)`.
     """
     if weighting == "uniform":
         return torch.ones(len(timesteps), device=timesteps.device)
@@ -126,12 +119,10 @@ def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
 def sample_noise(base: Base, shape: tuple[int, ...], *key: int | str, bias: int = 1) -> tuple[Tensor, Tensor]:
     """Samples the noise and the timestep of one sample as a pure function of the key.
 
-    So a resumed training draws what the uninterrupted one would have drawn.
-
     Args:
         base: the base whose scheduler the timestep is drawn for.
         shape: `(c, h, w)` of the sample's latents.
-        key: the name of the draw.
+        key: the name of the draw; a resumed training draws the same again.
         bias: the number of timesteps drawn, of which the noisiest is kept. A nearly clean picture already
             shows who it is, so a step spent on it teaches next to nothing about a person (docs/LOG.md).
 
@@ -145,14 +136,7 @@ def sample_noise(base: Base, shape: tuple[int, ...], *key: int | str, bias: int 
 def sample_noises(
     base: Base, shape: tuple[int, ...], keys: Sequence[Key], bias: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Samples the noise `(b, c, h, w)` and the timesteps `(b,)` of many samples, see `sample_noise`.
-
-    Args:
-        base: the base whose scheduler the timesteps are drawn for.
-        shape: `(c, h, w)` of one sample's latents.
-        keys: the names of the `b` draws.
-        bias: as in `sample_noise`.
-    """
+    """Samples the noise `(b, c, h, w)` and the timesteps `(b,)` of `b` keys, see `sample_noise`."""
     patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
     scheduler, noising = base.pipe.scheduler, base.family.NOISING
     noise: list[Tensor] = []
@@ -174,18 +158,8 @@ def sampled_loss(
 ) -> Tensor:
     """Samples noise and timesteps by key and returns the denoising loss of each sample.
 
-    Autocast is the caller's: the captions must be encoded within the same one.
-
-    Args:
-        base: the frozen base, wearing what is trained.
-        latents: the clean latents `(b, c, h, w)` on the base's device.
-        keys: the names of the `b` draws.
-        conditioning: the encoded captions.
-        config: the weighting and the bias of the timesteps.
-        mask: as in `denoise_loss`.
-
-    Returns:
-        `(b,)`.
+    The caller opens the autocast, in which the captions must be encoded as well. The arguments and the result
+    are those of `denoise_loss`, with the names of the `b` draws, `keys`, in place of noise and timesteps.
     """
     noise, timesteps = sample_noises(base, tuple(latents.shape[1:]), keys, config.timestep_bias)
     return denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.weighting)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -76,16 +75,11 @@ def dreambooth_many(
         check_rank(config.rank, fresh(base.sites, rank=1))
     run = None if out is None else Run(Path(out), config, inputs=inputs_of(base, photos, config))
     shots, judged = shots_of(base, photos, config, class_shots(base, config))
-    learn = partial(
-        train,
-        base,
-        people=shots,
-        config=config,
-        run=run,
-        title=config.method,
-        judged=judged,
-        callback=callback,
-    )
+
+    def learn(trainable: Trainable) -> Outcome:
+        title = config.method
+        return train(base, trainable, shots, config, run, title=title, judged=judged, callback=callback)
+
     return _METHODS[config.method](base, len(people), config, learn)
 
 
@@ -106,18 +100,12 @@ def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> l
     layout = Layout(base.sites, config.rank, config.down_dim, config.up_dim)
     basis = seeded_basis(base.sites, config.down_dim, config.up_dim, config.basis_seed)
     trainable = numbers_of(layout, basis.to(base.device), start(layout, config.seed), people, base.device)
-    outcome = learn(trainable)
-    made = partial(
-        Lidb,
-        layout=layout,
-        basis_source=basis.source,
-        basis_fingerprint=basis_fingerprint(basis),
-        base_fingerprint=base.fingerprint,
-        trigger=base.trigger,
-        base_source=base.source,
-        resolution=base.resolution,
-    )
-    done = [Adapter.from_lidb(made(numbers=row), basis) for row in trainable.leaves["numbers"].detach().cpu()]
+    outcome, digest = learn(trainable), basis_fingerprint(basis)
+    origin = (base.fingerprint, base.trigger, base.source, base.resolution)
+    done = [
+        Adapter.from_lidb(Lidb(row, layout, basis.source, digest, *origin), basis)
+        for row in trainable.leaves["numbers"].detach().cpu()
+    ]
     return [replace(one, metadata=outcome.metadata(k)) for k, one in enumerate(done)]
 
 

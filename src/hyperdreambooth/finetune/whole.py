@@ -44,11 +44,8 @@ class Whole:
     Attributes:
         weights: the trained parameters by name, on the CPU.
         metadata: the `Outcome.metadata` of the training.
-        people: always 1, as two people cannot share one set of weights.
         parts: the components that are trained.
     """
-
-    people = 1
 
     def __init__(self, base: Base, text_encoder: bool = True) -> None:
         if base.dtype != torch.float32:
@@ -79,11 +76,6 @@ class Whole:
             for name, parameter in parameters.items():
                 parameter.copy_(self.weights[name])
             yield
-
-    @property
-    def nbytes(self) -> int:
-        """The size of a person in bytes, as float32."""
-        return sum(tensor.nbytes for tensor in self.weights.values())
 
     def save(self, folder: Path, base: Base) -> None:
         """Writes a whole pipeline, which any tool loads and which is a base of its own."""

@@ -87,11 +87,6 @@ class Word:
         with spoken(base, self.vector[None].to(base.device)):
             yield
 
-    @property
-    def nbytes(self) -> int:
-        """The size of a person in bytes."""
-        return self.vector.nbytes
-
     def save(self, file: Path) -> None:
         """Writes a file for `pipe.load_textual_inversion`; prompts then call the person `TOKEN`."""
         save_tensors(file, {TOKEN: self.vector})
@@ -102,14 +97,13 @@ class Words:
 
     Attributes:
         leaves: `word`, `(n, c)`.
-        people: `n`.
         parts: the text encoder, whose output changes with every step.
     """
 
     def __init__(self, base: Base, people: int) -> None:
         table = _embedding(base).weight
         start = table[_tokens(base, base.class_word)].mean(0, keepdim=True)
-        self.people, self.parts = people, set(base.family.TEXT_ENCODERS)
+        self.parts = set(base.family.TEXT_ENCODERS)
         self.leaves: dict[str, Tensor] = {"word": leaf(start.repeat(people, 1), base.device)}
 
     @contextmanager

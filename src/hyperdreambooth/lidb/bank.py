@@ -132,10 +132,8 @@ class Bank:
         columns = {f"figure.{key}": torch.as_tensor(c, dtype=torch.float64) for key, c in figures.items()}
         if any(tuple(column.shape) != (len(ids),) for column in columns.values()):
             raise ValueError("every figure needs one number for each identity")
-        finite = torch.stack([row.isfinite().all() for row in rows])
-        for column in columns.values():
-            finite &= column.isfinite()
-        if bad := [name for name, fine in zip(ids, finite.tolist(), strict=True) if not fine]:
+        everything = torch.cat([rows.double(), *(column[:, None] for column in columns.values())], dim=1)
+        if bad := [name for name, row in zip(ids, everything, strict=True) if not row.isfinite().all()]:
             names = ", ".join(bad[:5])
             raise InputError(f"{self.folder}: the training of {names} diverged; lower the learning rate")
         shard = max((shard for shard, _ in self._index.values()), default=-1) + 1

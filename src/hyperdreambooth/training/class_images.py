@@ -41,10 +41,11 @@ def class_shots(base: Base, config: TrainConfig) -> list[Shots]:
     with Progress("class images", count, len(images)) as bar:
         for at in range(0, len(missing), _TOGETHER):
             part = missing[at : at + _TOGETHER]
-            seeds = [_seed(config.seed, k) for k in part]
+            seeds = [int(torch.randint(2**31, (), generator=rng(config.seed, "class", k))) for k in part]
             for k, image in zip(part, generate_images(base, [caption] * len(part), seed=seeds), strict=True):
                 images[k] = image
-                _keep(image, folder / f"{k:05d}.png")
+                with whole_file(folder / f"{k:05d}.png") as file:
+                    image.save(file, format="PNG")
             bar.update(len(part))
     latents = encode_all(base, [images[k] for k in range(count)])
     return [Shots(latents, (caption,) * count, weight=config.prior_weight)]
@@ -61,10 +62,6 @@ def _folder_name(base: Base, caption: str, seed: int) -> str:
     ))  # fmt: skip
 
 
-def _seed(seed: int, k: int) -> int:
-    return int(torch.randint(2**31, (), generator=rng(seed, "class", k)))
-
-
 def _kept(folder: Path, count: int) -> dict[int, Image.Image]:
     """Returns the images that an earlier run has drawn; a damaged one is missing and so drawn again."""
     found: dict[int, Image.Image] = {}
@@ -72,9 +69,3 @@ def _kept(folder: Path, count: int) -> dict[int, Image.Image]:
         with suppress(InputError):
             found[k] = open_photo(folder / f"{k:05d}.png")
     return found
-
-
-def _keep(image: Image.Image, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as part:
-        image.save(part, format="PNG")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -118,76 +119,55 @@ def train(
         config: steps, learning rate, batch, …
         run: a run folder for the log and checkpoints; None to keep none.
         title: the title of the progress bar.
-        judged: for each person, the shots whose loss on fixed noise decides when to stop; empty for a fixed
-            number of steps.
+        judged: what each person is judged on where `steps` is `auto`; else empty.
         cache: a folder of encoded captions; None to keep none.
-        callback: called after every step; see `Callback`. When it ends the training, the leaves are those
-            trained so far (with `auto`, the best so far).
+        callback: called after every step, see `Callback`. When it ends the training, the leaves stay as they
+            are (with `auto`, as they were at the lowest loss).
 
     Raises:
         InputError: several people in float16.
     """
-    half = in_half(base, config)
-    if half and trainable.people > 1:  # one person's overflow would skip everybody's step, unseen
+    half, count = in_half(base, config), len(people)
+    if half and count > 1:  # one person's overflow would skip everybody's step, unseen
         raise InputError(
             "precision: float16 trains one person at a time; use bf16 or float32, or train them one by one"
         )
-    leaves = list(trainable.leaves.values())
-    starts = [leaf.detach().clone() for leaf in leaves] if config.size_weight else []
     samples, looks = Samples(people, config), Samples(judged, config) if judged else None
     captions = [*samples.captions, *(looks.captions if looks else [])]
     encode = Conditioner(base, captions, bool(trainable.parts & set(base.family.TEXT_ENCODERS)), cache)
-    # fused: one pass over memory instead of ten; over the weights of a whole base a quarter of the time
-    optimizer = torch.optim.Adam(leaves, lr=config.lr, fused=True)
-    scaler = GradScaler(base.device.type, enabled=half)
     base.rest(trainable.parts)
+    ended = False
     with (
         trainable.on(base) as put,
         base.training(config.checkpointing),
         Progress(title, config.last) as bar,
     ):
-        watch = _plateau(base, trainable, looks, encode, config, put) if looks else None
-        state = _State(trainable, optimizer, scaler, watch)
+        watch = None
+        if looks is not None:
+            watch = Plateau(trainable.leaves, count, partial(_judge, base, looks, encode, config, put))
+        state = _State(trainable, count, config, GradScaler(base.device.type, enabled=half), watch)
         losses = state.resume(run, base.device)
         bar.start_at(len(losses))
-        ended = False
         for step in range(len(losses), config.last):
             if watch is not None and watch.done(step):
                 break
-            rate = learning_rate(config.lr, step, config.last, warmup=config.warmup, shape=config.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             put(samples.each)
-            loss = step_losses(base, samples, encode, config, step)
-            away = config.size_weight * _distances(leaves, starts, samples.people) if starts else 0.0
-            _update((loss + away).sum(), leaves, optimizer, scaler, config.clip, samples.people)
-            losses.append(loss.detach())
+            losses.append(state.update(step_losses(base, samples, encode, config, step), step))
             mean = losses[-1].mean().item()
             bar.update(1, loss=mean)
             ended = callback is not None and callback(step + 1, mean) is False
             if run is not None:
-                run.log(step + 1, loss=mean, lr=rate)
-                whole = ended or (step + 1) % config.save_every == 0 or step + 1 == config.last
-                if whole and math.isfinite(mean):  # a ruined training is never taken for a finished one
-                    state.save(run, losses)
+                state.record(run, losses, mean, ended)
             if ended or _ruined(losses):
                 break
         if watch is not None:
             watch.done(config.last)
             watch.put_back()
-    history = torch.stack(losses).cpu() if losses else torch.empty(0, samples.people)
-    reasons = watch.reasons() if watch else [""] * samples.people
-    return Outcome(
-        history,
-        watch.at.tolist() if watch else [len(losses)] * samples.people,
-        ["the callback ended the training"] * samples.people if ended else reasons,
-    )
-
-
-def _distances(leaves: Sequence[Tensor], starts: Sequence[Tensor], people: int) -> Tensor:
-    """Returns the mean square distance of each person's numbers from where they started, `(n,)`."""
-    both = zip(leaves, starts, strict=True)
-    return torch.cat([(leaf - start).square().reshape(people, -1) for leaf, start in both], dim=1).mean(1)
+    reasons = watch.reasons() if watch else [""] * count
+    if ended:
+        reasons = ["the callback ended the training"] * count
+    history = torch.stack(losses).cpu() if losses else torch.empty(0, count)
+    return Outcome(history, watch.at.tolist() if watch else [len(losses)] * count, reasons)
 
 
 def _ruined(losses: Sequence[Tensor]) -> bool:
@@ -197,34 +177,11 @@ def _ruined(losses: Sequence[Tensor]) -> bool:
     return not torch.stack(list(losses[-PATIENCE:])).isfinite().any()
 
 
-def _plateau(
-    base: Base, trainable: Trainable, samples: Samples, encode: Conditioner, config: TrainConfig, put: Put
-) -> Plateau:
-    """Watches the loss on noise that no step draws: that of the steps below 0."""
-
-    def judge() -> Tensor:
-        put(samples.each)
-        found = [step_losses(base, samples, encode, config, -1 - k).detach() for k in range(DRAWS)]
-        return torch.stack(found).mean(0)
-
-    return Plateau(trainable.leaves, trainable.people, judge)
-
-
-def _update(
-    loss: Tensor,
-    leaves: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    scaler: GradScaler,
-    clip: float,
-    people: int,
-) -> None:
-    """Takes one step of the optimiser; the scaler does nothing except in float16."""
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    clip_people(leaves, clip, people)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad()
+def _judge(base: Base, samples: Samples, encode: Conditioner, config: TrainConfig, put: Put) -> Tensor:
+    """Returns each person's loss on noise that no step draws, that of the steps below 0, `(n,)`."""
+    put(samples.each)
+    found = [step_losses(base, samples, encode, config, -1 - k).detach() for k in range(DRAWS)]
+    return torch.stack(found).mean(0)
 
 
 def clip_people(leaves: Sequence[Tensor], limit: float, people: int) -> None:
@@ -240,21 +197,59 @@ def clip_people(leaves: Sequence[Tensor], limit: float, people: int) -> None:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)) if people > 1 else scale)
 
 
-@dataclass(frozen=True)
 class _State:
-    """All that a checkpoint holds besides the losses."""
+    """What changes from step to step, and all that a checkpoint holds."""
 
-    trainable: Trainable
-    optimizer: torch.optim.Optimizer
-    scaler: GradScaler
-    watch: Plateau | None
+    def __init__(
+        self,
+        trainable: Trainable,
+        people: int,
+        config: TrainConfig,
+        scaler: GradScaler,
+        watch: Plateau | None,
+    ) -> None:
+        self._trainable, self._people, self._config = trainable, people, config
+        self._scaler, self._watch = scaler, watch
+        self._leaves = list(trainable.leaves.values())
+        self._starts = [leaf.detach().clone() for leaf in self._leaves] if config.size_weight else []
+        # fused: one pass over memory instead of ten; over the weights of a whole base a quarter of the time
+        self._optimizer = torch.optim.Adam(self._leaves, lr=config.lr, fused=True)
 
-    def save(self, run: Run, losses: Sequence[Tensor]) -> None:
-        """Writes the checkpoint after `len(losses)` steps; it replaces the one before."""
-        parts = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        watched = {} if self.watch is None else {"watch": self.watch.state()}
-        leaves, history = dict(self.trainable.leaves), torch.stack(list(losses))
-        run.save(len(losses), {"leaves": leaves, "losses": history, **parts, **watched}, keep=1)
+    def _rate(self, step: int) -> float:
+        config = self._config
+        return learning_rate(config.lr, step, config.last, warmup=config.warmup, shape=config.schedule)
+
+    def update(self, losses: Tensor, step: int) -> Tensor:
+        """Takes one step of the optimiser on everybody's loss `(n,)`, and returns the loss detached."""
+        people = self._people
+        self._optimizer.param_groups[0]["lr"] = self._rate(step)
+        total = losses.sum()
+        if self._starts:
+            pairs = zip(self._leaves, self._starts, strict=True)
+            away = [(leaf - start).square().reshape(people, -1) for leaf, start in pairs]
+            total = total + self._config.size_weight * torch.cat(away, dim=1).mean(1).sum()
+        self._scaler.scale(total).backward()
+        self._scaler.unscale_(self._optimizer)
+        clip_people(self._leaves, self._config.clip, people)
+        self._scaler.step(self._optimizer)  # the scaler does nothing except in float16
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        return losses.detach()
+
+    def record(self, run: Run, losses: Sequence[Tensor], mean: float, ended: bool) -> None:
+        """Logs a step, and replaces the checkpoint now and then and at the end.
+
+        A ruined training leaves no checkpoint, so that it is never taken for a finished one.
+        """
+        done, config = len(losses), self._config
+        run.log(done, loss=mean, lr=self._rate(done - 1))
+        if math.isfinite(mean) and (ended or done % config.save_every == 0 or done == config.last):
+            state = {
+                "leaves": dict(self._trainable.leaves), "losses": torch.stack(list(losses)),
+                "optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(),
+                "watch": self._watch and self._watch.state(),
+            }  # fmt: skip
+            run.save(done, state, keep=1)
 
     def resume(self, run: Run | None, device: torch.device) -> list[Tensor]:
         """Restores the newest checkpoint, if there is one, and returns the losses of the steps before it."""
@@ -263,10 +258,10 @@ class _State:
             return []
         state = found[1]
         with torch.no_grad():
-            for name, leaf in self.trainable.leaves.items():
+            for name, leaf in self._trainable.leaves.items():
                 leaf.copy_(state["leaves"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.watch is not None:
-            self.watch.load(state["watch"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._watch is not None:
+            self._watch.load(state["watch"])
         return list(state["losses"].to(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from hyperdreambooth.training.shots import Shots
 class Samples:
     """The samples of every step: for each person in turn, `batch` photos and as many class images.
 
-    Which photos, which noise and which timestep a person gets is a function of (seed, person, step) alone. So
-    everybody has noise of their own, and nobody's depends on who else is in the batch.
+    The photos, noise and timesteps of a person are functions of (seed, person, step) alone. So everybody has
+    noise of their own, and nobody's depends on who else is in the batch.
 
     Args:
         people: the shots of each person, the photos first.
@@ -35,21 +36,21 @@ class Samples:
     def __init__(self, people: Sequence[Sequence[Shots]], config: TrainConfig) -> None:
         self._config, self.people, self.each = config, len(people), len(people[0]) * config.batch
         kinds = list({id(shots): shots for groups in people for shots in groups}.values())
-        first, at = dict[int, int](), 0
-        for shots in kinds:
-            first[id(shots)] = at
-            at += len(shots.captions)
+        counts = [len(shots.captions) for shots in kinds]
+        first = dict(zip(map(id, kinds), accumulate(counts, initial=0), strict=False))
         self._groups = [
             (groups[0].person, [(first[id(shots)], len(shots.captions)) for shots in groups])
             for groups in people
         ]
         self.captions = [caption for shots in kinds for caption in shots.captions]
         self.latents = torch.cat([shots.latents for shots in kinds])
-        self.masks: Tensor | None = None
-        if any(shots.background != 1 for shots in kinds):
-            self.masks = torch.stack([s.mask(k) for s in kinds for k in range(len(s.captions))])
         weights = [shots.weight for shots in kinds for _ in shots.captions]
         self.weights = torch.tensor(weights, device=self.latents.device)
+        self.masks: Tensor | None = None
+        if any(shots.masks is not None for shots in kinds):
+            like = torch.ones_like(self.latents[:, :1]).split(counts)
+            masks = [plain if s.masks is None else s.masks for s, plain in zip(kinds, like, strict=True)]
+            self.masks = torch.cat(masks)
 
     def rows(self, step: int) -> list[int]:
         """Returns the rows of a step, person by person, in each the photos first."""

@@ -32,29 +32,20 @@ class Shots:
         captions: a caption for each.
         person: the name of the person in the keys of random draws, see `person_key`.
         weight: the weight of their loss, against 1 for a person's photos.
-        background: the weight of the loss outside the oval of the face; 1 for the whole image alike.
-        landmarks: the landmarks of each photo, in sides of the square. None, or an empty tuple, where the
-            face is in the middle.
+        masks: the weights of the pixels `(m, 1, h, w)`; None for all ones.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
     person: str = ""
     weight: float = 1.0
-    background: float = 1.0
-    landmarks: tuple[Landmarks | None, ...] = ()
+    masks: Tensor | None = None
 
     def part(self, first: int, end: int | None) -> Shots:
         """Returns the images from `first` to `end`."""
-        own = {name: getattr(self, name)[first:end] for name in ("latents", "captions", "landmarks")}
-        return replace(self, **own)
-
-    def mask(self, index: int = 0) -> Tensor:
-        """Returns the weights `(1, h, w)` of the loss of one image."""
-        points = self.landmarks[index] if self.landmarks else None
-        height, width = self.latents.shape[-2:]
-        oval = face_oval(height, width, points).to(self.latents.device)
-        return (self.background + (1 - self.background) * oval)[None]
+        masks = None if self.masks is None else self.masks[first:end]
+        own = slice(first, end)
+        return replace(self, latents=self.latents[own], captions=self.captions[own], masks=masks)
 
 
 def encode_all(base: Base, images: Sequence[Image.Image]) -> Tensor:
@@ -91,14 +82,16 @@ def photo_shots(
         InputError: an unreadable photo, or landmarks that make no face.
     """
     images = [photo.open() if latents is None or photo.landmarks else None for photo in photos]
-    landmarks = tuple(
-        None if image is None else _landmarks(photo, image)
-        for photo, image in zip(photos, images, strict=True)
-    )
+    points = [image and _landmarks(photo, image) for photo, image in zip(photos, images, strict=True)]
     if latents is None:
         latents = encode_all(base, [image for image in images if image is not None])
+    masks = None
+    if background != 1:
+        height, width = latents.shape[-2:]
+        ovals = torch.stack([face_oval(height, width, face) for face in points]).to(latents.device)
+        masks = (background + (1 - background) * ovals)[:, None]
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
-    return Shots(latents, captions, person_key(photos), background=background, landmarks=landmarks)
+    return Shots(latents, captions, person_key(photos), masks=masks)
 
 
 def _landmarks(photo: Photo, image: Image.Image) -> Landmarks | None:

@@ -26,15 +26,12 @@ class Trainable(Protocol):
     """The interface of everything that the loop trains.
 
     Attributes:
-        leaves: name → tensor that the optimiser changes; the first axis is `people`, unless that is 1.
-        people: the number of people who train side by side.
+        leaves: name → tensor that the optimiser changes; the first axis is the people, unless there is one.
         parts: the components of the base whose outputs depend on the leaves.
     """
 
     @property
     def leaves(self) -> Mapping[str, Tensor]: ...
-    @property
-    def people(self) -> int: ...
     @property
     def parts(self) -> set[str]: ...
     def on(self, base: Base) -> AbstractContextManager[Put]:
@@ -53,11 +50,6 @@ class FactorLeaves:
 
     leaves: dict[str, Tensor]
     to_factors: Callable[[Mapping[str, Tensor]], Factors]
-
-    @property
-    def people(self) -> int:
-        """The number of people who train side by side."""
-        return len(next(iter(self.leaves.values())))
 
     @property
     def parts(self) -> set[str]:
@@ -86,15 +78,7 @@ def leaf(tensor: Tensor, device: torch.device) -> Tensor:
 def numbers_of(
     layout: Layout, basis: Basis, start: Tensor, people: int, device: torch.device
 ) -> FactorLeaves:
-    """Returns LiDB numbers as the leaf `numbers` `(n, P)`: everybody starts from the same point.
-
-    Args:
-        layout: where each site's numbers lie.
-        basis: the frozen bases, on the device.
-        start: `(P,)`.
-        people: `n`.
-        device: the device of the base.
-    """
+    """Returns LiDB numbers over frozen bases as one leaf `(n, P)`; everybody starts from `start` `(P,)`."""
     numbers = leaf(start.repeat(people, 1), device)
     return FactorLeaves({"numbers": numbers}, lambda now: factors(layout, basis, now["numbers"]))
 

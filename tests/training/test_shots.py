@@ -47,9 +47,10 @@ def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, .
     photos = (Photo(tmp_path / "wide.png", "ana", None, points), person[1])
     shots = photo_shots(micro_base, photos, "a [V]", background=0.25)
     moved = tuple((x - 12 / 64, y) for x, y in TEMPLATE)
-    torch.testing.assert_close(shots.mask(0)[0], 0.25 + 0.75 * face_oval(8, 8, moved))
-    torch.testing.assert_close(shots.mask(1)[0], 0.25 + 0.75 * face_oval(8, 8))
-    assert not torch.equal(shots.mask(0), shots.mask(1))
+    assert shots.masks is not None
+    torch.testing.assert_close(shots.masks[0, 0], 0.25 + 0.75 * face_oval(8, 8, moved))
+    torch.testing.assert_close(shots.masks[1, 0], 0.25 + 0.75 * face_oval(8, 8))
+    assert not torch.equal(shots.masks[0], shots.masks[1])
     config = TrainConfig(batch=2, background=0.25)
     with torch.no_grad():
         encode = Conditioner(micro_base, shots.captions, text_worn=False)
@@ -59,7 +60,7 @@ def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, .
         ]
         alone = torch.zeros(())
         for k, (noise, at) in enumerate(drawn):
-            one = (encode([shots.captions[k]]), noise[None], at[None], shots.mask(k)[None])
+            one = (encode([shots.captions[k]]), noise[None], at[None], shots.masks[[k]])
             alone += denoise_loss(micro_base, shots.latents[[k]], *one)[0] / 2
     torch.testing.assert_close(got, alone)
     bad = (Photo(tmp_path / "wide.png", "ana", None, (points[1], points[0], *points[2:])),)
