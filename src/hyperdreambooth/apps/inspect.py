@@ -35,7 +35,7 @@ def inspect(
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 
-    base = load(settings.loading)
+    base = load(settings.base)
     entries, adapter = _open(file, base, hypernet)
     if adapter is not None:
         norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}

@@ -96,8 +96,9 @@ def save_person(
     files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}
     if photo.caption:
         files["caption"] = "photo.txt"
+    totalled = {**seconds, "total": seconds.get("total", sum(seconds.values()))}
     report: dict[str, Any] = {
-        "seconds": {stage: round(value, 3) for stage, value in _with_total(seconds).items()},
+        "seconds": {stage: round(value, 3) for stage, value in totalled.items()},
         "scores": dict(scores),
         "files": files,
         "steps": int(adapter.metadata.get("steps", 0)),
@@ -118,10 +119,6 @@ def save_person(
         (part / "README.md").write_text(_card(base, adapter), encoding="utf-8")
         write_json(part / "report.json", report)
     return report
-
-
-def _with_total(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {**seconds, "total": seconds.get("total", sum(seconds.values()))}
 
 
 def _card(base: Base, adapter: Adapter) -> str:
