@@ -1,5 +1,5 @@
-# `make demo` and `make test` set up everything they need on a machine that has Python 3.11 or newer, then do the
-# job; a second call skips what is done. On Linux without a GPU, the CPU build of torch is the smaller download:
+# `make demo` and `make test` set up everything they need on a machine that has Python 3.11 or newer, then do their
+# work. A second call skips what is already set up. On Linux without a GPU, the CPU build of torch is the smaller download:
 #     make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 VENV      ?= .venv
@@ -11,11 +11,12 @@ PIP_FLAGS ?=
 PIP       := $(PY) -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format reproduce clean
+.PHONY: help demo test slow check format reproduce clean
 
 help:
 	@echo "make demo       one photo -> LoRA -> pictures, offline, in ./$(DEMO)"
-	@echo "make test       the tests"
+	@echo "make test       the tests, in about four minutes on two cores"
+	@echo "make slow       the long tests: real sizes, repeated kills"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make format     ruff format and ruff check --fix"
 	@echo "make reproduce  every shipped weight from seeds (hours; resumable)"
@@ -25,7 +26,11 @@ demo: $(VENV)/.installed
 	@$(VENV)/bin/hdb demo --out $(DEMO) $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@$(PY) tests/suite.py
+
+# real sizes and repeated kills: a single test may take minutes
+slow: $(VENV)/.installed-dev
+	@$(PY) tests/suite.py -m slow --timeout 900 -o faulthandler_timeout=960
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check --no-cache .

@@ -1,10 +1,10 @@
-"""Runs an experiment of experiments/ and writes its figures to results/; the pages' tables come of these.
+"""Runs an experiment of experiments/ and writes its figures to results/; tables of pages come from these.
 
     python benchmarks/experiment.py avatars-small                  # benchmarks/results/avatars-small.json
     python benchmarks/experiment.py avatars --identities 16        # fewer people first; run again for all
-    python benchmarks/experiment.py --tables                       # only writes the tables anew
+    python benchmarks/experiment.py --tables                       # only rewrites the tables
 
-It is `hdb avatars render` and `hdb evaluate` with a preset: run again, it goes on where it was.
+It is `hdb avatars render` and `hdb evaluate` with a preset, so the same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ MARK = re.compile(
     r"(<!-- results/(?P<name>[\w-]+)\.json -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL
 )
 KEPT = (
-    "config", "base", "network", "prompts", "seeds", "judges", "rows", "paired", "missing", "seconds",
-    "environment",
+    "config", "base", "network", "training", "prompts", "seeds", "scorers", "rows", "paired", "missing",
+    "seconds", "environment",
 )  # fmt: skip
+"""The fields of a report that its result keeps."""
 COLUMNS = ("identity", "prompt", "background_copied", "diversity")
 
 
 def hdb(*words: object) -> None:
-    """One command, in a process of its own, as a user would run it."""
+    """Runs one command in a process of its own, as a user would."""
     subprocess.run([sys.executable, "-m", "hyperdreambooth", *map(str, words)], check=True)
 
 
 def recipe_of(name: str) -> dict[str, Any]:
-    """The experiment's file."""
+    """Reads an experiment's file."""
     return tomllib.loads((HERE / "experiments" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
@@ -49,8 +50,11 @@ def run(name: str, out: Path, words: list[str]) -> Path:
 
     Args:
         name: of a file in experiments/.
-        out: where photos and pictures go.
-        words: further words of `hdb evaluate`.
+        out: the folder for photos and pictures.
+        words: further options of `hdb evaluate`.
+
+    Returns:
+        The result's file.
     """
     recipe = recipe_of(name)
     photos = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
@@ -71,7 +75,7 @@ def run(name: str, out: Path, words: list[str]) -> Path:
 
 
 def machine() -> str:
-    """Processor, cores and memory; the accelerator where there is one."""
+    """Describes processor, cores and memory, and the accelerator if there is one."""
     import torch
 
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
@@ -84,47 +88,67 @@ def machine() -> str:
 
 @cache
 def shipped() -> tuple[str, dict[str, Any] | None]:
-    """What a result says of its base and its hypernetwork, for those that ship today."""
-    from hyperdreambooth.evaluate.report import network_facts
-    from hyperdreambooth.hypernet.predictor import load_hypernet
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+    """Returns the fields of a result that identify base and hypernetwork, of those that ship today."""
+    from hyperdreambooth.evaluate.report import network_summary
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
     network = load_hypernet(EMBEDDED_HYPERNET)
-    return network.info.base_fingerprint, network_facts(network)
+    return network.info.base_fingerprint, network_summary(network)
 
 
-def outdated(result: dict[str, Any]) -> bool:
-    """Whether its base or hypernetwork ships no more; a recipe may name a hypernetwork of its own."""
+def of_other_weights(result: dict[str, Any]) -> bool:
+    """Returns whether the result's base or hypernetwork, unless it is the recipe's own, ships no more."""
     base, network = shipped()
     own = "hypernet" in recipe_of(result["experiment"])
     return result["base"]["fingerprint"] != base or (not own and result["network"] not in (None, network))
 
 
-def table(result: dict[str, Any]) -> str:
-    """The table of an experiment: likeness, prompt following, what is copied, what a person costs."""
-    from hyperdreambooth.evaluate.report import cell
+def of_other_training(result: dict[str, Any]) -> bool:
+    """Returns whether a result has trained rows, and the same settings would train other weights today."""
+    from hyperdreambooth.evaluate.protocol import TRAINING
 
-    columns = [c for c in COLUMNS if any(row["scores"].get(c) for row in result["rows"].values())]
+    trained = any(row["cost"].get("steps") for row in result["rows"].values())
+    return trained and result.get("training", 1) != TRAINING
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the table of an experiment with the sentences below it."""
+    from hyperdreambooth.evaluate.report import cell, markdown_table
+
+    rows = result["rows"]
+    columns = [c for c in COLUMNS if any(row["scores"].get(c) for row in rows.values())]
     lines = [["method", "steps", *columns, "seconds a person"]]
-    for name, row in result["rows"].items():
+    for name, row in rows.items():
         cost, values = row["cost"], [cell(row["scores"].get(column)) for column in columns]
         seconds = f"{cost['seconds']:.3g}" if cost.get("seconds") else "–"
         lines.append([name, f"{cost['steps']:.4g}" if cost else "–", *values, seconds])
-    n = max(
-        row["scores"]["identity"]["n"] for row in result["rows"].values() if row["scores"].get("identity")
-    )
-    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([markdown_table(lines), "", " ".join(sentences(result)), ""])
+
+
+def sentences(result: dict[str, Any]) -> list[str]:
+    """Returns the sentences below a table: people, seconds, machine, and what has changed since."""
+    rows = result["rows"]
+    n = max(row["scores"]["identity"]["n"] for row in rows.values() if row["scores"].get("identity"))
     pictures = len(result["prompts"]) * len(result["seeds"])
-    told = (
-        f"{n} people that no training has seen, {pictures} pictures each; mean and 95 % interval over people."
-    )
-    place = f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}."
-    old = " **With that commit's weights, not today's.**" if outdated(result) else ""
-    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:], "", f"{told} {place}{old}", ""])
+    people = f"{n} people that no training has seen, {pictures} pictures each"
+    found = [f"{people}; mean and 95 % interval over people."]
+    together = {name: row["cost"]["together"] for name, row in rows.items() if row["cost"].get("seconds")}
+    if (most := max(together.values())) > 1:
+        alone = [name for name, count in together.items() if count == 1]
+        others = f"; {', '.join(alone)} train one at a time" if alone else ""
+        found.append(f"Seconds are a person's share when {most} people are made together{others}.")
+    found += recipe_of(result["experiment"]).get("notes", ())
+    found.append(f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}.")
+    if of_other_weights(result):
+        found.append("**With that commit's weights, not today's.**")
+    if of_other_training(result):
+        old = "Made when the people of a batch still shared their training noise"
+        found.append(f"**{old}; to be made anew with noise of their own.**")
+    return found
 
 
 def tables(text: str) -> str:
-    """A page with every table as its result says; a marker without a result keeps its place empty."""
+    """Returns a page with every table made from its result; a marker without a result stays empty."""
 
     def fill(match: re.Match[str]) -> str:
         file = HERE / "results" / f"{match['name']}.json"
@@ -135,14 +159,14 @@ def tables(text: str) -> str:
 
 
 def main() -> None:
-    """Runs what was asked for, then writes the pages' tables."""
+    """Runs the experiment, then rewrites the pages' tables."""
     known = sorted(file.stem for file in (HERE / "experiments").glob("*.toml"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?", choices=known)
     parser.add_argument("--out", type=Path, help="photos and pictures [out/experiments/NAME]")
-    parser.add_argument("--tables", action="store_true", help="write the tables and stop")
+    parser.add_argument("--tables", action="store_true", help="rewrite the tables and stop")
     chosen, words = parser.parse_known_args()
     if not chosen.tables:
         if chosen.name is None:

@@ -36,7 +36,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune
+from hyperdreambooth.finetune.fast import finetune_adapter
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
@@ -236,7 +236,7 @@ def step(name: str, folder: Path) -> dict[str, Any]:
     Image.effect_noise((side, side), 64).convert("RGB").save(folder / "photo.png")
     adapter = Adapter(fresh(base.sites, 4), "sks", base.fingerprint, name)
     began = time.perf_counter()
-    finished = finetune(base, adapter, [Photo(folder / "photo.png", "person", None)], config)
+    finished = finetune_adapter(base, adapter, [Photo(folder / "photo.png", "person", None)], config)
     return {
         "side": side, "dtype": dtype, "batch": 1, "rank": 4, "loss": float(finished.metadata["loss"]),
         "seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads(),
@@ -261,7 +261,7 @@ def person(name: str, folder: Path) -> dict[str, Any]:
     Image.effect_noise((base.resolution, base.resolution), 64).convert("RGB").save(folder / "photo.png")
     photos = [Photo(folder / "photo.png", "person", None)]
     adapter = Adapter(fresh(base.sites, 4), "sks", base.fingerprint, name)
-    finetune(base, adapter, photos, FinetuneConfig(rank=4, steps=2, batch=1))  # CUDA's own start
+    finetune_adapter(base, adapter, photos, FinetuneConfig(rank=4, steps=2, batch=1))  # CUDA's own start
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "side": base.resolution,
@@ -273,7 +273,7 @@ def person(name: str, folder: Path) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         if task == "finetune":
-            made = finetune(base, adapter, photos, config)
+            made = finetune_adapter(base, adapter, photos, config)
         else:
             generate(base, ["a photo of a [V] person"], [made], steps=25)
         torch.cuda.synchronize()

@@ -1,10 +1,10 @@
-"""What pre-optimising many people together costs, in one run on one machine; writes results/preopt.json.
+"""Measures what pre-optimising many people together costs on this machine; writes results/preopt.json.
 
 `bare` is the frozen base's own forward and backward at the same batch, text encoder included, with
 gradients to the prompt's embeddings and the latents. `together` is a whole step of
-`preopt.train.train_group` with as many people (draws, factors, loss, backward, clipping, Adam), `alone` one
-of a single person. The arms take turns, and figures are medians, so a busy machine bears on all alike.
-`--equal N` trains the people N steps both ways and compares the numbers.
+`preopt.bank_training.train_group` with as many people (draws, factors, loss, backward, clipping, Adam),
+`alone` one of a single person. The arms take turns, and figures are medians, so that other load on the
+machine affects all alike. `--equal N` trains the people N steps both ways and compares the numbers.
 
     python benchmarks/preopt.py            # the embedded base, or its architecture with random weights
     python benchmarks/preopt.py --base DIR --people 32 --equal 100
@@ -25,27 +25,31 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from hyperdreambooth.base.denoise import denoise_loss, sample_noise
+from hyperdreambooth.base.denoise import Key, denoise_loss, sample_noises
 from hyperdreambooth.base.load import EMBEDDED, Base, load_base
 from hyperdreambooth.files import write_json
-from hyperdreambooth.preopt.train import Person, PreoptConfig, Stage, prepare, train_group
-from hyperdreambooth.progress import Progress
+from hyperdreambooth.precision import autocast
+from hyperdreambooth.preopt.bank_training import PreoptConfig, Stage, prepare, train_group
 from hyperdreambooth.runs import environment, rng
+from hyperdreambooth.training.shots import Shots
 
 RESULT = Path(__file__).parent / "results" / "preopt.json"
 CAPTION = "a photo of a [V] face, smiling, with a red hat, in front of a forest"
 
 
+People = list[list[Shots]]
+
+
 class Clock:
-    """Stands in for the progress bar: notes the seconds of every step."""
+    """Measures the seconds of every step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._last = time.perf_counter()
 
-    def update(self, steps: int = 1, **figures: float | str) -> None:
-        """A step has ended."""
-        del steps, figures
+    def stop(self, step: int = 0, loss: float = 0.0) -> None:
+        """Ends a step; the callback of a training."""
+        del step, loss
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -63,25 +67,25 @@ def random_base() -> Base:
     )
 
 
-def crowd(base: Base, count: int) -> list[Person]:
-    """People of random latents: what they look like does not change what a step costs."""
+def crowd(base: Base, count: int) -> People:
+    """Returns people of random latents: what they look like does not change what a step costs."""
     config = cast("Any", base.components["unet"]).config
     shape = (4, config.in_channels, config.sample_size, config.sample_size)
     names = [f"person-{k:03d}" for k in range(count)]
     return [
-        Person(name, torch.randn(shape, generator=rng(0, name)).to(base.device), (CAPTION,) * 4)
+        [Shots(torch.randn(shape, generator=rng(0, name)).to(base.device), (base.prompt(CAPTION),) * 4, name)]
         for name in names
     ]
 
 
-def bare_step(stage: Stage, people: list[Person]) -> Callable[[], None]:
-    """The frozen base's forward and backward, wearing nothing, on inputs made beforehand."""
+def bare_step(stage: Stage, people: People) -> Callable[[], None]:
+    """Returns the frozen base's forward and backward, without an adapter, on inputs made beforehand."""
     base = stage.base
     encoder = cast("Any", base.components["text_encoder"])
     tokens = base.tokenize([CAPTION] * len(people))
-    latents = torch.stack([person.latents[0] for person in people]).requires_grad_()
-    drawn = [sample_noise(base, tuple(latents.shape[1:]), 0, person.name) for person in people]
-    noise, timesteps = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
+    latents = torch.stack([person.latents[0] for (person,) in people]).requires_grad_()
+    keys: list[Key] = [(0, person.person) for (person,) in people]
+    noise, timesteps = sample_noises(base, tuple(latents.shape[1:]), keys)
     inner = getattr(encoder, "text_model", encoder)
 
     def live(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -91,7 +95,7 @@ def bare_step(stage: Stage, people: list[Person]) -> Callable[[], None]:
     def step() -> None:
         latents.grad = None
         handle = inner.embeddings.register_forward_hook(live)
-        with stage.precision():
+        with autocast(stage.config.precision, base.device):
             losses = denoise_loss(base, latents, base.encode_prompts(tokens), noise, timesteps)
         losses.sum().backward()
         handle.remove()
@@ -104,18 +108,18 @@ def timed(step: Callable[[], None], times: int) -> list[float]:
     clock = Clock()
     for _ in range(times):
         step()
-        clock.update()
+        clock.stop()
     return clock.seconds
 
 
-def steps_of(stage: Stage, people: list[Person]) -> list[float]:
-    """Seconds of each step of a real training but the first, which also wears the adapter."""
+def steps_of(stage: Stage, people: People) -> list[float]:
+    """Returns the seconds of each step of a training but the first, which also wears the adapter."""
     clock = Clock()
-    train_group(stage, people, cast("Progress", clock))
+    train_group(stage, people, callback=clock.stop)
     return clock.seconds[1:]
 
 
-def measure(stage: Stage, people: list[Person], rounds: int) -> dict[str, float]:
+def measure(stage: Stage, people: People, rounds: int) -> dict[str, float]:
     """The three arms in turn, medians in seconds, and their ratios."""
     arms: dict[str, list[float]] = {"bare": [], "together": [], "alone": []}
     bare = bare_step(stage, people)
@@ -136,7 +140,7 @@ def measure(stage: Stage, people: list[Person], rounds: int) -> dict[str, float]
     }
 
 
-def equal(stage: Stage, people: list[Person]) -> float:
+def equal(stage: Stage, people: People) -> float:
     """Largest difference of the numbers between people trained together and each alone."""
     together, _ = train_group(stage, people)
     alone = torch.cat([train_group(stage, [person])[0] for person in people])
@@ -202,7 +206,7 @@ def processor() -> str:
     )
 
 
-def show(stage: Stage, people: list[Person]) -> None:
+def show(stage: Stage, people: People) -> None:
     """The costliest operators of the bare step and of the worn one."""
     bare = bare_step(stage, people)
     timed(bare, 2)

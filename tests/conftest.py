@@ -1,4 +1,4 @@
-"""Fixtures: a micro base and micro people, made once a session; and array types are checked."""
+"""Makes a micro base and micro people once per session, and has array types checked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # workers share the cores: with a thread a core each, they wait for one another most of the time
+    # The workers share the cores. With a thread per core in each of them, they mostly wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# tensor maths: what is imported from now on checks the shapes of every call
+# Modules of tensor maths. The hook makes every call of their functions check its shapes.
 CHECKED = ("lidb.weights", "lora.inject", "lora.relax", "hypernet.decoder", "hypernet.loss")
 install_import_hook([f"hyperdreambooth.{module}" for module in CHECKED], "beartype.beartype")
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What runs share is shared by one session of tests, and by nobody's own work."""
+    """Gives the session a cache of its own, apart from the developer's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HDB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -33,7 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def micro_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved micro StableDiffusionPipeline (32 px, 8×8×4 latents)."""
+    """Saves a micro StableDiffusionPipeline (32 pixels, 8×8×4 latents) and returns its folder."""
     import micro
 
     return micro.save(tmp_path_factory.mktemp("micro") / "base")
@@ -41,7 +41,7 @@ def micro_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six people, three 32-pixel photos each, with captions."""
+    """Writes three 32-pixel photos with captions for each of six people."""
     import micro
 
     return micro.photos(tmp_path_factory.mktemp("people") / "photos")
@@ -49,7 +49,7 @@ def micro_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def micro_base(micro_dir: Path) -> Base:
-    """The micro base, freshly loaded: a test may wear what it likes."""
+    """Loads the micro base anew, so that a test can change it."""
     from hyperdreambooth.base.load import load_base
 
     return load_base(micro_dir, device="cpu")

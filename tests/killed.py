@@ -1,6 +1,6 @@
-"""Kills `hdb preoptimize` and `hdb train` with -9 at random moments and compares with uninterrupted runs.
+"""Kills `hdb preoptimize` and `hdb train` with -9 at random moments; compares with uninterrupted runs.
 
-python tests/killed.py --kills 10        # a minute or two each, on the micro base
+python tests/killed.py --kills 10        # a minute or two for each command, on the micro base
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ HDB = [sys.executable, "-m", "hyperdreambooth"]
 
 
 def run(words: list[str], seconds: float | None = None) -> bool:
-    """Runs a command; with `seconds`, kills it then. True when it was killed at work."""
-    job = subprocess.Popen([*HDB, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Runs a command, and kills it after `seconds` if given. Returns whether it was killed."""
+    process = subprocess.Popen([*HDB, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        code = job.wait(seconds)
+        code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        job.send_signal(signal.SIGKILL)
-        job.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         return True
     if code:
-        raise SystemExit(f"{words[0]} ended with {code}")
+        raise SystemExit(f"{words[0]} ended with exit code {code}")
     return False
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """What must be the same, byte for byte."""
+    """Returns the files that must be the same, byte for byte."""
     files = sorted([*folder.glob("shard-*.safetensors"), *folder.glob("model.safetensors")])
     return {file.name: file.read_bytes() for file in files}
 
 
 def trial(name: str, words: list[str], home: Path, kills: int, rng: random.Random) -> None:
-    """Kills a command over and over, lets it finish, and compares."""
+    """Kills a command again and again, lets it finish, and compares its weights."""
     whole, broken = home / f"{name}-whole", home / f"{name}-broken"
     run([*words, "--out", str(whole)])
     killed = sum(run([*words, "--out", str(broken)], rng.uniform(4, 10)) for _ in range(kills))
@@ -53,7 +53,7 @@ def trial(name: str, words: list[str], home: Path, kills: int, rng: random.Rando
 
 
 def main() -> None:
-    """Both commands."""
+    """Tries both commands."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

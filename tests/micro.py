@@ -165,7 +165,7 @@ def hypernet(folder: Path, base: Base) -> Path:
     return folder / "made"
 
 
-def judge(folder: Path, labels: Sequence[str], seed: int, **facts: object) -> None:
+def scorer(folder: Path, labels: Sequence[str], seed: int, **facts: object) -> None:
     """A tiny random ResNet as a scorer, with what it says of itself."""
     torch.manual_seed(seed)
     config = ResNetConfig(
@@ -194,7 +194,7 @@ PHRASES = {
 
 
 def scorers(folder: Path) -> None:
-    """Both judges of a base, random."""
+    """Both scorers of a base, random."""
     same = {"same": 0.9, "stranger": 0.2}
-    judge(folder / "identity", [f"embedding:{k}" for k in range(5)], 0, calibration=same)
-    judge(folder / "attributes", LABELS, 1, phrases=PHRASES)
+    scorer(folder / "identity", [f"embedding:{k}" for k in range(5)], 0, calibration=same)
+    scorer(folder / "attributes", LABELS, 1, phrases=PHRASES)

@@ -1,8 +1,7 @@
-"""Processes that start in a tenth of a second and run torch on any number of threads.
+"""Starts processes in a tenth of a second that can run torch on any number of threads.
 
-A plain fork of the test process copies what torch's threads hold but not the threads, and its first parallel
-operation waits for them for ever. So the children are forked by a server that has imported torch and never
-run it.
+A plain fork of the test process copies the locks of torch's threads but not the threads, so its first
+parallel operation waits for ever. A server that has imported torch, but never run it, forks these instead.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ CONTEXT = multiprocessing.get_context(_METHOD)
 CHEAP = pytest.mark.skipif(_METHOD == "spawn", reason="Windows starts a new interpreter for every process")
 
 
-def start(target: Callable[..., None], *words: Any) -> BaseProcess:
-    """Begins `target(*words)`, a function of a test module, in a process of its own."""
+def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Runs `target(*arguments)`, a function of a test module, in a new process."""
     CONTEXT.set_forkserver_preload(
         ["torch", "pytest", "hyperdreambooth.faces.latents", "hyperdreambooth.faces.prepare"]
     )
-    process = CONTEXT.Process(target=target, args=words)
+    process = CONTEXT.Process(target=target, args=arguments)
     process.start()
     return process

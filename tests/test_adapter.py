@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hyperdreambooth.adapter import Adapter, load_adapter, merge, summary, weighted
-from hyperdreambooth.files import InputError
+from hyperdreambooth.adapter import Adapter, read_adapter, summary
+from hyperdreambooth.files import InputError, load_tensors
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
@@ -26,16 +28,17 @@ SITES = (
 BASE = "0123456789abcdef"
 
 
-def person(rank: int = 1, source: str = "seed:0", sites: tuple[Site, ...] = SITES) -> tuple[Lidb, Basis]:
+def person(
+    rank: int = 1, source: str = "seed:0", sites: tuple[Site, ...] = SITES, seed: int = 1
+) -> tuple[Lidb, Basis]:
     layout = Layout(sites, rank, 8, 5)
-    basis = seeded_basis(sites, 8, 5, 0)
-    basis.source = source
-    row = torch.randn(layout.size, generator=torch.Generator().manual_seed(1))
+    basis = replace(seeded_basis(sites, 8, 5, 0), source=source)
+    row = torch.randn(layout.size, generator=torch.Generator().manual_seed(seed))
     return Lidb(row, layout, source, basis_fingerprint(basis), BASE, "sks", "some/base"), basis
 
 
-def adapter(rank: int = 1) -> Adapter:
-    return Adapter.from_lidb(*person(rank))
+def adapter(rank: int = 1, seed: int = 1) -> Adapter:
+    return Adapter.from_lidb(*person(rank, seed=seed))
 
 
 def distance(one: Factors, two: Factors) -> float:
@@ -52,7 +55,7 @@ def forbidden(source: str) -> Basis:
 def test_a_lidb_comes_back_exactly(tmp_path: Path) -> None:
     made = adapter(2)
     made.save(tmp_path / "x.lidb.safetensors", "lidb")
-    back = load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, forbidden)
+    back = read_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, forbidden)
     assert back.kind == made.kind == "lidb" and back.rank == 2 and back.lidb is not None
     assert (back.trigger, back.base_fingerprint, back.base_source) == ("sks", BASE, "some/base")
     for name, (down, up) in made.factors.items():
@@ -63,9 +66,9 @@ def test_a_lidb_comes_back_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_a_lora_comes_back_as_the_same_delta(tmp_path: Path, form: str) -> None:
     made = adapter(2)
-    made.save(tmp_path / "x.safetensors", form, resolution=128)  # type: ignore[arg-type]
-    back = load_adapter(tmp_path / "x.safetensors", SITES, BASE)
-    assert back.kind == "lora" and back.lidb is None and back.trigger == "sks"
+    replace(made, resolution=128).save(tmp_path / "x.safetensors", form)  # type: ignore[arg-type]
+    back = read_adapter(tmp_path / "x.safetensors", SITES, BASE)
+    assert back.kind == "lora" and back.lidb is None and back.trigger == "sks" and back.resolution == 128
     assert distance(made.factors, back.factors) < 1e-5
 
 
@@ -76,7 +79,7 @@ def test_relaxing_is_exact_and_survives_the_file(tmp_path: Path, form: str) -> N
     assert relaxed.rank == 4 and relaxed.kind == "lora" and made.kind == "lidb" and made.rank == 1
     assert distance(made.factors, relaxed.factors) < 1e-5
     relaxed.save(str(tmp_path / "x.safetensors"), form)  # type: ignore[arg-type]
-    back = load_adapter(str(tmp_path / "x.safetensors"), SITES, BASE)
+    back = read_adapter(str(tmp_path / "x.safetensors"), SITES, BASE)
     assert back.rank == 4 and distance(made.factors, back.factors) < 1e-5
 
 
@@ -87,7 +90,7 @@ def test_relaxing_below_the_own_rank_is_refused(rank: int) -> None:
 
 
 def test_a_relaxed_adapter_is_no_lidb(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no LiDB; use diffusers or kohya"):
+    with pytest.raises(InputError, match="is not a LiDB; use diffusers or kohya"):
         adapter().relax(4).save(tmp_path / "x.safetensors", "lidb")
     with pytest.raises(InputError, match="format 'onnx' is unknown"):
         adapter().save(tmp_path / "x.safetensors", "onnx")  # type: ignore[arg-type]
@@ -103,48 +106,44 @@ def test_learned_bases_come_from_their_hypernetwork(tmp_path: Path) -> None:
         asked.append(source)
         return basis
 
-    back = load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, basis_of)
+    back = read_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, basis_of)
     assert asked == ["hypernet:abc"] and distance(back.factors, Adapter.from_lidb(lidb, basis).factors) == 0
     with pytest.raises(InputError, match=r"its basis is hypernet:abc; name .*--hypernet"):
-        load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE)
+        read_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE)
     other = seeded_basis(SITES, 8, 5, 9)
     with pytest.raises(InputError, match=f"{basis_fingerprint(basis)}.*{basis_fingerprint(other)}"):
-        load_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, lambda _: other)
+        read_adapter(tmp_path / "x.lidb.safetensors", SITES, BASE, lambda _: other)
 
 
 def test_another_base_is_refused_with_the_file_and_both_fingerprints(tmp_path: Path) -> None:
     adapter().save(tmp_path / "x.lidb.safetensors", "lidb")
     with pytest.raises(InputError, match=rf"x\.lidb\.safetensors: made for base {BASE}.*{'f' * 16}"):
-        load_adapter(tmp_path / "x.lidb.safetensors", SITES, "f" * 16)
+        read_adapter(tmp_path / "x.lidb.safetensors", SITES, "f" * 16)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_a_lora_of_another_base_is_refused_and_a_strangers_is_not(tmp_path: Path, form: str) -> None:
+def test_a_lora_names_its_base_and_a_strangers_does_not(tmp_path: Path, form: str) -> None:
     adapter().relax(2).save(tmp_path / "x.safetensors", form)  # type: ignore[arg-type]
-    assert load_adapter(tmp_path / "x.safetensors", SITES, BASE).base_fingerprint == BASE
-    with pytest.raises(InputError, match=rf"x\.safetensors: made for base {BASE}.*{'f' * 16}"):
-        load_adapter(tmp_path / "x.safetensors", SITES, "f" * 16)
+    assert read_adapter(tmp_path / "x.safetensors", SITES, "f" * 16).base_fingerprint == BASE
     replace(adapter().relax(2), base_fingerprint="").save(tmp_path / "y.safetensors", form)  # type: ignore[arg-type]
-    assert load_adapter(tmp_path / "y.safetensors", SITES, "f" * 16).base_fingerprint == ""
+    assert read_adapter(tmp_path / "y.safetensors", SITES, "f" * 16).base_fingerprint == ""
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e300])
 def test_a_weight_that_makes_no_numbers_is_refused(weight: float) -> None:
     with pytest.raises(InputError, match=r"weight .*expected a finite number"):
-        weighted(adapter(), weight)
-    with pytest.raises(InputError, match="weight"):
-        merge([(adapter(), weight)])
+        _ = weight * adapter()
 
 
 def test_a_rank_that_no_file_can_have_is_refused_with_the_limit() -> None:
-    for work in (lambda rank: adapter().relax(rank), lambda rank: merge([(adapter(), 1.0)], rank)):
+    for work in (lambda rank: adapter().relax(rank), lambda rank: adapter().truncate(rank)):
         with pytest.raises(InputError, match=r"rank 25: expected 1 to 24, .*text_encoder"):
             work(25)
         work(24)
 
 
 def test_the_norm_of_a_huge_delta_is_a_number() -> None:
-    huge = weighted(adapter(), 1e30)
+    huge = (1e30 * adapter()).factors
     assert all(
         0 < norm < float("inf") for norm in summary(replace(adapter(), factors=huge))["delta_norm"].values()
     )
@@ -177,42 +176,92 @@ def nan(path: Path) -> None:
 def test_what_is_no_adapter_gets_one_line(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     spoil(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"x\.safetensors") as error:
-        load_adapter(tmp_path / "x.safetensors", SITES, BASE)
+        read_adapter(tmp_path / "x.safetensors", SITES, BASE)
     assert "\n" not in str(error.value)
 
 
-def test_merging_is_exact_or_says_its_error() -> None:
+def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {name: up @ down for name, (down, up) in adapter.factors.items()}
+
+
+def test_adding_is_exact_and_truncating_says_its_error() -> None:
     person, style = adapter(1), replace(adapter(2).relax(3), trigger="", base_fingerprint="", base_source="")
-    halves = {name: 0.5 * up @ down for name, (down, up) in style.factors.items()}
-    wanted = {name: up @ down + halves[name] for name, (down, up) in person.factors.items()}
-    merged, error = merge([(style, 0.5), (person, 1.0)])
-    assert error == 0 and merged.rank == 4 and merged.kind == "lora"
+    ours, theirs = deltas(person), deltas(style)
+    wanted = {name: delta + 0.5 * theirs[name] for name, delta in ours.items()}
+    merged = 0.5 * style + person
+    assert merged.rank == 4 and merged.kind == "lora"
     assert (merged.trigger, merged.base_fingerprint, merged.base_source) == ("sks", BASE, "some/base")
-    for name, (down, up) in merged.factors.items():
-        torch.testing.assert_close(up @ down, wanted[name], rtol=1e-5, atol=1e-5)
-    near, error = merge([(style, 0.5), (person, 1.0)], rank=2)
-    lost = sum(float((up @ down - wanted[n]).square().sum()) for n, (down, up) in near.factors.items())
+    for name, delta in deltas(merged).items():
+        torch.testing.assert_close(delta, wanted[name], rtol=1e-5, atol=1e-5)
+    near, error = merged.truncate(2)
+    lost = sum(float((delta - wanted[name]).square().sum()) for name, delta in deltas(near).items())
     total = sum(float(delta.square().sum()) for delta in wanted.values())
-    assert error == pytest.approx((lost / total) ** 0.5, rel=1e-4)
+    assert near.rank == 2 and error == pytest.approx((lost / total) ** 0.5, rel=1e-4)
     with pytest.raises(InputError, match="rank 0"):
-        merge([(person, 1.0)], rank=0)
+        merged.truncate(0)
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.integers(1, 3), st.integers(1, 3))
+def test_a_mix_of_lidbs_is_a_lidb_of_the_mixed_delta(a: float, b: float, r: int, q: int) -> None:
+    ana, ben = adapter(r, seed=1), adapter(q, seed=2)
+    mix = a * ana + ben * b
+    assert mix.kind == "lidb" and mix.lidb is not None and mix.rank == r + q == mix.lidb.layout.rank
+    again = deltas(Adapter.from_lidb(mix.lidb, person()[1]))
+    for name, delta in deltas(mix).items():
+        wanted = a * deltas(ana)[name] + b * deltas(ben)[name]
+        torch.testing.assert_close(delta, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again[name], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mix_of_lidbs_comes_back_from_its_file(tmp_path: Path) -> None:
+    mix = replace(adapter(1, seed=1), resolution=64) + adapter(2, seed=2)
+    mix.save(tmp_path / "mix.lidb.safetensors", "lidb")
+    back = read_adapter(tmp_path / "mix.lidb.safetensors", SITES, BASE)
+    assert back.kind == "lidb" and back.rank == 3 and distance(mix.factors, back.factors) < 1e-6
+
+
+def test_lidbs_over_other_bases_add_up_to_a_lora_and_of_other_base_models_to_nothing() -> None:
+    lidb, _ = person(source="seed:0")
+    other = Adapter.from_lidb(replace(lidb, basis_fingerprint="0" * 16), person()[1])
+    assert (adapter() + other).kind == "lora"
+    with pytest.raises(InputError, match=f"{BASE} and {'f' * 16}, cannot be added"):
+        _ = adapter() + replace(adapter(), base_fingerprint="f" * 16)
+    narrow = {SITES[0].name: (torch.zeros(1, 1, 3), torch.zeros(1, 12, 1))}
+    with pytest.raises(InputError, match=r"12 → 12 in one and 3 → 12 in the other"):
+        _ = adapter() + replace(adapter(), factors=narrow, lidb=None)
+
+
+def test_a_sum_knows_every_trigger_the_persons_first() -> None:
+    person, style, light = (replace(adapter(), trigger=word) for word in ("sks", "oil", "sks"))
+    mix = person + 0.5 * style + light
+    assert mix.trigger == "sks" and mix.triggers == ("sks", "oil")
+
+
+def test_the_state_dict_is_what_the_file_holds(tmp_path: Path) -> None:
+    made = adapter(2)
+    made.save(tmp_path / "x.safetensors", "diffusers")
+    tensors, state = load_tensors(tmp_path / "x.safetensors")[0], made.state_dict()
+    assert tensors.keys() == state.keys() and all(torch.equal(tensors[k], state[k]) for k in state)
 
 
 def test_the_summary_of_a_lidb_and_of_a_lora() -> None:
     made = adapter()
-    told = summary(made)
+    entries = summary(made)
     assert (
-        told["kind"] == "lidb"
-        and told["rank"] == 1
-        and told["basis"] == "seed:0"
-        and told["trigger"] == "sks"
+        entries["kind"] == "lidb"
+        and entries["rank"] == 1
+        and entries["basis"] == "seed:0"
+        and entries["trigger"] == "sks"
     )
-    assert made.lidb is not None and told["numbers"] == made.lidb.layout.size == 3 * 13
-    assert told["sites"] == {"text_encoder": 1, "unet": 2} and (told["down_dim"], told["up_dim"]) == (8, 5)
+    assert made.lidb is not None and entries["numbers"] == made.lidb.layout.size == 3 * 13
+    assert entries["sites"] == {"text_encoder": 1, "unet": 2} and (
+        entries["down_dim"],
+        entries["up_dim"],
+    ) == (8, 5)
     for part in ("text_encoder", "unet"):
         own = [up @ down for name, (down, up) in made.factors.items() if name.startswith(f"{part}.")]
         expected = sum(delta.double().square().sum().item() for delta in own) ** 0.5
-        assert told["delta_norm"][part] == pytest.approx(expected, rel=1e-5)
+        assert entries["delta_norm"][part] == pytest.approx(expected, rel=1e-5)
     lora = summary(made.relax(4))
     assert lora["kind"] == "lora" and "basis" not in lora
     assert lora["numbers"] == sum(4 * (site.in_features + site.out_features) for site in SITES)

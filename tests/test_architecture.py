@@ -1,4 +1,4 @@
-"""The arrows of ARCHITECTURE.md, what importing costs, and the size of the public surface."""
+"""Checks the arrows of ARCHITECTURE.md, the cost of importing, and the size of the public surface."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ def test_imports_follow_the_arrows() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_every_module_imports_without_torchvision_and_development_tools() -> None:
     done = python("-W", "error::ImportWarning", "-c", BLOCKED)
     assert done.returncode == 0, done.stderr
@@ -66,9 +65,9 @@ def test_at_most_fifteen_public_names_and_all_are_there() -> None:
 
 
 def test_no_family_is_named_outside_its_place() -> None:
-    """What differs between families lies in base/, what tools call their layers in lora/formats.
+    """Only base/ knows how families differ, and only lora/formats/ knows the names of their layers.
 
-    The avatars' base is a pipeline of one family, so the code that makes it names that.
+    The avatars' base is a pipeline of one family, so the code that makes it may name that family.
     """
     family = re.compile(
         r"sdxl|sd[1-3]\b|flux|stable.?diffusion|alphas_cumprod|prediction_type", re.IGNORECASE
@@ -77,12 +76,12 @@ def test_no_family_is_named_outside_its_place() -> None:
     allowed = ("base/", "lora/formats/", "avatars/")
     for file in sorted(package.rglob("*.py")):
         if not str(file.relative_to(package)).startswith(allowed):
-            told = [word for word in words(file) if family.search(word)]
-            assert not told, f"{file}: {told}"
+            found = [word for word in words(file) if family.search(word)]
+            assert not found, f"{file}: {found}"
 
 
 def words(file: Path) -> list[str]:
-    """Names and texts of a file's code; what documents it may say anything."""
+    """Returns the names and strings of a file's code, without its docstrings."""
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -120,8 +119,8 @@ SOURCES = {file: file.read_text(encoding="utf-8") for file in (ROOT / "src").rgl
         (r"\.cuda\(\)|device=[\"']cuda", "the base's device"),
     ],
 )
-def test_nothing_that_one_system_alone_has(pattern: str, instead: str) -> None:
-    """Linux, macOS and Windows; CUDA, MPS and CPU."""
+def test_nothing_that_only_one_system_has(pattern: str, instead: str) -> None:
+    """The package runs on Linux, macOS and Windows, and on CUDA, MPS and CPU."""
     found = [
         f"{file.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}: {match[0].strip()}"
         for file, text in SOURCES.items()
@@ -131,6 +130,6 @@ def test_nothing_that_one_system_alone_has(pattern: str, instead: str) -> None:
 
 
 def test_optional_packages_are_imported_where_they_are_used() -> None:
-    """An extra that is missing must not keep the rest from working."""
+    """A missing extra must not break the rest of the package."""
     pattern = r"^(?:import|from) (cv2|datasets|webdataset|skimage|onnxruntime|gradio|ray)\b"
     assert not [file for file, text in SOURCES.items() if re.search(pattern, text, re.MULTILINE)]

@@ -10,13 +10,11 @@ from PIL import Image
 
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.base.load import load_base
-from hyperdreambooth.hypernet.predictor import load_hypernet
-from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "one_file.py"
 
 
-@pytest.mark.slow
 def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLE))
     made = example["main"](None, tmp_path, steps=2, draw_steps=2)

@@ -26,14 +26,14 @@ from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
-from hyperdreambooth.finetune.fast import finetune, finetune_many
+from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.personalize import Personalizer
-from hyperdreambooth.preopt.train import PreoptConfig, preoptimize
+from hyperdreambooth.preopt.bank_training import PreoptConfig, preoptimize
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
 
@@ -161,7 +161,9 @@ def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path:
     prediction.save(tmp_path / "person.lidb.safetensors", "lidb")
     again = load_adapter(tmp_path / "person.lidb.safetensors", base.sites, base.fingerprint)
     relaxed = again.relax(2)
-    tuned = finetune(base, relaxed, read_person([photo]), FinetuneConfig(rank=2, steps=3, lr=1e-2, batch=2))
+    tuned = finetune_adapter(
+        base, relaxed, read_person([photo]), FinetuneConfig(rank=2, steps=3, lr=1e-2, batch=2)
+    )
     whole = me.personalize(photo, rank=2, steps=3, lr=1e-2, batch=2)
     for site, (down, up) in whole.factors.items():
         torch.testing.assert_close(up @ down, tuned.factors[site][1] @ tuned.factors[site][0])
@@ -230,7 +232,7 @@ def test_sparing_memory_changes_nothing(base: Base, folder: Path, micro_photos: 
     config = FinetuneConfig(rank=2, steps=2, batch=1, lr=1e-2)
 
     def trained(here: Base, **fields: Any) -> Iterator[tuple[Tensor, float]]:
-        for one in finetune_many(here, [lora, lora], shots, config.model_copy(update=fields)):
+        for one in finetune_adapters(here, [lora, lora], shots, config.model_copy(update=fields)):
             yield (
                 torch.cat([(up @ down).flatten() for down, up in one.factors.values()]),
                 float(one.metadata["loss"]),
@@ -252,7 +254,7 @@ def test_float16_weights_train_only_where_gradients_are_scaled(
     micro_dir: Path, micro_photos: Path, tmp_path: Path
 ) -> None:
     half = load_base(micro_dir, "cpu", "float16")
-    with pytest.raises(InputError, match="dtype: float16 weights lose"):
+    with pytest.raises(InputError, match="dtype: float16 trains one person"):
         preoptimize(half, micro_photos, tmp_path / "bank", PreoptConfig())
     with pytest.raises(InputError, match="use dtype=bfloat16"):
         train_hypernet(half, micro_photos, tmp_path / "hyper", HypernetConfig())

@@ -17,14 +17,14 @@ from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune
+from hyperdreambooth.finetune.fast import finetune_adapter
 from hyperdreambooth.generate import generate
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.relax import fresh
-from hyperdreambooth.preopt import train as preopt
-from hyperdreambooth.preopt.train import PreoptConfig
+from hyperdreambooth.preopt.bank_training import PreoptConfig, prepare, train_group
 from hyperdreambooth.runs import rng
+from hyperdreambooth.training.shots import shots_of
 
 pytestmark = pytest.mark.gpu
 # float32 on both: what is left is the order of sums, over ten optimiser steps
@@ -54,7 +54,7 @@ def test_the_same_base(bases: dict[str, Base]) -> None:
 def test_a_finetune_and_its_pictures(bases: dict[str, Base], micro_photos: Path) -> None:
     photos, config = read_person([micro_photos / "person-0"]), FinetuneConfig(steps=10, lr=3e-3, batch=2)
     people = {
-        device: finetune(
+        device: finetune_adapter(
             base, Adapter(fresh(base.sites, 4), "sks", base.fingerprint, "micro"), photos, config
         )
         for device, base in bases.items()
@@ -75,9 +75,9 @@ def test_people_pre_optimised_together(bases: dict[str, Base], micro_photos: Pat
     settings = PreoptConfig(down_dim=8, up_dim=6, steps=10, lr=5e-3, warmup=2)
     numbers: dict[str, dict[str, torch.Tensor]] = {}
     for device, base in bases.items():
-        stage = preopt.prepare(base, settings)
-        people = preopt.load_people(stage, read_faces(micro_photos), tmp_path / device)
-        numbers[device] = {"numbers": preopt.train_group(stage, people)[0]}
+        stage = prepare(base, settings)
+        people, _ = shots_of(base, [*read_faces(micro_photos).values()], settings, cache=tmp_path / device)
+        numbers[device] = {"numbers": train_group(stage, people)[0]}
     assert_close(numbers)
 
 

@@ -1,4 +1,4 @@
-"""The pages' tables are what the results say, and every result is of an experiment that is there."""
+"""The pages' tables are made from the results, and every result belongs to an experiment."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from hyperdreambooth.evaluate.protocol import TRAINING
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,18 +34,30 @@ def test_the_pages_say_what_the_results_say(experiment: ModuleType) -> None:
         assert experiment.tables(text) == text, "run: python benchmarks/experiment.py --tables"
 
 
-def test_a_table_of_other_weights_says_so(experiment: ModuleType) -> None:
-    note = "With that commit's weights"
+def test_a_table_of_other_weights_or_another_training_says_so(experiment: ModuleType) -> None:
+    weights, training = "With that commit's weights", "shared their training noise"
     for page in experiment.PAGES:
         for match in experiment.MARK.finditer(page.read_text(encoding="utf-8")):
-            told = json.loads((ROOT / "benchmarks" / "results" / f"{match['name']}.json").read_text())
-            assert (note in match["table"]) == experiment.outdated(told)
+            result = json.loads((ROOT / "benchmarks" / "results" / f"{match['name']}.json").read_text())
+            assert (weights in match["table"]) == experiment.of_other_weights(result)
+            assert (training in match["table"]) == experiment.of_other_training(result)
     base, another = {"fingerprint": experiment.shipped()[0]}, {"fingerprint": "another", "strength": 1}
-    assert experiment.outdated({"experiment": "avatars", "base": base, "network": another})
-    assert not experiment.outdated({"experiment": "plain", "base": base, "network": another})
-    assert experiment.outdated({"experiment": "plain", "base": another, "network": another})
-    assert note not in (ROOT / "README.md").read_text(encoding="utf-8"), "run README's experiment again"
-    assert "network" in experiment.KEPT
+    assert experiment.of_other_weights({"experiment": "avatars", "base": base, "network": another})
+    assert not experiment.of_other_weights({"experiment": "plain", "base": base, "network": another})
+    assert experiment.of_other_weights({"experiment": "plain", "base": another, "network": another})
+    trained, bare = {"x": {"cost": {"steps": 25}}}, {"x": {"cost": {"steps": 0}}, "y": {"cost": {}}}
+    assert experiment.of_other_training({"rows": trained})  # a result from before there was a number
+    assert not experiment.of_other_training({"rows": trained, "training": TRAINING})
+    assert not experiment.of_other_training({"rows": bare})
+    assert weights not in (ROOT / "README.md").read_text(encoding="utf-8"), "run README's experiment again"
+    assert {"network", "training"} <= set(experiment.KEPT)
+
+
+def test_a_table_says_how_many_people_its_seconds_are_shared_by(experiment: ModuleType) -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "paper-alone.json").read_text())
+    assert "when 16 people are made together; dreambooth, dreambooth-agg-400, " in experiment.table(result)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "when 16 people are made together. The hypernetwork's image encoder was trained to" in readme
 
 
 def test_a_table_that_differs_is_seen(experiment: ModuleType) -> None:
@@ -64,9 +78,8 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
     }
     for recipe in recipes.values():
-        assert (
-            {"preset", "photos", "set"} <= recipe.keys() <= {"preset", "photos", "set", "sheets", "hypernet"}
-        )
+        needed, optional = {"preset", "photos", "set"}, {"sheets", "hypernet", "notes"}
+        assert needed <= recipe.keys() <= needed | optional
         preset = tomllib.loads((PRESETS / f"{recipe['preset']}.toml").read_text())
         assert methods_of(load_config(EvaluateConfig, **{**preset["evaluate"], **recipe["set"]}))
         RenderConfig(**recipe["photos"])
@@ -74,6 +87,7 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
     sheets = [f"{name}-{row}.jpg" for name, recipe in recipes.items() for row in recipe.get("sheets", ())]
     assert all((ROOT / "docs" / sheet).is_file() for sheet in sheets)
     for file in (ROOT / "benchmarks" / "results").glob("*.json"):
-        told = json.loads(file.read_text())
-        if name := told.get("experiment"):
-            assert name in recipes and {"commit", "torch"} <= told["environment"].keys() and told["machine"]
+        result = json.loads(file.read_text())
+        if name := result.get("experiment"):
+            assert name in recipes and result["machine"]
+            assert {"commit", "torch"} <= result["environment"].keys()

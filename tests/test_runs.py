@@ -280,7 +280,6 @@ def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
     assert names(tmp_path) == ["run"] and names(run.folder) == ["config.json", "environment.json"]
 
 
-@pytest.mark.slow
 def test_killed_anywhere_the_newest_checkpoint_is_whole(tmp_path: Path) -> None:
     script = """
         import sys, torch

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from hyperdreambooth.hypernet.loss import size_loss
-from hyperdreambooth.lidb.weights import Layout, balance
+from hyperdreambooth.lidb.weights import Layout, delta_products
 from hyperdreambooth.lora.inject import add_delta
 from hyperdreambooth.lora.relax import concatenate, thin_svd
 from hyperdreambooth.shapes import Site
@@ -29,7 +29,7 @@ def zeros(*shape: int) -> torch.Tensor:
         lambda: thin_svd(zeros(1, 2, 3).int(), zeros(1, 4, 2)),  # no floats
         lambda: concatenate({"x": (zeros(1, 2, 3), zeros(1, 4, 2))}, {"x": (zeros(2, 1, 3), zeros(2, 4, 1))}),
         lambda: add_delta(zeros(2, 5, 4), zeros(2, 6, 3), zeros(1, 1, 3), zeros(1, 4, 1), 1),  # two lengths
-        lambda: balance(LAYOUT, zeros(2, LAYOUT.size), zeros(1, LAYOUT.size)),  # the reference is one row
+        lambda: delta_products(LAYOUT, zeros(LAYOUT.size)),  # no identity axis
         lambda: size_loss(zeros(2, 5), zeros(5), zeros(6)),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_old_folder_comes_back_when_the_rename_fails(
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="expected a folder, a file is there"):
+    with pytest.raises(InputError, match="expected a folder, found a file"):
         write_json(tmp_path / "file" / "deep" / "a.json", {})
     with pytest.raises(InputError, match="expected a folder to write"), whole_folder(tmp_path / "file"):
         pass

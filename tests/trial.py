@@ -10,10 +10,10 @@ from typing import Any
 
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.evaluate.config import EvaluateConfig
-from hyperdreambooth.evaluate.judges import load_judges
 from hyperdreambooth.evaluate.methods import Makers
 from hyperdreambooth.evaluate.protocol import Protocol, Row
 from hyperdreambooth.evaluate.report import summary
+from hyperdreambooth.evaluate.scorers import load_scorers
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.hypernet.predictor import load_hypernet
 
@@ -37,7 +37,7 @@ def made(
     base = load_base(home / "base", device="cpu", **(loading or {}))
     makers = Makers(base, load_hypernet(home / network) if network else None, None, None)
     config = EvaluateConfig(**{**QUICK, **fields})
-    return Protocol(makers, load_judges(base, None, None, None), read_faces(photos), config, out)
+    return Protocol(makers, load_scorers(base, None, None, None), read_faces(photos), config, out)
 
 
 def renamed(home: Path, folder: Path, **facts: Any) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,39 +11,59 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from hyperdreambooth.base.load import EMBEDDED_NAME, Base
 from hyperdreambooth.files import InputError
+from hyperdreambooth.hub import fetch_file, is_hub_id, push_folder
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
-from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo
+from hyperdreambooth.lora.formats.card import licence_of, model_card
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
 from hyperdreambooth.lora.formats.read import read_lora
-from hyperdreambooth.lora.formats.write import write_lora
+from hyperdreambooth.lora.formats.write import state_dict, write_lora
 from hyperdreambooth.lora.relax import add_up, inner_product, relax, scaled, truncate
 from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.sites import wearable
 
 Format = Literal["diffusers", "kohya", "lidb"]
 
+FILES: dict[Format, str] = {
+    "lidb": "person.lidb.safetensors",
+    "kohya": "person.safetensors",
+    "diffusers": "pytorch_lora_weights.safetensors",
+}
+"""The file of each format in a folder or repository that holds one person."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class Adapter:
-    """What a base can wear, for one person.
+    """One person, or a mix of people, as a change of a base's weights.
+
+    Adapters can be scaled and added: `0.5 * ana + 0.5 * ben` has exactly the weighted sum of their ΔW. Two
+        LiDBs over the same aux bases add up to a LiDB, everything else to a LoRA; ranks add up.
 
     Attributes:
-        factors: site → (down `(1, r, i)`, up `(1, o, r)`).
-        trigger: the rare word that calls this person; empty where a foreign file does not name it.
-        base_fingerprint: of the base it was made for; empty where a foreign file does not name it.
+        factors: site → (down `(1, r, i)`, up `(1, o, r)`), with `ΔW = up @ down`.
+        trigger: the rare word that stands for this person in prompts; empty where a foreign file names none.
+        base_fingerprint: of the base that it was made for; empty where a foreign file names none.
         base_source: folder or hub id of that base; information only.
-        lidb: the numbers, as long as the factors are still exactly what they say.
-        metadata: header of the file it came from.
+        resolution: side in pixels of the pictures that it was trained on; None where a foreign file does not
+            say.
+        lidb: the numbers, as long as the factors are still exactly what they stand for.
+        metadata: header of the file that it came from, and what its training recorded.
+        other_triggers: of a sum, the triggers of the further terms: a style's, say.
     """
 
     factors: Factors = field(repr=False)  # thousands of lines
     trigger: str
     base_fingerprint: str
     base_source: str
+    resolution: int | None = None
     lidb: Lidb | None = field(default=None, repr=False)
     metadata: dict[str, str] = field(default_factory=dict[str, str])
+    other_triggers: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -49,23 +71,72 @@ class Adapter:
         return max(down.shape[1] for down, _ in self.factors.values())
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["lidb", "lora"]:
         """`lidb` as long as it lies in the space of the aux bases, `lora` afterwards."""
         return "lora" if self.lidb is None else "lidb"
 
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """Every trigger that is known, the person's first."""
+        return tuple(dict.fromkeys(word for word in (self.trigger, *self.other_triggers) if word))
+
     @staticmethod
     def from_lidb(lidb: Lidb, basis: Basis) -> Adapter:
-        """The adapter a person's numbers stand for.
+        """The adapter that a person's numbers stand for.
 
         Args:
             lidb: the person.
-            basis: the bases the numbers were made over (`check_fits` tells).
+            basis: the bases that the numbers were made over (`check_fits` compares them).
         """
-        made = lidb_factors(lidb.layout, basis, lidb.numbers[None])
-        return Adapter(made, lidb.trigger, lidb.base_fingerprint, lidb.base_source, lidb)
+        factors = lidb_factors(lidb.layout, basis, lidb.numbers[None])
+        return Adapter(factors, lidb.trigger, lidb.base_fingerprint, lidb.base_source, lidb.resolution, lidb)
+
+    def __mul__(self, weight: float) -> Adapter:
+        """The adapter with ΔW times a weight; a LiDB stays a LiDB.
+
+        Raises:
+            InputError: a weight that is not finite, or makes numbers infinite.
+        """
+        made = scaled(self.factors, weight)
+        if not all(up.isfinite().all() for _, up in made.values()):
+            raise InputError(f"weight {weight:g}: expected a finite number that keeps the adapter's finite")
+        return replace(self, factors=made, lidb=None if self.lidb is None else self.lidb.scaled(weight))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Adapter) -> Adapter:
+        """The adapter whose ΔW is the sum of both, exactly: their ranks add up, at the sites of either.
+
+        Trigger, base and resolution are the first ones known.
+
+        Raises:
+            InputError: two LiDBs of different bases, or two layers of one name and different sizes.
+        """
+        lidb = None
+        if self.lidb is not None and other.lidb is not None:
+            if self.base_fingerprint != other.base_fingerprint:
+                raise InputError(
+                    f"adapters of two bases, {self.base_fingerprint} and {other.base_fingerprint}, cannot be "
+                    "added; relax them to LoRAs first"
+                )
+            lidb = self.lidb.plus(other.lidb)
+        both = (self, other)
+        return Adapter(
+            _summed(self.factors, other.factors),
+            self.trigger or other.trigger,
+            self.base_fingerprint or other.base_fingerprint,
+            self.base_source or other.base_source,
+            self.resolution or other.resolution,
+            lidb,
+            other_triggers=tuple(word for one in both for word in one.triggers)[1:],
+        )
 
     def relax(self, rank: int, seed: int = 0) -> Adapter:
-        """The same ΔW as a LoRA of a higher rank, every slot alive (paper, section 4.3).
+        """The same ΔW as a LoRA of a higher rank, ready to be trained in every slot (paper, section 4.3).
+
+        Args:
+            rank: of the LoRA, at least the adapter's own.
+            seed: of the directions that fill the new slots.
 
         Raises:
             InputError: the adapter does not fit into the rank, or no layer has so many.
@@ -77,120 +148,210 @@ class Adapter:
             raise InputError(f"rank {rank}: {error}; pass at least {self.rank}") from None
         return replace(self, factors=relaxed, lidb=None, metadata=dict(self.metadata))
 
-    def lora_info(self, title: str, resolution: int) -> LoraInfo:
-        """What headers and cards tell of it; of a base on somebody's disk, the folder's name alone."""
-        steps = self.metadata.get("steps", "")  # a stranger's file may have anything there
+    def truncate(self, rank: int) -> tuple[Adapter, float]:
+        """The LoRA of a rank whose ΔW is nearest, and the relative error of ΔW over all sites.
+
+        Raises:
+            InputError: a rank below 1, or above what a file can hold.
+        """
+        check_rank(rank, self.factors)
+        factors, error = truncate(self.factors, rank)
+        return replace(self, factors=factors, lidb=None, metadata={}), error
+
+    def state_dict(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The LoRA's tensors under the names that `pipe.load_lora_weights` takes.
+
+        Args:
+            dtype: number format of the tensors.
+
+        Raises:
+            InputError: numbers that are NaN, infinite, or too large for `dtype`.
+        """
+        return state_dict(self.factors, dtype)
+
+    def lora_info(self, title: str) -> LoraInfo:
+        """What headers and cards say of it; of a base in a folder, the folder's name alone."""
+        steps = self.metadata.get("steps", "")  # a foreign file may have anything there
         place = Path(self.base_source)
         name = place.name if place.is_absolute() else self.base_source
-        taken = int(steps) if steps.isdecimal() else 0
-        return LoraInfo(self.trigger, name, resolution, title, taken, self.base_fingerprint)
+        count = int(steps) if steps.isdecimal() else 0
+        return LoraInfo(self.trigger, name, self.resolution, title, count, self.base_fingerprint)
 
     def save(
-        self,
-        path: Path | str,
-        format: Format = "diffusers",
-        resolution: int = 512,
-        dtype: torch.dtype = torch.float32,
+        self, path: Path | str, format: Format = "diffusers", dtype: torch.dtype = torch.float32
     ) -> None:
-        """Writes the adapter as one whole safetensors file.
+        """Writes the adapter as one safetensors file, which is read back before it appears.
 
         Args:
             path: the file.
             format: `diffusers` (`pipe.load_lora_weights`), `kohya` (ComfyUI, A1111, Forge), or `lidb`.
-            resolution: pixels a side it was trained at; goes into a LoRA's header.
             dtype: number format in the file.
 
         Raises:
-            InputError: an unknown format, or `lidb` for what has left that space.
+            InputError: an unknown format, `lidb` for an adapter that is none any more, or numbers that are
+                NaN, infinite, or too large for `dtype`.
         """
         path = Path(path)
         if format == "lidb":
             if self.lidb is None:
-                raise InputError(f"{path}: a relaxed or finetuned adapter is no LiDB; use diffusers or kohya")
+                raise InputError(
+                    f"{path}: a relaxed or finetuned adapter is not a LiDB; use diffusers or kohya"
+                )
             save_lidb(path, self.lidb, dtype)
         elif format in ("diffusers", "kohya"):
-            facts = self.lora_info(path.name.split(".")[0], resolution)
-            write_lora(path, self.factors, format, facts, dtype)
+            check_rank(self.rank, self.factors)
+            write_lora(path, self.factors, format, self.lora_info(path.name.split(".")[0]), dtype)
         else:
             raise InputError(f"format {format!r} is unknown; use diffusers, kohya or lidb")
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a person's adapter",
+    ) -> str:
+        """Uploads the adapter in every format that it has, with a model card.
+
+        A LoRA of a real person is personal data: pass `private=True` unless the person agreed.
+
+        Args:
+            repo_id: `owner/name`; the repository is made where there is none.
+            private: whether a new repository is private; None for the owner's default.
+            token: of the hub; None for the one that is logged in.
+            revision: the branch; None for `main`.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: a bad name, no permission, or the hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            formats: list[Format] = [one for one in FILES if one != "lidb" or self.lidb is not None]
+            for one in formats:
+                self.save(folder / FILES[one], one)
+            (folder / "README.md").write_text(self.card(None, forms=formats), encoding="utf-8")
+            return push_folder(
+                folder, repo_id, private=private, token=token, revision=revision, message=commit_message
+            )
+
+    def card(self, picture: str | None, class_word: str = "", forms: Sequence[Format] = tuple(FILES)) -> str:
+        """The model card of a folder that holds files of `FILES`, in Markdown.
+
+        Args:
+            picture: name of a picture in that folder; None for none.
+            class_word: what prompts call a person, beside the trigger.
+            forms: those that the folder has.
+        """
+        info = self.lora_info("A person")
+        if self.base_source == EMBEDDED_NAME:  # found by its import, any other base by its name
+            place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
+        else:
+            place, licence = f'base = "{info.base}"', licence_of(Path(self.base_source))
+        subject = f"{self.trigger} {class_word}".strip()
+        files = {str(form): FILES[form] for form in forms}
+        return model_card(info, subject, files, self.rank, picture, place, licence)
+
+
+def _summed(one: Factors, other: Factors) -> Factors:
+    for site in one.keys() & other.keys():
+        (down, up), (down2, up2) = one[site], other[site]
+        if (down.shape[2], up.shape[1]) != (down2.shape[2], up2.shape[1]):
+            raise InputError(
+                f"adapters of two bases cannot be added: {site} is {down.shape[2]} → {up.shape[1]} in one "
+                f"and {down2.shape[2]} → {up2.shape[1]} in the other"
+            )
+    return add_up([one, other])
+
 
 def load_adapter(
+    source: Path | str,
+    base: Base,
+    basis_of: Callable[[str], Basis] | None = None,
+    *,
+    weight_name: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Adapter:
+    """Reads an adapter of any format, from a file or from the hub.
+
+    Args:
+        source: a LiDB, or a LoRA in diffusers', kohya's or another known spelling; or a hub id.
+        base: the base that is to wear it.
+        basis_of: gives the learned bases of a source `hypernet:FINGERPRINT`; bases from a seed are made here.
+        weight_name: the file in a repository; None for `pytorch_lora_weights.safetensors`.
+        revision: branch, tag or commit of a repository.
+        token: of the hub.
+
+    Returns:
+        The adapter; its `lidb` is set where the file is a LiDB.
+
+    Raises:
+        InputError: damaged, not an adapter, made for other layers, or a LiDB of another base or basis.
+    """
+    if is_hub_id(source):
+        source = fetch_file(str(source), weight_name or FILES["diffusers"], revision=revision, token=token)
+    return read_adapter(source, base.sites, base.fingerprint, basis_of, wearable(base.components))
+
+
+def read_adapter(
     path: Path | str,
     base_sites: Sequence[Site],
     base_fingerprint: str,
     basis_of: Callable[[str], Basis] | None = None,
     layers: Sequence[Site] = (),
 ) -> Adapter:
-    """Reads any adapter file: the header of a LiDB tells it from a LoRA in diffusers or kohya form.
+    """`load_adapter` of a file, for a base that is known by its sites and fingerprint.
 
     Args:
         path: the file.
         base_sites: all sites of the base that is to wear it.
         base_fingerprint: of that base.
-        basis_of: gives the learned bases of a source `hypernet:FINGERPRINT`; bases from a seed are made here.
+        basis_of: gives learned bases.
         layers: every layer of the base that a LoRA may change (`wearable`); none for its sites only.
 
-    Returns:
-        The adapter; its `lidb` is set when the file is a LiDB.
-
     Raises:
-        InputError: damaged, not an adapter, or made for another base, site list or basis.
+        InputError: as there.
     """
     path = Path(path)
     header = lidb_header(path)
     if header is None:
-        made, metadata = read_lora(path, layers or base_sites)
+        factors, metadata = read_lora(path, layers or base_sites)
+        trigger = metadata.get("modelspec.trigger_phrase", "")
         source, fingerprint = metadata.get("ss_sd_model_name", ""), metadata.get(BASE_FINGERPRINT, "")
-        if fingerprint not in ("", base_fingerprint):
-            raise InputError(
-                f"{path}: made for base {fingerprint}, this base is {base_fingerprint}; "
-                "use the base it was made for"
-            )
-        return Adapter(made, _trigger(metadata), fingerprint, source, None, metadata)
+        return Adapter(factors, trigger, fingerprint, source, resolution_of(metadata), None, metadata)
     lidb = load_lidb(path, base_sites)
     basis = _basis(path, lidb, basis_of)
     check_fits(lidb, base_fingerprint, base_sites, basis, path)
-    adapter = Adapter.from_lidb(lidb, basis)
-    adapter.metadata = header
-    return adapter
+    return replace(Adapter.from_lidb(lidb, basis), metadata=header)
 
 
-def merge(adapters: Sequence[tuple[Adapter, float]], rank: int | None = None) -> tuple[Adapter, float]:
-    """Several adapters of one base as one LoRA: a person and a style, say.
+def check_wearable(adapter: Adapter, base: Base) -> None:
+    """Refuses an adapter that a base cannot wear; warns of a LoRA that was made for another checkpoint.
 
-    Args:
-        adapters: each with its weight.
-        rank: of the result; None for the sum of all ranks, which is exact.
-
-    Returns:
-        The LoRA, and the relative error of its ΔW over all sites (0 without `rank`); trigger and base are the
-        first ones named.
+    A LoRA may be worn on another checkpoint of the same family, as people do; a LiDB means something only
+    over the base that it was trained on.
 
     Raises:
-        InputError: a rank below 1 or above what a file can hold, or a weight that makes numbers infinite.
+        InputError: layers that the base does not have, or a LiDB of another base.
     """
-    worn = add_up([weighted(adapter, weight) for adapter, weight in adapters])
-    summed = max(down.shape[1] for down, _ in worn.values())
-    check_rank(summed if rank is None else rank, worn)
-    factors, error = (worn, 0.0) if rank is None else truncate(worn, rank)
-    trigger, fingerprint, source = (
-        next((getattr(adapter, field) for adapter, _ in adapters if getattr(adapter, field)), "")
-        for field in ("trigger", "base_fingerprint", "base_source")
-    )
-    return Adapter(factors, trigger, fingerprint, source), error
-
-
-def weighted(adapter: Adapter, weight: float) -> Factors:
-    """The adapter's factors times a weight.
-
-    Raises:
-        InputError: NaN or infinity, as the weight or as what comes of it.
-    """
-    factors = scaled(adapter.factors, weight)
-    if not all(up.isfinite().all() for _, up in factors.values()):
-        raise InputError(f"weight {weight:g}: expected a finite number, small enough for the adapter's own")
-    return factors
+    foreign = sorted(adapter.factors.keys() - {site.name for site in wearable(base.components)})
+    if foreign:
+        raise InputError(
+            f"adapter: changes layer {foreign[0]} ({len(foreign)} such), which base {base.source} does not "
+            "have; load the base it was made for"
+        )
+    if adapter.base_fingerprint in ("", base.fingerprint):
+        return
+    made_for = f"made for base {adapter.base_fingerprint}, this base {base.source} is {base.fingerprint}"
+    if adapter.kind == "lidb":
+        raise InputError(f"adapter: {made_for}; load the base it was made for")
+    warnings.warn(f"adapter: {made_for}; the person may look different", stacklevel=3)
 
 
 def check_rank(rank: int, factors: Factors) -> None:
@@ -205,37 +366,36 @@ def check_rank(rank: int, factors: Factors) -> None:
 
 
 def summary(adapter: Adapter) -> dict[str, Any]:
-    """What `hdb inspect` shows: kind, rank, trigger, base, and how large ΔW is in each component."""
+    """What `hdb inspect` shows: kind, rank, trigger, base, and the norm of ΔW in each component."""
     squares: defaultdict[str, float] = defaultdict(float)
     for name, pair in adapter.factors.items():
         squares[name.split(".")[0]] += max(inner_product(pair, pair), 0.0)
     lidb = adapter.lidb
     held = [lidb.numbers] if lidb else [factor for pair in adapter.factors.values() for factor in pair]
-    told: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "kind": adapter.kind, "rank": adapter.rank, "trigger": adapter.trigger,
-        "numbers": sum(tensor.numel() for tensor in held),
+        "resolution": adapter.resolution, "numbers": sum(tensor.numel() for tensor in held),
         "base_fingerprint": adapter.base_fingerprint, "base_source": adapter.base_source,
         "sites": dict(Counter(name.split(".")[0] for name in adapter.factors)),
         "delta_norm": {part: square**0.5 for part, square in squares.items()},
     }  # fmt: skip
     if lidb:
-        told |= {"basis": lidb.basis_source, "down_dim": lidb.layout.down_dim, "up_dim": lidb.layout.up_dim}
-    return told
+        entries |= {
+            "basis": lidb.basis_source,
+            "down_dim": lidb.layout.down_dim,
+            "up_dim": lidb.layout.up_dim,
+        }
+    return entries
 
 
 def _basis(path: Path, lidb: Lidb, basis_of: Callable[[str], Basis] | None) -> Basis:
-    """Bases from the seed, at the file's own dims; learned ones from whoever has the hypernetwork."""
+    """Bases from the seed, at the file's own dims; learned ones from the hypernetwork that has them."""
     seed, layout = seed_of(lidb.basis_source), lidb.layout
     if seed is not None:
         return seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
     if basis_of is None:
         raise InputError(
             f"{path}: its basis is {lidb.basis_source}; name that hypernetwork's folder "
-            "(--hypernet; in Python `basis_of`)"
+            "(--hypernet; in Python, load it with that hypernetwork's Personalizer)"
         )
     return basis_of(lidb.basis_source)
-
-
-def _trigger(metadata: dict[str, str]) -> str:
-    """The trigger as our own writer and other tools note it."""
-    return metadata.get("modelspec.trigger_phrase", "")

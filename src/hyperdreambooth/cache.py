@@ -1,15 +1,15 @@
-"""Rows computed once: what a frozen model makes of a photo or a caption never changes, so it stays on disk.
+"""A cache on disk for the outputs of frozen models, which never change for the same photo or caption.
 
-A cache folder holds shards in which a row is named by what it was made from. A shard appears whole and is
-never changed, so any number of processes may fill one folder, and a killed one loses a few batches. Whatever
-else the rows depend on (weights, size, preprocessing) belongs into the folder's own name: then nothing is
-ever stale.
+A cache folder holds shards of rows, each row named by the hash of its input. A shard appears whole and never
+changes, so any number of processes may fill one folder, and a killed process loses a few batches. The name of
+the folder must contain everything else that the rows depend on (weights, size, preprocessing). So no row is
+ever out of date.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -22,33 +22,34 @@ from hyperdreambooth.files import save_tensors
 from hyperdreambooth.progress import Progress
 
 Rows: TypeAlias = dict[str, Tensor]
-"""Name → tensor; all of them lead with the same axis."""
+"""Name → tensor; the first axis of all of them has the same length."""
 
 _NAMES = "names"
-BATCHES = 16  # that one shard holds: 20,000 photos are 40 files and waits for the disk, not 625
+BATCHES = 16  # batches in one shard: 20,000 photos make 40 files and 40 writes instead of 625
 
 
 def cached_rows(
     names: Sequence[str],
-    make: Callable[[list[int]], Mapping[str, Tensor]],
+    encode: Callable[[Sequence[list[int]]], Iterable[Mapping[str, Tensor]]],
     folder: Path,
     batch: int = 32,
     title: str = "encode",
 ) -> Rows:
-    """The rows of `m` names, found in the folder or made and added to it.
+    """Returns the rows of `m` inputs, read from the folder or encoded and added to it.
 
-    Rows that came in several batches are put together in one shard, which the next call maps into memory
-    instead of reading: many processes then share one copy, and only what is used is ever loaded.
+    Rows that were encoded in several batches are merged into one shard, which the next call maps into memory.
+    Many processes then share one copy, and only the rows in use are loaded.
 
     Args:
-        names: what the rows are made from, as hashes; the same name twice is made once.
-        make: places in `names` → their rows, in that order.
-        folder: of the shards; made when missing.
-        batch: rows made at a time.
-        title: of the progress bar.
+        names: the hashes of the inputs; a repeated name is encoded once.
+        encode: takes all batches that are missing, each a list of positions in `names`, and yields the rows
+            of one batch after the other, so that it can read ahead.
+        folder: the folder of the shards; it is created when missing.
+        batch: the number of rows encoded at a time.
+        title: the label of the progress bar.
 
     Returns:
-        On the CPU, `m` rows each, in the order of `names`.
+        Tensors on the CPU with `m` rows each, in the order of `names`.
     """
     found = _open(_shard(folder, names))
     if found is not None and found[0] == list(names):
@@ -56,38 +57,38 @@ def cached_rows(
     places = {name: place for place, name in reversed(list(enumerate(names)))}
     known = _look_up(folder, places)
     missing = sorted(place for name, place in places.items() if name not in known)
+    batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
     waiting: list[tuple[list[int], Mapping[str, Tensor]]] = []
     with Progress(title, len(places), len(places) - len(missing)) as bar:
         try:
-            for start in range(0, len(missing), batch):
-                part = missing[start : start + batch]
-                waiting.append((part, make(part)))
+            for part, rows in zip(batches, encode(batches), strict=True):
+                waiting.append((part, rows))
                 bar.update(len(part))
                 if len(waiting) == BATCHES:
-                    known |= _keep(folder, names, waiting)
-        finally:  # a broken photo costs nobody else's rows
-            known |= _keep(folder, names, waiting)
-    together = {key: torch.stack([known[name][key] for name in names]) for key in known[names[0]]}
-    return _gather(folder, names, together) if len(places) > batch else together
+                    known |= _write(folder, names, waiting)
+        finally:  # one broken photo must not cost the rows of the others
+            known |= _write(folder, names, waiting)
+    merged = {key: torch.stack([known[name][key] for name in names]) for key in known[names[0]]}
+    return _merge(folder, names, merged) if len(places) > batch else merged
 
 
-def _keep(
+def _write(
     folder: Path, names: Sequence[str], waiting: list[tuple[list[int], Mapping[str, Tensor]]]
 ) -> dict[str, Rows]:
-    """Writes what is waiting as one shard, empties the list, and returns name → its row of every tensor."""
+    """Writes the waiting batches as one shard, empties the list, and returns name → row of every tensor."""
     if not waiting:
         return {}
     chosen = [names[place] for part, _ in waiting for place in part]
     made = {key: torch.cat([rows[key].detach().cpu() for _, rows in waiting]) for key in waiting[0][1]}
     waiting.clear()
     _save(folder, chosen, made)
-    written = _open(_shard(folder, chosen))  # mapped: what is made is not held in memory until all is
+    written = _open(_shard(folder, chosen))  # mapped, so that the rows need not stay in memory
     made = written[1] if written is not None and written[0] == chosen else made
     return {name: {key: rows[at] for key, rows in made.items()} for at, name in enumerate(chosen)}
 
 
 def _shard(folder: Path, names: Sequence[str]) -> Path:
-    """Named by its names: whoever makes the same rows writes the same file."""
+    """Returns the path of a shard, which follows from its names: equal rows are written to the same file."""
     return folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.safetensors"
 
 
@@ -95,15 +96,15 @@ def _save(folder: Path, names: Sequence[str], rows: Mapping[str, Tensor]) -> Non
     shard = _shard(folder, names)
     try:
         save_tensors(shard, rows, {_NAMES: " ".join(names)})
-    except PermissionError:  # Windows replaces nothing that another process has mapped: the same rows, then
+    except PermissionError:  # Windows does not replace a mapped file, but then it should hold the same rows
         found = _open(shard)
         if found is None or found[0] != list(names) or found[1].keys() != rows.keys():
             raise
 
 
 def _open(shard: Path) -> tuple[list[str], Rows] | None:
-    """Names and memory-mapped rows of a shard; None where it is missing or damaged."""
-    # another process may remove a shard at any moment: torch then raises a RuntimeError
+    """Returns the names and the memory-mapped rows of a shard; None if it is missing or damaged."""
+    # another process may remove a shard at any moment, which torch reports as a RuntimeError
     with suppress(SafetensorError, OSError, RuntimeError), safe_open(shard, framework="pt") as file:
         names = (file.metadata() or {}).get(_NAMES, "").split()
         rows = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -113,14 +114,14 @@ def _open(shard: Path) -> tuple[list[str], Rows] | None:
 
 
 def _shards(folder: Path) -> Iterator[tuple[Path, list[str], Rows]]:
-    """All that can be read, in the order of their names."""
+    """Yields all readable shards in the order of their file names."""
     for shard in sorted(folder.glob("[!.]*.safetensors")):
         if opened := _open(shard):
             yield shard, *opened
 
 
 def _look_up(folder: Path, wanted: Mapping[str, int]) -> dict[str, Rows]:
-    """Name → its row of every tensor, for those that some shard has."""
+    """Returns name → row of every tensor, for the wanted names that are in some shard."""
     found: dict[str, Rows] = {}
     for _, names, rows in _shards(folder):
         for at, name in enumerate(names):
@@ -129,13 +130,13 @@ def _look_up(folder: Path, wanted: Mapping[str, int]) -> dict[str, Rows]:
     return found
 
 
-def _gather(folder: Path, names: Sequence[str], together: Rows) -> Rows:
-    """Writes one shard in place of those it covers, and returns its memory-mapped rows."""
-    _save(folder, names, together)
+def _merge(folder: Path, names: Sequence[str], rows: Rows) -> Rows:
+    """Writes one shard, removes those whose rows are all in it, and returns the memory-mapped rows."""
+    _save(folder, names, rows)
     covered = set(names)
     for shard, inside, _ in _shards(folder):
-        if covered > set(inside):  # never one of the same rows: two processes would remove each other's
-            with suppress(OSError):  # Windows keeps what another process has mapped
+        if covered > set(inside):  # a strict superset, or two processes would remove each other's shard
+            with suppress(OSError):  # Windows keeps a file that another process has mapped
                 shard.unlink()
     found = _open(_shard(folder, names))
-    return found[1] if found is not None and found[0] == list(names) else together
+    return found[1] if found is not None and found[0] == list(names) else rows

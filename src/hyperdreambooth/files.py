@@ -1,6 +1,6 @@
-"""Whole files: everything is written beside its place and renamed there, so nobody ever sees half a file.
+"""Whole files: everything is written under a hidden name and renamed, so that nobody ever sees half a file.
 
-Nothing is ever unpickled. ``InputError`` is the one error a user may cause; a full disk stays an ``OSError``.
+Nothing is ever unpickled. `InputError` is for mistakes of the user; a full disk stays an `OSError`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,26 @@ from torch import Tensor
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the message is one line: what is wrong with which file, and what to do."""
+    """The user's input is wrong. One line says what is wrong with which file or field, and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 def _beside(path: Path) -> Path:
-    """A hidden, unique name in the same folder (the suffix stays: writers pick their format by it)."""
+    """Returns a hidden, unique name in the same folder; writers recognise the format by its suffix."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"{path.parent}: expected a folder, a file is there; choose another output"
-        ) from None
-    stem = path.stem.encode(errors="surrogateescape")[:100].decode(errors="ignore")  # of 255 bytes at most
+        raise InputError(f"{path.parent}: expected a folder, found a file; choose another output") from None
+    stem = path.stem.encode(errors="surrogateescape")[:100].decode(errors="ignore")  # at most 255 in all
     return path.parent / f".{stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}"
 
 
 def _sync(path: Path) -> None:
-    """Ask the disk to have it, so that the rename cannot become durable before the content."""
+    """Flushes a path to the disk, so that a rename cannot become durable before the content."""
     windows = os.name == "nt"
-    if windows and path.is_dir():  # Windows opens no folders, and syncs only what may be written
+    if windows and path.is_dir():  # Windows cannot open folders, and syncs only files opened for writing
         return
     handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
@@ -54,7 +52,7 @@ def _sync(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
+    """Deletes a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -62,10 +60,10 @@ def discard(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that nothing can be written to; one that is still to be made stays unmade.
+    """Refuses a folder that cannot be written to, without creating it.
 
     Raises:
-        InputError: saying why.
+        InputError: the system's reason.
     """
     place = folder.absolute()
     try:
@@ -78,10 +76,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_apart(out: Path, photos: Path) -> None:
-    """Refuses an output among the photos, where the next reading would take it for more of them.
+    """Refuses an output inside the folder of photos, where the next run would read it as photos.
 
     Raises:
-        InputError: naming both.
+        InputError: the output lies in the folder.
     """
     if out.resolve().is_relative_to(photos.resolve()):
         raise InputError(f"out {out}: lies in {photos}, where it would be read as photos; pass another --out")
@@ -89,7 +87,7 @@ def check_apart(out: Path, photos: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """Yield a name to write to; the file appears at ``path`` whole when the block ends, or not at all."""
+    """Yields a path to write to; the file appears at `path` whole when the block ends, or not at all."""
     if path.is_dir():
         raise InputError(f"{path}: expected a file to write, found a folder; choose another output")
     temporary = _beside(path)
@@ -104,7 +102,7 @@ def whole_file(path: Path) -> Generator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Generator[Path]:
-    """Yield an empty folder to fill; it takes the place of ``path`` when the block ends, or vanishes."""
+    """Yields an empty folder to fill; it replaces `path` when the block ends, or is deleted on an error."""
     if path.is_file():
         raise InputError(f"{path}: expected a folder to write, found a file; choose another output")
     temporary, old = _beside(path), _beside(path)
@@ -113,7 +111,7 @@ def whole_folder(path: Path) -> Generator[Path]:
         yield temporary
         for inside in [*temporary.rglob("*"), temporary]:
             _sync(inside)
-        if path.exists():  # a folder cannot be renamed over a full one: two renames, an instant apart
+        if path.exists():  # a folder cannot be renamed over a full one, so this takes two renames
             os.replace(path, old)
         os.replace(temporary, path)
     finally:
@@ -125,19 +123,19 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def cache_home() -> Path:
-    """Where what every run can share is kept: `HDB_CACHE`, else `.cache/hyperdreambooth` at home."""
+    """Returns the folder of the cache that all runs share: `HDB_CACHE`, or `~/.cache/hyperdreambooth`."""
     return Path(os.environ.get("HDB_CACHE") or Path.home() / ".cache" / "hyperdreambooth")
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` as indented JSON, whole; paths become strings."""
+    """Writes data as indented JSON, whole; paths become strings."""
     text = json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath) + "\n"
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ``InputError`` naming it when it is missing or not JSON."""
+    """Reads a JSON file; raises `InputError` if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -147,47 +145,83 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
-    """Write tensors of any type as one safetensors file, whole; views and shared memory are copied."""
+    """Writes tensors of any type as one safetensors file, whole; copies views and shared memory."""
     own: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        kept = tensor.detach().cpu().contiguous()
-        storage = kept.untyped_storage()
-        if storage.nbytes() != kept.nbytes or storage.data_ptr() in storages:
-            kept = kept.clone()
-        storages.add(kept.untyped_storage().data_ptr())
-        own[name] = kept
+        copy = tensor.detach().cpu().contiguous()
+        storage = copy.untyped_storage()
+        if storage.nbytes() != copy.nbytes or storage.data_ptr() in storages:
+            copy = copy.clone()
+        storages.add(copy.untyped_storage().data_ptr())
+        own[name] = copy
     with whole_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         try:
             save_file(own, temporary, metadata=dict(metadata) or None)
-        except SafetensorError as error:  # it hides the cause: a full disk must stay an OSError
+        except SafetensorError as error:  # it hides a full disk, which must stay an OSError
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
             raise OSError(number, f"{os.strerror(number)} ({error})", str(path)) from None
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
+        temporary.chmod(mode)  # safetensors writes files that only their owner may read
+
+
+def check_file(path: Path) -> None:
+    """Refuses a path that does not lead to a file.
+
+    Raises:
+        InputError: nothing is there, or something else than a file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
+
+
+def broken_tensors(path: Path, reason: str) -> InputError:
+    """Returns the error for a file that is not a safetensors file, or not all of one."""
+    advice = "get it again, or convert it (pickles: .bin, .pt, .ckpt are never read)"
+    return InputError(f"{path}: not a whole safetensors file; {advice}: {reason[:200]}")
+
+
+@contextmanager
+def open_tensors(path: Path) -> Generator[Any]:
+    """Yields a safetensors file as `safetensors.safe_open` opens it.
+
+    Raises:
+        InputError: the file is missing, truncated or not safetensors.
+    """
+    check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise broken_tensors(path, str(error)) from None
 
 
 def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
+    """Reads a safetensors file.
 
     Returns:
         The tensors by name, on the CPU, and the file's metadata.
 
     Raises:
-        InputError: the file is missing, truncated, not safetensors, or (``finite``) holds NaN or infinity.
+        InputError: the file is missing, truncated or not safetensors, or (with `finite`) holds NaN or
+            infinity.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        advice = "get it again, or convert it (pickles: .bin, .pt, .ckpt are never read)"
-        raise InputError(f"{path}: not a whole safetensors file; {advice}: {error}") from None
-    for name, tensor in tensors.items():
-        if finite and tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise InputError(f"{path}: tensor '{name}' holds NaN or infinite numbers; get the file again")
+    with open_tensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata = dict(file.metadata() or {})
+    for name, tensor in tensors.items() if finite else ():
+        check_finite(path, name, tensor)
     return tensors, metadata
+
+
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuses NaN and infinity; looks at a piece at a time, as float32, which eight-bit floats need.
+
+    Raises:
+        InputError: naming file and tensor.
+    """
+    pieces = tensor.flatten().split(2**20) if tensor.is_floating_point() else ()
+    if not all(bool(piece.float().isfinite().all()) for piece in pieces):
+        raise InputError(f"{path}: tensor '{name}' holds NaN or infinite numbers; get the file again")

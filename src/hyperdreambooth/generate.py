@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from PIL import Image
 
-from hyperdreambooth.adapter import Adapter, weighted
+from hyperdreambooth.adapter import Adapter, check_wearable
 from hyperdreambooth.base.conditioning import mentions
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
-from hyperdreambooth.lora.inject import Worn, wear, wearable
+from hyperdreambooth.lora.inject import Worn, wear
+from hyperdreambooth.lora.relax import padded
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.sites import linear_sites
 
-Weighted: TypeAlias = Adapter | tuple[Adapter, float]
+Drawn: TypeAlias = Callable[[int, Image.Image], None]
+"""Is called with the place of a picture in the result, and the picture, as soon as it is drawn."""
 
 
-def generate(
+def generate_images(
     base: Base,
-    prompts: Sequence[str],
-    adapters: Sequence[Weighted] = (),
+    prompts: str | Sequence[str],
+    adapter: Adapter | Sequence[Adapter] | None = None,
     *,
-    per_prompt: Factors | None = None,
     seed: int | Sequence[int] = 0,
     steps: int = 25,
     guidance: float = 4.0,
@@ -33,98 +36,144 @@ def generate(
     negative: str | None = None,
     size: int | None = None,
     batch: int = 8,
-    drawn: Callable[[int, Image.Image], None] | None = None,
+    drawn: Drawn | None = None,
 ) -> list[Image.Image]:
     """Draws pictures; the base is as before afterwards.
 
-    A picture starts from noise that (seed, prompt, its number) name, so its neighbours do not change it.
+    The starting noise of a picture depends on the seed, the prompt and how often this prompt was drawn before
+    with this adapter. So a picture does not depend on its neighbours, a prompt given twice makes two
+    pictures, and two people with one prompt start from the same noise.
 
     Args:
         base: the frozen base.
-        prompts: `[V]` stands for the person, `{class_word}` for the base's word for one.
-        adapters: worn together, each with a weight (1 where none is given): a person and a style, say.
-        per_prompt: factors with `n = len(prompts)`: another person for each prompt.
-        seed: of all pictures, or one a prompt.
+        prompts: one or several; `[V]` stands for the person, `{class_word}` for the base's word for people.
+        adapter: the person; a sequence gives every prompt a person of its own, in one batch; None for the
+            bare base. Several adapters for one picture are a sum: `0.8 * ana + 0.6 * style`.
+        seed: of all pictures, or one for each prompt.
         steps: denoising steps.
-        guidance: classifier-free guidance; 1 or less for none.
-        images: pictures a prompt.
+        guidance: scale of classifier-free guidance; 1 or less for none.
+        images: pictures of each prompt.
         negative: what the pictures should not show.
-        size: pixels; None for the base's own.
+        size: side in pixels; None for the base's own.
         batch: pictures drawn together.
-        drawn: called with every picture and its place as soon as it is there.
+        drawn: called with every picture and its place in the result.
 
     Returns:
         `len(prompts) * images` pictures, prompt by prompt.
 
     Raises:
-        InputError: an adapter of another base, a weight that is no number, or a size the base cannot draw.
+        InputError: an adapter that the base cannot wear, another number of adapters or seeds than of prompts,
+            or a size that the base cannot draw.
     """
-    pairs = [(a, 1.0) if isinstance(a, Adapter) else a for a in adapters]
-    texts = _texts(base, prompts, [adapter for adapter, _ in pairs])
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    people = _one_each(adapter, len(asked))
+    seeds = [seed] * len(asked) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(asked):
+        raise InputError(f"seed: expected one, or one for each of {len(asked)} prompts, got {len(seeds)}")
     side = base.resolution if size is None else size
     base.check_side("size", side)
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    jobs = [(at, number) for at in range(len(prompts)) for number in range(images)]
+    for person in _distinct(people):
+        check_wearable(person, base)
+    texts = _texts(base, asked, people)
+    jobs = _jobs(list(zip(seeds, asked, map(id, people), strict=True)), images)
     done: list[Image.Image] = []
-    with ExitStack() as stack:
-        for index, (adapter, weight) in enumerate(pairs):
-            _check_fits(base, adapter)
-            stack.enter_context(wear(base.components, weighted(adapter, weight), name=f"adapter_{index}"))
-        first = _of(per_prompt, [0]) if per_prompt else None
-        worn = stack.enter_context(wear(base.components, first, name="each")) if first else None
+    with _wearing(base, people) as put:
         for start in range(0, len(jobs), batch):
             part = jobs[start : start + batch]
-            _change(worn, per_prompt, [at for at, _ in part])
-            generators = [rng(seeds[at], "generate", prompts[at], number) for at, number in part]
-            against = [base.prompt(negative)] * len(part) if negative else None
-            here = [texts[at] for at, _ in part]
-            done += base.draw(here, against, generators, steps=steps, guidance=guidance, side=side)
-            for at in range(start, len(done)):
-                if drawn is not None:
+            put([at for at, _ in part])
+            done += base.draw(
+                [texts[at] for at, _ in part],
+                [base.prompt(negative)] * len(part) if negative else None,
+                [rng(seeds[at], "generate", asked[at], number) for at, number in part],
+                steps=steps,
+                guidance=guidance,
+                side=side,
+            )
+            if drawn is not None:
+                for at in range(start, len(done)):
                     drawn(at, done[at])
     return done
 
 
-def _of(factors: Factors, identities: list[int]) -> Factors:
-    return {name: (down[identities], up[identities]) for name, (down, up) in factors.items()}
-
-
-def _change(worn: Worn | None, factors: Factors | None, identities: list[int]) -> None:
-    if worn is not None and factors is not None:
-        worn.set(_of(factors, identities))
-
-
-def _texts(base: Base, prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
-    """The prompts with `[V]` replaced by the trigger of the person worn, else by the base's own.
-
-    Styles have triggers too: among several, the person's is the base's own wherever one of them has that.
-
-    Warns of every prompt that does not call the person worn, and where none calls another adapter: it then
-    does little, and nobody can see why.
-    """
-    triggers = [adapter.trigger for adapter in adapters if adapter.trigger]
-    person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
-    texts = [base.prompt(prompt.replace(PLACEHOLDER, person)) for prompt in prompts]
-    for trigger in dict.fromkeys(triggers):
-        silent = [text for text in texts if not mentions(trigger, text)]
-        if trigger == person:
-            for text in silent:
-                warnings.warn(f"{text!r} does not name the person: write [V] or {trigger!r}", stacklevel=3)
-        elif len(silent) == len(texts):
-            warnings.warn(f"no prompt names an adapter that is worn: write {trigger!r}", stacklevel=3)
-    return texts
-
-
-def _check_fits(base: Base, adapter: Adapter) -> None:
-    """Refuses an adapter that was made for another base."""
-    known = {site.name for site in wearable(base.components)}
-    foreign = sorted(set(adapter.factors) - known)
-    if adapter.base_fingerprint not in ("", base.fingerprint) or foreign:
-        reason = (
-            f"changes {foreign[0]}, which this base has not"
-            if foreign
-            else f"made for base {adapter.base_fingerprint}"
-        )
+def _one_each(adapter: Adapter | Sequence[Adapter] | None, count: int) -> list[Adapter | None]:
+    """The adapter of every prompt."""
+    if adapter is None or isinstance(adapter, Adapter):
+        return [adapter] * count
+    if len(adapter) != count:
         raise InputError(
-            f"adapter: {reason}; this base {base.source} is {base.fingerprint}; load the base it was made for"
+            f"adapter: expected one, or one for each of {count} prompts, got {len(adapter)}; to wear several "
+            "at once, add them: 0.8 * ana + 0.6 * style"
         )
+    return list(adapter)
+
+
+def _distinct(people: Sequence[Adapter | None]) -> list[Adapter]:
+    return list({id(person): person for person in people if person is not None}.values())
+
+
+def _jobs(asked: Sequence[tuple[int, str, int]], images: int) -> list[tuple[int, int]]:
+    """Every picture as (its place in `asked`, how many of the same seed, prompt and person precede it)."""
+    before, jobs = Counter[tuple[int, str, int]](), list[tuple[int, int]]()
+    for at, one in enumerate(asked):
+        jobs += [(at, before[one] + number) for number in range(images)]
+        before[one] += images
+    return jobs
+
+
+@contextmanager
+def _wearing(base: Base, people: Sequence[Adapter | None]) -> Generator[Callable[[list[int]], None]]:
+    """The base wears the adapters of some places of a batch, as the callable that it gives is asked to."""
+    distinct = _distinct(people)
+    if not distinct:
+        yield lambda places: None
+        return
+    everybody = padded([person.factors for person in distinct])
+    if len(distinct) > 1 and everybody.keys() - {site.name for site in linear_sites(base.components)}:
+        raise InputError("adapter: one that changes convolutions cannot share a batch; draw it alone")
+    row = {id(person): k for k, person in enumerate(distinct)}
+    rows = [row[id(person)] for person in people]
+
+    def chosen(places: list[int]) -> Factors:
+        own = [rows[at] for at in places]
+        own = own[:1] if len(set(own)) == 1 else own  # one person for the whole batch needs no copies
+        return {site: (down[own], up[own]) for site, (down, up) in everybody.items()}
+
+    with wear(base.components, chosen([0])) as worn:
+        yield lambda places: worn.set(chosen(places))
+
+
+@contextmanager
+def wearing(base: Base, adapter: Adapter) -> Generator[Worn]:
+    """The base wears an adapter in the block and is as before afterwards, bit for bit.
+
+    Raises:
+        InputError: an adapter that the base cannot wear.
+    """
+    check_wearable(adapter, base)
+    with wear(base.components, adapter.factors) as worn:
+        yield worn
+
+
+def _texts(base: Base, prompts: Sequence[str], people: Sequence[Adapter | None]) -> list[str]:
+    """The prompts with `[V]` replaced by the trigger of the person worn.
+
+    Of an adapter with several triggers, the person's is the base's own trigger where it is one of them, else
+    the first.
+
+    Warns of every prompt that does not name its person, and of triggers of other terms (a style's) that no
+    prompt names: such an adapter does little, and nobody sees why.
+    """
+    texts: list[str] = []
+    unused: dict[str, None] = {}
+    for prompt, worn in zip(prompts, people, strict=True):
+        triggers = worn.triggers if worn else ()
+        person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
+        text = base.prompt(prompt.replace(PLACEHOLDER, person))
+        if person in triggers and not mentions(person, text):
+            warnings.warn(f"{text!r} does not name the person: write [V] or {person!r}", stacklevel=3)
+        unused |= dict.fromkeys(word for word in triggers if word != person)
+        texts.append(text)
+    for word in unused:
+        if not any(mentions(word, text) for text in texts):
+            warnings.warn(f"no prompt names an adapter that is worn: write {word!r}", stacklevel=3)
+    return texts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,34 +11,42 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from hyperdreambooth.adapter import Adapter, check_rank
-from hyperdreambooth.base.load import EMBEDDED, Base, is_embedded, load_base
+from hyperdreambooth.adapter import Adapter, check_rank, load_adapter
+from hyperdreambooth.base.load import Base, is_embedded, load_base
 from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune
-from hyperdreambooth.generate import generate
-from hyperdreambooth.hypernet.predictor import Predictor, hypernet_folder, load_hypernet, load_info
-from hyperdreambooth.progress import Progress
-
-EMBEDDED_HYPERNET = EMBEDDED.parent / "hypernet"
+from hyperdreambooth.finetune.fast import finetune_adapter
+from hyperdreambooth.generate import Drawn, generate_images, wearing
+from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, Predictor, load_hypernet
+from hyperdreambooth.lidb.basis import Basis
 
 
 class Personalizer:
-    """A base and the hypernetwork trained on it.
+    """A base and the hypernetwork that was trained on it: photos in, adapters and pictures out.
+
+    Example:
+        >>> me = Personalizer.from_pretrained()
+        >>> ana = me.personalize("ana.jpg")
+        >>> ana.save("ana.safetensors", format="kohya")
+        >>> me.generate("a painting of a [V] face", ana)[0].save("painting.png")
 
     Attributes:
-        base: the frozen base.
+        base: the frozen base, with the trigger and the class word of the hypernetwork's training.
         predictor: the hypernetwork.
         seconds: stage → seconds spent in it so far (`load`, `predict`, `relax`, `finetune`, `generate`).
     """
 
     def __init__(self, base: Base, predictor: Predictor) -> None:
+        """Joins two that are loaded: `Personalizer(load_base(…), load_hypernet(…))`.
+
+        Raises:
+            InputError: the hypernetwork was trained on another base.
+        """
         predictor.check_fits(base.fingerprint)
         self.predictor = predictor
-        # captions and prompts must use the words of the hypernetwork's training
         self.base = base.with_words(predictor.info.trigger, predictor.info.class_word)
         self.seconds: dict[str, float] = {}
 
@@ -49,38 +57,37 @@ class Personalizer:
         hypernet: str | Path | None = None,
         device: str = "auto",
         dtype: str = "float32",
-        **loading: Any,
+        *,
+        revision: str | None = None,
+        hypernet_revision: str | None = None,
+        token: str | None = None,
     ) -> Personalizer:
-        """Loads both.
+        """Loads a base and its hypernetwork. For further options of the base, see the constructor.
 
         Args:
             base: pipeline folder or hub id; None for the embedded avatars.
-            hypernet: hypernetwork folder or hub id; None for the one of the embedded base.
+            hypernet: hypernetwork folder or hub id; None for the one of the embedded avatars.
             device: `auto`, `cpu`, `cuda`, `mps`.
-            dtype: number format of the frozen base.
-            loading: others of `hyperdreambooth.base.load.load_base`.
+            dtype: number format of the frozen base: `float32`, `bfloat16`, `float16`.
+            revision: branch, tag or commit of the base on the hub.
+            hypernet_revision: of the hypernetwork on the hub.
+            token: of the hub, for private repositories; None for the one that is logged in.
 
         Raises:
-            InputError: another base without a hypernetwork, two that do not belong together, or another
-                trigger or class word than the training's.
+            InputError: another base without a hypernetwork, or two that do not belong together.
         """
         began = time.perf_counter()
-        if hypernet is None and not is_embedded(base):  # said before gigabytes are loaded, as is all below
+        if hypernet is None and not is_embedded(base):  # said before gigabytes are loaded
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
-        folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET)
-        facts = load_info(folder)
-        for word in ("trigger", "class_word"):
-            own, asked = getattr(facts, word), loading.get(word)
-            if asked not in (None, own):
-                raise InputError(
-                    f"{word}: the hypernetwork was trained with {own!r}, got {asked!r}; leave it out"
-                )
-        loaded = load_base(base, device, dtype, **loading)
-        person = cls(loaded, load_hypernet(folder, loaded.device))
-        person.seconds["load"] = time.perf_counter() - began
-        return person
+        loaded = load_base(base, device, dtype, revision=revision, token=token)
+        network = load_hypernet(
+            hypernet or EMBEDDED_HYPERNET, loaded.device, revision=hypernet_revision, token=token
+        )
+        made = cls(loaded, network)
+        made.seconds["load"] = time.perf_counter() - began
+        return made
 
     @contextmanager
     def _stage(self, name: str) -> Generator[None]:
@@ -89,97 +96,178 @@ class Personalizer:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def predict(self, photos: Photos) -> Adapter:
-        """The hypernetwork's answer, nothing trained (paper, section 4.2).
+        """The hypernetwork's answer, without any training (paper, section 4.2).
 
         Args:
-            photos: of one person; the predictions of several are averaged.
+            photos: of one person: a path, a PIL image, or several of either; the predictions of several are
+                averaged.
 
         Raises:
             InputError: no photo, or an unreadable one.
         """
         with self._stage("predict"):
-            facts = self.predictor.info
-            pixels = torch.stack([to_pixels(p.open(), facts.resolution) for p in read_person(photos)])
+            side = self.predictor.info.resolution
+            pixels = torch.stack([to_pixels(photo.open(), side) for photo in read_person(photos)])
             numbers = self.predictor.average(pixels)
-            made = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
-            lidb = self.predictor.lidb(numbers)
-            return Adapter(made, facts.trigger, self.base.fingerprint, self.base.source, lidb)
+            factors = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
+            base, lidb = self.base, self.predictor.lidb(numbers)
+            return Adapter(factors, base.trigger, base.fingerprint, base.source, base.resolution, lidb)
 
     def personalize(
         self,
         photos: Photos,
         rank: int | None = None,
         steps: int | Literal["auto"] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
+        config: FinetuneConfig | None = None,
         prediction: Adapter | None = None,
-        **fields: Any,
+        callback: Callable[[int, float], bool | None] | None = None,
     ) -> Adapter:
-        """Predict, relax, finetune: a standard LoRA of the person.
+        """Predicts, relaxes and finetunes: a standard LoRA of the person.
 
         Args:
-            photos: of one person; one will do.
-            rank: of the LoRA. What is left out is as the hypernetwork's folder recommends, else as
-                `FinetuneConfig` says.
-            steps: of the finetune; 25 to 40 do. `auto` stops when the loss on fixed noise stops falling.
-            seed: of the relaxation and the training.
-            prediction: what `predict` gave for these photos, if it is at hand.
-            fields: other fields of `FinetuneConfig`.
+            photos: of one person: a path, a PIL image, or several of either; one is enough.
+            rank: of the LoRA. What is left out is as `config` says, else as the hypernetwork's folder
+                recommends, else the default of `FinetuneConfig`.
+            steps: of the finetune; 25 to 40 are enough. `auto` stops when the loss on fixed noise stops
+                falling.
+            seed: of the relaxation and of the training.
+            config: further settings of the finetune.
+            prediction: what `predict` gave for these photos, to save its time.
+            callback: called with the step, from 1, and its loss; the finetune ends once it returns False.
 
         Raises:
-            InputError: no photo or an unreadable one, an unknown field, or a rank below the prediction's.
+            InputError: no photo or an unreadable one, or a rank below the prediction's.
         """
-        chosen = load_config(FinetuneConfig, rank=rank, steps=steps, seed=seed, **fields)
-        config = chosen.over(self.predictor.info.finetune)
+        given = {} if config is None else config.model_dump(exclude_unset=True)
+        asked = {"rank": rank, "steps": steps, "seed": seed}
+        given |= {name: value for name, value in asked.items() if value is not None}
+        chosen = load_config(FinetuneConfig, **given).over(self.predictor.info.finetune)
         adapter = prediction or self.predict(photos)
-        check_rank(config.rank, adapter.factors)
+        check_rank(chosen.rank, adapter.factors)
         with self._stage("relax"):
-            if config.way == "complement":
-                adapter = adapter.relax(config.rank, seed)
+            if chosen.way == "complement":
+                adapter = adapter.relax(chosen.rank, chosen.seed)
         with self._stage("finetune"):
-            return finetune(self.base, adapter, read_person(photos), config, sample=self._class_images)
-
-    def _class_images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """What prior preservation trains beside the person: the bare base's own pictures."""
-        return generate(self.base, prompts, seed=seeds)
+            return finetune_adapter(self.base, adapter, photos, chosen, callback=callback)
 
     def generate(
         self,
-        prompts: Sequence[str],
-        adapter: Adapter | None = None,
-        seed: int = 0,
-        **options: Any,
+        prompts: str | Sequence[str],
+        adapter: Adapter | Sequence[Adapter] | None = None,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int = 25,
+        guidance: float = 4.0,
+        images: int = 1,
+        negative: str | None = None,
+        size: int | None = None,
+        batch: int = 8,
+        drawn: Drawn | None = None,
     ) -> list[Image.Image]:
-        """Pictures of the prompts; `[V]` stands for the person.
+        """Draws pictures; arguments and result are those of `generate_images`.
 
         Args:
-            prompts: what to draw.
-            adapter: the person; None for the bare base.
-            seed: of the starting noise, which is the same for every adapter.
-            options: others of `hyperdreambooth.generate.generate`.
+            prompts: one or several; `[V]` stands for the person.
+            adapter: the person, or one for each prompt; None for the bare base.
+            seed: of all pictures, or one for each prompt.
+            steps: denoising steps.
+            guidance: scale of classifier-free guidance; 1 or less for none.
+            images: pictures of each prompt.
+            negative: what the pictures should not show.
+            size: side in pixels; None for the base's own.
+            batch: pictures drawn together.
+            drawn: called with the place of every picture, and the picture, as soon as it is drawn.
+
+        Returns:
+            `len(prompts) * images` pictures, prompt by prompt.
+
+        Raises:
+            InputError: an adapter that the base cannot wear, or arguments that do not fit together.
         """
         with self._stage("generate"):
-            worn = () if adapter is None else (adapter,)
-            return generate(self.base, prompts, worn, seed=seed, **options)
+            return generate_images(
+                self.base, prompts, adapter, seed=seed, steps=steps, guidance=guidance, images=images,
+                negative=negative, size=size, batch=batch, drawn=drawn,
+            )  # fmt: skip
 
-    def stages(
-        self, prompts: Sequence[str], prediction: Adapter, finetuned: Adapter, seed: int = 0, **options: Any
-    ) -> dict[str, list[Image.Image]]:
-        """The same prompts from the same noise by `base`, `prediction` and `finetuned`."""
-        worn = {"base": None, "prediction": prediction, "finetuned": finetuned}
-        total = len(worn) * len(prompts) * options.get("images", 1)
-        with Progress("generate", total) as bar:
-            options["drawn"] = lambda _at, _picture: bar.update(1)
-            return {name: self.generate(prompts, one, seed, **options) for name, one in worn.items()}
+    @contextmanager
+    def wearing(self, adapter: Adapter) -> Generator[Any]:
+        """The diffusers pipeline itself, wearing an adapter in the block: for samplers and calls of one's
+        own.
 
+        Prompts of the pipeline name the person by `adapter.trigger`. Afterwards the pipeline is as before,
+        bit for bit. Other pipelines share its networks: `StableDiffusionImg2ImgPipeline.from_pipe(pipe)`.
 
-def predict(photos: Photos, **loading: Any) -> Adapter:
-    """`Personalizer.from_pretrained(**loading).predict(photos)`."""
-    return Personalizer.from_pretrained(**loading).predict(photos)
+        Args:
+            adapter: the person.
 
+        Yields:
+            The pipeline.
 
-def personalize(
-    photos: Photos, rank: int | None = None, steps: int | None = None, seed: int = 0, **loading: Any
-) -> Adapter:
-    """`Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)`."""
-    return Personalizer.from_pretrained(**loading).personalize(photos, rank, steps, seed)
+        Raises:
+            InputError: an adapter that the base cannot wear.
+        """
+        with wearing(self.base, adapter):
+            yield self.base.pipe
+
+    def load(
+        self,
+        source: str | Path,
+        *,
+        weight_name: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Adapter:
+        """Reads an adapter of any format that this base can wear.
+
+        Args:
+            source: a LiDB, a LoRA in diffusers' or kohya's form, or a hub id.
+            weight_name: the file in a repository; None for `pytorch_lora_weights.safetensors`.
+            revision: branch, tag or commit of a repository.
+            token: of the hub.
+
+        Raises:
+            InputError: damaged, not an adapter, made for other layers, or a LiDB of another base or
+                hypernetwork.
+        """
+        return load_adapter(
+            source, self.base, self._basis, weight_name=weight_name, revision=revision, token=token
+        )
+
+    def _basis(self, source: str) -> Basis:
+        if self.predictor.basis.source != source:
+            raise InputError(
+                f"adapter: made over basis {source}, this hypernetwork has "
+                f"{self.predictor.basis.source}; use the hypernetwork that predicted it"
+            )
+        return self.predictor.basis
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a hypernetwork",
+    ) -> str:
+        """Uploads the hypernetwork, so that others can name it as `hypernet=repo_id`.
+
+        Args:
+            repo_id: `owner/name`; the repository is made where there is none.
+            private: whether a new repository is private; None for the owner's default.
+            token: of the hub; None for the one that is logged in.
+            revision: the branch; None for `main`.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: a bad name, no permission, or the hub cannot be reached.
+        """
+        return self.predictor.push_to_hub(
+            repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+        )

@@ -1,4 +1,4 @@
-"""What a long job leaves on disk: a run folder that resumes, a stamp of the machine, named randomness."""
+"""Run folders that resume, a record of the environment, and random generators by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hyperdreambooth.files import (
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of the source, if this very file is tracked by git; ends in -dirty when edited since."""
+    """Returns the commit of the source, with -dirty after edits; None if git does not track this file."""
     here = Path(__file__)
     git = ["git", "--no-optional-locks", "-C", str(here.parent)]
     try:
@@ -50,7 +50,7 @@ def _commit() -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """Versions, machine and commit, to be kept beside every result."""
+    """Returns versions, platform and commit, to be stored with every result."""
     stamp = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("hyperdreambooth", "torch", "diffusers", "transformers", "peft", "accelerate"):
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -60,18 +60,18 @@ def environment() -> dict[str, str]:
 
 
 def rng(*key: int | str) -> torch.Generator:
-    """A CPU generator named by ``key``, for example ``rng(seed, identity, step)``.
+    """Returns a CPU generator named by a key, for example `rng(seed, identity, step)`.
 
-    It depends on nothing else: a resumed run draws what the uninterrupted one would have, and no identity's
-    noise depends on who else is in the batch.
+    It depends on nothing else. So a resumed run draws the same numbers as an uninterrupted one, and an
+    identity's noise does not depend on the rest of the batch.
     """
-    words = json.dumps([word if isinstance(word, str) else index(word) for word in key])
-    seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
+    name = json.dumps([part if isinstance(part, str) else index(part) for part in key])
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     return torch.Generator().manual_seed(seed)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A nested state as JSON, its tensors moved into ``tensors``; ``"$"`` marks what JSON has no form for."""
+    """Returns a nested state as JSON, its tensors moved to `tensors`; `"$"` marks types that JSON lacks."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value
@@ -80,7 +80,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         if all(isinstance(key, str) and key != "$" for key in value):
             return {key: _pack(item, tensors) for key, item in value.items()}
         pairs = [[_pack(key, tensors), _pack(item, tensors)] for key, item in value.items()]
-        return {"$": "dict", "of": pairs}  # an optimiser's state has integer keys
+        return {"$": "dict", "of": pairs}  # the state of an optimizer has integer keys
     if isinstance(value, tuple):
         return {"$": "tuple", "of": [_pack(item, tensors) for item in value]}
     if isinstance(value, list):
@@ -91,7 +91,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of ``_pack``."""
+    """Inverts `_pack`."""
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -108,7 +108,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """The keys in which two configs differ, with both values."""
+    """Lists the keys in which two configs differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
         parts = [_differences(old.get(name), new.get(name), f"{key}.{name}".strip(".")) for name in names]
@@ -117,17 +117,19 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def recorded_inputs(folder: Path) -> Mapping[str, str] | None:
-    """What the run of a folder was fed; None where no run has been: models have a config.json, too."""
+    """Returns the inputs of a folder's run; None for another folder: models have a config.json, too."""
     file = folder / "config.json"
-    told = read_json(file) if file.is_file() else None
-    return told["inputs"] if isinstance(told, dict) and told.keys() == {"config", "inputs"} else None
+    recorded = read_json(file) if file.is_file() else None
+    if isinstance(recorded, dict) and recorded.keys() == {"config", "inputs"}:
+        return recorded["inputs"]
+    return None
 
 
 def check_run(folder: Path) -> None:
-    """Refuses a run folder with somebody else's files in it, which those of the run might replace.
+    """Refuses a run folder that holds other files, which the run might replace.
 
     Raises:
-        InputError: naming it, also where nothing can be written.
+        InputError: the folder holds other files, or cannot be written to.
     """
     others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
     if others and recorded_inputs(folder) is None:
@@ -138,15 +140,15 @@ def check_run(folder: Path) -> None:
 
 
 class Run:
-    """A run folder: config.json, environment.json, log.jsonl, checkpoint-STEP/; the same command resumes it.
+    """A run folder: config.json, environment.json, log.jsonl, checkpoint-STEP/. The same command resumes it.
 
     Args:
-        folder: where; made when missing.
-        config: the resolved config; a folder of another config is refused.
-        inputs: fingerprints of what the run is fed (base, photos), compared like the config.
+        folder: the folder; created if it is missing.
+        config: the resolved config; a folder with another config is refused.
+        inputs: fingerprints of the run's inputs (base, photos), compared like the config.
 
     Raises:
-        InputError: the folder belongs to a run of another config or other inputs.
+        InputError: the folder belongs to a run with another config or other inputs.
     """
 
     def __init__(self, folder: Path, config: BaseModel, *, inputs: Mapping[str, str] = {}) -> None:
@@ -161,42 +163,43 @@ class Run:
         write_json(self.folder / "environment.json", environment())
         log = self.folder / "log.jsonl"
         torn = log.exists() and log.read_bytes()[-1:] not in (b"", b"\n")
-        self._mend = "\n" if torn else ""  # a run may have been killed within its last line
+        self._newline = "\n" if torn else ""  # a kill may have cut off the last line
 
     def log(self, step: int, **figures: float | str | None) -> None:
-        """Append one line to log.jsonl; a NaN becomes null, so that every line is JSON."""
+        """Appends a line to log.jsonl; NaN and infinity become null, so that every line is JSON."""
         numbers = {name: _figure(value) for name, value in figures.items()}
         line = {"step": step, "time": round(time.time(), 3), **numbers}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(self._mend + json.dumps(line) + "\n")
-        self._mend = ""
+            lines.write(self._newline + json.dumps(line) + "\n")
+        self._newline = ""
 
     def save(self, step: int, state: Mapping[str, Any], keep: int = 2) -> None:
-        """Write the checkpoint of ``step`` whole, then remove all but the newest ``keep``.
+        """Writes the checkpoint of a step, then deletes all but the newest ones.
 
         Args:
-            step: steps done.
-            state: nested dicts, lists and tuples of tensors and plain values, as optimisers give them.
-            keep: how many stay.
+            step: the number of steps done.
+            state: nested dicts, lists and tuples of tensors and plain values, such as an optimizer's state
+                dict.
+            keep: how many checkpoints to keep.
         """
         tensors: dict[str, Tensor] = {}
         with whole_folder(self.folder / f"checkpoint-{step}") as folder:
             write_json(folder / "tree.json", _pack(state, tensors))
             save_tensors(folder / "tensors.safetensors", tensors)
         older = [number for number in self._steps() if number <= step]
-        for number in self._steps():  # a later one is unreadable, else this run would have gone on from it
+        for number in self._steps():  # a later one is unreadable, or this run would have resumed from it
             if number not in older[:keep]:
                 discard(self.folder / f"checkpoint-{number}")
-        for left in self.folder.glob(".checkpoint-*.tmp"):  # from a kill
+        for left in self.folder.glob(".checkpoint-*.tmp"):  # left by a kill
             discard(left)
 
     def _steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, newest first."""
+        """Returns the steps of the existing checkpoints, newest first."""
         names = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*")]
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def latest(self) -> tuple[int, Any] | None:
-        """The newest readable checkpoint as (step, state), or None; the log is cut back to that step."""
+        """Returns the newest readable checkpoint as (step, state), or None; cuts the log back to it."""
         found: tuple[int, Any] | None = None
         for step in self._steps():
             folder = self.folder / f"checkpoint-{step}"
@@ -208,7 +211,7 @@ class Run:
         return found
 
     def _cut_log(self, last: int) -> None:
-        """Drop the lines past ``last`` (they will be written again) and a torn one."""
+        """Deletes incomplete lines, and those after step `last`, which will be written again."""
         file, kept = self.folder / "log.jsonl", ""
         if not file.exists():
             return
@@ -219,16 +222,16 @@ class Run:
         if kept != lines:
             with whole_file(file) as temporary:
                 temporary.write_text(kept, encoding="utf-8")
-        self._mend = ""
+        self._newline = ""
 
     def clear(self) -> None:
-        """Remove the checkpoints: the run is done and its result written."""
+        """Deletes the checkpoints of a finished run."""
         for step in self._steps():
             discard(self.folder / f"checkpoint-{step}")
 
 
 def _figure(value: Any) -> float | int | str | None:
-    """A number that may come as a tensor, as JSON."""
+    """Returns a value, which may be a tensor, as JSON."""
     if value is None or isinstance(value, (str, int)):
         return value
     number = float(value.detach() if isinstance(value, Tensor) else value)

@@ -9,9 +9,10 @@ import pytest
 from diffusers import DiffusionPipeline
 from transformers import AutoModel, AutoModelForImageClassification
 
+from hyperdreambooth.avatars.build import STAGES
 from hyperdreambooth.avatars.build.autoencoder import LATENT_CHANNELS
 from hyperdreambooth.avatars.build.fit import StageConfig
-from hyperdreambooth.avatars.build.stages import STAGES, BuildConfig, build, pack
+from hyperdreambooth.avatars.build.stages import BuildConfig, build, pack
 from hyperdreambooth.files import InputError, read_json
 
 TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="float32")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperdreambooth.avatars.draw.render import CHOICES, SPLITS
+from hyperdreambooth.avatars.draw.people import CHOICES, SPLITS
 from hyperdreambooth.avatars.folder import photo, render_folder
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.files import InputError

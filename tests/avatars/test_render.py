@@ -8,19 +8,18 @@ import pytest
 from PIL import Image
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.draw.render import (
+from hyperdreambooth.avatars.draw.people import (
     CATEGORICAL,
     CHOICES,
     CONTINUOUS,
-    SIZE,
     SPLITS,
     Context,
     Identity,
     context,
-    draw,
     identity,
     plain_context,
 )
+from hyperdreambooth.avatars.draw.render import SIZE, draw
 
 POSE = {"shift_x": 8.0, "shift_y": 8.0, "turn": 1.0, "tilt": 12.0}
 PERSON = Identity(

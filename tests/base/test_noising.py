@@ -70,14 +70,6 @@ def test_a_flows_draw_is_a_function_of_its_key(flow: Base) -> None:
     assert not torch.equal(a[0], c[0]) and a[1] != c[1]
 
 
-def test_offset_noise_moves_the_mean_of_a_channel_and_nothing_else(flow: Base) -> None:
-    plain, moved = (sample_noise(flow, (4, 8, 8), 0, "x", offset=offset) for offset in (0.0, 0.1))
-    away = moved[0] - plain[0]
-    assert moved[1] == plain[1]
-    torch.testing.assert_close(away, away[:, :1, :1].expand_as(away))
-    assert away.abs().max() > 0
-
-
 @pytest.mark.parametrize("family", ["micro_base", "flow"])
 def test_a_bias_takes_the_noisiest_of_so_many_timesteps(family: str, request: pytest.FixtureRequest) -> None:
     base: Base = request.getfixturevalue(family)

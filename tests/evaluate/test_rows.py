@@ -25,14 +25,14 @@ def test_rows_are_named_or_refused() -> None:
     assert several.photos == 3 and several.settings == {"steps": 9, "lr": 1.0, "way": "side_by_side"}
     assert method_of("hyperdreambooth:start=shared", config).start == "shared"
     for rows, words in (
-        (("magic",), "'magic' is no method"),
+        (("magic",), "rows: expected one of .*, got 'magic'"),
         (("base@x",), "NAME@STEPS"),
         (("base:photos=0",), "photos: Input should be"),
         (("base:start=nowhere",), "start: Input should be"),
     ):
         with pytest.raises(InputError, match=words):
             protocol.methods_of(EvaluateConfig(rows=rows))
-    with pytest.raises(InputError, match="'magic' is no method"):
+    with pytest.raises(InputError, match=r"methods: expected one of .*, got 'magic'"):
         protocol.methods_of(EvaluateConfig(methods={"magic": {}}))
     with pytest.raises(InputError, match="against"):
         protocol.methods_of(EvaluateConfig(against="lidb"))

@@ -54,7 +54,7 @@ def test_no_face(detect: None) -> None:
 def test_too_small() -> None:
     small = portrait.astronaut().resize((128, 128))
     with pytest.raises(
-        InputError, match="too small: the crop would have 53 pixels a side, expected at least 64"
+        InputError, match="too small: the crop would have 53 pixels per side, expected at least 64"
     ):
         crop_face(small, portrait.scaled(0.25), CONFIG, None)
     with pytest.raises(InputError, match="too small: the crop would have 50 pixels"):

@@ -107,7 +107,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         "file.jpg": "expected a folder of photos, found a file",
         "none": "no photo found; expected none/PERSON",
         "nested": "no photo found",
-        "mixed": "photos beside people's folders; move 2.jpg",
+        "mixed": "photos lie beside people's folders; move 2.jpg",
     }.items():
         with pytest.raises(InputError, match=words) as caught:
             read_faces(tmp_path / name)

@@ -255,7 +255,6 @@ def fill(folder: Path, start: int) -> None:
     )
 
 
-@pytest.mark.slow
 def test_two_processes_may_fill_one_cache(tmp_path: Path, photos: list[Photo]) -> None:
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=fill, args=(tmp_path, start)) for start in (0, 3)]

@@ -40,7 +40,7 @@ def items(source: object, **fields: Any) -> list[Item]:
     return list(read_items(str(source), PrepareConfig(**fields)))
 
 
-def told(found: list[Item]) -> list[tuple[str, str | None]]:
+def labels(found: list[Item]) -> list[tuple[str, str | None]]:
     return [(item.name, item.caption) for item in found]
 
 
@@ -53,7 +53,7 @@ def test_a_folder_of_people_with_captions_and_landmarks(tmp_path: Path) -> None:
     lines += [{"file_name": "bob/1.png", "landmarks": FLAT}]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = items(tmp_path)
-    assert told(found) == [("ana/1.v2", "sad"), ("ana/2", "smiling"), ("bob/1", None)]
+    assert labels(found) == [("ana/1.v2", "sad"), ("ana/2", "smiling"), ("bob/1", None)]
     assert [item.landmarks for item in found] == [portrait.LANDMARKS, None, portrait.LANDMARKS]
     assert found[0].content == tmp_path / "ana" / "1.v2.png"
     (alone,) = items(tmp_path / "ana" / "2.png")
@@ -77,7 +77,7 @@ def test_shards_of_webdataset(tmp_path: Path) -> None:
         shard.write({"__key__": "x2", "png": content(4), "cls": 7})
         shard.write({"__key__": "x3", "txt": "no picture"})
     found = items(tmp_path)
-    assert told(found) == [
+    assert labels(found) == [
         ("ana/a-000-1", "a face, smiling"), ("ana/a-000-2", "sad"), ("bob/a-001-x1", None),
         ("7/a-001-x2", None),
     ]  # fmt: skip
@@ -119,8 +119,8 @@ def test_one_bad_sample_costs_no_other(tmp_path: Path) -> None:
     bad += [b'{"landmarks": [1, 2, 3, 4, 5, 6, 7, 8, 9, 1%s]}' % (b"0" * 400)]
     members = {
         f"{k}_{ending}": data
-        for k, told in enumerate(bad)
-        for ending, data in (("png", content(1)), ("json", told))
+        for k, text in enumerate(bad)
+        for ending, data in (("png", content(1)), ("json", text))
     }
     *refused, good = items(shard(tmp_path / "j.tar", **members, ok_png=content(2)))
     assert [item.origin for item in refused] == [f"{tmp_path / 'j.tar'}:{k}" for k in range(len(bad))]
@@ -245,7 +245,7 @@ def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
     made.to_parquet(str(tmp_path / "parquet" / "data" / "0.parquet"))
     for name in ("saved", "parquet"):
         found = items(tmp_path / name)
-        assert told(found) == [("bob/train-00000000", "sad"), ("ana/train-00000001", None)]
+        assert labels(found) == [("bob/train-00000000", "sad"), ("ana/train-00000001", None)]
         opened = [Image.open(io.BytesIO(item.content)) for item in found if isinstance(item.content, bytes)]
         assert [image.getpixel((0, 0)) for image in opened] == [(1, 0, 0), (2, 0, 0)]
     assert [item.name for item in items(tmp_path / "splits")][2:] == [
@@ -253,12 +253,12 @@ def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
         "ana/test-00000001",
     ]
     chosen = items(tmp_path / "saved", identity_column="who", caption_column="who")
-    assert told(chosen) == [("x/train-00000000", "x"), ("y/train-00000001", "y")]
+    assert labels(chosen) == [("x/train-00000000", "x"), ("y/train-00000001", "y")]
     alone = datasets.Dataset.from_dict(
         {"picture": [picture(1)]}, features=datasets.Features(picture=kinds["image"])
     )
     alone.save_to_disk(str(tmp_path / "flat"))
-    assert told(items(tmp_path / "flat")) == [("data-00000000", None)]
+    assert labels(items(tmp_path / "flat")) == [("data-00000000", None)]
 
 
 def test_a_stream_of_the_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_a_stream_of_the_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     found = [(f"p{k}/train-0000000{k}", "words") for k in range(3)]
-    assert told(items("hf:some/faces")) == found and asked == [("some/faces", "train", True)]
+    assert labels(items("hf:some/faces")) == found and asked == [("some/faces", "train", True)]
     stream = iter(read_items("hf:some/faces:test", CONFIG))
     assert [next(stream).name for _ in range(3)] == [f"p{k}/test-0000000{k}" for k in range(3)]
     with pytest.raises(OSError, match=r"hf:some/faces:test: the stream broke off \(connection reset\)"):
@@ -297,8 +297,8 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     for source, words, fields in (
         (tmp_path / "numbers", "expected a column of images, found a", {}),
         (tmp_path / "torn", "cannot be read as a data set", {}),
-        ("hf:", "hf:: no data set is named; expected hf:NAME", {}),
-        ("hf::train", "hf::train: no data set is named", {}),
+        ("hf:", "hf:: the name of the data set is missing; expected hf:NAME", {}),
+        ("hf::train", "hf::train: the name of the data set is missing", {}),
         ("hf:nobody/nothing", r"hf:nobody/nothing: cannot be loaded .*expected hf:NAME", {}),
         (tmp_path / "none", "no such photo", {}),
     ):

@@ -16,15 +16,16 @@ from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.files import InputError
-from hyperdreambooth.finetune import train as loop
 from hyperdreambooth.finetune.config import DreamboothConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
-from hyperdreambooth.finetune.plateau import EVERY, SHARE, WINDOW, Plateau
-from hyperdreambooth.finetune.shots import photo_shots, shots_of
-from hyperdreambooth.finetune.train import step_losses
 from hyperdreambooth.finetune.whole import Whole
 from hyperdreambooth.finetune.word import TOKEN, Word
 from hyperdreambooth.generate import generate
+from hyperdreambooth.training import loop
+from hyperdreambooth.training.loop import step_losses
+from hyperdreambooth.training.plateau import EVERY, SHARE, WINDOW, Plateau
+from hyperdreambooth.training.samples import Samples
+from hyperdreambooth.training.shots import photo_shots, shots_of
 
 
 @pytest.fixture
@@ -86,14 +87,15 @@ def test_a_full_step_is_plain_torch(micro_base: Base, person: tuple[Photo, ...])
     config = DreamboothConfig(method="full", steps=2, lr=1e-3, batch=2, clip=0.05)
     made = dreambooth(micro_base, person[:1], None, config)
     assert isinstance(made, Whole)
-    groups, _ = shots_of(micro_base, [person[:1]], config, None)
-    encode = loop.Conditioner(micro_base, groups[0][0].captions, text_worn=True)
+    groups, _ = shots_of(micro_base, [person[:1]], config)
+    samples = Samples(groups, config)
+    encode = loop.Conditioner(micro_base, samples.captions, text_worn=True)
     named = {f"{k}.{n}": p for k, m in micro_base.components.items() for n, p in m.named_parameters()}
     for parameter in named.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(named.values(), lr=1e-3)
     for step in range(2):
-        step_losses(micro_base, groups, encode, config, step).sum().backward()
+        step_losses(micro_base, samples, encode, config, step).sum().backward()
         torch.nn.utils.clip_grad_norm_(named.values(), 0.05)
         optimizer.step()
         optimizer.zero_grad()
@@ -200,7 +202,7 @@ def test_steps_auto_of_a_real_training(
     micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = DreamboothConfig(steps="auto", most=60, lr=0.05, down_dim=8, up_dim=8, save_every=7)
-    groups, judged = shots_of(micro_base, [person], config, None)
+    groups, judged = shots_of(micro_base, [person], config)
     left_out = photo_shots(micro_base, person[-1:], "a").latents
     torch.testing.assert_close(judged[0][0].latents, left_out, atol=1e-5, rtol=0)
     assert len(groups[0][0].captions) == len(person) - 1

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import denoise_loss, sample_noise
+from hyperdreambooth.base.denoise import denoise_loss, sample_noise, sample_noises
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE
 from hyperdreambooth.files import InputError
-from hyperdreambooth.finetune import train as finetune_train
-from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig, TrainConfig
+from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
-from hyperdreambooth.finetune.fast import finetune, finetune_many
-from hyperdreambooth.finetune.shots import Shots, photo_shots
-from hyperdreambooth.finetune.train import PATIENCE, clip_people, learning_rate, step_losses
+from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
 from hyperdreambooth.generate import generate
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
-from hyperdreambooth.lora.inject import linear_sites, wear, wearable
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.sites import linear_sites, wearable
+from hyperdreambooth.training import loop
+from hyperdreambooth.training.config import TrainConfig
+from hyperdreambooth.training.loop import PATIENCE, clip_people, step_losses
+from hyperdreambooth.training.samples import Samples
+from hyperdreambooth.training.shots import Shots, photo_shots
 
 FACE = tuple((32 * x, 32 * y) for x, y in TEMPLATE)
 
@@ -98,7 +98,7 @@ def test_no_steps_change_nothing(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], way: str
 ) -> None:
     config = FinetuneConfig(steps=0, rank=3, way=way)  # type: ignore[arg-type]
-    relaxed = finetune(micro_base, prediction, person, config)
+    relaxed = finetune_adapter(micro_base, prediction, person, config)
     assert relaxed.rank == 3
     assert relaxed.kind == "lora"
     assert_same_delta(prediction.factors, relaxed.factors)
@@ -113,7 +113,7 @@ def test_finetune_fits_the_photo_with_every_slot(
 ) -> None:
     before = {name: p.clone() for name, p in micro_base.pipe.unet.state_dict().items()}
     config = FinetuneConfig(steps=25, lr=1e-2, rank=3, way=way)  # type: ignore[arg-type]
-    tuned = finetune(micro_base, prediction, person[:1], config)
+    tuned = finetune_adapter(micro_base, prediction, person[:1], config)
     assert fixed_loss(micro_base, tuned, person[:1]) < 0.97 * fixed_loss(micro_base, prediction, person[:1])
     for matrix in delta(tuned.factors).values():
         assert torch.linalg.matrix_rank(matrix, rtol=1e-5) == 3
@@ -130,14 +130,14 @@ def test_many_finetuned_together_are_each_as_alone(
     config = FinetuneConfig(steps=4, lr=1e-2, rank=3, batch=2, background=0.1, way=way)  # type: ignore[arg-type]
     halved = replace(prediction, factors={s: (down, up / 2) for s, (down, up) in prediction.factors.items()})
     adapters, photos = [prediction, halved], [person[:1], person[1:]]
-    together = finetune_many(micro_base, adapters, photos, config)
+    together = finetune_adapters(micro_base, adapters, photos, config)
     for adapter, mine, got in zip(adapters, photos, together, strict=True):
-        alone = finetune(micro_base, adapter, mine, config)
+        alone = finetune_adapter(micro_base, adapter, mine, config)
         assert_same_delta(got.factors, alone.factors, 1e-4)  # Adam blows rounding up
         assert float(got.metadata["loss"]) == pytest.approx(float(alone.metadata["loss"]), abs=2e-4)
     strange = replace(halved, factors=dict(list(halved.factors.items())[1:]))
     with pytest.raises(InputError, match="same sites"):
-        finetune_many(micro_base, [prediction, strange], photos, config)
+        finetune_adapters(micro_base, [prediction, strange], photos, config)
 
 
 @pytest.mark.parametrize("method", ["lidb", "lora"])
@@ -167,12 +167,14 @@ def test_each_persons_gradient_is_clipped_by_its_own_norm() -> None:
 def test_side_by_side_keeps_the_prediction_and_reports_what_truncation_loses(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
 ) -> None:
-    exact = finetune(micro_base, prediction, person[:1], FinetuneConfig(steps=3, rank=3, way="side_by_side"))
+    exact = finetune_adapter(
+        micro_base, prediction, person[:1], FinetuneConfig(steps=3, rank=3, way="side_by_side")
+    )
     down, _ = next(iter(exact.factors.values()))
     torch.testing.assert_close(down[:, :1], next(iter(prediction.factors.values()))[0])
     assert float(exact.metadata["truncation_error"]) == 0
     wide = FinetuneConfig(steps=3, rank=3, way="side_by_side", trained_rank=6, lr=1e-2)
-    cut = finetune(micro_base, prediction, person[:1], wide)
+    cut = finetune_adapter(micro_base, prediction, person[:1], wide)
     assert cut.rank == 3
     assert 0 < float(cut.metadata["truncation_error"]) < 1
 
@@ -201,7 +203,7 @@ def test_killed_and_run_again_is_the_same_to_the_bit(
         return step_losses(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(finetune_train, "step_losses", killed)
+        patch.setattr(loop, "step_losses", killed)
         dreambooth(micro_base, person, tmp_path / "killed", config)
     resumed = dreambooth(micro_base, person, tmp_path / "killed", config)
     again = dreambooth(micro_base, person, tmp_path / "killed", config)
@@ -243,9 +245,11 @@ def test_a_run_of_other_words_size_sites_or_start_is_refused(
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"\(inputs\.{told} was "):
             dreambooth(micro_base, (photo, person[1]), tmp_path / "run", config)
-    finetune(micro_base, prediction, person, FinetuneConfig(steps=1), out=tmp_path / "tuned")
+    finetune_adapter(micro_base, prediction, person, FinetuneConfig(steps=1), out=tmp_path / "tuned")
     with pytest.raises(InputError, match=r"\(inputs\.adapters was "):
-        finetune(micro_base, prediction.relax(2), person, FinetuneConfig(steps=1), out=tmp_path / "tuned")
+        finetune_adapter(
+            micro_base, prediction.relax(2), person, FinetuneConfig(steps=1), out=tmp_path / "tuned"
+        )
 
 
 @pytest.mark.parametrize("prior", [False, True])
@@ -256,15 +260,14 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
     groups = [photo_shots(micro_base, person, "a [V] {class_word}", background=0.2)]
     if prior:
         groups.append(Shots(torch.randn(3, *groups[0].latents.shape[1:]), ("a face",) * 3, weight=0.25))
-    captions = [caption for shots in groups for caption in shots.captions]
-    expected = torch.zeros(())
+    samples, expected = Samples([groups], config), torch.zeros(())
     with torch.no_grad(), wear(micro_base.components, prediction.factors):
-        encode = Conditioner(micro_base, captions, text_worn=True)
-        (got,) = step_losses(micro_base, [groups], encode, config, step=4)
+        encode = Conditioner(micro_base, samples.captions, text_worn=True)
+        (got,) = step_losses(micro_base, samples, encode, config, step=4)
         for place in range(2 * len(groups)):
             shots, index = groups[place // 2], (8 + place % 2) % 3
             shape = tuple(shots.latents.shape[1:])
-            noise, timestep = sample_noise(micro_base, shape, 5, "finetune", 4, place, bias=2)
+            noise, timestep = sample_noise(micro_base, shape, 5, groups[0].person, 4, place, bias=2)
             conditioning = micro_base.encode_prompts(micro_base.tokenize([shots.captions[index]]))
             one = (conditioning, noise[None], timestep[None], shots.mask()[None])
             loss = denoise_loss(micro_base, shots.latents[[index]], *one)
@@ -276,7 +279,7 @@ def test_lower_precision_trains_close_to_float32(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
 ) -> None:
     full, half = (
-        finetune(micro_base, prediction, person, FinetuneConfig(steps=2, precision=precision))
+        finetune_adapter(micro_base, prediction, person, FinetuneConfig(steps=2, precision=precision))
         for precision in ("float32", "bf16")
     )
     assert all(pair[0].dtype == torch.float32 for pair in half.factors.values())
@@ -290,7 +293,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
     torch.nn.init.constant_(micro_base.denoiser.conv_in.weight, torch.inf)  # as overflowing float16 does
     config = FinetuneConfig.model_validate({"steps": steps})
     with pytest.raises(InputError, match="the loss is nan at the end; lower lr"):
-        finetune(micro_base, prediction, person, config)
+        finetune_adapter(micro_base, prediction, person, config)
     for _ in range(2):  # and again: a ruined run is not taken for a finished one
         with pytest.raises(InputError, match="the loss is nan at the end"):
             dreambooth(micro_base, person, tmp_path / "run", DreamboothConfig(method="lora", steps=2, rank=1))
@@ -311,14 +314,14 @@ def test_layers_beyond_the_bases_own_sites_are_trained_and_convolutions_refused(
     more = load_base(micro_dir, "cpu", add_sites=r"\.ff\.net")
     adapter = Adapter(fresh(more.sites, 1), "sks", more.fingerprint, "micro")
     assert (
-        finetune(micro_base, adapter, person, FinetuneConfig(steps=1)).factors.keys()
+        finetune_adapter(micro_base, adapter, person, FinetuneConfig(steps=1)).factors.keys()
         == adapter.factors.keys()
     )
     everything = wearable(micro_base.components)
     assert set(linear_sites(micro_base.components)) < set(everything)
     other = Adapter(fresh(everything, 1), "sks", more.fingerprint, "micro")
     with pytest.raises(InputError, match=r"no linear layer unet.*without convolutions"):
-        finetune(micro_base, other, person, FinetuneConfig(steps=1))
+        finetune_adapter(micro_base, other, person, FinetuneConfig(steps=1))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -329,19 +332,110 @@ def test_what_does_not_fit_is_refused_in_one_line(
     cases = [
         (foreign, FinetuneConfig(steps=0), "0000000000000000"),
         (wide, FinetuneConfig(steps=0, rank=2), "rank"),
-        (wide, FinetuneConfig(steps=0, rank=4, way="side_by_side"), "leaves nothing"),
+        (wide, FinetuneConfig(steps=0, rank=4, way="side_by_side"), "leaves no room"),
     ]
     for adapter, config, words in cases:
         with pytest.raises(InputError, match=words) as caught:
-            finetune(micro_base, adapter, person, config)
+            finetune_adapter(micro_base, adapter, person, config)
         assert "\n" not in str(caught.value)
 
 
-@given(steps=st.integers(1, 500), lr=st.floats(1e-6, 1.0))
-@settings(max_examples=25, deadline=None)
-def test_cosine_falls_from_lr_towards_zero(steps: int, lr: float) -> None:
-    config = TrainConfig(steps=steps, lr=lr, schedule="cosine")
-    rates = [learning_rate(config, step) for step in range(steps)]
-    assert rates[0] == pytest.approx(lr)
-    assert all(a >= b > 0 for a, b in pairwise(rates))
-    assert learning_rate(TrainConfig(steps=steps, lr=lr), steps - 1) == lr
+def test_everybody_has_noise_of_their_own_whatever_the_batch(
+    micro_base: Base, micro_photos: Path, prediction: Adapter
+) -> None:
+    """Two people share no draw of a step, and a person's draws are those of a batch of one."""
+    photos = [read_person(micro_photos / f"person-{k}") for k in range(3)]
+    prior = Shots(torch.randn(3, 4, 8, 8), ("a face",) * 3, weight=0.25)
+    groups = [[photo_shots(micro_base, one, "a [V] {class_word}"), prior] for one in photos]
+    config = TrainConfig(batch=2, seed=5)
+    together = Samples(groups, config)
+    for step in (0, 7, -1):
+        keys = together.keys(step)
+        assert len(set(keys)) == 3 * 4
+        noise, _ = sample_noises(micro_base, (4, 8, 8), keys)
+        assert torch.pdist(noise.flatten(1)).min() > 1
+        for k, own in enumerate(groups):
+            assert Samples([own], config).keys(step) == keys[4 * k : 4 * k + 4]
+    with torch.no_grad(), wear(micro_base.components, prediction.factors):
+        encode = Conditioner(micro_base, together.captions, text_worn=True)
+        losses = step_losses(micro_base, together, encode, config, 3)
+        for k, own in enumerate(groups):
+            alone = step_losses(micro_base, Samples([own], config), encode, config, 3)
+            torch.testing.assert_close(losses[k], alone[0])
+
+
+def test_photos_take_turns_or_are_shuffled_for_each_person(micro_base: Base, micro_photos: Path) -> None:
+    people = [read_person(micro_photos / f"person-{k}") for k in range(2)]
+    groups = [[photo_shots(micro_base, one, "a [V]")] for one in people]
+    turns = Samples(groups, TrainConfig(batch=2))
+    assert [turns.rows(step) for step in (0, 1, -1)] == [[0, 1, 3, 4], [2, 0, 5, 3], [1, 2, 4, 5]]
+    shuffled = Samples(groups, TrainConfig(batch=3, photo_order="shuffled"))
+    orders = [shuffled.rows(step) for step in range(20)]
+    assert all(sorted(order[:3]) == [0, 1, 2] and sorted(order[3:]) == [3, 4, 5] for order in orders)
+    assert len({tuple(order[:3]) for order in orders}) == 6
+    assert any([row + 3 for row in order[:3]] != order[3:] for order in orders)
+
+
+def test_a_person_with_one_caption_is_encoded_once_a_step(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    real = Base.encode_prompts
+
+    def spy(self: Base, tokens: Tensor) -> dict[str, Tensor]:
+        encoded.append(len(tokens))
+        return real(self, tokens)
+
+    monkeypatch.setattr(Base, "encode_prompts", spy)
+    config = FinetuneConfig(steps=1, batch=4, rank=2)
+    finetune_adapters(micro_base, [prediction] * 2, [person[0], person[1]], config)
+    finetune_adapters(micro_base, [prediction] * 2, [person[:2], person[1]], config)  # two captions and one
+    finetune_adapter(micro_base, prediction, person, config)  # three photos, two captions
+    assert encoded == [2, 8, len({photo.caption for photo in person})]
+
+
+def test_a_callback_sees_every_step_and_ends_the_training(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def callback(step: int, loss: float) -> bool | None:
+        seen.append((step, loss))
+        return False if step == 3 else None
+
+    config = FinetuneConfig(steps=9, rank=2)
+    made = finetune_adapter(micro_base, prediction, person, config, out=tmp_path / "run", callback=callback)
+    assert [step for step, _ in seen] == [1, 2, 3] and made.metadata["steps"] == "3"
+    assert "callback" in made.metadata["stopped"]
+    three = finetune_adapter(micro_base, prediction, person, FinetuneConfig(steps=3, rank=2))
+    assert all(torch.equal(pair[1], three.factors[name][1]) for name, pair in made.factors.items())
+    whole = finetune_adapter(micro_base, prediction, person, config, out=tmp_path / "run")  # goes on
+    again = finetune_adapter(micro_base, prediction, person, config)
+    assert all(torch.equal(pair[1], again.factors[name][1]) for name, pair in whole.factors.items())
+    assert "stopped" not in whole.metadata
+
+
+def test_a_relaxed_adapter_is_not_relaxed_again(
+    micro_base: Base, prediction: Adapter, person: tuple[Photo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA of the rank asked for is trained as it is, unless one of its slots is dead."""
+    relaxed, config = prediction.relax(3), FinetuneConfig(steps=0, rank=3)
+    kept = finetune_adapter(micro_base, relaxed, person, config)
+    assert all(
+        torch.equal(kept.factors[name][k], pair[k]) for name, pair in relaxed.factors.items() for k in (0, 1)
+    )
+    dead = {name: (down.clone(), up.clone()) for name, (down, up) in relaxed.factors.items()}
+    down, up = dead[next(iter(dead))]
+    down[:, 2], up[..., 2] = 0, 0
+    revived = finetune_adapter(micro_base, replace(relaxed, factors=dead), person, config)
+    assert_same_delta(revived.factors, relaxed.factors)
+    for down, up in revived.factors.values():
+        assert (down.any(2) | up.any(1)).all()
+
+
+def test_photos_may_be_paths_pictures_or_both(
+    micro_base: Base, prediction: Adapter, micro_photos: Path
+) -> None:
+    config, folder = FinetuneConfig(steps=1, rank=2), micro_photos / "person-0"
+    for photos in (folder, str(folder / "0.png"), [folder / "0.png", read_person(folder)[1].open()]):
+        assert finetune_adapter(micro_base, prediction, photos, config).metadata["steps"] == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
 from hyperdreambooth.files import InputError
-from hyperdreambooth.finetune.config import DreamboothConfig, TrainConfig
+from hyperdreambooth.finetune.config import DreamboothConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
-from hyperdreambooth.finetune.shots import class_shots, photo_shots
-from hyperdreambooth.finetune.train import step_losses
-from hyperdreambooth.generate import generate
+from hyperdreambooth.training import class_images
+from hyperdreambooth.training.class_images import class_shots
+from hyperdreambooth.training.config import TrainConfig
+from hyperdreambooth.training.loop import step_losses
+from hyperdreambooth.training.samples import Samples
+from hyperdreambooth.training.shots import photo_shots
 
 
 @pytest.fixture
@@ -49,9 +53,9 @@ def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, .
     config = TrainConfig(batch=2, background=0.25)
     with torch.no_grad():
         encode = Conditioner(micro_base, shots.captions, text_worn=False)
-        (got,) = step_losses(micro_base, [[shots]], encode, config, step=0)
+        (got,) = step_losses(micro_base, Samples([[shots]], config), encode, config, step=0)
         drawn = [
-            sample_noise(micro_base, tuple(shots.latents.shape[1:]), 0, "finetune", 0, k) for k in (0, 1)
+            sample_noise(micro_base, tuple(shots.latents.shape[1:]), 0, shots.person, 0, k) for k in (0, 1)
         ]
         alone = torch.zeros(())
         for k, (noise, at) in enumerate(drawn):
@@ -78,24 +82,30 @@ def test_captions_are_the_photos_own_or_the_configs(micro_base: Base, person: tu
     assert shots.captions == ("a photo of a sks face", "a photo of a sks face, smiling")
 
 
+def prior(**fields: Any) -> TrainConfig:
+    return TrainConfig(**{"prior_weight": 0.5, "prior_images": 3, "prior_prompt": "a {class_word}", **fields})
+
+
 def test_class_images_are_drawn_once_and_completed(
     micro_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HDB_CACHE", str(tmp_path))
     calls: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
 
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        calls.append((tuple(prompts), tuple(seeds)))
-        return [Image.new("RGB", (32, 32), (seed % 256, 0, 0)) for seed in seeds]
+    def draw(_: Base, prompts: Sequence[str], *, seed: Sequence[int]) -> list[Image.Image]:
+        calls.append((tuple(prompts), tuple(seed)))
+        return [Image.new("RGB", (32, 32), (number % 256, 0, 0)) for number in seed]
 
-    first = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample)
+    monkeypatch.setattr(class_images, "generate", draw)
+    config = prior(prior_images=10, seed=3)
+    (first,) = class_shots(micro_base, config)
     assert [len(prompts) for prompts, _ in calls] == [8, 2]
-    assert calls[0][0][0] == "a photo of a face"
+    assert calls[0][0][0] == "a face"
     assert len({seed for _, seeds in calls for seed in seeds}) == 10
     next(tmp_path.glob("class/*/00004.png")).unlink()
     seeds, calls[:] = calls[0][1], []
-    second = class_shots(micro_base, "a photo of a {class_word}", 10, 3, 0.5, sample)
-    assert calls == [(("a photo of a face",), (seeds[4],))]
+    (second,) = class_shots(micro_base, config)
+    assert calls == [(("a face",), (seeds[4],))]
     torch.testing.assert_close(first.latents, second.latents)
     assert second.weight == 0.5
 
@@ -106,15 +116,16 @@ def test_class_images_of_another_decoder_or_scheduler_and_torn_ones_are_drawn_ag
     monkeypatch.setenv("HDB_CACHE", str(tmp_path))
     drawn: list[int] = []
 
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def draw(_: Base, prompts: Sequence[str], *, seed: Sequence[int]) -> list[Image.Image]:
         drawn.append(len(prompts))
-        return [Image.new("RGB", (32, 32)) for _ in seeds]
+        return [Image.new("RGB", (32, 32)) for _ in seed]
 
     def ask() -> int:
         drawn.clear()
-        class_shots(micro_base, "a {class_word}", 3, 0, 1.0, sample)
+        class_shots(micro_base, prior())
         return sum(drawn)
 
+    monkeypatch.setattr(class_images, "generate", draw)
     assert (ask(), ask()) == (3, 0)
     next(tmp_path.glob("class/*/00001.png")).write_bytes(b"half")
     assert (ask(), ask()) == (1, 0)
@@ -125,30 +136,26 @@ def test_class_images_of_another_decoder_or_scheduler_and_torn_ones_are_drawn_ag
     assert (ask(), ask()) == (3, 0)
 
 
-def refuse(*_: object) -> list[Image.Image]:
-    raise AssertionError("class images were drawn again")
-
-
 def test_prior_preservation_trains_and_draws_class_images_once_for_all_runs(
     micro_base: Base, person: tuple[Photo, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HDB_CACHE", str(tmp_path / "shared"))
     config = DreamboothConfig(steps=2, prior_weight=1.0, prior_images=3, down_dim=4, up_dim=4)
-    with pytest.raises(ValueError, match="sample"):
-        dreambooth(micro_base, person, tmp_path / "none", config)
-
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        return generate(micro_base, prompts, seed=seeds, steps=2)
-
-    trained = dreambooth(micro_base, person, tmp_path / "run", config, sample=sample)
+    trained = dreambooth(micro_base, person, tmp_path / "run", config)
     assert len(list((tmp_path / "shared").glob("class/*/*.png"))) == 3
-    dreambooth(micro_base, person[:1], tmp_path / "other", config, sample=refuse)  # another run draws none
+
+    def refuse(*_: object, **__: object) -> list[Image.Image]:
+        raise AssertionError("class images were drawn again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(class_images, "generate", refuse)
+        dreambooth(micro_base, person[:1], tmp_path / "other", config)  # another run draws none
+        with pytest.raises(AssertionError, match="drawn again"):  # another prompt is another set
+            asked = config.model_copy(update={"prior_prompt": "a drawing of a {class_word}"})
+            dreambooth(micro_base, person, tmp_path / "asked", asked)
     more = config.model_copy(update={"prior_images": 5})
-    dreambooth(micro_base, person[:1], tmp_path / "more", more, sample=sample)
+    dreambooth(micro_base, person[:1], tmp_path / "more", more)
     assert len(list((tmp_path / "shared").glob("class/*/*.png"))) == 5
-    with pytest.raises(AssertionError, match="drawn again"):  # another prompt is another set
-        asked = config.model_copy(update={"prior_prompt": "a drawing of a {class_word}"})
-        dreambooth(micro_base, person, tmp_path / "asked", asked, sample=refuse)
     without = dreambooth(
         micro_base, person, tmp_path / "bare", config.model_copy(update={"prior_weight": 0.0})
     )

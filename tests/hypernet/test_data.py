@@ -1,4 +1,4 @@
-"""Who and what the loop is fed: captions read once, draws named by their slot, a quarter held out at most."""
+"""The data of the loop: captions are encoded once, photos decoded once, draws named by their place."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from small_train import settings
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import denoise_loss, sample_noise
+import eyes
+from hyperdreambooth.base import denoise
+from hyperdreambooth.base.denoise import LossConfig, denoise_loss, sample_noises
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.faces.dataset import read_faces
-from hyperdreambooth.hypernet import data
+from hyperdreambooth.faces.dataset import Photo, read_faces
+from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.hypernet.data import Example, Faces, collect, hold_out, load_faces, person_losses, pick
 from hyperdreambooth.hypernet.encoder import load_encoder
 from hyperdreambooth.hypernet.train import train_hypernet
@@ -26,10 +29,10 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
 ) -> None:
     people = read_faces(micro_photos)
     rows = [0, 1, 4, 5]
-    slots = [Example(0, 0, tuple(rows), ("here",))]
+    examples = [Example(0, 0, tuple(rows), ("here",))]
     read: list[int] = []
     micro_base.pipe.text_encoder.register_forward_pre_hook(
-        lambda _, words, told: read.append(len(words[0] if words else told["input_ids"])), with_kwargs=True
+        lambda _, args, kwargs: read.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
     )
     for part, times in (("unet", [2]), ("text_encoder", [2, 4, 4])):
         text = part == "text_encoder"
@@ -37,29 +40,64 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
         bare = fresh([site for site in micro_base.sites if site.component == part], 2)
         worn = {name: (down, torch.randn_like(up)) for name, (down, up) in bare.items()}
         with torch.no_grad(), wear(micro_base.components, worn):
-            batch = collect(micro_base, faces, slots)
-            ours = [person_losses(micro_base, batch) for _ in range(2)]
+            batch = collect(micro_base, faces, examples)
+            ours = [person_losses(micro_base, batch, LossConfig()) for _ in range(2)]
             assert read == times
-            said = [faces.photos[row].caption or "" for row in rows]
-            told = micro_base.encode_prompts(micro_base.tokenize(said))
-            plain = denoise_loss(micro_base, batch.latents, told, batch.noise, batch.timesteps).mean()
+            captions = [faces.photos[row].caption or "" for row in rows]
+            conditioning = micro_base.encode_prompts(micro_base.tokenize(captions))
+            noise, timesteps = sample_noises(micro_base, tuple(batch.latents.shape[1:]), batch.keys)
+            plain = denoise_loss(micro_base, batch.latents, conditioning, noise, timesteps).mean()
             read.pop()
         torch.testing.assert_close(torch.cat(ours), plain.expand(2))
 
 
-def test_draws_follow_the_slot_and_the_reference_is_not_the_target() -> None:
+def test_draws_follow_the_place_and_the_reference_is_not_the_target() -> None:
     nothing: Any = None
     faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, (), nothing)
     for place in range(40):
-        slot = pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)
-        assert slot == pick(faces, [[0, 1, 2]], 0.0, 2, 5, "train", 9, place)
-        rows = faces.rows(slot.identity)
-        assert {slot.reference, *slot.targets} <= set(rows)
-        assert len(rows) == 1 or slot.reference not in slot.targets
-    second = sum(
-        pick(faces, [[0, 1], [2]], 0.25, 1, 5, "train", 0, place).identity == 2 for place in range(400)
-    )
-    assert 70 < second < 130
+        example = pick(faces, [0, 1, 2], 2, 5, "train", 9, place)
+        assert example == pick(faces, [0, 1, 2], 2, 5, "train", 9, place)
+        rows = faces.rows(example.identity)
+        assert {example.reference, *example.targets} <= set(rows)
+        assert len(rows) == 1 or example.reference not in example.targets
+    drawn = [pick(faces, [0, 2], 1, 5, "train", 0, place).identity for place in range(400)]
+    assert set(drawn) == {0, 2} and 150 < drawn.count(2) < 250
+
+
+def test_each_photo_is_decoded_once_for_latents_and_features(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, encoder = read_faces(micro_photos), load_encoder(eye)
+    photos = [photo for group in people.values() for photo in group]
+    opened: list[Path] = []
+    real = Photo.open
+
+    def counted(photo: Photo) -> Image.Image:
+        opened.append(photo.path)
+        return real(photo)
+
+    monkeypatch.setattr(Photo, "open", counted)
+    for _ in range(2):  # the second time from the cache
+        faces = load_faces(people, micro_base, encoder, "a [V] face", tmp_path, False)
+        assert sorted(opened) == sorted(photo.path for photo in photos)
+    pixels = torch.stack([to_pixels(real(photo), micro_base.resolution) for photo in photos])
+    assert faces.features.dtype == torch.float16
+    torch.testing.assert_close(faces.features, encoder(pixels).half())
+    torch.testing.assert_close(faces.latents, micro_base.encode_images(pixels))
+
+
+def test_another_encoder_finds_nothing_in_the_cache(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    people = {"person-0": read_faces(micro_photos)["person-0"]}
+    other = eyes.resnet(tmp_path / "other", seed=1)
+    cache = tmp_path / "cache"
+    made = [
+        load_faces(people, micro_base, load_encoder(source), "a [V] face", cache, True).features
+        for source in (eye, other)
+    ]
+    assert len(list(cache.iterdir())) == 2
+    assert not torch.equal(made[0], made[1])
 
 
 def test_at_most_a_quarter_is_held_out() -> None:
@@ -72,13 +110,13 @@ def test_at_most_a_quarter_is_held_out() -> None:
 def test_noisier_timesteps_are_trained_on_and_never_judged_by(
     micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    biases: list[float] = []
+    biases: list[int] = []
 
-    def watched(base: Base, shape: tuple[int, ...], *key: int | str, **how: Any) -> tuple[Tensor, Tensor]:
-        biases.append(how["bias"])
-        return sample_noise(base, shape, *key, **how)
+    def watched(base: Base, shape: tuple[int, ...], keys: Any, bias: int = 1) -> tuple[Tensor, Tensor]:
+        biases.append(bias)
+        return sample_noises(base, shape, keys, bias)
 
-    monkeypatch.setattr(data, "sample_noise", watched)
+    monkeypatch.setattr(denoise, "sample_noises", watched)
     train_hypernet(micro_base, micro_photos, tmp_path, settings(eye, steps=1, batch=4, timestep_bias=3))
-    assert biases[:4] == [3] * 4
-    assert set(biases[4:]) == {1}
+    assert biases[0] == 3
+    assert set(biases[1:]) == {1}

@@ -120,7 +120,7 @@ def test_a_large_encoder_is_named_and_must_be_the_same_later(
     assert not (tmp_path / "hypernet" / "encoder").exists()
     assert torch.equal(load_hypernet(tmp_path / "hypernet").predict(pixels), first.predict(pixels))
     eyes.resnet(tmp_path / "eye", seed=1)
-    with pytest.raises(InputError, match=first.encoder.fingerprint()):
+    with pytest.raises(InputError, match=first.encoder.fingerprint):
         load_hypernet(tmp_path / "hypernet")
 
 

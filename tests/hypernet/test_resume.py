@@ -1,4 +1,4 @@
-"""A training that was ended goes on as if it had not been; a finished one, or another one, is told apart."""
+"""An interrupted training continues exactly; finished trainings and other trainings are recognised."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_folder_that_is_something_else_is_one_line(
         with pytest.raises(InputError, match=r"config\.json"):
             load_hypernet(out)
     (out / "config.json").write_text(json.dumps({"format": 1}))
-    with pytest.raises(InputError, match="does not say what it was made for"):
+    with pytest.raises(InputError, match="does not say what it was trained for"):
         train_hypernet(micro_base, micro_photos, out, settings(eye, steps=2))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, seeded_basis
-from hyperdreambooth.lidb.weights import Layout, balance, delta_products, factors, start
+from hyperdreambooth.lidb.weights import Layout, delta_products, factors, start
 from hyperdreambooth.shapes import Site
 
 RANKS, DIMS = st.integers(1, 3), st.integers(1, 20)
@@ -91,7 +91,7 @@ def test_impossible_layouts_are_refused(bad: tuple[tuple[Site, ...], int, int, i
 def test_wrong_shapes_are_refused() -> None:
     layout = small.layout()
     for shape in ((layout.size,), (2, layout.size + 1)):
-        with pytest.raises(ValueError, match=r"expected, got"):
+        with pytest.raises(ValueError, match=r"expected numbers"):
             layout.split(torch.zeros(shape))
 
 
@@ -159,42 +159,3 @@ def test_distances_of_products_are_distances_of_delta_w(rank: int, a: int, d: in
     products = delta_products(layout, pair)
     flat = torch.cat([products[s.name].flatten(1) for s in layout.sites], dim=1)
     torch.testing.assert_close((flat[0] - flat[1]).norm(), (full[0] - full[1]).norm(), atol=1e-4, rtol=1e-5)
-
-
-@settings(max_examples=25, deadline=None)
-@given(RANKS, DIMS, DIMS, st.integers(0, 9))
-def test_balance_keeps_delta_w_and_is_idempotent(rank: int, a: int, d: int, seed: int) -> None:
-    layout = small.layout(rank, a, d)
-    numbers, reference = small.numbers(layout, 3, seed), small.numbers(layout, 1, seed + 100)[0]
-    balanced = balance(layout, numbers, reference)
-    before, after = delta_products(layout, numbers), delta_products(layout, balanced)
-    for name, product in after.items():
-        torch.testing.assert_close(product, before[name], atol=1e-5, rtol=1e-4)
-    for left, right in layout.split(balanced).values():
-        torch.testing.assert_close(left @ left.mT, right.mT @ right, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(balance(layout, balanced, reference), balanced, atol=1e-4, rtol=1e-4)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.sampled_from([1, 2]), st.integers(0, 9), st.floats(0.1, 10.0))
-def test_all_numbers_of_one_delta_w_become_the_same(rank: int, seed: int, scale: float) -> None:
-    layout = small.layout(rank)
-    numbers, reference = small.numbers(layout, 2, seed), start(layout, 0)
-    turn = torch.linalg.qr(torch.randn(rank, rank, generator=torch.Generator().manual_seed(seed)))[0] * -scale
-    parts = {name: (turn @ a, b @ torch.linalg.inv(turn)) for name, (a, b) in layout.split(numbers).items()}
-    one, two = balance(layout, numbers, reference), balance(layout, layout.join(parts), reference)
-    torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
-
-
-def test_balance_at_rank_one_takes_the_sign_of_the_reference() -> None:
-    layout, reference = small.layout(), start(small.layout(), 0)
-    towards = layout.split(reference[None])
-    balanced = layout.split(balance(layout, small.numbers(layout, 5), reference))
-    for name, (a, b) in balanced.items():
-        assert ((a * towards[name][0]).sum((1, 2)) >= 0).all()
-        torch.testing.assert_close(a.norm(dim=(1, 2)), b.norm(dim=(1, 2)))
-
-
-def test_balance_of_nothing_is_nothing() -> None:
-    layout, reference = small.layout(rank=2), start(small.layout(rank=2), 0)
-    assert not balance(layout, reference[None], reference).any()

@@ -42,15 +42,17 @@ def another_length(blob: bytes, chance: random.Random) -> bytes:
 
 def another_dtype(blob: bytes, chance: random.Random) -> bytes:
     header, data = split(blob)
-    told = header[chance.choice(tensors(header))]
-    told["dtype"] = chance.choice(["I64", "BOOL", "U8", "F64", "F16", "F8_E4M3", "", "f32", None, 7, ["F32"]])
+    entry = header[chance.choice(tensors(header))]
+    entry["dtype"] = chance.choice(
+        ["I64", "BOOL", "U8", "F64", "F16", "F8_E4M3", "", "f32", None, 7, ["F32"]]
+    )
     return join(header, data)
 
 
 def another_shape(blob: bytes, chance: random.Random) -> bytes:
     header, data = split(blob)
-    told = header[chance.choice(tensors(header))]
-    shape = list(told["shape"])
+    entry = header[chance.choice(tensors(header))]
+    shape = list(entry["shape"])
     wrong: list[Any] = [
         [*shape, 2],
         [7],
@@ -63,25 +65,25 @@ def another_shape(blob: bytes, chance: random.Random) -> bytes:
         [2**40, 2**40],
         [[]] * 9,
     ]
-    told["shape"] = chance.choice(wrong)
+    entry["shape"] = chance.choice(wrong)
     return join(header, data)
 
 
 def turned_round(blob: bytes, chance: random.Random) -> bytes:
     """A matrix of the right size and the wrong shape."""
     header, data = split(blob)
-    told = header[chance.choice([n for n in tensors(header) if header[n]["shape"] not in ([], [1])])]
+    entry = header[chance.choice([n for n in tensors(header) if header[n]["shape"] not in ([], [1])])]
     size = 1
-    for side in told["shape"]:
+    for side in entry["shape"]:
         size *= side
-    told["shape"] = [1, size, 1] if chance.random() < 0.5 else [size, 1]
+    entry["shape"] = [1, size, 1] if chance.random() < 0.5 else [size, 1]
     return join(header, data)
 
 
 def other_offsets(blob: bytes, chance: random.Random) -> bytes:
     header, data = split(blob)
-    told = header[chance.choice(tensors(header))]
-    start, end = told["data_offsets"]
+    entry = header[chance.choice(tensors(header))]
+    start, end = entry["data_offsets"]
     wrong: list[Any] = [
         [end, start],
         [start + 4, end + 4],
@@ -92,7 +94,7 @@ def other_offsets(blob: bytes, chance: random.Random) -> bytes:
         [-4, end],
         ["0", end],
     ]
-    told["data_offsets"] = chance.choice(wrong)
+    entry["data_offsets"] = chance.choice(wrong)
     return join(header, data)
 
 
@@ -111,8 +113,8 @@ def a_key_of_nothing(blob: bytes, chance: random.Random) -> bytes:
         "unet.x.lora_A.weight", "unet.conv_in.lora_A.weight", "a", "", "lora_unet_x.hada_w1_a", "x.alpha",
         "x.dora_scale", "../../etc/passwd", "\u0000", "lora_A.weight", "🙂" * 50,
     ]  # fmt: skip
-    told = header.pop(name)
-    return join({**header, chance.choice(strange): told}, data)
+    entry = header.pop(name)
+    return join({**header, chance.choice(strange): entry}, data)
 
 
 def half_missing(blob: bytes, chance: random.Random) -> bytes:

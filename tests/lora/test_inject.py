@@ -133,7 +133,7 @@ def test_swapping_reaches_gradients_and_needs_the_same_shape(micro_base: Base) -
             worn.set(random_factors(micro_base, 2, 3))
         with pytest.raises(ValueError, match="other sites"):
             worn.set(dict(list(factors.items())[1:]))
-        with pytest.raises(ValueError, match="cannot be shared out to 2 identities"):
+        with pytest.raises(ValueError, match="cannot be divided among 2 identities"):
             predict(micro_base, PROMPTS[:1], 3)
         with pytest.raises(ValueError, match="only one can be fused"):
             micro_base.pipe.fuse_lora()
@@ -145,7 +145,7 @@ def test_swapping_reaches_gradients_and_needs_the_same_shape(micro_base: Base) -
 
 def test_routing_follows_diffusers_order() -> None:
     assert [routing(b, 2, 3) for b in (6, 12, 2, 4)] == [3, 3, 1, 1]
-    with pytest.raises(ValueError, match="5 samples cannot be shared out to 2 identities x 3 images"):
+    with pytest.raises(ValueError, match="5 samples cannot be divided among 2 identities x 3 images"):
         routing(5, 2, 3)
 
 

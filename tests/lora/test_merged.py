@@ -66,7 +66,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
         saved(micro.pipeline(), folder)  # the base without the person
 
     monkeypatch.setattr(type(pipe), "save_pretrained", spoil)
-    with pytest.raises(RuntimeError, match="came back as another weight"):
+    with pytest.raises(RuntimeError, match="read back as another weight"):
         save_merged(tmp_path / "spoiled", pipe, components, person(components))
     monkeypatch.setattr(type(pipe), "save_pretrained", lambda *_: None)
     with pytest.raises(RuntimeError, match="is in none of its files"):

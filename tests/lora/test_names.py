@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 import pipelines
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.headers import LoraInfo
-from hyperdreambooth.lora.formats.names import kohya_slots
+from hyperdreambooth.lora.formats.names import kohya_rows
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import Form, write_lora
-from hyperdreambooth.lora.inject import wear, wearable
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.shapes import Factors, Site
+from hyperdreambooth.sites import wearable
 
 ATTENTION = [f"attn{a}_to_{part}" for a in (1, 2) for part in ("q", "k", "v", "out_0")]
 TEXT = [f"self_attn_{part}_proj" for part in ("q", "k", "v", "out")]
@@ -91,13 +92,13 @@ def test_every_key_is_known_to_the_loaders_and_every_site_is_covered(base: str, 
 def test_a_choice_of_sites_is_named_as_all_are(left_out: str) -> None:
     """Which layer of the original model a block is follows from the base, not from what else is adapted."""
     sites = full("SDXL")
-    whole, some = kohya_slots(sites), kohya_slots([s for s in sites if not re.search(left_out, s.name)])
+    whole, some = kohya_rows(sites), kohya_rows([s for s in sites if not re.search(left_out, s.name)])
     assert some == {site: slot for site, slot in whole.items() if site in some}
 
 
 def test_a_choice_of_fluxs_sites_is_flux() -> None:
     sites = [Site("transformer.transformer_blocks.0.ff.net.0.proj", 3072, 12288)]
-    assert kohya_slots(sites)[sites[0].name].module == "lora_unet_double_blocks_0_img_mlp_0"
+    assert kohya_rows(sites)[sites[0].name].module == "lora_unet_double_blocks_0_img_mlp_0"
 
 
 def test_a_text_encoders_projection_lies_outside_its_model(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_rank_that_bfloat16_cannot_count_to_is_written(tmp_path: Path) -> None
 @pytest.mark.parametrize("base", pipelines.FULL)
 def test_both_namings_of_a_unet_are_read(base: str, tmp_path: Path) -> None:
     sites = tuple(s for s in full(base) if s.component == "unet")
-    by_name = {slot.module: site for site, slot in kohya_slots(sites).items()}
+    by_name = {slot.module: site for site, slot in kohya_rows(sites).items()}
     assert len(by_name) == len(sites)
     for blocks in (DIFFUSERS[base], ORIGINAL[base]):
         state = {}

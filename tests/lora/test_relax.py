@@ -141,7 +141,7 @@ def test_side_by_side_is_exact_and_alive() -> None:
     merged, error = truncate({s: (d, u + 1) for s, (d, u) in both.items()}, 4)
     assert error < 1e-6
     assert all(torch.allclose(delta(merged[s]), (both[s][1] + 1) @ both[s][0], atol=1e-5) for s in both)
-    with pytest.raises(ValueError, match=r"side by side: unet\.a\.to_q differs"):
+    with pytest.raises(ValueError, match=r"same sites; only one has unet\.a\.to_q"):
         concatenate(start, {"unet.b.to_k": new["unet.b.to_k"]})
 
 

@@ -1,6 +1,6 @@
 """The proof: every form of every family, loaded by plain diffusers; makes the table in docs/formats.md.
 
-`HDB_WRITE_TABLE=1 pytest tests/lora/test_table.py` writes the table anew.
+`HDB_WRITE_TABLE=1 pytest -m slow tests/lora/test_table.py` writes the table anew.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,14 @@ from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.names import FLUX, SD1, SD2, SD3, SDXL, family_of
 from hyperdreambooth.lora.formats.read import even, read_lora
 from hyperdreambooth.lora.formats.write import write_lora
-from hyperdreambooth.lora.inject import locate, wear
+from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import relative_distance
 from hyperdreambooth.shapes import Factors, Site, canonical
+from hyperdreambooth.sites import locate
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
-FACTS = LoraInfo("sks", "micro", 32, "Ana")
+INFO = LoraInfo("sks", "micro", 32, "Ana")
 VARIANTS = ("uniform", "mixed ranks", "alpha ≠ rank")
 ADAPTS = {False: "denoiser only", True: "with text encoder"}
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
@@ -127,30 +128,47 @@ def plain(factors: Factors) -> Factors:
     return even({name: (down[0], up[0]) for name, (down, up) in factors.items()})
 
 
-@pytest.mark.parametrize("base", pipelines.FAMILIES)
-def test_plain_diffusers_loads_every_form(
-    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    pipe = pipelines.FAMILIES[base]()
+def rows_of(
+    base: str, cases: Iterable[tuple[bool, str]], folder: Path, caplog: pytest.LogCaptureFixture
+) -> list[Row]:
+    """Writes every form of a family, loads it in plain diffusers, and returns a row for each."""
+    pipe, rows = pipelines.FAMILIES[base](), list[Row]()
     components = pipelines.parts(pipe)
     bare = pipelines.picture(pipe)
-    for text, variant in itertools.product((False, True), VARIANTS):
+    for text, variant in cases:
         sites = choose(pipelines.attention_sites(components), text)
-        wanted = person(sites, variant, tmp_path)
+        wanted = person(sites, variant, folder)
         with wear(components, plain(wanted)):
             live = pipelines.picture(pipe)
         assert (live - bare).abs().max() > 1e-3
         for form in FORMS:
             row = Row(base, form, ADAPTS[text], variant)
-            row.own = write(tmp_path / "ana.safetensors", wanted, sites, form)
+            row.own = write(folder / "ana.safetensors", wanted, sites, form)
             if (base, form) not in NOT_READ:
-                load(pipe, tmp_path / "ana.safetensors", wanted, row, caplog)
+                load(pipe, folder / "ana.safetensors", wanted, row, caplog)
                 row.image = float((pipelines.picture(pipe) - live).abs().max())
                 pipe.unload_lora_weights()
                 assert row.image < 1e-4, row
-            ROWS.append(row)
+            rows.append(row)
         row = Row(base, "merged", ADAPTS[text], variant)
-        ROWS.append(merged(row, pipe, wanted, live, tmp_path / "merged"))
+        rows.append(merged(row, pipe, wanted, live, folder / "merged"))
+    return rows
+
+
+@pytest.mark.parametrize("base", pipelines.FAMILIES)
+def test_plain_diffusers_loads_the_hardest_case(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of the six cases of the table: its sites include the text encoders', and its ranks differ."""
+    assert len(rows_of(base, [(True, "mixed ranks")], tmp_path, caplog)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", pipelines.FAMILIES)
+def test_plain_diffusers_loads_every_form(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ROWS.extend(rows_of(base, itertools.product((False, True), VARIANTS), tmp_path, caplog))
 
 
 def choose(sites: tuple[Site, ...], text: bool) -> tuple[Site, ...]:
@@ -159,7 +177,7 @@ def choose(sites: tuple[Site, ...], text: bool) -> tuple[Site, ...]:
 
 def write(path: Path, wanted: Factors, sites: tuple[Site, ...], form: Literal["diffusers", "kohya"]) -> float:
     """Writes one form; what our own reader makes of it."""
-    write_lora(path, wanted, form, FACTS)
+    write_lora(path, wanted, form, INFO)
     own = worst(wanted, read_lora(path, sites)[0])
     assert own < 1e-6
     return own
@@ -217,7 +235,7 @@ def test_diffusers_adapts_no_site_of_the_kohya_form_of_sd3(
 ) -> None:
     pipe = pipelines.sd3()
     sites = tuple(s for s in pipelines.attention_sites(pipelines.parts(pipe)) if s.component == "transformer")
-    write_lora(tmp_path / "ana.safetensors", person(sites, "uniform", tmp_path), "kohya", FACTS)
+    write_lora(tmp_path / "ana.safetensors", person(sites, "uniform", tmp_path), "kohya", INFO)
     with complaints(caplog) as said:
         pipe.load_lora_weights(str(tmp_path), weight_name="ana.safetensors")
     assert said and not as_loaded(pipe)
@@ -231,7 +249,7 @@ def test_diffusers_splits_the_fused_form_of_flux_at_its_real_width(tmp_path: Pat
     wanted: Factors = {
         name: (torch.randn(1, rank, wide), torch.randn(1, wide, rank)) for name in [*double, *single]
     }
-    write_lora(path, wanted, "kohya", FACTS)
+    write_lora(path, wanted, "kohya", INFO)
     state: Any = FluxPipeline.lora_state_dict(load_file(path))
     got: Factors = {
         name: (state[f"{name}.lora_A.weight"][None], state[f"{name}.lora_B.weight"][None]) for name in wanted
@@ -252,6 +270,7 @@ def test_families_are_told_from_their_sites() -> None:
     assert family_of(second) == SD2
 
 
+@pytest.mark.slow
 def test_the_table_in_the_docs() -> None:
     if len(ROWS) != 2 * len(VARIANTS) * (3 * len(pipelines.FAMILIES) + 2 * len(pipelines.FULL)):
         pytest.skip("needs the rows of all families")

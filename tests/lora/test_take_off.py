@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from worn import PROMPTS, close, fuse_by_hand, person, pictures, predict, random_factors, scaled
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.lora.formats.headers import LoraInfo
+from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.shapes import Factors
 
@@ -116,6 +120,32 @@ def test_taking_one_of_two_fused_adapters_off(micro_base: Base) -> None:
     same_state(state(micro_base), before)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT's, for any second adapter
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_an_adapter_that_diffusers_loaded_stays(micro_base: Base, tmp_path: Path, ours_first: bool) -> None:
+    theirs, ours = random_factors(micro_base, 1, 3, seed=5), random_factors(micro_base, 1, 2)
+    theirs = {site: pair for site, pair in theirs.items() if site.startswith("unet.mid_block")}
+    pipe, file = micro_base.pipe, tmp_path / "style.safetensors"
+    info = LoraInfo("sks", micro_base.source, 32, "a style")
+    write_lora(file, theirs, "diffusers", info)
+    alone = predict(fuse_by_hand(micro_base, theirs), [PROMPTS[0]], 1)
+    both = {site: _sum(ours[site], theirs.get(site)) for site in ours}
+    together = predict(fuse_by_hand(micro_base, both), [PROMPTS[0]], 1)
+    if ours_first:
+        worn = wear(micro_base.components, ours)
+        pipe.load_lora_weights(file, adapter_name="style")
+        pipe.set_adapters(["person", "style"])
+    else:
+        pipe.load_lora_weights(file, adapter_name="style")
+        worn = wear(micro_base.components, ours)
+    close(predict(micro_base, [PROMPTS[0]], 1), together)
+    worn.take_off()
+    close(predict(micro_base, [PROMPTS[0]], 1), alone)
+    assert pipe.get_list_adapters() == {"unet": ["style"]}
+    pipe.unload_lora_weights()
+    assert not any(isinstance(module, LoraLayer) for module in micro_base.components["unet"].modules())
+
+
 def test_unfusing_follows_the_base_to_another_number_format(micro_base: Base) -> None:
     wear(micro_base.components, random_factors(micro_base, 1, 2))
     micro_base.pipe.fuse_lora()
@@ -136,7 +166,7 @@ def test_what_the_user_deleted_is_not_missed(micro_base: Base) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: {}, "one rank at one site or more"),
+        (lambda f: {}, "one rank at one or more sites"),
         (lambda f: f | {next(iter(f)): (torch.zeros(1, 5, 16), torch.zeros(1, 16, 5))}, "one rank"),
         (lambda f: f | {"unet.nowhere.to_q": next(iter(f.values()))}, "no linear layer unet.nowhere.to_q"),
         (lambda f: f | {"vae.to_q": next(iter(f.values()))}, "no linear layer vae.to_q"),

@@ -44,7 +44,7 @@ def relax(
         adapter = open_adapter(file, base, hypernet)
     with report.stage("relax"):
         relaxed = adapter.relax(settings.own.rank, settings.own.seed)
-    relaxed.save(out, form, base.resolution)
+    relaxed.save(out, form)
     report.write(out, source=str(file), rank=relaxed.rank, trigger=relaxed.trigger)
     typer.echo(str(out))
 
@@ -89,7 +89,7 @@ def export(
         if form == "merged":
             files = save_pipeline(adapter, out, base, dtype)
         else:
-            files = save_forms(adapter, out, base.resolution, form, dtype)
+            files = save_forms(adapter, out, form, dtype)
     person = {"rank": adapter.rank, "trigger": adapter.trigger, "identity": identity}
     report.write(out, source=str(source), files=files, **person)
     print_files(out, files)
@@ -138,18 +138,19 @@ def merge(
     The result is exact. With --rank it is the nearest LoRA of that rank, and its error is printed.
     """
     must_exist(*files)
-    from hyperdreambooth.adapter import merge as add
-    from hyperdreambooth.apps.loading import load, open_weighted
+    from hyperdreambooth.apps.loading import load, open_sum
     from hyperdreambooth.apps.saving import check_file
 
     check_file(out)
     report = Report(settings)
     with report.stage("load"):
         base = load(settings.base)
-        adapters = open_weighted(files, weight or [], base, hypernet)
-    with report.stage("merge"):
-        merged, error = add(adapters, rank)
-    merged.save(out, form, base.resolution)
-    result = {"weights": [own for _, own in adapters], "rank": merged.rank, "relative_error": error}
+        merged, error = open_sum(files, weight or [], base, hypernet), 0.0
+        assert merged is not None  # typer wants one file at least
+    if rank is not None:
+        with report.stage("truncate"):
+            merged, error = merged.truncate(rank)
+    merged.save(out, form)
+    result = {"weights": weight or [1.0] * len(files), "rank": merged.rank, "relative_error": error}
     report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **result)
     typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")

@@ -55,7 +55,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
     Raises:
         InputError: there is no test avatar of that number.
     """
-    from hyperdreambooth.avatars.draw.render import SPLITS
+    from hyperdreambooth.avatars.draw.people import SPLITS
     from hyperdreambooth.avatars.folder import photo
     from hyperdreambooth.files import InputError
 

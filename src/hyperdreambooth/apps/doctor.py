@@ -106,8 +106,8 @@ def _memory(
     from hyperdreambooth.apps.personalization import PersonalizeConfig
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.config import HypernetConfig
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
     from hyperdreambooth.memory import SKELETON, advise, skeleton
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
     settings = resolve(task, model, config, sets, {"base": base, "device": device})

@@ -151,14 +151,14 @@ def _protocol(
 ) -> Protocol:
     """Loads everything that the experiment needs."""
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.evaluate.judges import load_judges
     from hyperdreambooth.evaluate.protocol import Protocol
+    from hyperdreambooth.evaluate.scorers import load_scorers
 
     own, base = settings.own, load(settings.base)
     makers = _makers(own, base, hypernet)
     if adapter is not None:
         makers = makers.with_adapter(open_adapter(adapter, base, hypernet))
-    return Protocol(makers, load_judges(base, own.clip, own.dino, own.face), people, own, out)
+    return Protocol(makers, load_scorers(base, own.clip, own.dino, own.face), people, own, out)
 
 
 def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
@@ -166,8 +166,7 @@ def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
     from hyperdreambooth.base.load import EMBEDDED_NAME
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.evaluate.methods import Makers
-    from hyperdreambooth.hypernet.predictor import load_hypernet
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
     needed = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
     source = hypernet or (EMBEDDED_HYPERNET if base.source == EMBEDDED_NAME else None)
@@ -181,10 +180,9 @@ def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
 
 def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:
     """Computes the rows and writes table, page, plots and sheets."""
-    from hyperdreambooth.evaluate.page import write_page
+    from hyperdreambooth.evaluate.page import write_page, write_sheets
     from hyperdreambooth.evaluate.plots import drawable, write_plots
     from hyperdreambooth.evaluate.report import markdown, summary
-    from hyperdreambooth.evaluate.sheet import write_sheets
     from hyperdreambooth.files import whole_file
 
     rows: dict[str, Row] = {}

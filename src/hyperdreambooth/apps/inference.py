@@ -37,8 +37,8 @@ def predict(
     with report.stage("load"):
         personalizer = load_personalizer(settings.base, hypernet)
     with report.stage("predict"):
-        adapter = personalizer.predict([photo.path for photo in person])
-    adapter.save(out, form, personalizer.base.resolution)
+        adapter = personalizer.predict(person)
+    adapter.save(out, form)
     report.write(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
     typer.echo(str(out))
 
@@ -77,9 +77,9 @@ def generate(
     Several adapters work together, for example a person and a style.
     """
     must_exist(*adapter or [])
-    from hyperdreambooth.apps.loading import load, open_weighted
+    from hyperdreambooth.apps.loading import load, open_sum
     from hyperdreambooth.files import check_writable, whole_file
-    from hyperdreambooth.generate import generate as run
+    from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
     check_writable(out)
@@ -88,7 +88,7 @@ def generate(
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
     with report.stage("load"):
         base = load(settings.base)
-        adapters = open_weighted(adapter or [], weight or [], base, hypernet)
+        worn = open_sum(adapter or [], weight or [], base, hypernet)
     with report.stage("generate"), Progress("generate", len(names)) as bar:
 
         def save(at: int, picture: Image) -> None:
@@ -96,6 +96,6 @@ def generate(
                 picture.save(part, format="PNG")
             bar.update(1)
 
-        run(base, prompt, adapters, drawn=save, **own.model_dump())
+        generate_images(base, prompt, worn, drawn=save, **own.model_dump())
     report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
     typer.echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import diffusers
@@ -12,12 +14,11 @@ import transformers
 
 from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps.settings import BaseConfig
-from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.base.load import Base, is_embedded, load_base
 from hyperdreambooth.files import InputError
-from hyperdreambooth.hypernet.predictor import load_hypernet
+from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, hypernet_folder, load_hypernet, load_info
 from hyperdreambooth.lidb.basis import Basis
-from hyperdreambooth.lora.inject import wearable
-from hyperdreambooth.personalize import EMBEDDED_HYPERNET, Personalizer
+from hyperdreambooth.personalize import Personalizer
 
 
 def load(config: BaseConfig) -> Base:
@@ -27,9 +28,26 @@ def load(config: BaseConfig) -> Base:
 
 
 def load_personalizer(config: BaseConfig, hypernet: str | None) -> Personalizer:
-    """Loads the base and its hypernetwork; None stands for the hypernetwork of the embedded avatars."""
-    _hide_loading_bars()
-    return Personalizer.from_pretrained(config.base, hypernet, **config.model_dump(exclude={"base"}))
+    """Loads the base and its hypernetwork; None stands for the hypernetwork of the embedded avatars.
+
+    Raises:
+        InputError: no hypernetwork for another base than the embedded one, two that do not belong together,
+            or another trigger or class word than that of the training.
+    """
+    if hypernet is None and not is_embedded(config.base):
+        raise InputError(
+            f"hypernet: expected the one trained for base {config.base}, got none; name its folder or hub id"
+        )
+    folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET)
+    info = load_info(folder)
+    for key in ("trigger", "class_word"):  # before gigabytes are loaded
+        trained, asked = getattr(info, key), getattr(config, key)
+        if asked not in (None, trained):
+            raise InputError(
+                f"{key}: the hypernetwork was trained with {trained!r}, got {asked!r}; leave it out"
+            )
+    base = load(config)
+    return Personalizer(base, load_hypernet(folder, base.device))
 
 
 def _hide_loading_bars() -> None:
@@ -60,13 +78,16 @@ def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter
             )
         return basis
 
-    return load_adapter(file, base.sites, base.fingerprint, basis_of, wearable(base.components))
+    return load_adapter(file, base, basis_of)
 
 
-def open_weighted(
+def open_sum(
     files: Sequence[Path], weights: Sequence[float], base: Base, hypernet: str | None = None
-) -> list[tuple[Adapter, float]]:
-    """Opens adapter files with their weights, which are 1 where none are given.
+) -> Adapter | None:
+    """Opens adapter files and adds them up with their weights, which are 1 where none are given.
+
+    Returns:
+        The sum, or None where there are no files.
 
     Raises:
         InputError: the numbers of weights and files differ, a weight is not finite, or a file does not fit.
@@ -77,5 +98,6 @@ def open_weighted(
         raise InputError(
             f"--weight: expected one for each of the {len(files)} adapters or none, got {len(weights)}"
         )
-    each = weights or [1.0] * len(files)
-    return [(open_adapter(file, base, hypernet), weight) for file, weight in zip(files, each, strict=True)]
+    adapters = [open_adapter(file, base, hypernet) for file in files]
+    weighted = [weight * one for one, weight in zip(adapters, weights, strict=True)] if weights else adapters
+    return reduce(add, weighted) if weighted else None

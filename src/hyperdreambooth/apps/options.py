@@ -162,8 +162,7 @@ def as_recommended(settings: Settings[Any], own: Mapping[str, Any]) -> Settings[
         InputError: there is no such hypernetwork.
     """
     from hyperdreambooth.base.load import is_embedded
-    from hyperdreambooth.hypernet.predictor import load_info
-    from hyperdreambooth.personalize import EMBEDDED_HYPERNET
+    from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_info
 
     hypernet = own["hypernet"]
     if hypernet is None and not is_embedded(settings.base.base):

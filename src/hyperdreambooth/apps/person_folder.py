@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from hyperdreambooth.adapter import Adapter, Format
-from hyperdreambooth.base.load import EMBEDDED_NAME, Base
+from hyperdreambooth.adapter import FILES, Adapter
+from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
-from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.runs import environment
 
-FILES: dict[Format, str] = {
-    "lidb": "person.lidb.safetensors",
-    "kohya": "person.safetensors",
-    "diffusers": "pytorch_lora_weights.safetensors",
-}
-"""Form of an adapter → its file name in a folder."""
 COMMANDS = ("demo", "personalize")
 """The commands that write such folders, as their reports name them."""
 
@@ -111,23 +103,11 @@ def save_person(
     }
     with whole_folder(out) as part:
         for form, name in FILES.items():
-            (prediction if form == "lidb" else adapter).save(part / name, form, base.resolution)
+            (prediction if form == "lidb" else adapter).save(part / name, form)
         picture.save(part / "picture.png")
         photo.open().save(part / "photo.png")
         if photo.caption:
             (part / "photo.txt").write_text(photo.caption, encoding="utf-8")
-        (part / "README.md").write_text(_card(base, adapter), encoding="utf-8")
+        (part / "README.md").write_text(adapter.card("picture.png", base.class_word), encoding="utf-8")
         write_json(part / "report.json", report)
     return report
-
-
-def _card(base: Base, adapter: Adapter) -> str:
-    """Writes the model card. The card imports the path of the embedded base and names any other base."""
-    info = adapter.lora_info("A person", base.resolution)
-    if base.source == EMBEDDED_NAME:
-        setup, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
-    else:
-        setup, licence = f"base = {json.dumps(info.base)}", licence_of(Path(base.source))
-    subject = f"{adapter.trigger} {base.class_word}"
-    files = {str(form): name for form, name in FILES.items()}
-    return model_card(info, subject, files, adapter.rank, "picture.png", setup, licence)

@@ -11,15 +11,18 @@ import typer
 from PIL import Image
 from pydantic import Field
 
+from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
 from hyperdreambooth.apps.picture import table
 from hyperdreambooth.apps.settings import Settings
 from hyperdreambooth.apps.training import report_steps
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.evaluate.config import PROMPTS
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.personalize import Personalizer
+from hyperdreambooth.progress import Progress
 
 Pictures = Mapping[str, Sequence[Image.Image]]
 Scores: TypeAlias = dict[str, dict[str, float | None]]
@@ -67,14 +70,11 @@ def run_personalization(
     personalizer.seconds["load"] = time.perf_counter() - settings.began  # with the imports
     base = personalizer.base
     prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]
-    paths = [photo.path for photo in photos]
-    prediction = personalizer.predict(paths)
-    finetuning = own.model_dump(include=set(FinetuneConfig.model_fields))
-    adapter = personalizer.personalize(paths, prediction=prediction, **finetuning)
-    pictures = personalizer.stages(
-        prompts, prediction, adapter, own.seed, steps=own.draw_steps, guidance=own.guidance
-    )
-    scorers = load_scorers(base)
+    prediction = personalizer.predict(photos)
+    finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))
+    adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
+    pictures = _pictures(personalizer, prompts, own, prediction, adapter)
+    scorers = load_base_scorers(base)
     scores = _scores(scorers, pictures, prompts, others)
     steps = report_steps(adapter.metadata)
     report = save_person(
@@ -98,8 +98,23 @@ def run_personalization(
     _print(out, report, scorers is not None)
 
 
+def _pictures(
+    personalizer: Personalizer,
+    prompts: Sequence[str],
+    own: PersonalizeConfig,
+    prediction: Adapter,
+    finetuned: Adapter,
+) -> Pictures:
+    """Draws the same prompts from the same noise at every stage."""
+    stages = {"base": None, "prediction": prediction, "finetuned": finetuned}
+    with Progress("generate", len(stages) * len(prompts)) as bar:
+        options: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
+        options["drawn"] = lambda _at, _picture: bar.update(1)
+        return {stage: personalizer.generate(prompts, one, **options) for stage, one in stages.items()}
+
+
 def _scores(
-    scorers: Scorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
+    scorers: BaseScorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
 ) -> Scores:
     """Returns `identity` and `prompt` of every stage; None where nothing can be scored."""
     found: Mapping[str, Mapping[str, float | None]] = {

@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 import typer
 
-from hyperdreambooth.adapter import Adapter, Format
-from hyperdreambooth.apps.person_folder import FILES
+from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError, check_writable
 from hyperdreambooth.lora.formats.merged import save_merged
@@ -34,7 +33,6 @@ def check_file(out: Path) -> None:
 def save_forms(
     adapter: Adapter,
     out: Path,
-    resolution: int,
     form: Format | Literal["all"] = "all",
     dtype: str = "float32",
 ) -> dict[str, str]:
@@ -49,7 +47,7 @@ def save_forms(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
         for one, name in files.items():
-            adapter.save(Path(part) / name, one, resolution, getattr(torch, dtype))
+            adapter.save(Path(part) / name, one, getattr(torch, dtype))
         for name in files.values():
             os.replace(Path(part) / name, out / name)
     return {str(one): name for one, name in files.items()}

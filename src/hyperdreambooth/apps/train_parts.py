@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,21 +11,17 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.apps.saving import save_forms
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.validate import PersonSampler, Score
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.training.trainable import each
 
 WORD = "learned_embeds.safetensors"
 """The name that diffusers gives the file of a textual inversion."""
-
-
-def class_sampler(base: Base) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
-    """Returns what generates class images for prior preservation: prompts, a seed for each → images."""
-    return lambda prompts, seeds: generate(base, prompts, seed=list(seeds))
 
 
 def save_trained(person: TrainedPerson, out: Path, base: Base) -> dict[str, str]:
@@ -35,7 +31,7 @@ def save_trained(person: TrainedPerson, out: Path, base: Base) -> dict[str, str]
         form → file or folder name.
     """
     if isinstance(person, Adapter):
-        return save_forms(person, out, base.resolution)
+        return save_forms(person, out)
     if isinstance(person, Word):
         person.save(out / WORD)
         return {"textual-inversion": WORD}
@@ -50,14 +46,18 @@ def validation(base: Base) -> tuple[PersonSampler, Score | None]:
     """
 
     def sample(prompts: Sequence[str], factors: Factors) -> list[Image.Image]:
-        return generate(base, prompts, per_prompt=factors)
+        people = [Adapter(one, base.trigger, base.fingerprint, base.source) for one in each(factors)]
+        return generate_images(base, prompts, people)
 
-    scorers = load_scorers(base)
+    scorers = load_base_scorers(base)
     return sample, partial(_mean_scores, scorers) if scorers is not None else None
 
 
 def _mean_scores(
-    scorers: Scorers, images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Sequence[Path]]
+    scorers: BaseScorers,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    others: Sequence[Sequence[Path]],
 ) -> dict[str, float]:
     """Returns the mean `identity` of the people who have another photo, and the mean `prompt`.
 

@@ -25,7 +25,7 @@ from hyperdreambooth.apps.settings import Settings
 if TYPE_CHECKING:
     from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
-    from hyperdreambooth.preopt.train import PreoptConfig
+    from hyperdreambooth.preopt.bank_training import PreoptConfig
 
 
 @command("hyperdreambooth.finetune.config:DreamboothConfig", "method", "rank", "steps|auto", "seed")
@@ -41,7 +41,7 @@ def dreambooth(
     """
     from hyperdreambooth.apps.loading import load
     from hyperdreambooth.apps.saving import print_files
-    from hyperdreambooth.apps.train_parts import class_sampler, save_trained
+    from hyperdreambooth.apps.train_parts import save_trained
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.dreambooth import dreambooth as run
     from hyperdreambooth.runs import check_run
@@ -51,7 +51,7 @@ def dreambooth(
     with report.stage("load"):
         base = load(settings.base)
     with report.stage("train"):
-        trained = run(base, person, out, settings.own, sample=class_sampler(base))
+        trained = run(base, person, out, settings.own)
     files = save_trained(trained, out, base)
     entries = {"files": files, "rank": settings.own.rank, "trigger": base.trigger}
     report.write(out, **entries, **report_steps(trained.metadata))
@@ -74,9 +74,8 @@ def finetune(
     from hyperdreambooth.adapter import check_rank
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.apps.saving import check_file
-    from hyperdreambooth.apps.train_parts import class_sampler
     from hyperdreambooth.faces.dataset import read_person
-    from hyperdreambooth.finetune.fast import finetune as run
+    from hyperdreambooth.finetune.fast import finetune_adapter
 
     check_file(out)
     report, person = Report(settings), read_person(photo)
@@ -87,8 +86,8 @@ def finetune(
         base = base.with_words(adapter.trigger or base.trigger, base.class_word)
         check_rank(settings.own.rank, adapter.factors)
     with report.stage("finetune"):
-        trained = run(base, adapter, person, settings.own, sample=class_sampler(base))
-    trained.save(out, form, base.resolution)
+        trained = finetune_adapter(base, adapter, person, settings.own)
+    trained.save(out, form)
     entries = {"source": str(file), "rank": trained.rank, "trigger": trained.trigger}
     report.write(out, **entries, **report_steps(trained.metadata))
     typer.echo(str(out))
@@ -103,7 +102,7 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-@command("hyperdreambooth.preopt.train:PreoptConfig", "steps", "seed")
+@command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
 def preoptimize(
     settings: Settings[PreoptConfig],
     photos: People,
@@ -111,7 +110,7 @@ def preoptimize(
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
-    from hyperdreambooth.preopt.train import preoptimize as run
+    from hyperdreambooth.preopt.bank_training import preoptimize as run
 
     report = Report(settings)
     with report.stage("load"):

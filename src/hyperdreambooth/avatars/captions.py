@@ -1,4 +1,6 @@
-"""Captions: the words for a context. Nothing of an identity is ever named."""
+"""Captions name a context in words, and nothing of an identity."""
+
+from __future__ import annotations
 
 import re
 
@@ -46,7 +48,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     "light": {"normal": "", "warm": "in warm light", "cool": "in cool light", "dark": "in dim light"},
 }
 
-# Words that no caption uses but that people type; the tokenizer then has a token for them.
+# Words that no caption uses but that users type: the tokenizer gets a token for each.
 _SYNONYMS = (
     "an and at by for from is it its of on the to with without under over near like as or but not no i me "
     "my you your he she they his her their this that someone somebody person people portrait picture "
@@ -63,27 +65,23 @@ _SYNONYMS = (
 
 
 def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed: int = 0) -> str:
-    """The caption of a context.
+    """Returns the caption of a context, with its phrases in the order of `ATTRIBUTES`.
 
     Args:
-        context: What to name.
-        subject: The words for the person.
-        drop: The probability with which each phrase, the style included, is left out.
-        seed: Chooses what is left out. When `drop` is above 0 it also chooses between commas and plain
-            spaces, since people write "a [V] face wearing sunglasses on a beach" as often as with commas.
-
-    Returns:
-        The caption, its phrases always in the order of `ATTRIBUTES`.
+        context: the context to describe.
+        subject: the words for the person.
+        drop: the probability with which each phrase, the style included, is left out.
+        seed: chooses what is left out. If `drop` is above 0 it also chooses between commas and spaces,
+            because people also write "a [V] face wearing sunglasses on a beach".
     """
     rng = np.random.default_rng([seed, 4])
     phrases = [phrases[getattr(context, group)] for group, phrases in ATTRIBUTES.items()]
-    kept = [phrase if rng.random() >= drop else "" for phrase in phrases]
+    style, *rest = [phrase if rng.random() >= drop else "" for phrase in phrases]
     joiner = " " if drop > 0.0 and rng.random() < 0.5 else ", "
-    head = f"{kept[0]} a {subject}".strip()
-    return joiner.join([head, *filter(None, kept[1:])])
+    return joiner.join([f"{style} a {subject}".strip(), *filter(None, rest)])
 
 
 def words() -> tuple[str, ...]:
-    """Every lower-case word that a caption can use, with words that people may type instead; sorted."""
+    """Returns every lower-case word that a caption can use, and words that users may type instead; sorted."""
     phrases = [phrase for group in ATTRIBUTES.values() for phrase in group.values()]
     return tuple(sorted(set(re.findall(r"[a-z]+", " ".join([*phrases, "a face", _SYNONYMS])))))

@@ -1,23 +1,26 @@
-"""Avatars as an ordinary photo folder: from here on they take exactly the road a user's photos take."""
+"""Avatars as an ordinary photo folder, which all commands treat like a user's photos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from hyperdreambooth.avatars.captions import caption
-from hyperdreambooth.avatars.draw.render import MOST_PHOTOS, SPLITS, draw, identity, photo_context
+from hyperdreambooth.avatars.draw.people import MOST_PHOTOS, SPLITS, identity, photo_context
+from hyperdreambooth.avatars.draw.render import draw
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_file, write_json
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.workers import pool, processes
 
+T = TypeVar("T")
+
 
 def photo(person: int, number: int, seed: int = 0) -> tuple[Image.Image, str]:
-    """A person's photo and its caption."""
+    """Returns a person's photo and its caption."""
     scene = photo_context(person, number, seed)
     return draw(identity(person), scene), caption(scene)
 
@@ -25,37 +28,37 @@ def photo(person: int, number: int, seed: int = 0) -> tuple[Image.Image, str]:
 def render_folder(
     out: Path, split: str, identities: int, photos: int, seed: int = 0, workers: int | None = None
 ) -> list[str]:
-    """Writes `out/SPLIT-ID/K.png` with `K.txt` captions and `out/traits.json`; running it again continues.
+    """Writes `out/SPLIT-ID/K.png`, captions `K.txt` and `out/traits.json`; the same call continues.
 
     Args:
-        out: the folder; a longer run over a shorter one adds what is missing.
+        out: the folder; a call with larger counts adds what is missing.
         split: `base`, `train`, `val` or `test`.
-        identities: how many people, the first of the split.
+        identities: how many people, from the first of the split on.
         photos: photos a person; every second one, the first included, is a plain reference photo.
         seed: of the contexts.
-        workers: processes; None for one a core.
+        workers: processes; None for one per core.
 
     Returns:
-        The people's names, as their folders are called.
+        The people's names, which are the names of their folders.
 
     Raises:
-        InputError: an unknown split, counts out of range, a folder of another split or seed, or one that
+        InputError: an unknown split, a count out of range, or a folder that holds another split or seed or
             cannot be written.
     """
     _check(out, split, identities, photos, seed)
     people = {f"{split}-{person}": person for person in SPLITS[split][:identities]}
     traits = {name: asdict(identity(person)) for name, person in people.items()}
-    made_of = {"split": split, "seed": seed, "photos": photos, "identities": traits}
-    if not (out / "traits.json").is_file() or read_json(out / "traits.json") != made_of:
-        write_json(out / "traits.json", made_of)
-    jobs = [
+    manifest = {"split": split, "seed": seed, "photos": photos, "identities": traits}
+    if not (out / "traits.json").is_file() or read_json(out / "traits.json") != manifest:
+        write_json(out / "traits.json", manifest)
+    tasks = [
         (out / name, person, photos, seed)
         for name, person in people.items()
         if not _complete(out / name, photos)
     ]
     with Progress("render", len(people)) as bar:
-        bar.update(len(people) - len(jobs))
-        for _ in _each(jobs, processes(workers)):
+        bar.update(len(people) - len(tasks))
+        for _ in in_processes(_render_person, tasks, workers if len(tasks) >= 16 else 1, chunk=4):
             bar.update(1)
     return list(people)
 
@@ -73,30 +76,40 @@ def _check(out: Path, split: str, identities: int, photos: int, seed: int) -> No
         raise InputError(f"seed: expected 0 or more, got {seed}")
     check_writable(out)
     if (out / "traits.json").is_file():
-        there: Any = read_json(out / "traits.json")
-        if (there.get("split"), there.get("seed")) != (split, seed):
+        found: Any = read_json(out / "traits.json")
+        if (found.get("split"), found.get("seed")) != (split, seed):
             raise InputError(
-                f"{out}: holds avatars of split {there.get('split')} and seed {there.get('seed')}, asked for "
-                f"{split} and {seed}; use another --out or delete it"
+                f"{out}: expected avatars of split {split} and seed {seed}, got split {found.get('split')} "
+                f"and seed {found.get('seed')}; use another --out or delete it"
             )
 
 
 def _complete(folder: Path, photos: int) -> bool:
-    """Both files of every photo are there; each was written whole, the caption last."""
+    """Returns whether both files of every photo exist; each was written whole, the caption last."""
     return all((folder / f"{k}{ending}").is_file() for k in range(photos) for ending in (".png", ".txt"))
 
 
-def _each(jobs: list[tuple[Path, int, int, int]], workers: int) -> Iterator[None]:
-    """Runs the jobs, side by side where there are many."""
-    if workers == 1 or len(jobs) < 16:
-        yield from map(_render_person, jobs)
+def in_processes(
+    work: Callable[[T], None], tasks: Sequence[T], workers: int | None, chunk: int = 1
+) -> Iterable[None]:
+    """Does the tasks in several processes, and yields after each one.
+
+    Args:
+        work: does one task; importable by other processes.
+        tasks: the tasks, in order.
+        workers: processes; None for one per core, 1 for none besides this one.
+        chunk: tasks that a process takes at a time.
+    """
+    count = processes(workers)
+    if count == 1 or len(tasks) < 2:
+        yield from map(work, tasks)
         return
-    with pool(workers) as side_by_side:
-        yield from side_by_side.map(_render_person, jobs, chunksize=4)
+    with pool(count) as running:
+        yield from running.map(work, tasks, chunksize=chunk)
 
 
-def _render_person(job: tuple[Path, int, int, int]) -> None:
-    folder, person, photos, seed = job
+def _render_person(task: tuple[Path, int, int, int]) -> None:
+    folder, person, photos, seed = task
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(photos):
         picture, words = folder / f"{number}.png", folder / f"{number}.txt"

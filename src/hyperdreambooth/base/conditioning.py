@@ -1,4 +1,4 @@
-"""Captions → conditioning for a training: tokenized once, and encoded once where nothing changes it."""
+"""Captions → conditioning for a training: encoded once where the text encoders do not change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,34 +16,34 @@ from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.cache import cached_rows
 
-_TOGETHER = 32  # captions a forward
+_TOGETHER = 32  # captions encoded in one call
 
 
 def mentions(trigger: str, text: str) -> bool:
-    """Whether a text has the trigger as a word of its own."""
+    """Returns whether a text contains the trigger as a word of its own."""
     return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None
 
 
 def warn_unnamed(base: Base, captions: Sequence[str]) -> None:
-    """Warns of captions that do not name the person: what such a photo teaches is bound to no word."""
-    silent = [text for text in captions if not mentions(base.trigger, base.prompt(text))]
-    if silent:
+    """Warns about captions without the trigger: what such a photo teaches is tied to no word."""
+    unnamed = [text for text in captions if not mentions(base.trigger, base.prompt(text))]
+    if unnamed:
         warnings.warn(
-            f"{len(silent)} of {len(captions)} captions do not name the person, {silent[0]!r} for one: "
+            f"{len(unnamed)} of {len(captions)} captions do not name the person, for example {unnamed[0]!r}: "
             "write [V] where the person is",
             stacklevel=2,
         )
 
 
 class Conditioner:
-    """Captions → conditioning.
+    """Encodes the captions of a training.
 
     Args:
-        base: tokenizes and encodes.
-        captions: all that will be asked for; many photos may share one.
-        text_worn: whether the text encoders answer otherwise as the training goes on; if not, everything is
-            encoded at the first call, in the precision of that moment, and never again.
-        cache: folder of conditioning that was encoded before; None to keep none.
+        base: the base that tokenizes and encodes.
+        captions: all captions of the training; many photos may share one.
+        text_worn: whether the text encoders change during the training. If not, all captions are encoded at
+            the first call, in the precision of that moment, and never again.
+        cache: a folder that keeps the conditioning of text encoders that do not change; None to keep none.
     """
 
     def __init__(
@@ -53,30 +54,59 @@ class Conditioner:
         self._rows, self._tokens = {caption: row for row, caption in enumerate(known)}, base.tokenize(known)
         self._once: Conditioning | None = None
 
-    def __call__(self, captions: Sequence[str]) -> Conditioning:
-        """The conditioning of `b` captions, each read by what its own sample wears."""
+    def __call__(self, captions: Sequence[str], images: int = 1) -> Conditioning:
+        """Returns the conditioning of the `b` samples of a batch, each encoded with what its person wears.
+
+        Args:
+            captions: the caption of each sample.
+            images: the samples in a row that belong to one person.
+        """
         rows = [self._rows[caption] for caption in captions]
-        if self._text_worn:
-            return self._base.encode_prompts(self._tokens[rows])
-        if self._once is None:
-            self._once = self._all()
-        return {name: tensor[rows].to(self._base.device) for name, tensor in self._once.items()}
+        if not self._text_worn:
+            if self._once is None:
+                self._once = self._encode_all()
+            return {name: tensor[rows].to(self._base.device) for name, tensor in self._once.items()}
+        chosen, places = _distinct(rows, images)
+        made = self._base.encode_prompts(self._tokens[[rows[k] for k in chosen]])
+        return made if len(chosen) == len(rows) else {name: tensor[places] for name, tensor in made.items()}
 
     @torch.no_grad()
-    def _encoded(self, places: list[int]) -> Conditioning:
-        return self._base.encode_prompts(self._tokens[places])
+    def _encode(self, rows: list[int]) -> Conditioning:
+        return self._base.encode_prompts(self._tokens[rows])
 
-    def _all(self) -> Conditioning:
-        """The conditioning of all captions, from the cache where it is known."""
+    def _encode_all(self) -> Conditioning:
+        """Returns the conditioning of all captions, from the cache where it is there."""
         if self._cache is None:
             rows = torch.arange(len(self._tokens)).split(_TOGETHER)
-            made = [self._encoded(part.tolist()) for part in rows]
+            made = [self._encode(part.tolist()) for part in rows]
             return {name: torch.cat([part[name] for part in made]) for name in made[0]}
         base, kind = self._base, self._base.device.type
         parts = sorted(name for name, part in base.pipe.components.items() if part is not None)
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.dtype
         texts = {name: base.pipe.components[name] for name in parts if name.startswith("text_encoder")}
-        facts = repr((base.fingerprint, weights_fingerprint(texts), parts, base.dtype, precision))
-        folder = self._cache / f"conditioning-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+        identity = repr((base.fingerprint, weights_fingerprint(texts), parts, base.dtype, precision))
+        folder = self._cache / f"conditioning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens.cpu()]
-        return cached_rows(names, self._encoded, folder, _TOGETHER, "encode captions")
+        return cached_rows(names, partial(map, self._encode), folder, _TOGETHER, "encode captions")
+
+
+def _distinct(rows: Sequence[int], images: int) -> tuple[list[int], list[int]]:
+    """Chooses the samples to encode, so that no caption is encoded twice for one person.
+
+    A batch of people is shared out evenly by `inject.routing`, so it can only shrink to one caption a person.
+
+    Args:
+        rows: the caption of each sample, as a row of the tokens.
+        images: the samples in a row that belong to one person.
+
+    Returns:
+        The samples to encode, and for each sample of the batch its place among them.
+    """
+    people = [rows[at : at + images] for at in range(0, len(rows), images)]
+    if len(people) > 1 and any(len(set(own)) > 1 for own in people):
+        return [*range(len(rows))], [*range(len(rows))]
+    chosen: dict[tuple[int, int], int] = {}
+    for k, row in enumerate(rows):
+        chosen.setdefault((k // images, row), k)
+    order = {key: place for place, key in enumerate(chosen)}
+    return [*chosen.values()], [order[k // images, row] for k, row in enumerate(rows)]

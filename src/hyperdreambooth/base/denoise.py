@@ -1,34 +1,66 @@
-"""The denoising loss, the same for every family: noise or velocity over a table, or a flow's velocity."""
+"""The denoising loss, the same for every family of bases, and the settings of every training on it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.precision import Precision
 from hyperdreambooth.runs import rng
 
 Weighting: TypeAlias = Literal["uniform", "min_snr", "debiased"]
+Key: TypeAlias = tuple[int | str, ...]
+"""The name of a random draw: whoever asks for the same key gets the same noise and timestep."""
+
+
+class LossConfig(BaseModel):
+    """The settings of every training on the denoising loss; subclasses only change the defaults.
+
+    Attributes:
+        seed: the seed of all random draws.
+        lr: the peak learning rate.
+        clip: the largest norm of a gradient; larger gradients are scaled down to it.
+        precision: the number format of the base's forward and backward; `auto` picks what is fast on this
+            device. What is trained stays float32.
+        prompt: the caption of photos that have none; `{class_word}` is the base's word for a person.
+        weighting: how much the loss counts at each noise level, see `loss_weights`.
+        timestep_bias: draw this many timesteps and keep the noisiest, see `sample_noise`; 1 for no bias.
+        checkpointing: gradient checkpointing in the denoiser: less memory, a third slower.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = 0
+    lr: float = Field(default=1e-3, gt=0)
+    clip: float = Field(default=1.0, gt=0)
+    precision: Precision = "float32"
+    prompt: str = "a photo of a [V] {class_word}"
+    weighting: Weighting = "uniform"
+    timestep_bias: int = Field(default=1, ge=1)
+    checkpointing: bool = False
 
 
 def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal and noise levels, `(b, 1, 1, 1)` each."""
+    """Returns the signal and noise levels of timesteps, `(b, 1, 1, 1)` each."""
     signal, sigma = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
     return signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
 
 
 # x_t = signal · x_0 + σ ε
 def add_noise(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Noisy latents `(b, c, h, w)` at timesteps `(b,)`."""
+    """Returns the noisy latents `(b, c, h, w)` at timesteps `(b,)`."""
     signal, sigma = _levels(base, timesteps)
     return signal * latents + sigma * noise
 
 
 def target(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser should answer, `(b, c, h, w)`."""
+    """Returns what the denoiser should predict, `(b, c, h, w)`."""
     levels = _levels(base, timesteps)
     return base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
 
@@ -43,23 +75,23 @@ def denoise_loss(
     mask: Tensor | None = None,
     weighting: Weighting = "uniform",
 ) -> Tensor:
-    """Mean squared error of the denoiser's answer, a value a sample.
+    """Returns the mean squared error of the denoiser's prediction for each sample.
 
     Args:
         base: the frozen base, wearing what is trained.
-        latents: clean latents `(b, c, h, w)`.
-        conditioning: of the `b` prompts.
+        latents: the clean latents `(b, c, h, w)`.
+        conditioning: the encoded prompts of the `b` samples.
         noise: `(b, c, h, w)`.
-        timesteps: `(b,)`, as `sample_noise` gives them.
-        mask: weights `(b, 1, h, w)`, for example of the face; None for all ones.
-        weighting: of noise levels, see `loss_weights`.
+        timesteps: `(b,)`, as `sample_noise` returns them.
+        mask: the weights of the pixels `(b, 1, h, w)`, for example of the face; None for all ones.
+        weighting: the weights of the noise levels, see `loss_weights`.
 
     Returns:
-        `(b,)` float32, outside autocast.
+        `(b,)`, float32 outside autocast.
     """
     noisy = add_noise(base, latents, noise, timesteps).to(base.dtype)
-    answer = base.predict(noisy, timesteps, conditioning).float()
-    error = (answer - target(base, latents, noise, timesteps)).square()
+    prediction = base.predict(noisy, timesteps, conditioning).float()
+    error = (prediction - target(base, latents, noise, timesteps)).square()
     weights = loss_weights(base, timesteps, weighting)
     if mask is None:
         return weights * error.mean(dim=(1, 2, 3))
@@ -69,11 +101,19 @@ def denoise_loss(
 
 # min(SNR, 5)  (Hang et al., arXiv 2303.09556) or √SNR  (Yu et al., arXiv 2310.08442), times the error of x_0
 def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
-    """Weights `(b,)` of the squared error of the answer at timesteps `(b,)`, whatever the denoiser is asked.
+    """Returns the weight of each sample's squared error, whatever the denoiser predicts (ε or v).
 
-    Errors of nearly clean latents are the largest and say the least about a person. `min_snr` makes them
-    count less; `debiased` also makes the noisiest count more, where skin, hair and the shape of the face are
-    decided: of the three it learns a person in the fewest steps (docs/LOG.md).
+    The errors of nearly clean latents are the largest and say the least about a person. `min_snr` gives them
+    less weight. `debiased` also gives more weight to the noisiest latents, where skin, hair and the shape of
+    the face are decided. Of the three, `debiased` learns a person in the fewest steps (docs/LOG.md).
+
+    Args:
+        base: the base whose scheduler defines the noise levels.
+        timesteps: `(b,)`.
+        weighting: the kind of weights; `uniform` for all ones.
+
+    Returns:
+        `(b,)`.
     """
     if weighting == "uniform":
         return torch.ones(len(timesteps), device=timesteps.device)
@@ -83,24 +123,69 @@ def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
     return weights * base.family.NOISING.to_clean(base.pipe.scheduler, signal, sigma)
 
 
-def sample_noise(
-    base: Base, shape: tuple[int, ...], *key: int | str, offset: float = 0.0, bias: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Noise of `shape` and one timestep `()`, a pure function of the key (so training resumes exactly).
+def sample_noise(base: Base, shape: tuple[int, ...], *key: int | str, bias: int = 1) -> tuple[Tensor, Tensor]:
+    """Samples the noise and the timestep of one sample as a pure function of the key.
+
+    So a resumed training draws what the uninterrupted one would have drawn.
 
     Args:
-        base: whose scheduler the timestep is drawn for.
-        shape: `(c, h, w)` of one sample's latents.
-        key: names the draw.
-        offset: of the noise's mean a channel, so that dark and bright photos are learned; 0 for none.
-        bias: of so many timesteps the noisiest is taken. A nearly clean picture shows who it is by itself, so
-            a step spent there teaches next to nothing about a person (docs/LOG.md).
+        base: the base whose scheduler the timestep is drawn for.
+        shape: `(c, h, w)` of the sample's latents.
+        key: the name of the draw.
+        bias: the number of timesteps drawn, of which the noisiest is kept. A nearly clean picture already
+            shows who it is, so a step spent on it teaches next to nothing about a person (docs/LOG.md).
+
+    Returns:
+        The noise `(c, h, w)` and the timestep `()`, on the base's device.
     """
-    generator = rng(*key)
+    noise, timesteps = sample_noises(base, shape, [key], bias)
+    return noise[0], timesteps[0]
+
+
+def sample_noises(
+    base: Base, shape: tuple[int, ...], keys: Sequence[Key], bias: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Samples the noise `(b, c, h, w)` and the timesteps `(b,)` of many samples, see `sample_noise`.
+
+    Args:
+        base: the base whose scheduler the timesteps are drawn for.
+        shape: `(c, h, w)` of one sample's latents.
+        keys: the names of the `b` draws.
+        bias: as in `sample_noise`.
+    """
     patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
     scheduler, noising = base.pipe.scheduler, base.family.NOISING
-    timestep = max(noising.sample_timestep(scheduler, generator, patches) for _ in range(bias))
-    noise = torch.randn(shape, generator=generator)
-    if offset:
-        noise = noise + offset * torch.randn(shape[0], 1, 1, generator=generator)
-    return noise.to(base.device), timestep.to(base.device)
+    noise: list[Tensor] = []
+    timesteps: list[Tensor] = []
+    for key in keys:
+        generator = rng(*key)
+        timesteps.append(max(noising.sample_timestep(scheduler, generator, patches) for _ in range(bias)))
+        noise.append(torch.randn(shape, generator=generator))
+    return torch.stack(noise).to(base.device), torch.stack(timesteps).to(base.device)
+
+
+def sampled_loss(
+    base: Base,
+    latents: Tensor,
+    keys: Sequence[Key],
+    conditioning: Conditioning,
+    config: LossConfig,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Samples noise and timesteps by key and returns the denoising loss of each sample.
+
+    Autocast is the caller's: the captions must be encoded within the same one.
+
+    Args:
+        base: the frozen base, wearing what is trained.
+        latents: the clean latents `(b, c, h, w)` on the base's device.
+        keys: the names of the `b` draws.
+        conditioning: the encoded captions.
+        config: the weighting and the bias of the timesteps.
+        mask: as in `denoise_loss`.
+
+    Returns:
+        `(b,)`.
+    """
+    noise, timesteps = sample_noises(base, tuple(latents.shape[1:]), keys, config.timestep_bias)
+    return denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.weighting)

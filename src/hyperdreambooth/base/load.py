@@ -17,9 +17,9 @@ from hyperdreambooth.base import autoencoder, flux, sd, sd3, sdxl
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.open import folder_of, open_pipeline
-from hyperdreambooth.base.sites import find_sites
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site, site_fingerprint
+from hyperdreambooth.sites import find_sites
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "avatars" / "assets" / "base"
 EMBEDDED_NAME = "hyperdreambooth/avatars"
@@ -293,6 +293,8 @@ def load_base(
     add_sites: str | None = None,
     skip_sites: str | None = None,
     offload: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Base:
     """Loads and freezes a pipeline.
 
@@ -310,7 +312,9 @@ def load_base(
         resolution: pixels a side to work at; None for the base's own.
         add_sites: pattern of linear layers to adapt besides the attention's, such as `ff\\.net`.
         skip_sites: pattern of sites to leave out, such as `^text_encoder`.
-        offload: keep VAE and bare text encoders on the CPU while training.
+        offload: keep the VAE and text encoders without an adapter on the CPU while training.
+        revision: branch, tag or commit on the hub.
+        token: of the hub, for private repositories; None for the one that is logged in.
 
     Raises:
         InputError: no pipeline there, one of a family this package does not drive, or no such device or
@@ -321,7 +325,9 @@ def load_base(
     if dtype not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
-    pipe = open_pipeline(place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out)
+    pipe = open_pipeline(
+        place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out, revision, token
+    )
     facts = _facts(Path(place))
     base = Base.from_pipeline(
         pipe,
@@ -332,7 +338,7 @@ def load_base(
         add_sites=add_sites,
         skip_sites=skip_sites,
         offload=offload,
-        stored=folder_of(place) if dtype == "bfloat16" else None,
+        stored=folder_of(place, revision) if dtype == "bfloat16" else None,
         variant=variant,
     )
     base.move(where)

@@ -36,6 +36,8 @@ def open_pipeline(
     offline: bool = False,
     base_config: str | None = None,
     leave_out: Collection[str] = (),
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Any:
     """Loads a pipeline on the CPU.
 
@@ -47,16 +49,18 @@ def open_pipeline(
         offline: only what is on this machine.
         base_config: folder or hub id of a pipeline like the one in a single file.
         leave_out: components that the pipeline can do without.
+        revision: branch, tag or commit on the hub.
+        token: of the hub.
 
     Raises:
         InputError: nothing there, or another class; nothing large is downloaded before that is known.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    options: dict[str, Any] = {"local_files_only": offline}
+    options: dict[str, Any] = {"local_files_only": offline, "revision": revision, "token": token}
     try:
         source = _like(place, base_config)
-        index = _index(source, offline)
+        index = _index(source, offline, revision if source == place else None, token)
         loader, absent = _class(place, index, families), dict.fromkeys(_absent(index, leave_out))
         if Path(place).is_file():
             options |= {"config": source, "torch_dtype": getattr(torch, dtype)}
@@ -89,13 +93,15 @@ def _like(place: str, base_config: str | None) -> str:
     return told if isinstance(told, str) else told["pretrained_model_name_or_path"]
 
 
-def _index(source: str, offline: bool) -> dict[str, Any]:
+def _index(
+    source: str, offline: bool, revision: str | None = None, token: str | None = None
+) -> dict[str, Any]:
     """A pipeline's `model_index.json`."""
     file = Path(source) / _INDEX
     if not file.is_file():
         if file.parent.is_dir() or file.is_absolute():
             raise InputError(f"base {source}: expected a diffusers pipeline folder with {_INDEX}, found none")
-        file = Path(hf_hub_download(source, _INDEX, local_files_only=offline))
+        file = Path(hf_hub_download(source, _INDEX, local_files_only=offline, revision=revision, token=token))
     index = read_json(file)
     if not isinstance(index, dict) or "_class_name" not in index:
         raise InputError(f"{file}: expected a table with _class_name, found none; get the pipeline again")
@@ -136,11 +142,11 @@ def _refusal(place: str, error: Exception) -> InputError:
     )
 
 
-def folder_of(place: str) -> Path | None:
-    """Where the files of a loaded pipeline lie; None where it came from a single one."""
+def folder_of(place: str, revision: str | None = None) -> Path | None:
+    """The folder of a loaded pipeline's files; None where it came from a single file."""
     if Path(place).exists():
         return Path(place) if Path(place).is_dir() else None
-    return Path(snapshot_download(place, local_files_only=True))
+    return Path(snapshot_download(place, revision=revision, local_files_only=True))
 
 
 def open_skeleton(

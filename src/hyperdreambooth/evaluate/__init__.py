@@ -1,1 +1,1 @@
-"""Is it the person, and did the prompt come true? Judged by models that took no part in any training."""
+"""Does a picture show the person, and what the prompt asks for? Scored by models that no training uses."""

@@ -1,4 +1,4 @@
-"""What is compared with what: the settings of the protocol, and the methods that are its rows."""
+"""The settings of the protocol, and the methods that are its rows."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PROMPTS = (
 
 
 class Method(BaseModel):
-    """A row: how a person is made.
+    """How a row makes its people.
 
     Attributes:
-        kind: `photo` and `stranger` are bounds (another real photo of the person, and of somebody else, both
-            through the base's autoencoder), `base` is the bare base, `prediction` the hypernetwork alone,
-            `finetune` starts from it, `scratch` is DreamBooth, `file` the adapter that the user brought.
-        start: of a finetune: the prediction, or the shared point that all training starts from.
-        refinements: of the hypernetwork; None for its own.
+        kind: `photo` and `stranger` are bounds (another real photo of the person, and one of somebody else,
+            both through the base's autoencoder), `base` is the bare base, `prediction` the hypernetwork
+            alone, `finetune` starts from its prediction, `scratch` is DreamBooth, `file` the user's adapter.
+        start: of a finetune: the prediction, or the shared start of all training, where ΔW = 0.
+        refinements: of the hypernetwork; None for the number it was trained with.
         network: the hypernetwork, or the second one that `second` names.
         photos: reference photos a person.
-        settings: of the finetune or of DreamBooth; what is left out is as everywhere.
+        settings: of the finetune or of DreamBooth; those left out have their usual defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,9 +70,9 @@ METHODS: Mapping[str, Method] = {
     "textual-inversion": _scratch(method="textual-inversion"),
     "adapter": Method(kind="file"),
 }
-"""The paper's rows (its table 1 and its ablation) between their bounds.
+"""The paper's rows (its table 1 and its ablation) and their bounds.
 
-Rates and steps that are not here are `finetune.config.USUAL`'s; presets have others for other bases.
+Learning rates and steps that are not given here are those of `finetune.config.USUAL`; presets have others.
 """
 
 
@@ -84,22 +84,22 @@ class EvaluateConfig(BaseModel):
     """The config of `evaluate`.
 
     Attributes:
-        identities: how many people of the folder, the first ones.
-        prompts: what everybody is drawn as; `[V]` is the person, `{class_word}` the hypernetwork's or base's.
-        seeds: pictures a prompt and person; a seed is the same noise for every method.
-        rows: names of methods; `NAME@STEPS` is one with so many steps, for a curve, and `NAME:key=value,…`
-            one with other settings, for an ablation.
-        methods: settings of methods by name, over those of `METHODS`; fields of `Method` count among them.
+        identities: how many people of the folder take part, beginning with the first.
+        prompts: of every person; `[V]` is the person, `{class_word}` the hypernetwork's or the base's.
+        seeds: one picture a seed for each prompt and person; a seed is the same noise for every method.
+        rows: names of methods. `NAME@STEPS` is a method with that many steps, for a curve; `NAME:key=value,…`
+            is a method with other settings, for an ablation.
+        methods: method → settings that override those of `METHODS`; they may include fields of `Method`.
         against: the row that all others are compared with, person by person; None for the first finetune.
         second: another hypernetwork to compare with, for the row of that name.
         draw_steps: denoising steps a picture.
-        guidance: classifier-free guidance.
+        guidance: classifier-free guidance scale.
         batch: pictures drawn together.
-        together: people trained side by side.
+        together: people trained together.
         shown: people in the report's picture grids.
         clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`; None for neither.
-        dino: of a DINOv2 model.
-        face: of an encoder of real faces (`glintr100.onnx`).
+        dino: folder or hub id of a DINOv2 model; None for none.
+        face: folder or hub id of an encoder of real faces (`glintr100.onnx`); None for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -126,31 +126,31 @@ class EvaluateConfig(BaseModel):
     @field_validator("prompts", "seeds")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The same picture twice would count twice, and an empty prompt asks for nothing."""
+        """Refuses a repeated value, which would count twice, and an empty prompt, which asks for nothing."""
         if not all(str(value).strip() for value in values):
-            raise ValueError("expected words, one is empty")
+            raise ValueError("expected text, one is empty")
         if len(set(values)) < len(values):
             raise ValueError("expected each once, one is repeated")
         return values
 
     def compared(self) -> str | None:
-        """The row that the others are compared with."""
+        """Returns the row that the others are compared with; None if there is none."""
         finetunes = [name for name in self.rows if method_of(name, self).kind == "finetune"]
         whole = [name for name in finetunes if name in METHODS]  # the method itself before its variants
         return self.against or next(iter([*whole, *finetunes]), None)
 
 
 def method_of(name: str, config: EvaluateConfig) -> Method:
-    """The method of a row, with the config's settings for it.
+    """Returns the method of a row, with the config's settings for it.
 
     Raises:
-        InputError: a row that is none.
+        InputError: the row names no method, or a setting is bad.
     """
     found = _ROW.fullmatch(name)
     if found is None or found["method"] not in METHODS:
         names = ", ".join(METHODS)
         raise InputError(
-            f"rows: {name!r} is no method; expected one of {names}, NAME@STEPS or NAME:key=value,key=value"
+            f"rows: expected one of {names}, NAME@STEPS or NAME:key=value,key=value, got {name!r}"
         )
     method = METHODS[found["method"]]
     settings = {**method.settings, **config.methods.get(found["method"], {})}
@@ -159,19 +159,18 @@ def method_of(name: str, config: EvaluateConfig) -> Method:
         settings[key.strip()] = literal(value.strip())
     if found["steps"]:
         settings["steps"] = int(found["steps"])
-    own: dict[str, Any] = {key: settings.pop(key) for key in _OWN & settings.keys()}
-    own = {**method.model_dump(), **own, "settings": settings}
-    return load_config(Method, **own)
+    own = {key: settings.pop(key) for key in _OWN & settings.keys()}
+    return load_config(Method, **{**method.model_dump(), **own, "settings": settings})
 
 
 def methods_of(config: EvaluateConfig) -> dict[str, Method]:
-    """Row → its method, in order.
+    """Returns row → method, in order.
 
     Raises:
-        InputError: a row or a table of settings that names no method, or `against` that is no row.
+        InputError: a row or a table of settings names no method, or `against` is not one of the rows.
     """
     if strays := sorted(set(config.methods) - set(METHODS)):
-        raise InputError(f"methods: {strays[0]!r} is no method; expected one of {', '.join(METHODS)}")
+        raise InputError(f"methods: expected one of {', '.join(METHODS)}, got {strays[0]!r}")
     if config.against is not None and config.against not in config.rows:
         raise InputError(
             f"against: expected one of the rows {', '.join(config.rows)}, got {config.against!r}"

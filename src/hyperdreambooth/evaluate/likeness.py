@@ -1,6 +1,6 @@
-"""What pixels alone tell: how much one person's pictures differ, and what they copy of the reference photo.
+"""Scores from pixels alone: how much one person's pictures differ, and what they copy of the reference photo.
 
-All of it looks at pictures of 32×32 pixels: layout, light and colour, no detail.
+All of them look at pictures of 32×32 pixels, which keep layout, light and colour but no detail.
 """
 
 from __future__ import annotations
@@ -18,26 +18,32 @@ SIDE = 32
 
 
 def thumbnails(images: Sequence[Image.Image]) -> Tensor:
-    """Pictures as `(m, 3, SIDE, SIDE)` in [-1, 1]."""
+    """Returns pictures as `(m, 3, SIDE, SIDE)` in [-1, 1]."""
     return torch.stack([to_pixels(image, SIDE) for image in images])
 
 
 def diversity(images: Sequence[Image.Image]) -> float | None:
-    """Mean absolute difference of every two pictures: 0 all the same, 1 black beside white; None for one."""
+    """Computes the mean absolute difference of every two pictures.
+
+    Returns:
+        0 if all are the same, 1 for black and white; None for a single picture.
+    """
     if len(images) < 2:
         return None
     flat = thumbnails(images).flatten(1)
-    apart = torch.cdist(flat, flat, p=1) / flat.shape[1] / 2
-    return float(apart.sum() / (len(images) * (len(images) - 1)))
+    return float(torch.pdist(flat, p=1).mean() / flat.shape[1] / 2)
 
 
 def copied(images: Sequence[Image.Image], reference: Image.Image, where: Tensor) -> list[float]:
-    """Pearson's correlation of each picture's brightness with the reference photo's: 1 is the photo again.
+    """Computes Pearson's correlation of each picture's brightness with the reference photo's.
 
     Args:
         images: pictures of the person.
         reference: the photo that the person was made from.
-        where: weights `(SIDE, SIDE)` of the places that count.
+        where: the weight `(SIDE, SIDE)` of each place.
+
+    Returns:
+        A value a picture; 1 for the reference photo itself.
     """
     grey = thumbnails([reference, *images]).mean(1).flatten(1).double()
     weights = where.flatten().double() / where.sum()
@@ -47,10 +53,10 @@ def copied(images: Sequence[Image.Image], reference: Image.Image, where: Tensor)
 
 
 def pose_copied(images: Sequence[Image.Image], reference: Image.Image) -> list[float]:
-    """`copied` inside the oval where an aligned crop has its face: pose, light and expression."""
+    """Computes `copied` inside the oval of an aligned crop's face: pose, light and expression."""
     return copied(images, reference, face_oval(SIDE, SIDE))
 
 
 def background_copied(images: Sequence[Image.Image], reference: Image.Image) -> list[float]:
-    """`copied` outside that oval."""
+    """Computes `copied` outside that oval."""
     return copied(images, reference, 1 - face_oval(SIDE, SIDE))

@@ -1,61 +1,53 @@
-"""What a method costs: seconds and peak memory of a block."""
+"""What a method costs: the seconds and the peak memory of a block."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class Meter:
-    """Measures the block that it manages.
+@dataclass
+class Measured:
+    """The measurements of a block, complete when the block has ended.
 
     Attributes:
         seconds: how long the block took.
-        megabytes: the most memory held in it: on CUDA what tensors took, elsewhere what the whole process
-            took (Linux only); None where nobody can tell.
+        megabytes: peak memory during the block, in MiB: of tensors on CUDA, of the whole process elsewhere
+            (Linux only); None if the system does not report it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, 0.0
-        self.megabytes: float | None = None
-
-    def __enter__(self) -> Self:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._resettable = _reset_peak()
-        self._began = time.perf_counter()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            self.megabytes = torch.cuda.max_memory_allocated(self.device) / 2**20
-        elif self._resettable:
-            self.megabytes = _peak()
-        self.seconds = time.perf_counter() - self._began
+    seconds: float = 0.0
+    megabytes: float | None = None
 
 
-def _reset_peak() -> bool:
-    """Asks Linux to forget the highest memory so far; False where it cannot."""
-    try:
-        _RESET.write_text("5")
-    except OSError:
-        return False
-    return _peak() is not None
+@contextmanager
+def measured(device: torch.device) -> Generator[Measured]:
+    """Measures the block that it manages."""
+    found = Measured()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone can reset the peak
+            _RESET.write_text("5")
+            found.megabytes = _peak()
+    began = time.perf_counter()
+    yield found
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        found.megabytes = torch.cuda.max_memory_allocated(device) / 2**20
+    elif found.megabytes is not None:
+        found.megabytes = _peak()
+    found.seconds = time.perf_counter() - began
 
 
 def _peak() -> float | None:
-    """The highest resident memory of this process since the reset, in MiB."""
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return None
+    """Returns the highest resident memory of this process since the reset, in MiB."""
+    lines = _STATUS.read_text().splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,4 +1,4 @@
-"""The paper's judges, which have to be fetched: DINO, CLIP, and an encoder of real faces. Each is optional.
+"""The paper's scorers, each optional and downloaded: DINO, CLIP and an encoder of real faces.
 
 The face encoder is AuraFace (`glintr100.onnx`, Apache-2.0); the usual ones forbid commercial use.
 """
@@ -26,33 +26,24 @@ from hyperdreambooth.files import InputError
 Embed: TypeAlias = Callable[[Sequence[Image.Image]], Tensor]
 """`m` pictures → unit embeddings `(m, e)` on the CPU."""
 
-T = TypeVar("T")
 FACE_FILE = "glintr100.onnx"
-# where encoders of ArcFace's kind were taught to expect the five points, in pixels of 112 (Deng et al., 2019)
+# where encoders of ArcFace's kind expect the five points, in pixels of 112 (Deng et al., 2019)
 ARCFACE: Landmarks = (
     (38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041),
 )  # fmt: skip
-_TOGETHER = 16
+_BATCH = 16
 
 
-def _parts(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[at : at + _TOGETHER] for at in range(0, len(items), _TOGETHER)]
-
-
-def _square(image: Image.Image) -> Image.Image:
-    """The centre square, as every stage sees a photo."""
-    return to_image(to_pixels(image, min(image.size)))
-
-
-def _pretrained(kind: Any, source: str, device: torch.device) -> tuple[Any, Any]:
-    """A transformers model and what prepares pictures for it."""
-    from transformers import AutoImageProcessor
-
-    return kind.from_pretrained(source).eval().to(device), AutoImageProcessor.from_pretrained(source)
+def _embedded(model: Callable[[Tensor], Tensor], processor: Any, images: Sequence[Image.Image]) -> Tensor:
+    """Embeds the centre squares of pictures, a batch at a time, as unit vectors on the CPU."""
+    squares = [to_image(to_pixels(image, min(image.size))) for image in images]
+    batches = [squares[at : at + _BATCH] for at in range(0, len(squares), _BATCH)]
+    made = [model(processor(batch, return_tensors="pt").pixel_values) for batch in batches]
+    return normalize(torch.cat(made).float().cpu(), dim=1)
 
 
 class Dino:
-    """DINO's class token (paper: DINO; here DINOv2).
+    """DINO's class token (the paper: DINO; here: DINOv2).
 
     Args:
         source: folder or hub id of a `Dinov2Model`.
@@ -60,19 +51,19 @@ class Dino:
     """
 
     def __init__(self, source: str, device: torch.device) -> None:
-        from transformers import AutoModel
+        from transformers import AutoImageProcessor, AutoModel
 
-        self.model, self.processor = _pretrained(AutoModel, source, device)
-        self.device = device
+        self.model: Any = AutoModel.from_pretrained(source).eval().to(device)
+        self.processor: Any = AutoImageProcessor.from_pretrained(source)
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings `(m, e)`."""
-        made = [
-            self.model(**self.processor([_square(i) for i in part], return_tensors="pt").to(self.device))
-            for part in _parts(images)
-        ]
-        return normalize(torch.cat([one.last_hidden_state[:, 0].float().cpu() for one in made]), dim=1)
+        """Returns unit embeddings `(m, e)` of pictures."""
+
+        def class_tokens(pixels: Tensor) -> Tensor:
+            return self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0]
+
+        return _embedded(class_tokens, self.processor, images)
 
 
 class Clip:
@@ -84,36 +75,37 @@ class Clip:
     """
 
     def __init__(self, source: str, device: torch.device) -> None:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        self.model, self.processor = _pretrained(CLIPModel, source, device)
+        kind: Any = CLIPModel
+        self.model: Any = kind.from_pretrained(source).eval().to(device)
+        self.processor: Any = AutoImageProcessor.from_pretrained(source)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        self.device = device
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings `(m, e)`."""
-        made: list[Tensor] = []
-        for part in _parts(images):
-            pixels = self.processor([_square(i) for i in part], return_tensors="pt").pixel_values
-            seen = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
-            made.append(self.model.visual_projection(seen).float().cpu())
-        return normalize(torch.cat(made), dim=1)
+        """Returns unit embeddings `(m, e)` of pictures."""
+
+        def projected(pixels: Tensor) -> Tensor:
+            seen = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
+            return self.model.visual_projection(seen)
+
+        return _embedded(projected, self.processor, images)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings `(m, e)` of texts."""
-        words = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        read = self.model.text_model(**words.to(self.device)).pooler_output
+        """Returns unit embeddings `(m, e)` of texts."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        read = self.model.text_model(**tokens.to(self.model.device)).pooler_output
         return normalize(self.model.text_projection(read).float().cpu(), dim=1)
 
 
 class Face:
-    """An ArcFace-like encoder in ONNX form: faces of 112 pixels, [-1, 1], RGB, laid onto `ARCFACE`.
+    """An encoder of ArcFace's kind in ONNX form: RGB faces of 112 pixels in [-1, 1], aligned to `ARCFACE`.
 
     Args:
         source: folder or hub id that has `glintr100.onnx`; a folder may have YuNet's file beside it.
-        device: ignored: it runs where onnxruntime was built for.
+        device: ignored: the encoder runs on the CPU.
         detect: finds the faces; None for YuNet.
     """
 
@@ -124,25 +116,22 @@ class Face:
             raise InputError(
                 "the face encoder needs onnxruntime: pip install 'hyperdreambooth[eval]'"
             ) from None
-        here = Path(source) / FACE_FILE
-        file = here if here.is_file() else Path(hf_hub_download(source, FACE_FILE))
+        beside = Path(source) / FACE_FILE
+        file = beside if beside.is_file() else Path(hf_hub_download(source, FACE_FILE))
         try:
             self.session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no narrower class in common
-            raise InputError(f"{file} is no whole ONNX model: {error}; get it again") from None
+            raise InputError(f"{file}: expected an ONNX model, got {error}; download it again") from None
         self.input = self.session.get_inputs()[0].name
         self.detect = detect or _yunet_beside(Path(source))
 
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings `(m, e)` of the largest face in each picture; zeros where there is none."""
+        """Returns unit embeddings `(m, e)` of the largest face in each picture; zeros if there is none."""
         crops = [self._crop(image) for image in images]
-        pixels = [to_pixels(crop or Image.new("RGB", (112, 112)), 112) for crop in crops]
-        made = [
-            self.session.run(None, {self.input: torch.stack(list(part)).numpy()})[0]
-            for part in _parts(pixels)
-        ]
-        there = torch.tensor([crop is not None for crop in crops])[:, None]
-        return normalize(torch.cat([torch.from_numpy(one) for one in made]), dim=1) * there
+        pixels = torch.stack([to_pixels(crop or Image.new("RGB", (112, 112)), 112) for crop in crops])
+        made = [self.session.run(None, {self.input: part.numpy()})[0] for part in pixels.split(_BATCH)]
+        has_face = torch.tensor([crop is not None for crop in crops])[:, None]
+        return normalize(torch.cat([torch.from_numpy(part) for part in made]), dim=1) * has_face
 
     def _crop(self, image: Image.Image) -> Image.Image | None:
         faces = self.detect(image)
@@ -152,7 +141,7 @@ class Face:
 
 
 def _yunet_beside(folder: Path) -> Detector:
-    """YuNet from the encoder's folder, else from the hub.
+    """Loads YuNet from the encoder's folder, else from the hub.
 
     Raises:
         InputError: neither has it, or OpenCV is missing.
@@ -166,25 +155,24 @@ def _yunet_beside(folder: Path) -> Detector:
 Model = TypeVar("Model", Dino, Clip, Face)
 
 
-def fetch(
-    kind: type[Model], score: str, source: str | None, device: torch.device, missing: list[str]
+def load_model(
+    kind: type[Model], scores: str, source: str | None, device: torch.device, missing: list[str]
 ) -> Model | None:
-    """The judge, or None with one line in `missing` that says why its scores will be null.
+    """Loads a model, or adds a line to `missing` that says why its scores will be null.
 
     Args:
         kind: `Dino`, `Clip` or `Face`.
-        score: what it judges.
-        source: folder or hub id; None where it was not asked for.
+        scores: the names of its scores.
+        source: folder or hub id; None if it was not asked for.
         device: where it runs.
-        missing: takes the line.
+        missing: receives the line.
     """
     if source is None:
         return None
     try:
         return kind(source, device)
     except (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
-        missing.append(f"{score}: null, {source} cannot be had ({reason})")
+        lines = (line.strip() for line in str(error).splitlines())
+        reason = next(filter(None, lines), type(error).__name__)
+        missing.append(f"{scores}: null, {source} cannot be loaded ({reason})")
         return None

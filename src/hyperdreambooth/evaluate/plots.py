@@ -1,4 +1,4 @@
-"""Two plots, as PNG and SVG: likeness against steps, and likeness against prompt following (the front)."""
+"""Two plots, as PNG and SVG: likeness against steps, and likeness against the prompt score (the front)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from hyperdreambooth.files import whole_file
 
 LIKENESS, FOLLOWING = ("identity", "face", "dino", "clip_i"), ("prompt", "clip_t")
 _INK, _QUIET, _PAPER = "#1c1e24", "#686c76", "#fcfbf8"
-# Paul Tol's "bright" and "muted" qualitative colours, which colour-blind people tell apart
+# Paul Tol's "bright" and "muted" qualitative colours, which colour-blind people can distinguish
 _COLOURS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee",
     "#aa3377", "#332288", "#882255", "#44aa99", "#999933",
 )  # fmt: skip
 
 Point = tuple[float, Interval]
-"""Steps and the score there."""
+"""Training steps and the score after them."""
 
 
 def axis(report: Mapping[str, Any], wanted: tuple[str, ...]) -> str | None:
-    """The first of some scores that rows of the report have; None for none."""
+    """Returns the first of the wanted scores that a row of the report has; None if no row has any."""
     rows = report["rows"].values()
     return next((name for name in wanted if any(row["scores"].get(name) for row in rows)), None)
 
 
 def families(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Method → its rows by rising steps: `NAME` and `NAME@STEPS` are one line of a plot."""
+    """Returns method → its rows by rising steps: `NAME` and `NAME@STEPS` are one line of a plot."""
     found: dict[str, list[str]] = {}
     for name in report["rows"]:
         found.setdefault(name.partition("@")[0], []).append(name)
@@ -41,19 +41,19 @@ def _steps(report: Mapping[str, Any], name: str) -> float:
 
 
 def drawable() -> bool:
-    """Whether matplotlib is installed."""
+    """Returns whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
 def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
-    """Draws what the report has scores for.
+    """Draws the plots whose scores the report has.
 
     Args:
         report: of `report.summary`.
         out: the folder.
 
     Returns:
-        The files' names; none where matplotlib is not installed.
+        The files' names; none if matplotlib is not installed.
     """
     if not drawable():
         return []
@@ -67,7 +67,7 @@ def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
-    """An empty plot in our colours; no global state of matplotlib is touched."""
+    """Returns an empty plot in our colours, without a change of matplotlib's global state."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(8, 5), dpi=150, facecolor=_PAPER, layout="constrained")
@@ -82,7 +82,7 @@ def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 
 def _against_steps(report: Mapping[str, Any], score: str) -> Any:
-    """A line a method that has several rows, else a point; rows without training are level lines."""
+    """Draws a line for a method with several rows, else a point; a row without training is a level line."""
     figure, plot = _figure(f"{score} against steps", "training steps", f"{score}, mean and 95 % interval")
     for k, (method, names) in enumerate(families(report).items()):
         colour = _COLOURS[k % len(_COLOURS)]
@@ -101,7 +101,7 @@ def _against_steps(report: Mapping[str, Any], score: str) -> Any:
 
 
 def apart(steps: Iterable[float]) -> list[float]:
-    """Of steps whose labels would lie on one another the larger."""
+    """Returns the steps without those whose label would overlap that of a larger one."""
     kept: list[float] = []
     for step in sorted(steps, reverse=True):
         if not kept or step == 0 or kept[-1] > 1.3 * step:
@@ -120,10 +120,11 @@ def _line(plot: Any, points: list[Point], colour: str, label: str) -> None:
 
 
 def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
-    """A point a row, with its intervals; rows of one method are joined."""
-    title = f"{likeness} against {following}: up and right is better"
+    """Draws a point for each row, with its intervals; rows of one method are joined."""
     figure, plot = _figure(
-        title, f"{following} (does the prompt come true)", f"{likeness} (is it the person)"
+        f"{likeness} against {following}: up and right is better",
+        f"{following} (does it show what was asked for)",
+        f"{likeness} (is it the person)",
     )
     for k, (method, names) in enumerate(families(report).items()):
         scores = [report["rows"][name]["scores"] for name in names]
@@ -142,7 +143,7 @@ def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
 
 
 def _cross(plot: Any, x: Interval, y: Interval, colour: str) -> None:
-    """Both intervals of one point."""
+    """Draws both intervals of one point."""
     if x["low"] is not None and y["low"] is not None:
         plot.plot([x["low"], x["high"]], [y["mean"]] * 2, color=colour, linewidth=0.8, alpha=0.6)
         plot.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.8, alpha=0.6)
@@ -153,7 +154,7 @@ def _legend(plot: Any) -> None:
 
 
 def _write(figure: Any, stem: Path) -> list[str]:
-    """The figure as PNG and SVG; dates are left out, so that the same figures give the same file."""
+    """Writes the figure as PNG and SVG, without dates, so that the same figures give the same files."""
     for ending, about in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         with whole_file(stem.with_suffix(ending)) as part:
             figure.savefig(part, metadata=about)

@@ -1,7 +1,7 @@
-"""The paper's experiment (section 5): people × prompts × seeds, a row a method, judged and kept.
+"""The paper's experiment (section 5): people × prompts × seeds, a method a row, scored and kept.
 
-A picture is a cell. It is named by everything that it came out of (base, hypernetwork, settings, photo,
-prompt, seed), so a finished cell is never made again, a changed input is never mistaken for an old one, and a
+A picture is a cell. Its file is named by a hash of everything that it depends on (base, hypernetwork,
+settings, photo, prompt, seed). So a finished cell is not made again, a changed input makes a new cell, and a
 run with more people, prompts or rows adds to what is there.
 """
 
@@ -20,23 +20,24 @@ from PIL import Image
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base, weights_fingerprint
 from hyperdreambooth.evaluate.config import EvaluateConfig, Method, methods_of
-from hyperdreambooth.evaluate.judges import Judges
 from hyperdreambooth.evaluate.methods import Cost, Makers, diverged, keep, kept
+from hyperdreambooth.evaluate.scorers import Scorers, Values
 from hyperdreambooth.evaluate.statistics import PLACES
 from hyperdreambooth.faces.dataset import Photo, photo_hash
 from hyperdreambooth.faces.image import open_photo, to_image, to_pixels
 from hyperdreambooth.files import InputError, read_json, whole_file, write_json
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
-from hyperdreambooth.finetune.train import in_half
-from hyperdreambooth.finetune.trainable import together
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.shapes import site_fingerprint
+from hyperdreambooth.training.loop import in_half
 
-FORMAT = 1  # raise it when what a cell means changes
+FORMAT = 1  # raise it when the meaning of a cell changes
+TRAINING = 2
+"""Raise it when the same settings train other weights. 2: each person has training noise of their own."""
 
 BOUNDS = ("photo", "stranger")
-"""Kinds of rows that are photos, not drawn."""
+"""The kinds of rows that are photos instead of generated pictures."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Cell:
     """One picture.
 
     Attributes:
-        person: whose.
-        prompt: as drawn; None for a bound, which is a photo.
-        seed: of the noise; the person's own, the same for every method.
-        file: where it lies or will lie.
+        person: the person it shows.
+        prompt: the prompt it is drawn from; None for a bound, which is a photo.
+        seed: of the noise; each person has seeds of their own, the same for every method.
+        file: its path, whether the file exists yet or not.
     """
 
     person: str
@@ -63,13 +64,13 @@ class Row:
     Attributes:
         cells: person → pictures.
         scores: person → score → a value a picture.
-        costs: person → what making the person cost.
+        costs: person → cost.
         settings: of the method, defaults included.
-        diverged: people whose training ended in NaN or infinity: no pictures, no scores, no costs.
+        diverged: people whose training ended in NaN or infinity; they have no pictures, scores or costs.
     """
 
     cells: dict[str, list[Cell]]
-    scores: dict[str, dict[str, list[float | None]]]
+    scores: dict[str, dict[str, Values]]
     costs: dict[str, Cost]
     settings: dict[str, Any]
     diverged: tuple[str, ...] = ()
@@ -79,44 +80,48 @@ class Protocol:
     """One experiment in one folder.
 
     Args:
-        makers: what people are made with.
-        judges: who scores the pictures.
-        people: name → photos: the first is the reference (the first few, where a row takes several), the last
-            a bound where two or more are left, and those between judge.
+        makers: the models that make people.
+        scorers: score the pictures.
+        people: name → photos. The first photo is the reference (the first few, if a row takes several), the
+            last one is the bound if two or more are left, and likeness is scored against those between.
         config: what is compared.
-        out: keeps everything.
+        out: the folder.
     """
 
     def __init__(
         self,
         makers: Makers,
-        judges: Judges,
+        scorers: Scorers,
         people: Mapping[str, Sequence[Photo]],
         config: EvaluateConfig,
         out: Path,
     ) -> None:
-        self.makers, self.judges, self.config, self.out = makers, judges, config, out
-        self.base: Base = makers.base
-        self.drawn_by = _drawn_by(self.base)
+        self.makers, self.scorers, self.config, self.out = makers, scorers, config, out
+        self.base: Base = makers.base_for()
         self.everybody, self.people = dict(people), dict(list(people.items())[: config.identities])
-        self.prompts = [text.replace("{class_word}", self.base.class_word) for text in config.prompts]
+        self.prompts = _prompts(self.base, config)
         self.methods = methods_of(config)
         self.settings = {name: makers.settings(method) for name, method in self.methods.items()}
+        vae = weights_fingerprint({"vae": self.base.pipe.vae})
+        self.drawn_by = {n: _drawn_by(makers.base_for(method), vae) for n, method in self.methods.items()}
         self.references = max(method.photos for method in self.methods.values())
         if few := [name for name, photos in self.people.items() if len(photos) < self.references]:
-            raise InputError(f"rows: one takes {self.references} photos a person, {few[0]} has fewer")
+            raise InputError(
+                f"rows: expected {self.references} photos a person for one of the rows, {few[0]} has fewer; "
+                "add photos, or leave that row out"
+            )
 
     def others(self, person: str) -> list[Path]:
-        """The photos that likeness is judged by: never any row's reference, never the bound's own."""
+        """Returns the photos that likeness is scored against: no row's reference, nor the bound."""
         photos = [photo.path for photo in self.people[person][self.references :]]
         return photos[:-1] if len(photos) > 1 else photos
 
     def run(self) -> dict[str, Row]:
-        """Makes what is missing, row by row, and judges everything."""
+        """Makes what is missing, row by row, and scores everything."""
         return {name: self.row(name) for name in self.methods}
 
     def row(self, name: str) -> Row:
-        """One row, finished."""
+        """Finishes one row."""
         method, who = self.methods[name], list(self.people)
         cells = {person: self.cells(name, person) for person in who}
         costs: dict[str, Cost] = {}
@@ -130,25 +135,26 @@ class Protocol:
                 )
         lost = () if method.kind in BOUNDS else tuple(person for person in who if person not in costs)
         cells |= {person: [] for person in lost}
-        scores = {person: self._judged(cells[person]) for person in who}
+        scores = {person: self._scored(cells[person]) for person in who}
         settings = self.settings[name]
         return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {}, lost)
 
     def _alone(self, name: str) -> bool:
-        """Whether a row's people train one by one, as all of a base's weights do.
+        """Returns whether a row's people are trained one by one.
 
-        So does float16, whose scaler passes over everybody's step where one person's gradient overflows.
+        All of a base's weights can be trained for one person only. In float16 a gradient of one person that
+        overflows would make the scaler skip everybody's step.
         """
         settings = self.settings[name]
         half = settings is not None and in_half(self.base, settings)
         return half or self.methods[name].settings.get("method") == "full"
 
     def cells(self, name: str, person: str) -> list[Cell]:
-        """The pictures of a row and person, whether they are there or not."""
+        """Returns the cells of a row and person, whether their files exist or not."""
         home, method = self.out / "pictures" / person, self.methods[name]
         if method.kind in BOUNDS:
             source = self._bound(method, person)
-            key = _key(base=self.drawn_by, photo=photo_hash(source)) if source else None
+            key = _key(base=self.drawn_by[name], photo=photo_hash(source)) if source else None
             return [Cell(person, None, 0, home / f"{key}.png")] if key else []
         drawing = {
             "steps": self.config.draw_steps,
@@ -159,18 +165,19 @@ class Protocol:
             Cell(person, prompt, noise, home / f"{_key(**drawing, prompt=prompt, seed=noise)}.png")
             for seed in self.config.seeds
             for noise in [_noise(person, seed)]
-            for prompt in self.prompts
+            for prompt in _prompts(self.makers.base_for(method), self.config)
         ]
 
     def key(self, name: str, person: str) -> str:
-        """Names a person as a row makes it: of what, by what, with which settings."""
+        """Names a person as a row makes it, by everything that the person depends on."""
         method, settings = self.methods[name], self.settings[name]
         network = self.makers.source(method) if method.kind in ("prediction", "finetune") else None
         brought = self.makers.adapter if method.kind == "file" else None
         references = () if method.kind == "base" else self.people[person][: method.photos]
         return _key(
             format=FORMAT,
-            base=self.drawn_by,
+            **({"training": TRAINING} if settings else {}),
+            base=self.drawn_by[name],
             kind=method.model_dump(mode="json", exclude={"settings", "photos", "network"}),
             settings=settings.model_dump(mode="json") if settings else None,
             network=network and [network.fingerprint, network.info.trigger, network.info.class_word],
@@ -179,7 +186,11 @@ class Protocol:
         )
 
     def _made(self, name: str, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
-        """Makes and draws those who lack a picture, side by side; what each cost, but for the diverged."""
+        """Makes and draws, together, the people who lack a picture.
+
+        Returns:
+            The cost of each person; the diverged are left out.
+        """
         stems = {person: self.out / "made" / person / self.key(name, person) for person in part}
         found = {person: kept(stem, self.base) for person, stem in stems.items()}
         lacking = [p for p, cells in part.items() if not all(cell.file.is_file() for cell in cells)]
@@ -195,22 +206,25 @@ class Protocol:
                     made[person], costs[person] = one, cost
                     keep(one, cost, stems[person])
         if lacking:
-            self._draw(made, [cell for person in part if person in made for cell in part[person]], bar)
+            base, drawn = self.makers.base_for(self.methods[name]), [p for p in part if p in made]
+            self._draw(base, made, [cell for person in drawn for cell in part[person]], bar)
         return costs
 
-    def _draw(self, made: Mapping[str, TrainedPerson | None], cells: Sequence[Cell], bar: Progress) -> None:
-        """Draws what is missing, a batch at a time; batches do not depend on what was interrupted."""
+    def _draw(
+        self, base: Base, made: Mapping[str, TrainedPerson | None], cells: Sequence[Cell], bar: Progress
+    ) -> None:
+        """Draws the missing cells in batches, which are the same whether the run was interrupted or not."""
         for at in range(0, len(cells), self.config.batch):
             wanted = [cell for cell in cells[at : at + self.config.batch] if not cell.file.is_file()]
             if not wanted:
                 continue
-            drawn = draw_people(self.base, [made[c.person] for c in wanted], wanted, self.config)
+            drawn = draw_people(base, [made[c.person] for c in wanted], wanted, self.config)
             for cell, picture in zip(wanted, drawn, strict=True):
                 _save(picture, cell.file)
             bar.update(len(wanted))
 
     def _bound(self, method: Method, person: str) -> Path | None:
-        """The photo that a bound shows: another one of the person, or of the next person."""
+        """Returns the photo that a bound shows: another one of the person, or one of the next person."""
         if method.kind == "stranger":
             who = list(self.everybody)
             other = who[(who.index(person) + 1) % len(who)]
@@ -219,7 +233,7 @@ class Protocol:
         return photos[-1].path if len(photos) > self.references + 1 else None
 
     def _bounds(self, method: Method, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
-        """Photos as the base's autoencoder gives them back: no picture of the base can be nearer."""
+        """Writes photos after the base's autoencoder: no picture of the base can be closer to the person."""
         for person, cells in part.items():
             source = self._bound(method, person)
             for cell in cells:
@@ -229,22 +243,22 @@ class Protocol:
                     bar.update(1)
         return {}
 
-    def _judged(self, cells: Sequence[Cell]) -> dict[str, list[float | None]]:
-        """The scores of one person's pictures, kept beside them under the name of judges and pictures."""
+    def _scored(self, cells: Sequence[Cell]) -> dict[str, Values]:
+        """Returns the scores of one person's pictures, in a file named by scorers, pictures and photos."""
         if not cells:
             return {}
         person, others = cells[0].person, self.others(cells[0].person)
         reference = self.people[person][0].path
         key = _key(
-            judges=self.judges.names,
+            scorers=self.scorers.names,
             cells=[cell.file.stem for cell in cells],
             photos=[photo_hash(path) for path in (reference, *others)],
         )
         file = self.out / "scores" / person / f"{key}.json"
         if not file.is_file():
             images = [open_photo(cell.file) for cell in cells]
-            prompts = [cell.prompt for cell in cells]
-            found = self.judges(images, prompts, open_photo(reference), [open_photo(path) for path in others])
+            prompts, photos = [cell.prompt for cell in cells], [open_photo(path) for path in others]
+            found = self.scorers(images, prompts, open_photo(reference), photos)
             write_json(file, {name: [_rounded(v) for v in values] for name, values in found.items()})
         return read_json(file)
 
@@ -252,43 +266,64 @@ class Protocol:
 def draw_people(
     base: Base, people: Sequence[TrainedPerson | None], cells: Sequence[Cell], config: EvaluateConfig
 ) -> list[Image.Image]:
-    """A picture a cell, each of another person if need be; adapters of one shape are drawn in one batch.
+    """Draws a picture for each cell; cells of several adapters are drawn in one batch.
 
     Args:
         base: the frozen base.
-        people: whom each cell shows; None for the bare base.
-        cells: what it shows.
-        config: how it is drawn.
+        people: the person of each cell; None for the bare base.
+        cells: the cells.
+        config: how they are drawn.
     """
-    if all(isinstance(person, Adapter) and person.trigger == base.trigger for person in people):
-        factors = [person.factors for person in people if isinstance(person, Adapter)]
-        return _drawn(base, cells, config, per_prompt=together(factors))
+    adapters = [person for person in people if isinstance(person, Adapter)]
+    if len(adapters) == len(people):
+        return _drawn(base, cells, config, adapters)
     done: list[Image.Image] = []
     for _, group in groupby(zip(people, cells, strict=True), key=lambda pair: id(pair[0])):
         same = list(group)
         person, own = same[0][0], [cell for _, cell in same]
         if person is None or isinstance(person, Adapter):
-            done += _drawn(base, own, config, adapters=() if person is None else (person,))
+            done += _drawn(base, own, config, person)
             continue
         with person.worn(base):
             done += _drawn(base, own, config)
     return done
 
 
-def _drawn(base: Base, cells: Sequence[Cell], config: EvaluateConfig, **worn: Any) -> list[Image.Image]:
-    prompts, seeds = [str(cell.prompt) for cell in cells], [cell.seed for cell in cells]
-    how: dict[str, Any] = {"steps": config.draw_steps, "guidance": config.guidance, "batch": config.batch}
-    return generate(base, prompts, seed=seeds, **how, **worn)
+def _drawn(
+    base: Base,
+    cells: Sequence[Cell],
+    config: EvaluateConfig,
+    adapter: Adapter | Sequence[Adapter] | None = None,
+) -> list[Image.Image]:
+    return generate_images(
+        base,
+        [str(cell.prompt) for cell in cells],
+        adapter,
+        seed=[cell.seed for cell in cells],
+        steps=config.draw_steps,
+        guidance=config.guidance,
+        batch=config.batch,
+    )
 
 
-def _drawn_by(base: Base) -> str:
-    """Names a base as it was loaded: everything but the adapter that a picture of it depends on."""
+def _prompts(base: Base, config: EvaluateConfig) -> list[str]:
+    """Returns the prompts with a base's class word; its trigger is filled in when they are drawn."""
+    return [text.replace("{class_word}", base.class_word) for text in config.prompts]
+
+
+def _drawn_by(base: Base, vae: str) -> str:
+    """Names a base as it was loaded, by everything that its pictures depend on except the adapter.
+
+    Args:
+        base: with the words of a row.
+        vae: fingerprint of its autoencoder.
+    """
     pipe = base.pipe
-    # a default says the same whether its file spells it out or not
-    scheduler = {key: value for key, value in pipe.scheduler.config.items() if key != "_use_default_values"}
+    # whether a file spells a default out or not makes no difference
+    scheduler = {k: value for k, value in pipe.scheduler.config.items() if k != "_use_default_values"}
     return _key(
         base=base.fingerprint,
-        vae=weights_fingerprint({"vae": pipe.vae}),
+        vae=vae,
         scheduler=scheduler,
         words=[base.trigger, base.class_word],
         resolution=base.resolution,
@@ -299,23 +334,20 @@ def _drawn_by(base: Base) -> str:
 
 
 def _key(**inputs: Any) -> str:
-    """Sixteen hex digits of everything that something came out of."""
+    """Returns sixteen hex digits of a hash of the inputs."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _noise(person: str, seed: int) -> int:
-    """A person's own seed: intervals over people would be too narrow if all shared their noise."""
+    """Returns a person's own seed: with shared noise the intervals over people would be too narrow."""
     return int(hashlib.sha256(f"{person}/{seed}".encode()).hexdigest()[:12], 16)
 
 
 def _probe(adapter: Adapter) -> str:
-    """Names an adapter that the user brought by its numbers."""
-    sums = [
-        [float(f.double().sum()), float(f.double().square().sum())]
-        for p in adapter.factors.values()
-        for f in p
-    ]
+    """Names the user's adapter by its numbers."""
+    factors = [factor.double() for pair in adapter.factors.values() for factor in pair]
+    sums = [[float(factor.sum()), float(factor.square().sum())] for factor in factors]
     return _key(sites=list(adapter.factors), sums=sums)
 
 

@@ -1,156 +1,165 @@
-"""The judges that lie beside a base: an identity encoder and an attribute reader.
+"""All scorers together: every score of one person's pictures, a value a picture.
 
-Both are plain transformers folders. They score and never train anything. A base without a `scorers` folder
-has none, and its scores are null.
+Likeness is never measured against the reference photo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-import torch
 from PIL import Image
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from hyperdreambooth.base.load import Base
-from hyperdreambooth.evaluate.identity import Calibration, identity_scores
-from hyperdreambooth.evaluate.text import asked, found_share
-from hyperdreambooth.faces.image import to_pixels
-from hyperdreambooth.files import InputError
+from hyperdreambooth.base.load import PLACEHOLDER, Base
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
+from hyperdreambooth.evaluate.likeness import background_copied, diversity, pose_copied
+from hyperdreambooth.evaluate.models import Clip, Dino, Embed, Face, load_model
 
-_TRAIT = "trait:"
-_TOGETHER = 64  # pictures judged in one forward
+Values: TypeAlias = list[float | None]
 
+MEANING = {
+    "identity": "0 a stranger, 1 the person; against other photos, by the base's own scorer",
+    "face": "cosine of a real-face encoder's embeddings, against other photos",
+    "dino": "cosine of DINO's embeddings, against other photos",
+    "clip_i": "cosine of CLIP's embeddings, against other photos",
+    "clip_t": "cosine of CLIP's embeddings of picture and prompt",
+    "prompt": "share of the prompt's attributes that are in the picture",
+    "traits": "mean error of the measured traits, against other photos; lower is better",
+    "diversity": "mean difference of one person's pictures at 32×32 pixels; higher is more varied",
+    "pose_copied": "correlation with the reference photo inside the face's oval; lower copies less",
+    "background_copied": "correlation with the reference photo outside of it; lower copies less",
+}
+"""Score → what it means; `prompt:GROUP` is the prompt score of one group of attributes."""
 
-class Judge:
-    """One classifier over pictures, `(3, size, size)` in [-1, 1] → logits.
-
-    Attributes:
-        config: the transformers config with what the scorer says of itself.
-        labels: the name of every logit.
-    """
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import AutoModelForImageClassification
-
-        try:
-            model: Any = AutoModelForImageClassification.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"scorer {folder}: cannot be loaded ({reason}); get it again") from error
-        self.model: nn.Module = model.requires_grad_(False).eval().to(device)
-        self.config: Any = model.config
-        self.device, self.folder = device, folder
-        self.size: int = getattr(model.config, "image_size", 128)
-        self.labels = [model.config.id2label[k] for k in range(len(model.config.id2label))]
-
-    @torch.no_grad()
-    def logits(self, images: Sequence[Image.Image]) -> Tensor:
-        """`(m, l)` float32 on the CPU."""
-        if not images:
-            return torch.empty(0, len(self.labels))
-        pixels = [to_pixels(image, self.size) for image in images]
-        parts = [torch.stack(pixels[at : at + _TOGETHER]) for at in range(0, len(pixels), _TOGETHER)]
-        return torch.cat(
-            [self.model(pixel_values=part.to(self.device)).logits.float().cpu() for part in parts]
-        )
-
-    def field(self, name: str) -> Any:
-        """A field that the scorer's config.json must have."""
-        value = getattr(self.config, name, None)
-        if value is None:
-            raise InputError(f"scorer {self.folder}: config.json lacks {name!r}; get the scorer again")
-        return value
+_PERSON = re.compile(rf"\s*{re.escape(PLACEHOLDER)}")
+_LOADED = frozenset({".json", ".txt", ".safetensors", ".bin", ".onnx"})  # files that a scorer is loaded from
 
 
-class Scorers:
-    """Both judges of a base.
+def mean_cosine(embed: Embed, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
+    """Computes each picture's mean cosine with the other photos.
 
     Args:
-        folder: holds `identity` and `attributes`.
-        device: where they run.
+        embed: gives a picture in which it finds no face an embedding of zeros.
+        images: generated pictures.
+        others: real photos of the person.
+
+    Returns:
+        A value a picture; None for a picture without a face, and for all if no photo has one.
+    """
+    seen, known = embed(images), embed(others)
+    known = known[known.any(1)]
+    if not len(known):
+        return [None] * len(images)
+    cosines, has_face = (seen @ known.T).mean(1).tolist(), seen.any(1).tolist()
+    return [cosine if face else None for cosine, face in zip(cosines, has_face, strict=True)]
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """Every scorer that is at hand. The scores of the others are null.
+
+    Attributes:
+        base: the scorers that came with the base.
+        clip: for `clip_i` and `clip_t`.
+        dino: for `dino`.
+        face: for `face`.
+        names: which scorers these are; part of the key of every score.
+        missing: a line for each scorer that was asked for and could not be loaded.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.encoder, self.reader = Judge(folder / "identity", device), Judge(folder / "attributes", device)
-        self.phrases: dict[str, str] = self.reader.field("phrases")
-        try:
-            self.calibration = Calibration.model_validate(self.encoder.field("calibration"))
-        except ValidationError as error:
-            wanted = "calibration needs numbers `same` and `stranger`; get the scorer again"
-            raise InputError(f"scorer {folder / 'identity'}: {wanted}") from error
-        strays = sorted(set(self.phrases) - set(self.reader.labels))
-        if strays:
-            raise InputError(
-                f"scorer {folder / 'attributes'}: phrases for unknown labels {', '.join(strays)}"
-            )
+    base: BaseScorers | None = None
+    clip: Clip | None = None
+    dino: Dino | None = None
+    face: Face | None = None
+    names: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    missing: tuple[str, ...] = ()
 
-    @cached_property
-    def trait_names(self) -> tuple[str, ...]:
-        """What `traits` reads, in order."""
-        return tuple(label.removeprefix(_TRAIT) for label in self.reader.labels if label.startswith(_TRAIT))
-
-    def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit identity embeddings `(m, e)`."""
-        return normalize(self.encoder.logits(images), dim=1)
-
-    def identity(self, generated: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
-        """A score a generated picture: 0 a stranger, 1 the person.
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | None],
+        reference: Image.Image,
+        others: Sequence[Image.Image],
+    ) -> dict[str, Values]:
+        """Scores `m` pictures of one person by one method.
 
         Args:
-            generated: pictures to judge.
-            others: real photos of the person that are not the reference.
+            images: the pictures.
+            prompts: the prompt that each was drawn from; None for a photo.
+            reference: the photo that the method was given.
+            others: further photos of the person.
 
-        Raises:
-            ValueError: no other photo, hence nothing to compare with.
+        Returns:
+            Score → a value a picture; `diversity`, which belongs to all pictures together, is repeated.
         """
-        if not others:
-            raise ValueError("the identity score needs at least one photo besides the reference")
-        return identity_scores(self.embed(generated), self.embed(others), self.calibration).tolist()
+        found: dict[str, Values] = {
+            "pose_copied": [*pose_copied(images, reference)],
+            "background_copied": [*background_copied(images, reference)],
+            "diversity": [diversity(images)] * len(images),
+        }
+        texts = [prompt for prompt in prompts if prompt]
+        if len(texts) == len(images):
+            found |= self._prompts(images, texts)
+        return found | self._likeness(images, others) if others else found
 
-    def asked(self, prompt: str) -> list[str]:
-        """The attributes a prompt asks for."""
-        return asked(prompt, self.phrases)
+    def _likeness(self, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> dict[str, Values]:
+        found: dict[str, Values] = {}
+        if self.base is not None:
+            found["identity"] = [*self.base.identity(images, others)]
+            if self.base.trait_names:
+                expected = self.base.traits(others).mean(0)
+                found["traits"] = (self.base.traits(images) - expected).abs().mean(1).tolist()
+        for score, model in (("face", self.face), ("dino", self.dino), ("clip_i", self.clip)):
+            if model is not None:
+                found[score] = mean_cosine(model.embed, images, others)
+        return found
 
-    def prompt(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float | None]:
-        """A score a picture: the share of its prompt's attributes found; None where it asks for none.
-
-        Args:
-            images: pictures to judge.
-            prompts: the prompt of each.
-        """
-        logits = self.reader.logits(images)
-        labels = self.reader.labels
-        return [found_share(row, labels, self.asked(p)) for row, p in zip(logits, prompts, strict=True)]
-
-    def traits(self, images: Sequence[Image.Image]) -> Tensor:
-        """Identity traits read off the pictures, `(m, len(trait_names))` in 0 to 1."""
-        own = [k for k, label in enumerate(self.reader.labels) if label.startswith(_TRAIT)]
-        return self.reader.logits(images)[:, own].sigmoid()
-
-    def summary(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Image.Image] = ()
-    ) -> dict[str, float | None]:
-        """Mean `identity` and `prompt` scores of some pictures, null where there is nothing to judge by."""
-        likeness = self.identity(images, others) if others else []
-        followed = [share for share in self.prompt(images, prompts) if share is not None]
-        return {"identity": _mean(likeness), "prompt": _mean(followed)}
+    def _prompts(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Values]:
+        found: dict[str, Values] = {}
+        if self.clip is not None:
+            plain = [_PERSON.sub("", prompt).strip() for prompt in prompts]  # CLIP cannot know the trigger
+            found["clip_t"] = (self.clip.embed(images) * self.clip.embed_texts(plain)).sum(1).tolist()
+        return found | self.base.prompt(images, prompts) if self.base is not None else found
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def load_scorers(base: Base, clip: str | None, dino: str | None, face: str | None) -> Scorers:
+    """Loads every scorer that can be loaded.
+
+    Args:
+        base: brings its own scorers, if it has any.
+        clip: folder or hub id of a CLIP model; None for none.
+        dino: folder or hub id of a DINOv2 model; None for none.
+        face: folder or hub id of an encoder of real faces; None for none.
+    """
+    missing: list[str] = []
+    own = load_base_scorers(base)
+    if own is None:
+        missing.append(f"identity, prompt, traits: null, the base {base.source} comes without scorers")
+    models = (
+        load_model(Clip, "clip_i, clip_t", clip, base.device, missing),
+        load_model(Dino, "dino", dino, base.device, missing),
+        load_model(Face, "face", face, base.device, missing),
+    )
+    sources = {"base": str(base.scorers), "clip": clip, "dino": dino, "face": face}
+    names = {
+        name: _name(source) if source is not None and scorer is not None else None
+        for (name, source), scorer in zip(sources.items(), (own, *models), strict=True)
+    }
+    return Scorers(own, *models, names=names, missing=tuple(missing))
 
 
-def load_scorers(base: Base) -> Scorers | None:
-    """The judges that came with a base; None where it has none."""
-    if not base.scorers.is_dir():
-        return None
-    return Scorers(base.scorers, base.device)
+def _name(source: str) -> str:
+    """Names a scorer: a hub id as it is, a folder by a hash of the files that it is loaded from."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in _LOADED):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return f"{folder.name}:{digest.hexdigest()[:16]}"

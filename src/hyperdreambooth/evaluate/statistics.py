@@ -1,4 +1,4 @@
-"""Means over people, how far to trust them: the bootstrap's 95 % interval, differences person by person."""
+"""Means over people with the bootstrap's 95 % interval, and differences person by person."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from hyperdreambooth.runs import rng
 
 DRAWS = 2000
-PLACES = 5  # of every figure in a report
+PLACES = 5  # decimal places of every figure in a report
 
 
 class Interval(TypedDict):
-    """A mean over `n` people; the 95 % interval of it is null for fewer than two."""
+    """A mean over `n` people and its 95 % interval, which is null for fewer than two people."""
 
     n: int
     mean: float
@@ -23,16 +23,19 @@ class Interval(TypedDict):
 
 
 def resamples(n: int) -> torch.Tensor:
-    """Which of `n` people each draw takes, with replacement, `(DRAWS, n)`: the same for every score."""
+    """Draws `n` people with replacement, `(DRAWS, n)`; the same draws for every score."""
     return torch.randint(n, (DRAWS, n), generator=rng("bootstrap", n))
 
 
-# percentile bootstrap (Efron, 1979): people are drawn with replacement, not pictures, which share a person
+# percentile bootstrap (Efron, 1979) over people, not over pictures: one person's pictures are not independent
 def interval(values: Sequence[float]) -> Interval | None:
-    """The mean over people and its 95 % interval; None for nobody.
+    """Computes the mean over people and its 95 % interval.
 
     Args:
-        values: one a person.
+        values: one value a person.
+
+    Returns:
+        None if there are no values.
     """
     if not values:
         return None
@@ -47,10 +50,10 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def paired(one: Mapping[str, float], other: Mapping[str, float]) -> Interval | None:
-    """The mean difference `one - other` over the people who have both, with its interval.
+    """Computes the mean difference `one - other` over the people who are in both.
 
     Args:
         one: person → value.
-        other: the same of another method.
+        other: person → value, of another method.
     """
     return interval([one[name] - other[name] for name in sorted(one.keys() & other.keys())])

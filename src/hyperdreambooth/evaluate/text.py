@@ -1,4 +1,4 @@
-"""The prompt score: the share of what was asked for that is in the picture (docs/concepts.md, "Scores")."""
+"""The prompt score: the share of what a prompt asks for that is in the picture (docs/concepts.md)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def asked(prompt: str, phrases: Mapping[str, str]) -> list[str]:
-    """The attributes a prompt asks for, in the order they stand in it.
+    """Finds the attributes that a prompt asks for.
 
     Args:
         prompt: any text.
         phrases: label (`hat:red`) → the phrase that asks for it (`wearing a red hat`).
 
     Returns:
-        Labels whose phrase stands in the prompt as whole words. Where two overlap the longer one wins: "a red
-        hat with a feather" does not ask for "a red hat" as well.
+        The labels whose phrase is in the prompt as whole words, in the order of the prompt. Of two phrases
+        that overlap the longer one counts: "a red hat with a feather" does not ask for "a red hat" as well.
     """
     found: list[tuple[int, int, str]] = []
     for label, phrase in sorted(phrases.items(), key=lambda item: (-len(item[1]), item[0])):
@@ -29,7 +29,7 @@ def asked(prompt: str, phrases: Mapping[str, str]) -> list[str]:
 
 
 def groups(labels: Sequence[str]) -> dict[str, list[int]]:
-    """Group → the columns of its values, of labels written `group:value`."""
+    """Returns group → the columns of its values, of labels written `group:value`."""
     columns: dict[str, list[int]] = {}
     for column, label in enumerate(labels):
         columns.setdefault(label.split(":", 1)[0], []).append(column)
@@ -37,21 +37,18 @@ def groups(labels: Sequence[str]) -> dict[str, list[int]]:
 
 
 def found_share(logits: Tensor, labels: Sequence[str], wanted: Sequence[str]) -> float | None:
-    """The share of the wanted labels that the reader finds in one picture.
+    """Computes the share of the wanted labels that the reader finds in one picture.
 
     Args:
         logits: `(l,)` of one picture.
-        labels: the name of each column, `group:value`; one value a group is true.
-        wanted: what the prompt asks for.
+        labels: the name of each column, `group:value`; the largest logit of a group is its value.
+        wanted: the labels that the prompt asks for.
 
     Returns:
-        0 to 1; None where nothing was asked for.
+        0 to 1; None if nothing is wanted.
     """
     if not wanted:
         return None
     columns = groups(labels)
-    hits = 0
-    for label in wanted:
-        own = columns[label.split(":", 1)[0]]
-        hits += labels[own[int(logits[own].argmax())]] == label
-    return hits / len(wanted)
+    found = {labels[own[int(logits[own].argmax())]] for own in columns.values()}
+    return sum(label in found for label in wanted) / len(wanted)

@@ -1,4 +1,4 @@
-"""The settings of `prepare`: what becomes of a photo, and what is dropped."""
+"""The settings of `prepare`: how photos are cropped, and which are dropped."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ class PrepareConfig(BaseModel):
     """How photos become crops.
 
     Attributes:
-        size: pixels a side of the crops.
-        already_cropped: take the centre square as it is; no face is looked for.
-        margin: surroundings on every edge, in sides of the tightest crop around a head with its hair.
-        several: of several faces take the `largest`, or `refuse` the photo.
-        min_side: pixels of the photo that a crop must have a side; smaller faces are dropped.
-        sharpness: least variance of the Laplacian (`crop.sharpness`); 0 keeps blurred photos too.
-        score: least confidence of the detector, 0 to 1.
-        detector: YuNet's ONNX file; None fetches it from the hub, once.
-        caption: of photos that come without one; None leaves them so, and the training's `prompt` serves.
-        identity_column, caption_column: of a data set, or keys of a shard's JSON; None tries the usual names.
+        size: pixels per side of the crops.
+        already_cropped: take the centre square of each photo, without detecting a face.
+        margin: extra surroundings on every edge, in sides of the tightest crop around a head with its hair.
+        several: with several faces in a photo, take the `largest` or `refuse` the photo.
+        min_side: the least number of the photo's own pixels per side of a crop; smaller faces are dropped.
+        sharpness: the least variance of the Laplacian (`crop.sharpness`); 0 keeps blurred photos too.
+        score: the least confidence of the detector, 0 to 1.
+        detector: YuNet's ONNX file; None downloads it from the hub once.
+        caption: for photos without a caption; None leaves them without, and training uses its `prompt`.
+        identity_column: of a data set, or a key of a shard's JSON; None tries the usual names.
+        caption_column: likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

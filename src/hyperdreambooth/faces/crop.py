@@ -1,4 +1,4 @@
-"""One photo to one crop of one face, or one line on why not."""
+"""Cropping one face from one photo, or saying in one line why that is not possible."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from hyperdreambooth.faces.landmarks import (
 )
 from hyperdreambooth.files import InputError
 
-_JUDGED_AT = 256
+_MEASURED_AT = 256
 
 
 def crop_face(
     image: Image.Image, landmarks: Landmarks | None, config: PrepareConfig, detect: Detector | None
 ) -> tuple[Image.Image, Landmarks | None]:
-    """The crop, and the face's points in it.
+    """Returns the crop, and the face's landmarks in it.
 
     Args:
         image: an upright RGB picture.
-        landmarks: of the face, where somebody knows them; nothing is detected then.
-        config: size, margin, thresholds.
-        detect: finds faces; not needed with landmarks, or where photos are already cropped.
+        landmarks: of the face, if they are known; then nothing is detected.
+        config: size, margin and thresholds.
+        detect: finds faces; not needed with landmarks, or for photos that are already cropped.
 
     Raises:
-        InputError: no face, several, cut off, too small, blurred: one line, without the photo's name.
+        InputError: there is no face or several, or it is cut off, too small or blurred. The message does not
+            name the photo.
     """
     if landmarks is not None:
         check_face(landmarks, *image.size)
@@ -56,7 +57,7 @@ def crop_face(
 
 
 def _choose(faces: Any, config: PrepareConfig) -> Face:
-    """The face that is meant."""
+    """Returns the largest face, or refuses the photo."""
     found: list[Face] = sorted(faces, key=lambda face: face.area, reverse=True)
     if not found:
         raise InputError("no face found; crop it by hand and pass --already-cropped, or lower score")
@@ -67,7 +68,7 @@ def _choose(faces: Any, config: PrepareConfig) -> Face:
 
 
 def _check_inside(points: Landmarks | None, config: PrepareConfig) -> None:
-    """A centre square without the face, or with a part of it, is no crop of a face."""
+    """Refuses a centre square that does not contain the whole face."""
     if points is not None and outside(points, config.size, config.size):
         raise InputError(
             "the face's landmarks lie outside the centre square; crop the photo to the face, or leave out "
@@ -76,27 +77,26 @@ def _check_inside(points: Landmarks | None, config: PrepareConfig) -> None:
 
 
 def _check_side(side: float, config: PrepareConfig) -> None:
-    """Enough pixels of the photo's own."""
+    """Refuses a crop that would be enlarged from too few pixels."""
     if side < config.min_side:
         limit = f"expected at least {config.min_side}; use a larger photo, or lower min_side"
-        raise InputError(f"too small: the crop would have {side:.0f} pixels a side, {limit}")
+        raise InputError(f"too small: the crop would have {side:.0f} pixels per side, {limit}")
 
 
 def _check_sharp(crop: Image.Image, config: PrepareConfig) -> None:
-    """Neither blurred nor enlarged too far."""
+    """Refuses a crop that is blurred, or enlarged too far."""
     if config.sharpness and (found := sharpness(crop)) < config.sharpness:
         limit = f"expected at least {config.sharpness:g}; use a sharper photo, or lower sharpness"
         raise InputError(f"blurred: sharpness {found:.1f}, {limit}")
 
 
 def sharpness(crop: Image.Image) -> float:
-    """Variance of the Laplacian `4 g - (its four neighbours)` of the grey crop, 0 to 255 a pixel.
+    """Returns the variance of the Laplacian `4 g - (its four neighbours)` of the grey crop, 0 to 255.
 
-    Judged at 256 pixels a side, so that the threshold means the same for every size above.
-
-    A photograph in focus has some hundreds; one whose finest detail is a hundredth of the crop's side has 9.
+    It is measured at 256 pixels per side, so that the threshold means the same for all larger sizes. A photo
+    in focus has several hundred; one whose finest detail is a hundredth of the crop's side has 9.
     """
-    side = min(_JUDGED_AT, *crop.size)
+    side = min(_MEASURED_AT, *crop.size)
     grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
     g = np.asarray(grey, dtype=np.float64)
     edges = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]

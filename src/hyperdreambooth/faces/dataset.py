@@ -1,4 +1,4 @@
-"""Folders of photos to people: identity, photo, caption, landmarks. Names decide; no picture is opened."""
+"""Reading folders of photos: identities, photos, captions, landmarks. No picture is opened here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hyperdreambooth.faces.image import open_photo, to_rgb
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import InputError
 
-SHEET = "contact-sheet.png"  # what `prepare` shows of its work is nobody's photo
+SHEET = "contact-sheet.png"  # written by `prepare`; not a photo of anybody
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 UNREAD = frozenset({".heic", ".heif", ".avif"})
-"""What phones write and nobody here reads: said when it is opened, unless a conversion lies beside it."""
+"""Phones' formats that Pillow cannot read. Such a photo is refused unless a converted one lies beside it."""
 _KINDS = "png, jpg, webp, bmp, tiff or gif"
 
 
@@ -27,11 +27,11 @@ class Photo:
     """One photo of one person.
 
     Attributes:
-        path: the file; of a picture in memory, only a name for messages.
-        identity: whose photo it is.
-        caption: what it shows, where somebody wrote it down.
-        landmarks: of the face, where somebody knows them.
-        picture: the photo itself, where it came from memory and not from a file.
+        path: the file; for a picture in memory only a name for messages.
+        identity: the person's name.
+        caption: what the photo shows, or None.
+        landmarks: of the face, or None.
+        picture: the photo itself if it came from memory, else None.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Photo:
     picture: Image.Image | None = None
 
     def open(self) -> Image.Image:
-        """The photo as people see it: upright, RGB.
+        """Opens the photo as viewers show it: upright, RGB.
 
         Raises:
             InputError: the file is missing or unreadable, or the picture is too small or too large.
@@ -49,7 +49,7 @@ class Photo:
         return open_photo(self.path) if self.picture is None else to_rgb(self.path, self.picture)
 
     def hash(self) -> str:
-        """32 hex digits of the content of the file, or of the pixels of a picture in memory.
+        """Returns 32 hex digits of the file's content, or of the pixels of a picture in memory.
 
         Raises:
             InputError: the file cannot be read.
@@ -60,33 +60,31 @@ class Photo:
         return hashlib.sha256(kind + self.picture.tobytes()).hexdigest()[:32]
 
 
-Given: TypeAlias = str | Path | Image.Image
-"""A photo as callers give it: a file, a folder of photos of one person, or a picture in memory."""
-
-Photos: TypeAlias = Given | Sequence[Given]
-"""One or several of these, always of one person."""
+_Source: TypeAlias = str | Path | Image.Image | Photo
+Photos: TypeAlias = _Source | Sequence[_Source]
+"""Photos of one person: a file, a folder of files, a PIL image, a `Photo`, or a sequence of these."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a line of metadata.jsonl says of a photo."""
+    """The caption and landmarks that a line of metadata.jsonl gives a photo."""
 
     caption: str | None = None
     landmarks: Landmarks | None = None
 
 
 def printable(text: str) -> str:
-    """What is no UTF-8 in a file's name, escaped: Python has it as lone surrogates, which no report takes."""
+    """Escapes bytes of a file name that are not UTF-8: no report can hold Python's lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
-    """Read a folder of many people.
+    """Reads a folder of many people.
 
-    ``folder/identity/*.png`` is one identity a subfolder; a folder of nothing but photos is one identity a
-    photo, named by the file's stem (CelebA's way). Captions come from ``photo.txt`` beside the photo or a
-    ``metadata.jsonl`` (``{"file_name": …, "text": …, "landmarks": [[x, y], …]}``, the last two optional) in
-    the folder or the subfolder. Hidden names, and subfolders that hold no photo, are passed over.
+    In `folder/identity/*.png`, each subfolder is an identity. In a folder of photos alone, as CelebA is, each
+    photo is an identity named by the file's stem. Captions come from `photo.txt` beside the photo, or from a
+    `metadata.jsonl` in folder or subfolder: `{"file_name": …, "text": …, "landmarks": [[x, y], …]}`, the last
+    two optional. Hidden names and subfolders without photos are ignored.
 
     Args:
         folder: the folder.
@@ -95,7 +93,7 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
         Identity → its photos, both sorted by name.
 
     Raises:
-        InputError: not a folder, no photo in it, or photos beside the people's subfolders.
+        InputError: there is no folder or no photo, or photos lie beside the people's subfolders.
     """
     _check_folder(folder)
     notes = _metadata(folder)
@@ -107,7 +105,7 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
             notes |= _metadata(inner)
     if loose and people:
         raise InputError(
-            f"{folder}: has photos beside people's folders; move {loose[0].name} into one of them"
+            f"{folder}: photos lie beside people's folders; move {loose[0].name} into one of them"
         )
     for path in loose:
         people.setdefault(printable(path.stem), []).append(path)
@@ -120,48 +118,54 @@ def read_person(photos: Photos) -> tuple[Photo, ...]:
     """Reads the photos of one person, named after the first file or folder.
 
     Args:
-        photos: a file, a folder of photos, a picture in memory, or several of these; the same file twice
-            counts once.
+        photos: a file, a folder of photos, a PIL image, a `Photo`, or several of these; a repeated file counts
+            once.
 
     Returns:
-        The photos in the order given, those of a folder sorted by name.
+        The photos in the given order, those of a folder sorted by name.
 
     Raises:
-        InputError: nothing given, something missing, or a folder without photos.
+        InputError: nothing is given, something is missing, or a folder has no photos.
     """
-    given = [photos] if isinstance(photos, str | Path | Image.Image) else list(photos)
-    if not given:
-        raise InputError("no photo given; expected a photo of the person, or a folder of them")
+    sources = [photos] if isinstance(photos, str | Path | Image.Image | Photo) else list(photos)
+    if not sources:
+        raise InputError("no photo given; expected a photo of the person, or a folder of photos")
     found: dict[Path, Photo] = {}
-    identity = "" if isinstance(given[0], Image.Image) else _person_name(Path(given[0]))
-    for number, one in enumerate(given, start=1):
-        if isinstance(one, Image.Image):
+    identity = _person_name(sources[0]) or "person"
+    for number, source in enumerate(sources, start=1):
+        if isinstance(source, Image.Image):
             name = Path(f"picture {number}")
-            found[name] = Photo(name, identity or "person", None, picture=one)
+            found[name] = Photo(name, identity, None, picture=source)
+        elif isinstance(source, Photo):
+            found[Path(f"photo {number}")] = source
         else:
-            for photo in _files_of(Path(one), identity or "person"):
+            for photo in _files_of(Path(source), identity):
                 found.setdefault(photo.path.resolve(), photo)
     return tuple(found.values())
 
 
-def _person_name(first: Path) -> str:
-    resolved = first.resolve()
+def _person_name(first: _Source) -> str:
+    if isinstance(first, Image.Image):
+        return ""
+    if isinstance(first, Photo):
+        return first.identity
+    resolved = Path(first).resolve()
     return printable(resolved.stem if resolved.is_file() else resolved.name)
 
 
-def _files_of(given: Path, identity: str) -> tuple[Photo, ...]:
-    """The photo that a path names, or the photos right in a folder."""
-    if given.is_file():
-        return _label([given], identity, _metadata(given.parent))
-    _check_folder(given)
-    inside = _photos(given)
+def _files_of(path: Path, identity: str) -> tuple[Photo, ...]:
+    """Returns the photo at a path, or the photos directly in a folder."""
+    if path.is_file():
+        return _label([path], identity, _metadata(path.parent))
+    _check_folder(path)
+    inside = _photos(path)
     if not inside:
-        raise InputError(f"{given}: no photo found; expected the photos of one person ({_KINDS}) right in it")
-    return _label(inside, identity, _metadata(given))
+        raise InputError(f"{path}: no photo found; expected the photos of one person ({_KINDS}) right in it")
+    return _label(inside, identity, _metadata(path))
 
 
 def photo_hash(path: Path) -> str:
-    """32 hex digits of the file's content; its name and date do not matter."""
+    """Returns 32 hex digits of the file's content, whatever its name and date."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:32]
@@ -170,7 +174,7 @@ def photo_hash(path: Path) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """Missing, or not a folder: say which."""
+    """Refuses a path that is missing, or not a folder."""
     if not folder.exists():
         raise InputError(f"{folder}: no such photo or folder of photos")
     if not folder.is_dir():
@@ -178,7 +182,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What is in a folder, hidden names left out, sorted by name."""
+    """Returns a folder's entries sorted by name, without hidden ones."""
     try:
         return sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: path.name)
     except OSError as error:
@@ -186,7 +190,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _photos(folder: Path) -> list[Path]:
-    """The photos right in a folder; never deeper, so a symlink that leads back is harmless."""
+    """Returns the photos directly in a folder; nothing deeper, so a symlink that leads back is harmless."""
     named = [path for path in _children(folder) if path.suffix.lower() in EXTENSIONS | UNREAD]
     files = [path for path in named if path.name != SHEET and path.is_file()]
     stems = {path.stem for path in files if path.suffix.lower() in EXTENSIONS}
@@ -194,19 +198,19 @@ def _photos(folder: Path) -> list[Path]:
 
 
 def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tuple[Photo, ...]:
-    """Attach captions and landmarks; a text file beside the photo beats metadata.jsonl."""
+    """Adds captions and landmarks; a text file beside the photo takes precedence over metadata.jsonl."""
     known = [(path, notes.get(path, Note())) for path in paths]
     return tuple(Photo(path, identity, _beside(path) or note.caption, note.landmarks) for path, note in known)
 
 
 def _beside(path: Path) -> str | None:
-    """The text file beside a photo, as one line."""
+    """Returns the text file beside a photo as one line."""
     text = path.with_suffix(".txt")
     return " ".join(_read(text).split()) if text.is_file() else None
 
 
 def _read(path: Path) -> str:
-    """A text file, or one line on why not."""
+    """Reads a text file."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -214,7 +218,7 @@ def _read(path: Path) -> str:
 
 
 def _metadata(folder: Path) -> dict[Path, Note]:
-    """A folder's ``metadata.jsonl``, as Hugging Face's image folders have it."""
+    """Reads a folder's `metadata.jsonl`, a format of Hugging Face's image folders."""
     file = folder / "metadata.jsonl"
     notes: dict[Path, Note] = {}
     for number, line in enumerate(_read(file).split("\n") if file.is_file() else [], start=1):
@@ -230,10 +234,11 @@ def _metadata(folder: Path) -> dict[Path, Note]:
 
 
 def note_of(text: object, landmarks: object) -> Note:
-    """A caption as one line, landmarks as pairs; None where there is nothing.
+    """Returns a caption as one line and landmarks as pairs, None for what is missing.
 
     Raises:
-        ValueError: landmarks that are not five pairs of numbers, or half a character, which JSON can spell.
+        ValueError: the landmarks are not five pairs of numbers, or the caption holds half a character, which
+            JSON can spell.
     """
     words = " ".join(str(text).split()) if text else ""
     words.encode()

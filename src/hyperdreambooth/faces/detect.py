@@ -1,4 +1,4 @@
-"""Finding faces: OpenCV's YuNet, whose weights (MIT) are fetched from the hub once. OpenCV is an extra."""
+"""Detecting faces with OpenCV's YuNet. Its weights (MIT) come from the hub; OpenCV is an optional extra."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import InputError
 
 REPOSITORY, FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
-LONGEST = 1024  # pixels of the longer side that YuNet is shown: it was trained on faces of 10 to 300
-LEAST_SCORE = 0.6  # of a face, where nobody says otherwise
-_OVERLAP, _MOST = 0.3, 100  # of non-maximum suppression; faces
+LONGEST = 1024  # pixels of the longer side that YuNet sees: it was trained on faces of 10 to 300 pixels
+LEAST_SCORE = 0.6  # the default for a face
+_OVERLAP, _MOST = 0.3, 100  # of boxes, in non-maximum suppression; number of faces
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face in pixels of the photo: `box` is left, top, width, height; `score` the detector's confidence."""
+    """A face in pixels of the photo: `box` is left, top, width, height; `score` is the confidence."""
 
     box: tuple[float, float, float, float]
     landmarks: Landmarks
@@ -30,7 +30,7 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Square pixels."""
+        """The area of the box in square pixels."""
         return self.box[2] * self.box[3]
 
     def __str__(self) -> str:
@@ -43,33 +43,33 @@ Detector: TypeAlias = Callable[[Image.Image], Sequence[Face]]
 
 
 def yunet(file: Path, score: float) -> Detector:
-    """The detector of an ONNX file. It travels to other processes, which read the file anew.
+    """Returns the detector of an ONNX file. It can be pickled: another process reads the file again.
 
     Args:
-        file: YuNet, as the hub has it.
-        score: least confidence.
+        file: YuNet, as published on the hub.
+        score: the least confidence of a face.
 
     Raises:
-        InputError: no such file, or OpenCV cannot read it.
+        InputError: the file is missing, or OpenCV cannot read it.
     """
     _network(file, score)
     return partial(_detect, file, score)
 
 
 def fetch_yunet(otherwise: str) -> Path:
-    """YuNet's file in the hub's cache, downloaded at the first call.
+    """Returns YuNet's file in the hub's cache, which the first call downloads.
 
     Args:
-        otherwise: what to do where it cannot be had.
+        otherwise: advice for the message if the file is not available.
 
     Raises:
-        InputError: not there, and no way to get it.
+        InputError: the file is neither cached nor can it be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(REPOSITORY, FILE))
-    except (OSError, ValueError) as error:  # the hub's and the network's errors are of these
+    except (OSError, ValueError) as error:  # errors of hub and network derive from these
         why = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError(
             f"face detection: {FILE} cannot be fetched from {REPOSITORY} ({why}); {otherwise}"
@@ -77,13 +77,13 @@ def fetch_yunet(otherwise: str) -> Path:
 
 
 def check_opencv(otherwise: str = "") -> None:
-    """Says what to install, before the work.
+    """Refuses to start without OpenCV.
 
     Args:
-        otherwise: what else would do.
+        otherwise: the alternative to installing it, appended to the message.
 
     Raises:
-        InputError: OpenCV is missing.
+        InputError: OpenCV is not installed.
     """
     try:
         import cv2  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -95,7 +95,7 @@ def check_opencv(otherwise: str = "") -> None:
 
 @cache
 def _network(file: Path, score: float) -> Any:
-    """OpenCV's detector."""
+    """Returns OpenCV's detector."""
     import cv2
 
     try:
@@ -108,21 +108,21 @@ def _network(file: Path, score: float) -> Any:
 
 
 def _detect(file: Path, score: float, image: Image.Image) -> list[Face]:
-    """Faces of a picture, which is shown smaller where it is large."""
+    """Detects the faces of a picture, which is scaled down if it is large."""
     network, zoom = _network(file, score), min(1.0, LONGEST / max(image.size))
     shown = image.resize((max(1, round(image.width * zoom)), max(1, round(image.height * zoom))))
     network.setInputSize(shown.size)
-    _, rows = network.detect(np.ascontiguousarray(np.asarray(shown)[..., ::-1]))  # OpenCV thinks in BGR
+    _, rows = network.detect(np.ascontiguousarray(np.asarray(shown)[..., ::-1]))  # OpenCV expects BGR
     zooms = shown.width / image.width, shown.height / image.height
     return [] if rows is None else faces_of_rows(np.asarray(rows, dtype=np.float64), zooms)
 
 
 def faces_of_rows(rows: np.ndarray[Any, Any], zooms: tuple[float, float]) -> list[Face]:
-    """YuNet's answer `(n, 15)`, box, five points, score, in pixels of the photo.
+    """Converts YuNet's rows `(n, 15)` (box, five points, score) into faces in pixels of the photo.
 
     Args:
-        rows: in pixels of the picture as it was shown.
-        zooms: its width and height over the photo's.
+        rows: in pixels of the picture that YuNet saw.
+        zooms: width and height of that picture over those of the photo.
     """
     scaled = rows[:, :14].reshape(-1, 7, 2) / np.asarray(zooms)
     return [

@@ -1,4 +1,4 @@
-"""One photo file to one upright RGB picture, and pictures to pixels and back."""
+"""Opening photo files as upright RGB pictures, and converting pictures to tensors and back."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hyperdreambooth.files import InputError
 
-MIN_SIDE = 32  # pixels; a smaller face has nothing to learn from
+MIN_SIDE = 32  # pixels; a smaller picture shows too little of a face
 MAX_PIXELS = 80_000_000
-# Only these decoders ever run: Pillow has others that start programs (EPS) or that no camera writes.
+# Only these decoders run: others of Pillow start programs (EPS), or read what no camera writes.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO, what phones write
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,20 +29,21 @@ _TURNS = {
 
 
 def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
-    """Read a photo as people see it.
+    """Reads a photo as viewers show it.
 
     EXIF rotation is applied, 16-bit and CMYK become 8-bit RGB, transparency becomes white, and an animation
     gives its first frame.
 
     Args:
         path: a PNG, JPEG, WebP, BMP, TIFF or GIF file.
-        content: of a photo that is no file of its own; `path` then only names it.
+        content: the bytes of a photo that has no file of its own; `path` is then only its name.
 
     Returns:
-        An RGB picture, no side under ``MIN_SIDE``.
+        An RGB picture whose sides have at least `MIN_SIDE` pixels.
 
     Raises:
-        InputError: missing, unreadable, truncated, too large or too small; the line names the file.
+        InputError: the file, which the message names, is missing, unreadable, truncated, too large or too
+            small.
     """
     if content is None and not path.is_file():
         raise InputError(
@@ -50,7 +51,7 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning comes before our check
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures before our check refuses them
             with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(path, image)
                 return _rgb(_upright(image))
@@ -62,40 +63,44 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
         raise InputError(
             f"{path}: not a PNG, JPEG, WebP, BMP, TIFF or GIF picture; convert it first"
         ) from None
-    except Exception as error:  # broken files make the decoders raise nearly anything
+    except Exception as error:  # decoders raise nearly anything for broken files
         raise InputError(f"{path}: the picture is truncated or broken, get it again ({error})") from None
 
 
 def to_rgb(name: Path, image: Image.Image) -> Image.Image:
-    """A picture in memory as `open_photo` gives a file: upright, 8-bit RGB, no side under ``MIN_SIDE``.
+    """Converts a picture in memory as `open_photo` does a file: upright, 8-bit RGB.
+
+    Args:
+        name: the picture's name for messages.
+        image: the picture, in any mode.
 
     Raises:
-        InputError: too large or too small; the line names the picture.
+        InputError: the picture is too large or too small.
     """
     _check_size(name, image)
     return _rgb(_upright(image))
 
 
 def _check_size(path: Path, image: Image.Image) -> None:
-    """Judge by the header, before anything is decoded."""
+    """Refuses a picture by its header, before anything is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         limit = f"more than {MAX_PIXELS // 10**6} million pixels; scale it down"
         raise InputError(f"{path}: the picture is {width}×{height}, {limit}")
     if min(width, height) < MIN_SIDE:
-        limit = f"expected at least {MIN_SIDE} a side; use a larger photo"
+        limit = f"expected at least {MIN_SIDE} per side; use a larger photo"
         raise InputError(f"{path}: the picture is {width}×{height} pixels, {limit}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As EXIF has it. Pillow's `exif_transpose` also writes the tags anew, and fails at odd ones."""
+    """Turns a picture as EXIF says. Pillow's `exif_transpose` also rewrites tags, and fails at odd ones."""
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB."""
+    """Converts any mode to RGB."""
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
@@ -106,7 +111,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 or 32 bits or floats as eight bits (Pillow's own conversion clips, not scales)."""
+    """Scales grey values of 16 or 32 bits, or floats, to eight bits; Pillow's own conversion clips them."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = float(values.max())
     usual = 65535.0 if image.mode != "F" else 1.0 if top <= 1 else 255.0
@@ -114,24 +119,29 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.round().astype(np.uint8))
 
 
+def centre_square(image: Image.Image, size: int) -> Image.Image:
+    """Returns the centre square of a picture, resized to `size` pixels per side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
+
+
 def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """The centre square of a picture, resized.
+    """Returns the centre square of a picture as a tensor.
 
     Args:
         image: a picture of any size.
-        size: pixels a side.
+        size: pixels per side.
 
     Returns:
-        ``(3, size, size)``, float32 in [-1, 1].
+        `(3, size, size)`, float32 in [-1, 1].
     """
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.convert("RGB").crop((left, top, left + side, top + side))
-    square = square.resize((size, size), Image.Resampling.LANCZOS)
+    square = centre_square(image.convert("RGB"), size)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Pixels ``(3, h, w)`` in [-1, 1] as a picture; the inverse of ``to_pixels`` up to 8-bit rounding."""
+    """Converts pixels `(3, h, w)` in [-1, 1] to a picture; inverts `to_pixels` up to 8-bit rounding."""
     bytes_ = pixels.detach().float().cpu().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())

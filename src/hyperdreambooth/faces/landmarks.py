@@ -1,8 +1,8 @@
-"""Five points of a face: the similarity that brings them upright, the crop around them, the oval of the head.
+"""Five points of a face: the similarity that turns them upright, the crop around them, the oval of the head.
 
-The points are, left to right as one looks at the picture: eye, eye, tip of the nose, corner of the mouth,
-corner of the mouth; in pixels of the upright picture, `(0, 0)` its upper left corner. CelebA and YuNet list
-them so.
+The points are: left eye, right eye, tip of the nose, left and right corner of the mouth, left and right as
+seen in the picture. They are in pixels of the upright picture, whose upper left corner is `(0, 0)`. CelebA
+and YuNet use this order.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hyperdreambooth.faces.image import centre_square
 from hyperdreambooth.files import InputError
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 Landmarks: TypeAlias = tuple[tuple[float, float], ...]
 """Five `(x, y)`."""
 
-# in sides of the crop; so framed, a grown-up's head with its hair (230 mm, pupils 63 mm apart at half of its
-# height) fills the oval of `face_oval`
+# In sides of the crop. In this frame, an adult's head with its hair (230 mm, pupils 63 mm apart at half of
+# its height) fills the oval of `face_oval`.
 TEMPLATE: Landmarks = ((0.385, 0.46), (0.615, 0.46), (0.5, 0.6), (0.415, 0.72), (0.585, 0.72))
 MOST_MISFIT = 0.6
 
 
 def as_landmarks(value: Any) -> Landmarks:
-    """Five pairs or ten numbers, as JSON has them.
+    """Converts five pairs or ten numbers, as JSON has them, to landmarks.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the value is anything else.
     """
     try:
         points = np.asarray(value, dtype=np.float64).reshape(5, 2)
-    except (TypeError, ValueError, OverflowError):  # JSON knows whole numbers that no float holds
+    except (TypeError, ValueError, OverflowError):  # JSON may hold integers too large for a float
         raise ValueError("expected five [x, y] landmarks (eyes, nose, corners of the mouth)") from None
     if not np.isfinite(points).all():
         raise ValueError("expected finite landmarks")
@@ -45,11 +46,11 @@ def as_landmarks(value: Any) -> Landmarks:
 # argmin over s, R, t of Σ ‖s R p + t - q‖²   (Umeyama 1991); in the plane s R is one complex number, and the
 # least squares have a closed form without an SVD
 def similarity(points: Points, onto: Points) -> tuple[complex, complex]:
-    """Turn `a` and shift `b` for which `a · p + b` comes nearest to `q`: scale and rotation, no mirroring.
+    """Returns turn `a` and shift `b` that bring `a · p + b` nearest to `q`: scale and rotation only.
 
     Args:
         points: `p`, read as `x + iy`.
-        onto: `q`, as many.
+        onto: `q`, as many points.
 
     Raises:
         InputError: all points coincide.
@@ -64,7 +65,7 @@ def similarity(points: Points, onto: Points) -> tuple[complex, complex]:
 
 
 def moved(points: Points, turn: complex, shift: complex) -> Landmarks:
-    """`turn · p + shift` of every point."""
+    """Returns `turn · p + shift` for every point."""
     return tuple((float(z.real), float(z.imag)) for z in turn * _complex(points) + shift)
 
 
@@ -74,15 +75,15 @@ def _complex(points: Points) -> np.ndarray[Any, np.dtype[np.complex128]]:
 
 
 def framed(size: float, margin: float) -> Landmarks:
-    """Where a crop of `size` pixels has the points, with `margin` sides of surroundings on every edge."""
+    """Returns the template in a crop of `size` pixels with `margin` sides of surroundings on every edge."""
     zoom = size / (1 + 2 * margin)
     return moved(TEMPLATE, complex(zoom), complex(size - zoom, size - zoom) / 2)
 
 
 def misfit(points: Landmarks) -> float:
-    """The share of the template's shape that no similarity finds in the points, 0 to 1.
+    """Returns how far the points are from the template's shape after the best similarity, 0 to 1.
 
-    The astronaut of the tests has .03, a head thrown back .1, a profile .4, swapped eyes .8 and more.
+    The astronaut of the tests has .03, a head thrown back .1, a profile .4, swapped eyes at least .8.
     """
     p, q = _complex(points), _complex(TEMPLATE)
     p, q = p - p.mean(), q - q.mean()
@@ -91,10 +92,10 @@ def misfit(points: Landmarks) -> float:
 
 
 def check_face(points: Landmarks, width: int, height: int) -> None:
-    """Refuses points outside the picture, or such as no face has (eyes swapped, say).
+    """Refuses points that lie outside the picture, or that no face has, for example with eyes swapped.
 
     Raises:
-        InputError: which of the two.
+        InputError: one of the two.
     """
     if outside(points, width, height):
         raise InputError(
@@ -104,32 +105,32 @@ def check_face(points: Landmarks, width: int, height: int) -> None:
 
 
 def outside(points: Landmarks, width: int, height: int) -> bool:
-    """Whether some point lies beyond the edges of a picture."""
+    """Returns whether any point lies outside a picture."""
     return any(not (0 <= x <= width and 0 <= y <= height) for x, y in points)
 
 
 def check_shape(points: Landmarks) -> None:
-    """Refuses points such as no face has, wherever they lie.
+    """Refuses points whose arrangement no face has, wherever they lie.
 
     Raises:
-        InputError: that is so.
+        InputError: the points are too far from the template's shape.
     """
     if misfit(points) > MOST_MISFIT:
         raise InputError(
             "the landmarks make no face; expected left eye, right eye, nose, left and right corner of the "
-            "mouth, as one looks at the picture"
+            "mouth, left and right as seen in the picture"
         )
 
 
 def aligned(
     image: Image.Image, points: Landmarks, size: int, margin: float = 0.0
 ) -> tuple[Image.Image, Landmarks]:
-    """The upright square around a face; what lies outside the photo is its mirror image.
+    """Crops the upright square around a face; beyond its edges the photo is mirrored.
 
     Args:
         image: an upright RGB picture.
         points: of the face.
-        size: pixels a side of the crop.
+        size: pixels per side of the crop.
         margin: surroundings on every edge, in sides of the tightest crop.
 
     Returns:
@@ -141,13 +142,13 @@ def aligned(
 def laid_onto(
     image: Image.Image, points: Landmarks, places: Points, size: int
 ) -> tuple[Image.Image, Landmarks]:
-    """The square in which the points come nearest to some places, by a similarity.
+    """Crops the square in which the points come nearest to the given places, by a similarity.
 
     Args:
         image: an upright RGB picture.
         points: of the face.
-        places: where they are wanted, in pixels of the crop.
-        size: pixels a side of the crop.
+        places: where the points should be, in pixels of the crop.
+        size: pixels per side of the crop.
 
     Returns:
         The crop, and the points in it.
@@ -155,7 +156,7 @@ def laid_onto(
     turn, shift = similarity(points, places)
     shrink = max(1, int(1 / abs(turn)))  # a box filter first: bicubic alone would skip pixels
     small = image.reduce(shrink)
-    back, start = 1 / (turn * shrink), -shift / (turn * shrink)  # from pixels of the crop to those of `small`
+    back, start = 1 / (turn * shrink), -shift / (turn * shrink)  # from pixels of the crop to `small`
     corners = np.asarray([0, size, 1j * size, size + 1j * size]) * back + start
     patch, left, top = _mirrored(small, corners)
     start -= complex(left, top)
@@ -165,7 +166,7 @@ def laid_onto(
 
 
 def _mirrored(image: Image.Image, corners: np.ndarray[Any, Any]) -> tuple[Image.Image, int, int]:
-    """The part of a picture that holds the corners, continued by reflection; and where it begins."""
+    """Returns the part of a picture that holds the corners, mirrored beyond the edges, and its origin."""
     left, top = int(np.floor(corners.real.min())) - 2, int(np.floor(corners.imag.min())) - 2
     right, bottom = int(np.ceil(corners.real.max())) + 2, int(np.ceil(corners.imag.max())) + 2
     inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
@@ -175,27 +176,24 @@ def _mirrored(image: Image.Image, corners: np.ndarray[Any, Any]) -> tuple[Image.
 
 
 def in_square(points: Landmarks, width: int, height: int) -> Landmarks:
-    """Points of a picture in sides of its centre square, which is what training sees of it."""
+    """Returns points in sides of the picture's centre square, which is the part that training sees."""
     side = min(width, height)
     corner = complex((width - side) // 2, (height - side) // 2)
     return moved(points, complex(1 / side), -corner / side)
 
 
 def centred(image: Image.Image, points: Landmarks | None, size: int) -> tuple[Image.Image, Landmarks | None]:
-    """The centre square of a picture, resized, and its points there."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return square, points and moved(in_square(points, *image.size), complex(size), 0j)
+    """Returns the centre square of a picture, resized, and its points there."""
+    return centre_square(image, size), points and moved(in_square(points, *image.size), complex(size), 0j)
 
 
 def face_oval(height: int, width: int, points: Landmarks | None = None) -> Tensor:
-    """Where a square crop has its head: 1 inside, 0 outside, soft between.
+    """Returns a mask of the head in a square crop: 1 inside, 0 outside, with a soft edge.
 
     Args:
-        height: rows, of a latent usually.
+        height: rows, usually of a latent.
         width: columns.
-        points: of the face, in sides of the square; without them the head is where an aligned crop has it.
+        points: of the face, in sides of the square; None for the place of the head in an aligned crop.
 
     Returns:
         `(height, width)`.

@@ -1,8 +1,7 @@
-"""Photos of any source to a folder of crops, ahead of time: in parallel, resumable, whole files only.
+"""Turning the photos of any source into a folder of crops: in parallel, resumable, whole files only.
 
-The result is an ordinary photo folder, `IDENTITY/PHOTO.png` or flat as the source was, with captions beside
-the photos and the landmarks in metadata.jsonl. Two runs on one folder are wasteful and harmless: both write
-the same.
+The result is an ordinary photo folder, `IDENTITY/PHOTO.png` or flat like the source, with captions beside the
+photos and the landmarks in metadata.jsonl. Two runs on one folder do no harm: both write the same.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run, check_run, recorded_inputs
 from hyperdreambooth.workers import pool, processes
 
-THUMB = 160  # pixels of a dropped photo in the contact sheet
-FEW = 16  # photos that are not worth starting processes for
+THUMB = 160  # pixels per side of a dropped photo in the contact sheet
+FEW = 16  # for fewer photos, no processes are started
 _CROPPED = "--already-cropped for photos that are crops of faces"
-_FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is nobody's
+_FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is left over from a kill
 
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo for a worker."""
+    """One photo to crop, and all that a worker needs for it."""
 
     item: Item
     content: str
@@ -59,39 +58,40 @@ def prepare_folder(
     workers: int | None = None,
     detect: Detector | None = None,
 ) -> list[Record]:
-    """Crops all photos of a source; running it again continues, and follows a source that has changed.
+    """Crops all photos of a source. A second run continues the first, and follows changes of the source.
 
     Args:
-        source: what `read_items` takes.
-        out: a new folder, or one of an earlier run of the same source and config.
-        config: how.
-        workers: processes; None for one a core.
-        detect: finds faces; None for YuNet. It travels to the workers, so it must pickle.
+        source: a source of photos, see `read_items`.
+        out: a new folder, or one of an earlier run with the same source and config.
+        config: the settings; None for the defaults.
+        workers: number of processes; None for one per core.
+        detect: finds faces; None for YuNet. It is pickled for the workers.
 
     Returns:
-        What became of every photo, in the source's order.
+        The outcome for every photo, in the source's order.
 
     Raises:
-        InputError: an unusable or empty source, a folder of something else, or a detector that cannot be had.
+        InputError: the source is unusable or empty, the folder holds something else, or no detector is
+            available.
     """
     config, source = config or PrepareConfig(), str(source)
     _check_out(source, out)
-    journal, records = Journal(out / ".journal"), list[Record]()
-    # a run of ours that came to nothing binds nobody to its source
+    journal, records = Journal(out / ".journal.sqlite"), list[Record]()
+    # an earlier run without any record may have had another source
     if not journal.known and (recorded_inputs(out) or {}).keys() == {"source"}:
         (out / "config.json").unlink()
-    # by the path as it is spelled, so that source and crops may be moved together; not by a slash at its end
+    # the path as the user spelled it, so that source and crops may be moved together; without a final slash
     Run(out, config, inputs={"source": printable(source if source.startswith(HUB) else str(Path(source)))})
     items = read_items(source, config)
-    jobs = _jobs(items, journal.known, out, config, detect)
+    tasks = _tasks(items, journal.known, out, config, detect)
     with closing(journal), Progress("prepare", len(items) if isinstance(items, list) else None) as bar:
-        for record in _each(jobs, processes(workers)):
+        for record in _each(tasks, processes(workers)):
             if record.content and record != journal.known.get(record.name):
                 journal.add(record)
             records.append(record)
             bar.update(1)
     if not records:
-        raise InputError(f"{source}: no photo found in it")
+        raise InputError(f"{source}: no photo found; pass a folder, shards or a data set with photos")
     kept = [record for record in records if record.kept]
     _remove(out, journal.ever_kept, {record.name for record in kept})
     _describe(out, kept)
@@ -99,20 +99,20 @@ def prepare_folder(
 
 
 def _check_out(source: str, out: Path) -> None:
-    """Never among the photos themselves, and never over somebody else's folder."""
+    """Refuses an output folder inside the photos, or one that holds something else."""
     if not source.startswith(HUB):
         check_apart(out, Path(source))
     check_run(out)
 
 
-def _jobs(
+def _tasks(
     items: Iterable[Item],
     known: Mapping[str, Record],
     out: Path,
     config: PrepareConfig,
     detect: Detector | None,
 ) -> Iterator[PhotoTask | Record]:
-    """What is still to be done, and the records of what is done."""
+    """Yields a task for each photo to crop, and a record for each photo that is done or refused."""
     names, depths = dict[str, str](), set[int]()
     for item in items:
         if item.refused:
@@ -120,7 +120,9 @@ def _jobs(
             continue
         depths.add(item.name.count("/"))
         if len(depths) > 1:
-            raise InputError(f"{item.origin}: some photos name a person and some do not; name all or none")
+            raise InputError(
+                f"{item.origin}: some photos have an identity and some do not; give it for all or for none"
+            )
         try:
             _claim(item, names)
             content = item.fingerprint()
@@ -140,27 +142,27 @@ def _jobs(
 
 
 def _claim(item: Item, names: dict[str, str]) -> None:
-    """Notes a photo's name; refuses one that is taken."""
+    """Records a photo's name; refuses a name that is taken."""
     name = _folded(item.name)
     if f"{name.rpartition('/')[2]}.png" == SHEET:
-        raise InputError(f"its crop would have the name of prepare's own {SHEET}; rename it")
+        raise InputError(f"its crop would replace prepare's own {SHEET}; rename it")
     if first := names.get(name):
         raise InputError(f"has the same name as {first}; rename one of them")
     names[name] = item.origin
 
 
 def _folded(name: str) -> str:
-    """A name as the file systems of Windows and Macs compare it."""
+    """Returns a name as the file systems of Windows and macOS compare it."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _reason(error: InputError, item: Item) -> str:
-    """Why a photo is dropped, without its name, which the record has already."""
+    """Returns why a photo is dropped, without its path, which the record already has."""
     return printable(str(error).removeprefix(f"{InputError(f'{_path(item)}:')} "))
 
 
 def _path(item: Item) -> Path:
-    """The photo's file, or what names a photo that is none."""
+    """Returns the photo's file, or the name of a photo that has no file."""
     return item.content if isinstance(item.content, Path) else Path(item.origin)
 
 
@@ -168,21 +170,21 @@ def _is_there(record: Record, out: Path) -> bool:
     return not record.kept or (out / f"{record.name}.png").is_file()
 
 
-def prepare_photo(job: PhotoTask) -> Record:
-    """Crops one photo and writes it: the caption first, so that no crop is ever without it."""
-    item, image = job.item, None
+def prepare_photo(task: PhotoTask) -> Record:
+    """Crops one photo and writes it, after its caption, so that no crop is ever without it."""
+    item, image = task.item, None
     try:
         image = open_photo(_path(item), None if isinstance(item.content, Path) else item.content)
-        crop, points = crop_face(image, item.landmarks, job.config, job.detect)
+        crop, points = crop_face(image, item.landmarks, task.config, task.detect)
     except InputError as error:
-        return Record(item.name, item.origin, job.content, _reason(error, item), thumb=_thumb(image))
-    caption = item.caption or job.config.caption
-    place = job.out / f"{item.name}.png"
+        return Record(item.name, item.origin, task.content, _reason(error, item), thumb=_thumb(image))
+    caption = item.caption or task.config.caption
+    place = task.out / f"{item.name}.png"
     place.parent.mkdir(parents=True, exist_ok=True)
     _write_caption(place, caption)
     with whole_file(place) as part:
         crop.save(part, format="PNG")
-    return Record(item.name, item.origin, job.content, caption=caption, landmarks=points)
+    return Record(item.name, item.origin, task.content, caption=caption, landmarks=points)
 
 
 def _write_caption(place: Path, caption: str | None) -> None:
@@ -195,7 +197,7 @@ def _write_caption(place: Path, caption: str | None) -> None:
 
 
 def _thumb(image: Image.Image | None) -> str:
-    """A small JPEG in base64."""
+    """Returns a picture as a small base64 JPEG."""
     if image is None:
         return ""
     image.thumbnail((THUMB, THUMB))
@@ -207,24 +209,24 @@ def _thumb(image: Image.Image | None) -> str:
 # ---- processes -----------------------------------------------------------------------------------------
 
 
-def _each(jobs: Iterator[PhotoTask | Record], workers: int) -> Iterator[Record]:
-    """Records in the order of the jobs."""
-    first = list(islice(jobs, FEW))
-    todo = chain(first, jobs)
+def _each(tasks: Iterator[PhotoTask | Record], workers: int) -> Iterator[Record]:
+    """Yields the records in the order of the tasks."""
+    first = list(islice(tasks, FEW))
+    todo = chain(first, tasks)
     if workers == 1 or len(first) < FEW:
-        yield from (job if isinstance(job, Record) else prepare_photo(job) for job in todo)
+        yield from (task if isinstance(task, Record) else prepare_photo(task) for task in todo)
         return
     window: deque[Record | Future[Record]] = deque()
     with pool(workers) as side_by_side:
         try:
-            for job in todo:
-                window.append(job if isinstance(job, Record) else side_by_side.submit(prepare_photo, job))
+            for task in todo:
+                window.append(task if isinstance(task, Record) else side_by_side.submit(prepare_photo, task))
                 if len(window) > 4 * workers:
                     yield _result(window.popleft())
             yield from (_result(one) for one in window)
         except BrokenProcessPool:
             raise OSError(
-                "a worker died, of too little memory perhaps; run again with fewer --workers"
+                "a worker process died, perhaps for lack of memory; run again with fewer --workers"
             ) from None
         finally:
             side_by_side.shutdown(cancel_futures=True)
@@ -234,19 +236,20 @@ def _result(one: Record | Future[Record]) -> Record:
     return one if isinstance(one, Record) else one.result()
 
 
-# ---- what else lies in the folder ----------------------------------------------------------------------
+# ---- the rest of the folder ------------------------------------------------------------------------------
 
 
 def _describe(out: Path, kept: Iterable[Record]) -> None:
-    """A metadata.jsonl in every folder of crops whose landmarks are known."""
+    """Writes metadata.jsonl into every folder of crops whose landmarks are known."""
     lines: dict[Path, list[str]] = {}
     for record in kept:
         place = out / f"{record.name}.png"
-        entry = {"file_name": place.name, "text": record.caption, "landmarks": record.landmarks}
-        told = {name: value for name, value in entry.items() if value is not None}
-        lines.setdefault(place.parent, [])
+        entry: dict[str, object] = {"file_name": place.name, "text": record.caption}
+        if record.caption is None:
+            del entry["text"]
+        known = lines.setdefault(place.parent, [])
         if record.landmarks is not None:
-            lines[place.parent].append(json.dumps(told, ensure_ascii=False) + "\n")
+            known.append(json.dumps(entry | {"landmarks": record.landmarks}, ensure_ascii=False) + "\n")
     for folder, known in lines.items():
         if not known:
             (folder / "metadata.jsonl").unlink(missing_ok=True)
@@ -256,18 +259,20 @@ def _describe(out: Path, kept: Iterable[Record]) -> None:
 
 
 def _remove(out: Path, ever: set[str], kept: set[str]) -> None:
-    """Crops whose photo is gone or dropped by now, and what a killed run left half-written long ago."""
+    """Deletes crops whose photo is gone or dropped by now, and old half-written files of a killed run."""
     folded = {_folded(name): out / f"{name}.png" for name in kept}
     for name in ever - kept:
         place = out / f"{name}.png"
         renamed = folded.get(_folded(name))
-        if renamed and place.exists() and place.samefile(renamed):  # Ana.png to ana.png, where case is one
+        if (
+            renamed and place.exists() and place.samefile(renamed)
+        ):  # Ana.png is ana.png where case does not count
             continue
         place.unlink(missing_ok=True)
         place.with_suffix(".txt").unlink(missing_ok=True)
         if place.parent != out and not any(place.parent.glob("[!.]*.png")):
             (place.parent / "metadata.jsonl").unlink(missing_ok=True)
     for left in out.rglob(".*.tmp.*"):
-        with suppress(OSError):  # another run may just have finished it
+        with suppress(OSError):  # another run may have finished it in the meantime
             if time.time() - left.stat().st_mtime > _FORGOTTEN:
                 left.unlink()

@@ -1,6 +1,6 @@
-"""Where photos come from: folders, Hugging Face data sets, webdataset shards; all become one stream.
+"""The sources of photos: folders, Hugging Face data sets, webdataset shards; each becomes a stream of items.
 
-Only `prepare` reads these: what it writes is an ordinary photo folder, which every other stage knows.
+Only `prepare` reads them. It writes an ordinary photo folder, the one form that every other stage reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hyperdreambooth.files import InputError
 HUB = "hf:"
 IDENTITIES = ("identity", "person", "person_id", "celeb_id", "label")
 CAPTIONS = ("text", "caption", "prompt")
-LARGEST = 2**30  # bytes read of what an archive calls a photo: a sparse one may promise any number
+LARGEST = 2**30  # bytes read of one file in an archive, which may claim any size
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Item:
     """One photo of a stream.
 
     Attributes:
-        name: of the crop to be made, `IDENTITY/PHOTO`, or `PHOTO` where each is an identity of its own.
-        origin: what messages call the photo.
-        content: the file, or the bytes of a photo that is no file.
-        caption: or None.
-        landmarks: or None.
-        refused: why the photo cannot be had; empty where it can.
+        name: the name of its crop, `IDENTITY/PHOTO`, or `PHOTO` if each photo is an identity of its own.
+        origin: the photo's name in messages.
+        content: the file, or the bytes of a photo without a file.
+        caption: the caption, or None.
+        landmarks: of the face, or None.
+        refused: why the photo is not available; empty if it is.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Item:
     refused: str = ""
 
     def fingerprint(self) -> str:
-        """32 hex digits of all that the crop depends on.
+        """Returns 32 hex digits of everything that the crop depends on.
 
         Raises:
             InputError: the photo cannot be read.
@@ -70,15 +70,15 @@ class Item:
 
 
 def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
-    """The photos of any source, in its own order; a list where they are files.
+    """Returns the photos of any source in its own order; a list if they are files, else a stream.
 
     Args:
         source: a photo, a folder of photos (`identity/*.jpg` or flat), a shard or a folder of shards
             (`*.tar`), a folder made by `datasets` (`save_to_disk`, or Parquet files), or `hf:NAME[:split]`.
-        config: names the columns of data sets and keys of shards.
+        config: the names of columns in data sets and keys in shards.
 
     Raises:
-        InputError: nothing usable there.
+        InputError: the source holds nothing usable.
     """
     folder = Path(source)
     if source.startswith(HUB):
@@ -87,23 +87,19 @@ def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
         return _of_shards([folder], config)
     if shards := _within(folder, "*.tar"):
         return _of_shards(shards, config)
-    if (
-        _within(folder, "state.json")
-        or _within(folder, "dataset_dict.json")
-        or _within(folder, "**/*.parquet")
-    ):
+    if any(_within(folder, name) for name in ("state.json", "dataset_dict.json", "**/*.parquet")):
         return _of_saved(folder, config)
     return _of_folder(folder)
 
 
 def _within(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder, sorted, hidden ones left out (a Mac's `._0.tar` is no shard); none if it is none."""
+    """Returns a folder's visible files, sorted (macOS's `._0.tar` is no shard); empty without a folder."""
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
     return [file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts)]
 
 
 def _of_folder(folder: Path) -> list[Item]:
-    """A photo folder, or one photo."""
+    """Returns the photos of a folder, or one photo."""
     if folder.is_file():
         home, photos = folder.parent, read_person([folder])
     else:
@@ -118,24 +114,24 @@ def _of_file(photo: Photo, home: Path) -> Item:
     return Item(printable(name), origin, photo.path, photo.caption, photo.landmarks, refused)
 
 
-# ---- webdataset: a tar whose neighbouring files of one stem are one sample -------------------------------
+# ---- webdataset: consecutive files with the same stem in a tar are one sample -----------------------------
 
 
 def _of_shards(shards: Sequence[Path], config: PrepareConfig) -> Generator[Item]:
-    """Samples of shards in order; pickles and whatever else lies in them are not looked at."""
+    """Yields the samples of shards in order; pickles and other files in them are not read."""
     for shard in shards:
-        prefix = f"{shard.stem}-" if len(shards) > 1 else ""  # every shard may count its photos from 0
+        prefix = f"{shard.stem}-" if len(shards) > 1 else ""  # several shards may number their photos from 0
         try:
             with tarfile.open(shard, "r:*") as tar:
                 for key, files in _samples(tar):
                     if item := _sample(f"{shard}:{key}", PurePosixPath(key), files, config, prefix):
                         yield item
         except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise InputError(f"{shard}: not a whole tar file, get it again ({error})") from None
+            raise InputError(f"{shard}: not a whole tar file; get it again ({error})") from None
 
 
 def _samples(tar: tarfile.TarFile) -> Generator[tuple[str, dict[str, bytes]]]:
-    """Key → extension → content; the key ends at the first dot of the file's name, as webdataset has it."""
+    """Yields key, and extension → content. As in webdataset, the key ends at the file name's first dot."""
     wanted = {*(ending[1:] for ending in EXTENSIONS), "txt", "caption", "json", "cls"}
     key, files = "", dict[str, bytes]()
     for member in tar:
@@ -156,12 +152,12 @@ def _samples(tar: tarfile.TarFile) -> Generator[tuple[str, dict[str, bytes]]]:
 def _sample(
     origin: str, key: PurePosixPath, files: Mapping[str, bytes], config: PrepareConfig, prefix: str
 ) -> Item | None:
-    """One sample; None where it has no picture."""
+    """Returns one sample; None if it has no picture."""
     pictures = [content for ending, content in sorted(files.items()) if f".{ending}" in EXTENSIONS]
     if not pictures:
         return None
     try:
-        identity, note = _told(files, config)
+        identity, note = _labels(files, config)
     except (ValueError, AttributeError, RecursionError) as error:
         reason = f"expected UTF-8 text and a JSON object beside the photo ({error})"
         return _refused(str(key), origin, reason)
@@ -169,13 +165,13 @@ def _sample(
     return _item(folder, prefix + key.name, origin, pictures[0], note)
 
 
-def _told(files: Mapping[str, bytes], config: PrepareConfig) -> tuple[Any, Note]:
-    """Who is in a sample's picture, and what is said of it."""
-    facts = json.loads(files.get("json", b"{}"))
-    written = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
-    note = note_of(written or _pick(facts, CAPTIONS, config.caption_column), facts.get("landmarks"))
-    named = _pick(facts, IDENTITIES, config.identity_column)
-    return files["cls"].decode().strip() if named is None and "cls" in files else named, note
+def _labels(files: Mapping[str, bytes], config: PrepareConfig) -> tuple[Any, Note]:
+    """Returns a sample's identity, or None, with its caption and landmarks."""
+    fields = json.loads(files.get("json", b"{}"))
+    text = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
+    note = note_of(text or _pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
+    identity = _pick(fields, IDENTITIES, config.identity_column)
+    return files["cls"].decode().strip() if identity is None and "cls" in files else identity, note
 
 
 # ---- Hugging Face datasets -----------------------------------------------------------------------------
@@ -192,33 +188,37 @@ def _datasets() -> Any:
 
 
 def _of_hub(source: str, config: PrepareConfig) -> Iterator[Item]:
-    """`hf:NAME[:split]`, streamed: nothing is kept but the crops."""
+    """Streams `hf:NAME[:split]`; only the crops are stored."""
     name, _, split = source.removeprefix(HUB).partition(":")
     if not name:
-        raise InputError(f"{source}: no data set is named; expected hf:NAME or hf:NAME:split")
+        raise InputError(f"{source}: the name of the data set is missing; expected hf:NAME or hf:NAME:split")
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-    except Exception as error:  # the network, the hub, a split: each has errors of its own
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{source}: cannot be loaded ({why}); expected hf:NAME or hf:NAME:split") from None
+    except Exception as error:  # network, hub and splits raise errors of their own
+        raise InputError(
+            f"{source}: cannot be loaded ({_first_line(error)}); expected hf:NAME or hf:NAME:split"
+        ) from None
     items = _rows(rows, source, split or "train", config)
     return _streamed(items, source, "run the same command again to go on")
 
 
 def _streamed(rows: Iterator[Item], source: str, advice: str) -> Iterator[Item]:
-    """A stream that breaks off, or a file that is broken from some row on, is no bug."""
+    """Turns any error in the middle of a stream, or of a broken file, into an OSError."""
     try:
         yield from rows
     except InputError:
         raise
-    except Exception as error:  # whatever the libraries of networks and formats raise today
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise OSError(f"{source}: the stream broke off ({why}); {advice}") from error
+    except Exception as error:  # the libraries for networks and formats raise nearly anything
+        raise OSError(f"{source}: the stream broke off ({_first_line(error)}); {advice}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
-    """A folder that `save_to_disk` made, or of Parquet files."""
+    """Reads a folder made by `save_to_disk`, or of Parquet files."""
     datasets = _datasets()
     try:
         if files := _within(folder, "**/*.parquet"):
@@ -227,14 +227,16 @@ def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
         else:
             loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise InputError(f"{folder}: cannot be read as a data set ({str(error).strip()[:160]})") from None
+        raise InputError(
+            f"{folder}: cannot be read as a data set ({_first_line(error)}); get it again"
+        ) from None
     parts: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {str(loaded.split or "data"): loaded}
     rows = (item for split, part in parts.items() for item in _rows(part, str(folder), split, config))
     return _streamed(rows, str(folder), "get its files again")
 
 
 def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator[Item]:
-    """Rows as items; the pictures' bytes are taken as they are stored."""
+    """Yields rows as items; the bytes of a picture are taken as they are stored."""
     image_type = _datasets().Image
     features: Mapping[str, Any] = rows.features or {}
     column = next((name for name, kind in features.items() if isinstance(kind, image_type)), None)
@@ -242,9 +244,9 @@ def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator
         raise InputError(
             f"{source}: expected a column of images, found {', '.join(features) or 'no columns'}"
         )
-    for wish in (config.identity_column, config.caption_column):
-        if wish is not None and wish not in features:
-            raise InputError(f"{source}: no column '{wish}'; expected one of {', '.join(features)}")
+    for asked in (config.identity_column, config.caption_column):
+        if asked is not None and asked not in features:
+            raise InputError(f"{source}: no column '{asked}'; expected one of {', '.join(features)}")
     for number, row in enumerate(rows.cast_column(column, image_type(decode=False))):
         name, origin = f"{split}-{number:08d}", f"{source}:{split}:{number}"
         try:
@@ -257,10 +259,10 @@ def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator
 
 
 def _stored(picture: Mapping[str, Any]) -> Path | bytes:
-    """A picture's bytes, else its file; a stream has addresses in place of files (`zip://1.png::https://…`).
+    """Returns a picture's bytes or file. In a stream, files have URLs, such as `zip://1.png::https://…`.
 
     Raises:
-        InputError: nothing whole is at the address.
+        InputError: the URL leads to nothing, or to a damaged archive.
     """
     path = picture.get("path") or ""
     if picture.get("bytes") or not path:
@@ -277,20 +279,16 @@ def _stored(picture: Mapping[str, Any]) -> Path | bytes:
 
 
 def _person(row: Mapping[str, Any], features: Mapping[str, Any], config: PrepareConfig) -> Any:
-    """Whose photo a row is; classes by their names."""
-    named = {name: getattr(kind, "int2str", str) for name, kind in features.items()}
-    told = {
-        name: named[name](value)
-        for name, value in row.items()
-        if name in IDENTITIES or name == config.identity_column
-        if value is not None
-    }
-    return _pick(told, IDENTITIES, config.identity_column)
+    """Returns the identity of a row; a class label by its name."""
+    column = config.identity_column
+    names = [name for name in ((column,) if column else IDENTITIES) if row.get(name) is not None]
+    return getattr(features[names[0]], "int2str", str)(row[names[0]]) if names else None
 
 
-def _pick(facts: Mapping[str, Any], usual: Iterable[str], wish: str | None) -> Any:
-    """The value of the wished key, else of the first usual one that is there."""
-    return next((facts[name] for name in ((wish,) if wish else usual) if facts.get(name) is not None), None)
+def _pick(fields: Mapping[str, Any], usual: Iterable[str], asked: str | None) -> Any:
+    """Returns the value of the key asked for, or else of the first usual key that is present."""
+    keys = (asked,) if asked else usual
+    return next((fields[key] for key in keys if fields.get(key) is not None), None)
 
 
 def _item(identity: Any, photo: str, origin: str, content: Path | bytes, note: Note) -> Item:
@@ -303,7 +301,7 @@ def _refused(name: str, origin: str, reason: str) -> Item:
 
 
 def safe_name(text: str) -> str:
-    """A name that every file system takes; one that had to change gets a mark of what it was."""
+    """Returns a name that every file system accepts; a changed name gets a hash of the original."""
     safe = re.sub(r"[^\w-]+", "_", text)[:80]
     reserved = re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", safe, re.IGNORECASE)
     if safe and safe == text and not reserved:

@@ -1,4 +1,4 @@
-"""DreamBooth as it was published: the base's own weights are trained, all of them (Ruiz et al., 2023)."""
+"""DreamBooth as it was published: all of the base's own weights are trained (Ruiz et al., 2023)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError, whole_folder
-from hyperdreambooth.finetune.trainable import Put
+from hyperdreambooth.training.trainable import Put
 
 
 def _parameters(base: Base, parts: Collection[str]) -> dict[str, nn.Parameter]:
-    """Name → parameter of some components."""
+    """Returns the parameters of some components by name."""
     return {
         f"{part}.{name}": parameter
         for part, module in base.components.items()
@@ -26,8 +26,8 @@ def _parameters(base: Base, parts: Collection[str]) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def _lent(parameters: Mapping[str, nn.Parameter]) -> Generator[None]:
-    """Parameters that may be changed in the block; afterwards they are as before, bit for bit, and frozen."""
+def _restored(parameters: Mapping[str, nn.Parameter]) -> Generator[None]:
+    """Restores parameters bit for bit, and freezes them, after a block that may change them."""
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
     try:
         yield
@@ -39,12 +39,12 @@ def _lent(parameters: Mapping[str, nn.Parameter]) -> Generator[None]:
 
 
 class Whole:
-    """One person as weights of the base: what full DreamBooth trains, and what it leaves behind.
+    """One person as weights of the base: what full DreamBooth trains, and its result.
 
     Attributes:
-        weights: parameter's name → its trained numbers, on the CPU.
-        metadata: what the training noted.
-        people: always 1: two people cannot share one set of weights.
+        weights: the trained parameters by name, on the CPU.
+        metadata: the `Outcome.metadata` of the training.
+        people: always 1, as two people cannot share one set of weights.
         parts: the components that are trained.
     """
 
@@ -53,7 +53,8 @@ class Whole:
     def __init__(self, base: Base, text_encoder: bool = True) -> None:
         if base.dtype != torch.float32:
             raise InputError(
-                f"dtype: full DreamBooth trains the base's own weights and needs float32, got {base.dtype}"
+                f"dtype: full DreamBooth trains the base's own weights and needs float32, got {base.dtype}; "
+                "load the base in float32"
             )
         self.metadata = dict[str, str]()
         self.parts = set(base.components) if text_encoder else {base.family.DENOISER}
@@ -62,9 +63,9 @@ class Whole:
 
     @contextmanager
     def on(self, base: Base) -> Generator[Put]:
-        """The base's own weights are trained; what they become is kept, and the base gets its own back."""
+        """Lets the base's own weights be trained in the block; then keeps them and restores the base."""
         parameters = _parameters(base, self.parts)
-        with _lent(parameters):
+        with _restored(parameters):
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
             yield lambda images: None
@@ -72,21 +73,21 @@ class Whole:
 
     @contextmanager
     def worn(self, base: Base) -> Generator[None]:
-        """The base has the person's weights in the block."""
+        """Gives the base the person's weights for the length of the block."""
         parameters = _parameters(base, self.parts)
-        with _lent(parameters), torch.no_grad():
+        with _restored(parameters), torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self.weights[name])
             yield
 
     @property
     def nbytes(self) -> int:
-        """Bytes a person, as float32."""
+        """The size of a person in bytes, as float32."""
         return sum(tensor.nbytes for tensor in self.weights.values())
 
     def save(self, folder: Path, base: Base) -> None:
-        """Writes a whole pipeline, that any tool loads and that is a base of its own."""
-        about = {"trigger": base.trigger, "class_word": base.class_word}
+        """Writes a whole pipeline, which any tool loads and which is a base of its own."""
+        words = {"trigger": base.trigger, "class_word": base.class_word}
         with self.worn(base), whole_folder(folder) as part:
             base.pipe.save_pretrained(part)
-            (part / "hyperdreambooth.json").write_text(json.dumps(about), encoding="utf-8")
+            (part / "hyperdreambooth.json").write_text(json.dumps(words), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Stage 3: a network that reads a photo and writes the LiDB numbers of the person in it (paper, section 4.2).
+"""Stage 3: a network that predicts the LiDB of a person from a photo (paper, section 4.2).
 
-`encoder` looks at the photo (frozen), `decoder` turns what it saw into numbers, `loss` says how good they
-are. `config`, `target`, `data` and `prepare` feed the loop of `train`, `validate` judges people that were
-held out, `predictor` is the trained folder on disk.
+`encoder` turns the photo into features (frozen), `decoder` turns features into numbers, and `loss` has the
+terms of the loss. `config`, `target`, `data` and `setup` prepare the loop of `train`, `validate` evaluates on
+held-out people, and `predictor` is the trained hypernetwork and its folder.
 """

@@ -1,7 +1,7 @@
-"""What the loop is fed: photos as latents, features and tokens, and who is drawn at a step.
+"""The data of the training loop: photos as latents and features, captions, and the examples of each step.
 
-All draws are pure functions of (seed, purpose, step, slot in the global batch): a resumed run, or one on more
-processes, sees the same people, photos, noise and timesteps.
+All random draws are pure functions of (seed, purpose, step, place in the global batch). A resumed training,
+or one on more processes, gets the same people, photos, noise and timesteps.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.conditioning import Conditioner, warn_unnamed
-from hyperdreambooth.base.denoise import Weighting, denoise_loss, sample_noise
+from hyperdreambooth.base.denoise import Key, LossConfig, sampled_loss
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
-from hyperdreambooth.faces.latents import cached_latents, encoder_key
-from hyperdreambooth.hypernet.encoder import Encoder, cached_features
+from hyperdreambooth.faces.latents import cached_photos, encoder_key
+from hyperdreambooth.hypernet.encoder import Encoder
 from hyperdreambooth.runs import rng
 
 
 @dataclass(frozen=True)
 class Faces:
-    """Everybody's photos, encoded once.
+    """The photos of all identities, encoded once.
 
     Attributes:
         names: the identities.
-        photos: of all of them, identity by identity.
+        photos: the photos of all identities, one identity after the other.
         offsets: identity `k` owns photos `offsets[k]` to `offsets[k + 1]`.
         features: `(m, t, c)` float16, for reference photos.
         latents: `(m, c, h, w)`, for target photos.
-        captions: `m`, what the photos say.
-        told: captions → conditioning.
+        captions: the `m` captions.
+        conditioner: captions → conditioning.
     """
 
     names: tuple[str, ...]
@@ -44,55 +44,54 @@ class Faces:
     features: Tensor
     latents: Tensor
     captions: tuple[str, ...]
-    told: Conditioner
+    conditioner: Conditioner
 
     def rows(self, identity: int) -> range:
-        """The photos of one identity."""
+        """Returns the rows of one identity's photos."""
         return range(self.offsets[identity], self.offsets[identity + 1])
 
 
 @dataclass(frozen=True)
 class Example:
-    """One place in a batch: who, from which photo, which photos to denoise, and what names their noise."""
+    """One place in a batch: an identity, its reference photo, its target photos, the key of their noise."""
 
     identity: int
     reference: int
     targets: tuple[int, ...]
-    key: tuple[int | str, ...]
+    key: Key
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Slots as tensors on the base's device, identity-major: `b = n · photos`.
+    """Examples as tensors on the base's device, one identity after the other: `b = n · photos`.
 
     Attributes:
-        identities: who they are.
+        identities: the `n` identities.
         features: `(n, t, c)` of the reference photos.
-        latents, noise: `(b, c, h, w)`.
-        timesteps: `(b,)`.
-        told: the captions' conditioning, by what the base wears when it is asked for.
+        latents: `(b, c, h, w)` of the target photos.
+        keys: the names of the `b` draws of noise and timestep.
+        conditioning: encodes the `b` captions with what the base wears when it is called.
     """
 
     identities: tuple[int, ...]
     features: Tensor
     latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    told: Callable[[], Conditioning]
+    keys: tuple[Key, ...]
+    conditioning: Callable[[], Conditioning]
 
 
 def load_faces(
     people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str, cache: Path,
     text_worn: bool,
 ) -> Faces:  # fmt: skip
-    """Encodes all photos, or finds them encoded in `cache`.
+    """Encodes all photos, or reads them from the cache. Each photo is decoded once for latents and features.
 
     Args:
         people: identity → photos.
-        base: gives latents, and reads captions.
-        encoder: gives features.
-        prompt: caption of photos without one; `{class_word}` is the base's.
-        cache: folder of the encoded photos and captions.
+        base: encodes latents and captions.
+        encoder: encodes features, from pixels at the base's resolution as in a prediction.
+        prompt: the caption of photos without one; `{class_word}` is the base's.
+        cache: the folder of the encoded photos and captions.
         text_worn: whether the text encoders wear what is trained.
     """
     photos = tuple(photo for group in people.values() for photo in group)
@@ -101,65 +100,64 @@ def load_faces(
         offsets.append(offsets[-1] + len(group))
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     warn_unnamed(base, captions)
-    told = Conditioner(base, captions, text_worn, cache)
-    key = encoder_key(base.fingerprint, base.pipe.vae)
-    latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
-    features = cached_features(photos, base.resolution, encoder, cache)
-    return Faces(tuple(people), photos, tuple(offsets), features, latents, captions, told)
+
+    def encode(pixels: Tensor) -> dict[str, Tensor]:
+        return {"latents": base.encode_images(pixels), "features": encoder(pixels).half()}
+
+    key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}"
+    encoded = cached_photos(photos, base.resolution, encode, cache, key)
+    conditioner = Conditioner(base, captions, text_worn, cache)
+    return Faces(
+        tuple(people),
+        photos,
+        tuple(offsets),
+        encoded["features"],
+        encoded["latents"],
+        captions,
+        conditioner,
+    )
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
-    """Splits identities into (trained, held out): a draw of the seed, at most a quarter held out."""
+    """Splits identities into (trained, held out) by a draw of the seed; at most a quarter is held out."""
     order = torch.randperm(count, generator=rng(seed, "held out")).tolist()
     held = min(held, count // 4)
     return sorted(order[held:]), sorted(order[:held])
 
 
-def pick(faces: Faces, pools: Sequence[Sequence[int]], share: float, photos: int, *key: int | str) -> Example:
-    """Draws who fills a slot, and which photos of theirs.
+def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Example:
+    """Draws an identity of the pool, a reference photo and target photos.
 
-    The reference is never its own target where the identity has another photo: else the network copies pose
-    and light (training.md 5).
+    The reference is never its own target if the identity has another photo. Otherwise the network would copy
+    pose and light (training.md 5).
 
     Args:
-        faces: everybody.
-        pools: identities; with two pools, `share` is how often the second one is drawn from.
-        share: between 0 and 1.
-        photos: targets.
-        key: names the draw.
+        faces: the photos of all identities.
+        pool: the identities to draw from.
+        photos: the number of target photos.
+        key: the name of the draw.
     """
     generator = rng(*key)
-    second = float(torch.rand((), generator=generator)) < share
-    pool = pools[-1] if second else pools[0]
     identity = pool[int(torch.randint(len(pool), (), generator=generator))]
     rows = faces.rows(identity)
     order = [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()]
     others = order[1:] or order
-    targets = tuple(others[k % len(others)] for k in range(photos))
-    return Example(identity, order[0], targets, key)
+    return Example(identity, order[0], tuple(others[k % len(others)] for k in range(photos)), key)
 
 
-def collect(
-    base: Base, faces: Faces, slots: Sequence[Example], offset_noise: float = 0.0, bias: int = 1
-) -> TrainingBatch:
-    """The tensors of some slots; noise and timestep of each target are named by its slot's key."""
-    targets = [(row, slot.key, k) for slot in slots for k, row in enumerate(slot.targets)]
-    shape, rows = tuple(faces.latents.shape[1:]), [row for row, _, _ in targets]
-    drawn = [
-        sample_noise(base, shape, *key, "noise", k, offset=offset_noise, bias=bias) for _, key, k in targets
-    ]
+def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBatch:
+    """Returns the tensors of some examples."""
+    rows = [row for example in examples for row in example.targets]
     return TrainingBatch(
-        identities=tuple(slot.identity for slot in slots),
-        features=faces.features[[slot.reference for slot in slots]].to(base.device, torch.float32),
+        identities=tuple(example.identity for example in examples),
+        features=faces.features[[example.reference for example in examples]].to(base.device, torch.float32),
         latents=faces.latents[rows].to(base.device),
-        noise=torch.stack([noise for noise, _ in drawn]),
-        timesteps=torch.stack([timestep for _, timestep in drawn]),
-        told=partial(faces.told, [faces.captions[row] for row in rows]),
+        keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
+        conditioning=partial(faces.conditioner, [faces.captions[row] for row in rows]),
     )
 
 
-def person_losses(base: Base, batch: TrainingBatch, weighting: Weighting = "uniform") -> Tensor:
-    """The denoising loss of every person `(n,)`, the base in what it wears now; mean over their targets."""
-    noisy = (batch.latents, batch.told(), batch.noise, batch.timesteps)
-    losses = denoise_loss(base, *noisy, weighting=weighting)
+def person_losses(base: Base, batch: TrainingBatch, config: LossConfig) -> Tensor:
+    """Returns each person's denoising loss `(n,)`, the mean over their targets, as the base is worn now."""
+    losses = sampled_loss(base, batch.latents, batch.keys, batch.conditioning(), config)
     return losses.view(len(batch.identities), -1).mean(1)

@@ -1,9 +1,8 @@
-"""The hypernetwork: image features → LiDB numbers, one token a site, refined K times (paper, section 4.2).
+"""The hypernetwork: image features → LiDB numbers, a token for each site, refined K times (paper, 4.2).
 
-`θ_0 = 0`, `θ_k = θ_{k-1} + T(f, θ_{k-1})`, numbers = mean + spread · θ_K. The mean and the spread of every
-site come from a bank when there is one, so that `θ` is of order one whatever the site (training.md 2). Every
-site has its own way in and its own head, of its own width; padded to the widest they are one einsum each, not
-a loop over sites.
+`θ_0 = 0`, `θ_k = θ_{k-1} + T(f, θ_{k-1})`, numbers = mean + spread · θ_K. Mean and spread of every site come
+from a bank if there is one, so that `θ` is of order one at every site (training.md 2). Every site has its own
+input and output projection of its own width. Padded to the widest site, each is one einsum instead of a loop.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.shapes import Features
 
-HEAD_START = 1e-3  # training.md 3: a small random head lives where a zero one on top of zero factors is dead
+HEAD_START = 1e-3  # training.md 3: a zero head on top of zero factors would never get a gradient
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ class HyperNetwork(nn.Module):
     """Features `(b, t, c)` → numbers `(b, P)`.
 
     Args:
-        layout: where the numbers of every site lie.
+        layout: the places of every site's numbers.
         shape: the size of the network.
-        basis: the aux bases; parameters of this module when they are learned, constants otherwise.
+        basis: the aux bases, which are copied: parameters if they are learned, constants otherwise.
         learn_basis: whether they are learned (the published "pro" variant).
-        seed: of the first weights; the global random state is left alone.
+        seed: the seed of the initial weights; the global random state stays as it is.
     """
 
     mean: Tensor
@@ -81,7 +80,7 @@ class HyperNetwork(nn.Module):
         self._add_basis(basis)
 
     def _add_decoder(self, shape: NetworkShape, sites: int, widest: int) -> None:
-        """Learnable parts: what is seen, which site it is, what is believed so far, the per-site heads."""
+        """Adds the projections of features and of θ, the embeddings of positions and sites, and the heads."""
         width = shape.width
         self.see = nn.Linear(shape.channels, width)
         self.position = nn.Parameter(torch.randn(shape.tokens, width) * 0.02)
@@ -99,7 +98,7 @@ class HyperNetwork(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(sites, widest))
 
     def _add_basis(self, basis: Basis) -> None:
-        """The bases of all sites, in order: trained parameters, or constants that no checkpoint holds."""
+        """Adds the bases of all sites in order: parameters, or constants that are not in checkpoints."""
         self._source = basis.source
         for side, matrices in (("down", basis.down), ("up", basis.up)):
             for k, site in enumerate(self.layout.sites):
@@ -110,35 +109,34 @@ class HyperNetwork(nn.Module):
                     self.register_buffer(f"basis_{side}_{k}", matrix, persistent=False)
 
     def basis(self) -> Basis:
-        """The aux bases as they are now; gradients flow when they are learned."""
+        """Returns the current aux bases; they get gradients if they are learned."""
         sites = list(enumerate(self.layout.sites))
         down: dict[str, Tensor] = {site.name: getattr(self, f"basis_down_{k}") for k, site in sites}
         return Basis(self._source, down, {site.name: getattr(self, f"basis_up_{k}") for k, site in sites})
 
     @torch.no_grad()
     def named_basis(self) -> Basis:
-        """A detached copy of the bases under the name files give them, `seed:N` or `hypernet:FINGERPRINT`."""
+        """Returns a copy of the bases with their source in files, `seed:N` or `hypernet:FINGERPRINT`."""
         now = self.basis()
         down = {name: matrix.detach().clone() for name, matrix in now.down.items()}
-        frozen = Basis(now.source, down, {name: matrix.detach().clone() for name, matrix in now.up.items()})
-        if self.learn_basis:
-            frozen.source = f"hypernet:{basis_fingerprint(frozen)}"
-        return frozen
+        up = {name: matrix.detach().clone() for name, matrix in now.up.items()}
+        source = f"hypernet:{basis_fingerprint(now)}" if self.learn_basis else now.source
+        return Basis(source, down, up)
 
     @torch.no_grad()
     def normalise(self, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"], features: Features) -> None:
-        """Sets the scale of what goes out, `(P,)` each, and of what comes in, all features `(m, t, c)`."""
+        """Sets mean and spread of the output, `(P,)`, and those of the input by features `(m, t, c)`."""
         self.mean.copy_(mean)
         self.spread.copy_(spread)
         self.feature_mean.copy_(features.mean(dim=(0, 1), dtype=torch.float32))
         centre, square = self.feature_mean.cpu(), torch.zeros(self.shape.channels)
-        for part in features.split(512):  # float32 a part at a time: all features may be large
+        for part in features.split(512):  # in parts, as all features in float32 may not fit into memory
             square += (part.float() - centre).square().sum((0, 1))
         self.feature_std.copy_((square / features[..., 0].numel()).sqrt().clamp_min(1e-4))
 
     # θ_0 = 0; θ_k = θ_{k-1} + T(f, θ_{k-1}), k = 1..K   (paper, section 4.2)
     def theta(self, features: Features) -> Float[Tensor, "b P"]:
-        """The normalised numbers `(b, P)`, float32, of features `(b, t, c)`."""
+        """Returns the normalised numbers `(b, P)`, float32, of features `(b, t, c)`."""
         clean = (features - self.feature_mean) / self.feature_std
         seen = self.seen_norm(self.see(clean) + self.position)
         overall = self.overall(clean.mean(1))[:, None]
@@ -151,10 +149,10 @@ class HyperNetwork(nn.Module):
     def delta(
         self, seen: Float[Tensor, "b t w"], overall: Float[Tensor, "b 1 w"], theta: Float[Tensor, "b P"]
     ) -> Float[Tensor, "b P"]:
-        """`T(f, θ)`: one pass of the decoder.
+        """Returns `T(f, θ)`: one pass of the decoder.
 
-        Differs from the paper: the mean of the features is added to every token, so that a site need not
-        learn to attend before it sees anything.
+        Differs from the paper: the mean of the features is added to every token, so that every site sees the
+        photo before it has learned to attend.
 
         Args:
             seen: `(b, t, width)`.
@@ -172,19 +170,19 @@ class HyperNetwork(nn.Module):
         return wide.flatten(1)[:, self._unpack].float()
 
     def forward(self, features: Features) -> Float[Tensor, "b P"]:
-        """Features `(b, t, c)` → numbers `(b, P)`, float32."""
+        """Returns the numbers `(b, P)`, float32, of features `(b, t, c)`."""
         return self.mean + self.spread * self.theta(features).float()
 
 
 def _quick_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """On a CPU plain products: fused attention's backward took 60 % of this network's time (docs/LOG.md)."""
+    """Avoids fused attention on CPUs, whose backward took 60 % of this network's time (docs/LOG.md)."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _padding(layout: Layout) -> tuple[Tensor, Tensor]:
-    """Where padded rows find their numbers, `(s, widest)`, and where numbers find themselves in them, `(P,)`.
+    """Returns the number's index at each place of the padded rows, `(s, widest)`, and its inverse, `(P,)`.
 
-    Spare places of the rows point behind the last number, where a zero is put.
+    Padding has the index after the last number, where a zero is appended.
     """
     widest = max(layout.sizes)
     pack = torch.full((len(layout.sites), widest), layout.size)

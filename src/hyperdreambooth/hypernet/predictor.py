@@ -1,24 +1,24 @@
-"""A trained hypernetwork on disk: one folder that says everything about itself, and predicts.
+"""A trained hypernetwork: photo → LiDB numbers, and the folder that stores it.
 
-`config.json` (written last, with a fingerprint of the weights: a folder is whole or refused),
-`model.safetensors`, `encoder/` where the vision model is small (else its name), `README.md`. Never a pickle.
+The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the config
+names it), and `config.json`, which is written last, with a fingerprint of the weights. So a half-written
+folder is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
+from hyperdreambooth.base.load import EMBEDDED
 from hyperdreambooth.files import (
     InputError,
     load_tensors,
@@ -28,6 +28,7 @@ from hyperdreambooth.files import (
     whole_folder,
     write_json,
 )
+from hyperdreambooth.hub import fetch_folder, is_hub_id, push_folder
 from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seed_of, seeded_basis
@@ -35,8 +36,10 @@ from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout, factors
 from hyperdreambooth.shapes import Factors
 
+EMBEDDED_HYPERNET = EMBEDDED.parent / "hypernet"
+"""The folder of the hypernetwork for the embedded avatars."""
 FORMAT = 1
-COPIED = 50 * 2**20  # an encoder below this size travels in the folder
+COPIED = 50 * 2**20  # bytes; a smaller encoder is copied into the folder
 
 _CARD = """---
 library_name: hyperdreambooth
@@ -64,23 +67,23 @@ me = Personalizer.from_pretrained(base="{base}", hypernet="PATH OR HUB ID OF THI
 me.personalize("photo.jpg").save("person.safetensors", format="kohya")
 ```
 
-Only `config.json`, `model.safetensors` and `encoder/` are read; `run/` and `cache/` serve to go on training.
+Only `config.json`, `model.safetensors` and `encoder/` are read. `run/` and `cache/` are for further training.
 """
 
 
 @dataclass(frozen=True)
 class HypernetInfo:
-    """What a hypernetwork was made for.
+    """What a hypernetwork was trained for.
 
     Attributes:
-        base_fingerprint: of the base it was trained on.
-        base_source: folder or hub id of that base; information only.
+        base_fingerprint: the fingerprint of its base.
+        base_source: the folder or hub id of its base, for information only.
         trigger: the rare word of its captions.
-        class_word: what a person is called in its captions.
-        resolution: pixels a side that photos are cropped to.
-        training: figures of the training; information only, except `step`.
-        finetune: settings that suit the finetune of its predictions; its defaults wherever this is used.
-        strength: ΔW is predicted times this, see `HypernetConfig.strength`.
+        class_word: the word for a person in its captions.
+        resolution: the side in pixels to which photos are cropped.
+        training: figures of the training; only `step` is used.
+        finetune: settings that suit the finetune of its predictions, and are its defaults.
+        strength: the factor of predicted ΔW, see `HypernetConfig.strength`.
     """
 
     base_fingerprint: str
@@ -94,90 +97,94 @@ class HypernetInfo:
 
 
 class Predictor:
-    """Photo → numbers.
+    """A trained hypernetwork with its encoder: photos of a person → the numbers of a LiDB.
+
+    `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it.
 
     Attributes:
         network: the decoder.
         encoder: the frozen vision model.
-        facts: base, trigger, resolution.
-        layout: where each site's numbers lie.
-        basis: the aux bases of the numbers.
+        info: base, trigger, resolution and more.
+        layout: the places of each site's numbers.
+        basis: the aux bases of the numbers, on the CPU.
     """
 
-    def __init__(self, network: HyperNetwork, encoder: Encoder, facts: HypernetInfo) -> None:
-        self.network, self.encoder, self.info = network.eval().requires_grad_(False), encoder, facts
+    def __init__(self, network: HyperNetwork, encoder: Encoder, info: HypernetInfo) -> None:
+        self.network, self.encoder, self.info = network.eval().requires_grad_(False), encoder, info
         self.layout: Layout = network.layout
-        self.basis: Basis = network.named_basis().to("cpu")  # beside numbers, which are files' matter
+        self.basis: Basis = network.named_basis().to("cpu")  # where files want it
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the network."""
         return self.network.mean.device
 
     @property
     def basis_source(self) -> str:
-        """`seed:N`, or `hypernet:FINGERPRINT` where the bases were learned."""
+        """`seed:N`, or `hypernet:FINGERPRINT` if the bases were learned."""
         return self.basis.source
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of all that a prediction comes out of."""
-        state, facts = self.network.state_dict(), self.info
-        made_of = (self.layout, self.basis.source, self.encoder.fingerprint(), self.network.shape)
-        digest = hashlib.sha256(f"{made_of} {facts.strength} {facts.resolution}".encode())
+        """Sixteen hex digits of everything that a prediction depends on."""
+        state, info = self.network.state_dict(), self.info
+        shape = (self.layout.to_json(), asdict(self.network.shape))
+        parts = (*shape, self.basis.source, self.encoder.fingerprint, info.strength, info.resolution)
+        digest = hashlib.sha256(repr(parts).encode())
         for name in sorted(state):
             digest.update(name.encode() + state[name].detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> Tensor:
-        """Photos `(b, 3, h, w)` in [-1, 1] → numbers `(b, P)`, a person each."""
+        """Predicts the numbers `(b, P)` of photos `(b, 3, h, w)` in [-1, 1], one person each."""
         numbers = self.network(self.encoder(pixels).to(self.device))
         parts = self.layout.split(numbers)
         return self.layout.join({name: (a, b * self.info.strength) for name, (a, b) in parts.items()})
 
     def average(self, pixels: Tensor) -> Tensor:
-        """Several photos `(m, 3, h, w)` of one person → numbers `(1, P)`.
+        """Predicts the numbers `(1, P)` of one person from several photos `(m, 3, h, w)`.
 
-        Each photo is predicted from and the normalised numbers are averaged: what the photos share stays,
-        what belongs to one of them (pose, light) shrinks.
+        The predictions of all photos are averaged. What the photos have in common stays, and what only one of
+        them shows (pose, light) shrinks.
         """
         return self.predict(pixels).mean(0, keepdim=True)
 
     @torch.no_grad()
     def factors(self, numbers: Tensor) -> Factors:
-        """What the base wears for numbers `(n, P)`."""
+        """Returns the LoRA factors of numbers `(n, P)`."""
         return factors(self.layout, self.network.basis(), numbers.to(self.device))
 
     def lidb(self, numbers: Tensor) -> Lidb:
-        """Numbers `(P,)` or `(1, P)` as a person that can be saved."""
-        facts = self.info
+        """Returns numbers `(P,)` or `(1, P)` as a LiDB that can be saved."""
+        info = self.info
         return Lidb(
             numbers.reshape(-1).cpu(), self.layout, self.basis.source, basis_fingerprint(self.basis),
-            facts.base_fingerprint, facts.trigger, facts.base_source,
+            info.base_fingerprint, info.trigger, info.base_source, info.resolution,
         )  # fmt: skip
 
     def check_fits(self, base_fingerprint: str) -> None:
-        """Refuses a base that it was not trained on.
+        """Refuses a base that the hypernetwork was not trained on.
 
         Raises:
-            InputError: naming both fingerprints.
+            InputError: with both fingerprints.
         """
         if base_fingerprint != self.info.base_fingerprint:
             raise InputError(
-                f"hypernetwork: trained on base {self.info.base_fingerprint} ({self.info.base_source}), "
-                f"this base is {base_fingerprint}; load that base, or a hypernetwork trained on this one"
+                f"hypernetwork: expected base {self.info.base_fingerprint} ({self.info.base_source}), got "
+                f"{base_fingerprint}; load that base, or a hypernetwork trained on this one"
             )
 
-    def save(self, folder: Path, stored: str = "float32") -> None:
-        """Writes the folder; `config.json` last, so what is there is whole or recognisably not.
+    def save(self, folder: str | Path, stored: Literal["float32", "float16"] = "float32") -> None:
+        """Writes the folder, `config.json` last, so that a half-written folder is recognised.
 
         Args:
-            folder: may hold an earlier save.
-            stored: number format of the weights; learned bases stay as they are, for their fingerprint.
+            folder: a new folder, or one with an earlier save.
+            stored: the number format of the weights. Learned bases stay float32, as their fingerprint needs.
         """
-        if self.encoder.nbytes() < COPIED:
-            _save_encoder(self.encoder, folder)
+        folder = Path(folder)
+        if self._copied:
+            self._save_encoder(folder)
         weights = {
             name: tensor if name.startswith("basis_") else tensor.to(getattr(torch, stored))
             for name, tensor in self.network.state_dict().items()
@@ -187,9 +194,52 @@ class Predictor:
             card.write_text(self._card(), encoding="utf-8")
         write_json(folder / "config.json", self._config(_fingerprint(folder / "model.safetensors")))
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a hypernetwork",
+    ) -> str:
+        """Uploads the hypernetwork, so that `load_hypernet(repo_id)` loads it.
+
+        Args:
+            repo_id: `owner/name`; the repository is created if there is none.
+            private: whether a new repository is private; None for the owner's default.
+            token: the access token of the hub; None for that of the user who is logged in.
+            revision: the branch; None for `main`.
+            commit_message: the message of the commit.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            InputError: the name is bad, the permission is missing, or the hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            self.save(folder)
+            return push_folder(
+                folder, repo_id, private=private, token=token, revision=revision, message=commit_message
+            )
+
+    @property
+    def _copied(self) -> bool:
+        """Whether the folder has a copy of the encoder."""
+        return self.encoder.nbytes() < COPIED
+
+    def _save_encoder(self, folder: Path) -> None:
+        """Copies the vision model, unless an earlier save has."""
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        saved = config.get("encoder", {}).get("fingerprint") if (folder / "encoder").is_dir() else None
+        if saved != self.encoder.fingerprint:
+            with whole_folder(folder / "encoder") as home:
+                self.encoder.save(home)
+
     def _config(self, weights: str) -> dict[str, Any]:
-        """Everything that is needed to load it again, and what is good to know."""
-        copied = self.encoder.nbytes() < COPIED
+        """Returns the content of `config.json`: all that loading needs besides the weights."""
         return {
             "format": FORMAT,
             "facts": asdict(self.info),
@@ -198,38 +248,47 @@ class Predictor:
             "learn_basis": self.network.learn_basis,
             "basis": {"source": self.basis.source, "fingerprint": basis_fingerprint(self.basis)},
             "encoder": {
-                "source": "encoder" if copied else self.encoder.source,
+                "source": "encoder" if self._copied else self.encoder.source,
                 "layers": list(self.encoder.layers),
                 "preprocess": asdict(self.encoder.preprocess),
-                "fingerprint": self.encoder.fingerprint(),
+                "fingerprint": self.encoder.fingerprint,
             },
             "weights": weights,
         }
 
     def _card(self) -> str:
-        facts, layout = self.info, self.layout
-        encoder = "encoder/" if self.encoder.nbytes() < COPIED else self.encoder.source
-        finetune = ", ".join(f"`{name} {value}`" for name, value in facts.finetune.items())
+        info, layout = self.info, self.layout
+        finetune = ", ".join(f"`{name} {value}`" for name, value in info.finetune.items())
         return _CARD.format(
-            base=facts.base_source, fingerprint=facts.base_fingerprint, trigger=facts.trigger,
-            class_word=facts.class_word, numbers=layout.size, rank=layout.rank, sites=len(layout.sites),
-            basis=self.basis.source, encoder=encoder, step=int(facts.training.get("step", 0)),
-            finetune=finetune or "with the defaults",
+            base=info.base_source, fingerprint=info.base_fingerprint, trigger=info.trigger,
+            class_word=info.class_word, numbers=layout.size, rank=layout.rank, sites=len(layout.sites),
+            basis=self.basis.source, encoder="encoder/" if self._copied else self.encoder.source,
+            step=int(info.training.get("step", 0)), finetune=finetune or "with the defaults",
         )  # fmt: skip
 
 
-def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Predictor:
-    """Loads a hypernetwork folder.
+def load_hypernet(
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Predictor:
+    """Loads a hypernetwork.
 
     Args:
-        source: the folder, or a hub id.
-        device: where it is to run.
+        source: a folder, or a hub id (`owner/name`).
+        device: the device it runs on.
+        revision: a branch, tag or commit on the hub.
+        token: the access token of the hub, for private repositories; None for that of the user who is logged
+            in.
 
     Raises:
-        InputError: nothing there, half-written, damaged, of a newer format, or its encoder cannot be had.
+        InputError: there is no such hypernetwork, it is damaged, half-written or of a newer format, or its
+            encoder cannot be loaded.
     """
-    folder = hypernet_folder(source)
-    config, facts = _config(folder), load_info(folder)
+    folder = hypernet_folder(source, revision, token)
+    config, info = _read_config(folder), load_info(folder)
     tensors, _ = load_tensors(folder / "model.safetensors")
     if _fingerprint(folder / "model.safetensors") != config.get("weights"):
         raise InputError(
@@ -237,62 +296,69 @@ def load_hypernet(source: str | Path, device: torch.device | str = "cpu") -> Pre
         )
     try:
         network = _network(config, tensors).to(device)
-        source, layers, wanted = (config["encoder"][name] for name in ("source", "layers", "fingerprint"))
+        origin, layers, wanted = (config["encoder"][name] for name in ("source", "layers", "fingerprint"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{folder / 'config.json'}: does not describe model.safetensors ({first}); get it again"
+            f"{folder / 'config.json'}: does not describe model.safetensors ({reason}); get it again"
         ) from None
-    return Predictor(network, _encoder(folder, str(source), layers, wanted, device), facts)
+    encoder = load_encoder(folder / "encoder" if origin == "encoder" else origin, layers, device)
+    if encoder.fingerprint != wanted:
+        raise InputError(
+            f"{folder}: expected encoder {wanted}, got {encoder.source} with {encoder.fingerprint}; get the "
+            "version of the training"
+        )
+    return Predictor(network, encoder, info)
 
 
 def load_info(source: str | Path) -> HypernetInfo:
-    """What a hypernetwork folder says of itself; no weights are read.
+    """Reads what a hypernetwork was trained for, without its weights.
 
     Args:
-        source: the folder, or a hub id.
+        source: a folder, or a hub id.
 
     Raises:
-        InputError: nothing there, damaged, or of a newer format.
+        InputError: there is no such hypernetwork, or it is damaged or of a newer format.
     """
     folder = hypernet_folder(source)
     try:
-        return HypernetInfo(**_config(folder)["facts"])
+        return HypernetInfo(**_read_config(folder)["facts"])
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{folder / 'config.json'}: does not say what it was made for ({error}); get it again"
+            f"{folder / 'config.json'}: does not say what it was trained for ({error}); get it again"
         ) from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """The folder's `config.json`."""
+def hypernet_folder(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """Returns a hypernetwork's folder, after downloading it if `source` is a hub id.
+
+    Raises:
+        InputError: there is no such folder, and no such repository on the hub, or the hub cannot be reached.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not is_hub_id(source):
+        raise InputError(f"hypernetwork {source}: no such folder, and not a hub id (owner/name)")
+    patterns = ("*.json", "*.safetensors", "*.md")
+    try:
+        return fetch_folder(str(source), patterns, revision=revision, token=token)
+    except InputError as error:
+        raise InputError(f"hypernetwork {source}: no such folder; {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Reads the folder's `config.json`."""
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise InputError(
-            f"{folder / 'config.json'}: not a hypernetwork of format {FORMAT} but {found}; see hdb train"
+            f"{folder / 'config.json'}: expected a hypernetwork of format {FORMAT}, got {found}; get it again"
         )
     return config
 
 
-def hypernet_folder(source: str | Path) -> Path:
-    """The folder itself, or the hub's copy of it."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise InputError(f"hypernetwork {source}: no such folder, and not a hub id (owner/name)")
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"hypernetwork {source}: no such folder, and the hub did not give it ({first})"
-        ) from error
-
-
 def _network(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyperNetwork:
-    """The decoder with its weights; seeded bases are drawn again and must be the ones it was trained over."""
+    """Builds the decoder with its weights. Seeded bases are drawn again and must be those of the training."""
     layout, source = Layout.from_json(config["layout"]), str(config["basis"]["source"])
     if config["learn_basis"]:
         names = [site.name for site in layout.sites]
@@ -304,32 +370,11 @@ def _network(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyperNetw
     network.load_state_dict(tensors)
     found, wanted = basis_fingerprint(basis), config["basis"]["fingerprint"]
     if found != wanted:
-        raise ValueError(f"its bases {source} are {wanted}, here they come out as {found}")
+        raise ValueError(f"expected bases {source} with fingerprint {wanted}, got {found}")
     return network
 
 
-def _encoder(
-    folder: Path, source: str, layers: list[int], wanted: str, device: torch.device | str
-) -> Encoder:
-    """The vision model beside the weights, or the one they name; another one would see other features."""
-    encoder = load_encoder(folder / "encoder" if source == "encoder" else source, layers, device)
-    if (found := encoder.fingerprint()) != wanted:
-        raise InputError(
-            f"{folder}: trained with encoder {wanted}, {encoder.source} is {found}; get that version"
-        )
-    return encoder
-
-
-def _save_encoder(encoder: Encoder, folder: Path) -> None:
-    """Copies the vision model once; later saves of the same training find it there."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    there = config.get("encoder", {}).get("fingerprint") if (folder / "encoder").is_dir() else None
-    if there != encoder.fingerprint():
-        with whole_folder(folder / "encoder") as home:
-            encoder.save(home)
-
-
 def _fingerprint(file: Path) -> str:
-    """Sixteen hex digits of a file."""
+    """Returns sixteen hex digits of a file's content."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:16]

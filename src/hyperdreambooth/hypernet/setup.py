@@ -1,4 +1,4 @@
-"""Everything the loop needs, before its first step: people, targets, network, optimiser, and accelerate."""
+"""Everything before the first step: people, targets, network, optimiser and accelerate."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from hyperdreambooth.precision import resolved
 from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors
 
-# of processes that wait while the first one encodes photos; NCCL has 10 minutes
+# how long processes wait while the first one encodes photos; the default of NCCL is 10 minutes
 _PATIENCE = timedelta(hours=12)
 _ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Wearable(nn.Module):
-    """Features → numbers and what the base wears for them: all that has gradients, one module for DDP."""
+    """Features → numbers and LoRA factors: all that has gradients, in one module for DDP."""
 
     def __init__(self, network: HyperNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, features: Tensor) -> tuple[Tensor, Factors]:
-        """Features `(n, t, c)` → numbers `(n, P)`, factors; float32 under any autocast."""
+        """Returns numbers `(n, P)` and factors, float32 under any autocast, of features `(n, t, c)`."""
         numbers = self.network(features)
         return numbers, factors(self.network.layout, self.network.basis(), numbers)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What does not change during a training; `trained` and `held` are identities of `faces`."""
+    """What stays the same during a training; `trained` and `held` are identities of `faces`."""
 
     base: Base
     config: HypernetConfig
@@ -65,39 +65,45 @@ class Training:
     run: Run
     out: Path
 
+    @property
+    def components(self) -> set[str]:
+        """The components of the base that wear what is trained."""
+        return {site.component for site in self.targets.layout.sites}
+
 
 @dataclass(frozen=True)
 class State:
-    """What changes: network, average, optimiser. `model` is the network as accelerate runs it."""
+    """What changes: network, averaged network and optimiser. `model` is the network wrapped by accelerate."""
 
     network: HyperNetwork
     ema: HyperNetwork
     model: nn.Module
     optimizer: Any
 
-    def save(self, job: Training, step: int) -> None:
+    def save(self, training: Training, step: int) -> None:
         """Writes a checkpoint."""
-        scaler = job.accelerator.scaler
+        scaler = training.accelerator.scaler
         saved = {
             "network": self.network.state_dict(), "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {},
         }  # fmt: skip
-        job.run.save(step, saved)
+        training.run.save(step, saved)
 
-    def load(self, job: Training, saved: Mapping[str, Any]) -> None:
-        """Puts a checkpoint back."""
+    def load(self, training: Training, saved: Mapping[str, Any]) -> None:
+        """Restores a checkpoint."""
         self.network.load_state_dict(saved["network"])
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if job.accelerator.scaler is not None:
-            job.accelerator.scaler.load_state_dict(saved["scaler"])
+        if training.accelerator.scaler is not None:
+            training.accelerator.scaler.load_state_dict(saved["scaler"])
 
 
 def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
-    """Accelerate as the launcher set it up; the base moves to this process's own device.
+    """Returns accelerate as the launcher configured it, and moves the base to this process's device.
 
     Raises:
-        InputError: fp16 without CUDA, float16 weights otherwise, or a batch that the processes cannot share.
+        InputError: fp16 without CUDA, float16 weights without fp16, or a batch that the processes cannot
+            share equally.
     """
     if config.precision == "fp16" and base.device.type != "cuda":
         raise InputError(
@@ -105,9 +111,9 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
         )
     if base.dtype == torch.float16 and config.precision != "fp16":
         raise InputError(
-            f"precision: {config.precision} over float16 weights loses small gradients; use dtype=bfloat16"
+            f"precision: {config.precision} with float16 weights loses small gradients; use dtype=bfloat16"
         )
-    if base.device.type == "cuda":  # accelerate takes whichever is the current one
+    if base.device.type == "cuda":  # accelerate takes the current device
         torch.cuda.set_device(base.device)
     accelerator = Accelerator(
         cpu=base.device.type == "cpu", mixed_precision=_ACCELERATE[resolved(config.precision, base.device)],
@@ -120,130 +126,115 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
     if config.batch % parts:
         shared = f"{accelerator.num_processes} processes x accumulation {config.accumulation}"
         end_accelerate(accelerator)
-        raise InputError(
-            f"batch: {config.batch} identities cannot be shared by {shared}; use a multiple of {parts}"
-        )
+        raise InputError(f"batch: expected a multiple of {parts} ({shared}), got {config.batch}; change it")
     if accelerator.device.type != "cpu":
         base.move(accelerator.device)
     return accelerator
 
 
 def end_accelerate(accelerator: Accelerator) -> None:
-    """Leaves no global state behind: a second training in this process may want another precision."""
+    """Clears accelerate's global state, as a second training in this process may use another precision."""
     accelerator.free_memory()
     alone = accelerator.num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)  # pyright: ignore[reportPrivateUsage]
 
 
-def prepare(
-    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Path | None, accelerator: Accelerator
+def set_up(
+    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Bank | None, accelerator: Accelerator
 ) -> tuple[Training, State]:
-    """Reads and checks everything, encodes the photos (or finds them encoded), makes the network at step 0.
+    """Reads and checks all inputs, encodes the photos, and builds the network of step 0.
 
     Raises:
-        InputError: bad photos, bank or encoder, or `out` holds another training.
+        InputError: photos, bank or encoder cannot be used, or `out` holds another training.
     """
     people = read_faces(photos)
     trained, held = hold_out(len(people), config.validation, config.seed)
-    known = None if bank is None else Bank.open(bank)
-    targets = read_targets(base, config, tuple(people), held, known)
+    targets = read_targets(base, config, tuple(people), held, bank)
     encoder = load_encoder(config.encoder, config.encoder_layers, base.device)
+    text_worn = any(site.component in base.family.TEXT_ENCODERS for site in targets.layout.sites)
     inputs = {
-        **base.run_inputs, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint(),
-        "targets": _numbers_fingerprint(targets),
+        **base.run_inputs, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint,
+        "targets": _targets_fingerprint(targets),
     }  # fmt: skip
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
-        faces = load_faces(people, base, encoder, config.prompt, out / "cache", _text_worn(base, targets))
-    job = Training(base, config, faces, trained, held, targets, encoder, accelerator, run, out)
-    return job, _state(job)
-
-
-def _text_worn(base: Base, targets: Targets) -> bool:
-    """Whether a text encoder wears what is trained."""
-    return any(site.component in base.family.TEXT_ENCODERS for site in targets.layout.sites)
+        faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn)
+    training = Training(base, config, faces, trained, held, targets, encoder, accelerator, run, out)
+    return training, _initial_state(training)
 
 
 def finished(out: Path, config: HypernetConfig) -> bool:
-    """Whether `out` holds the network of the last step."""
+    """Returns whether `out` holds the network of the last step."""
     if not (out / "config.json").is_file():
         return False
     return int(load_info(out).training.get("step", 0)) >= config.steps
 
 
-def _state(job: Training) -> State:
-    """Network, average and optimiser before the first step."""
-    config, targets = job.config, job.targets
+def _initial_state(training: Training) -> State:
+    """Builds network, averaged network and optimiser."""
+    config, targets, encoder = training.config, training.targets, training.encoder
     shape = NetworkShape(
-        job.encoder.tokens,
-        job.encoder.channels,
-        config.width,
-        config.layers,
-        config.heads,
-        config.refinements,
+        encoder.tokens, encoder.channels, config.width, config.layers, config.heads, config.refinements
     )
-    network = HyperNetwork(targets.layout, shape, targets.basis, config.learn_basis, config.seed).to(
-        job.base.device
-    )
-    network.normalise(targets.mean, targets.spread, job.faces.features)
+    network = HyperNetwork(targets.layout, shape, targets.basis, config.learn_basis, config.seed)
+    network.to(training.base.device)
+    network.normalise(targets.mean, targets.spread, training.faces.features)
     if config.start_from is not None:
-        _begin_with(network, job, config.start_from)
+        _start_from(network, training, config.start_from)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    model, optimizer = job.accelerator.prepare(Wearable(network), _optimizer(network, config))
+    model, optimizer = training.accelerator.prepare(Wearable(network), _optimizer(network, config))
     return State(network, ema, model, optimizer)
 
 
 def _optimizer(network: HyperNetwork, config: HypernetConfig) -> torch.optim.Optimizer:
-    """AdamW; learned bases have a learning rate of their own and do not decay. The loop scales `full_lr`."""
-    basis = [p for name, p in network.named_parameters() if name.startswith("basis_")]
-    others = [p for name, p in network.named_parameters() if not name.startswith("basis_")]
-    groups: list[dict[str, Any]] = [
-        {"params": others, "full_lr": config.lr, "weight_decay": config.weight_decay}
-    ]
-    if basis:
-        groups.append({"params": basis, "full_lr": config.basis_lr, "weight_decay": 0.0})
-    return _adamw(config)(groups, lr=config.lr)
-
-
-def _adamw(config: HypernetConfig) -> Any:
-    """AdamW, or the one that keeps its state in eight bits.
+    """Returns AdamW. Learned bases have their own learning rate and do not decay. The loop sets `lr`.
 
     Raises:
-        InputError: it is asked for and not installed.
+        InputError: adamw8bit is asked for, but bitsandbytes is not installed.
     """
+    named = list(network.named_parameters())
+    basis = [parameter for name, parameter in named if name.startswith("basis_")]
+    others = [parameter for name, parameter in named if not name.startswith("basis_")]
+    groups: list[dict[str, Any]] = [
+        {"params": others, "peak_lr": config.lr, "weight_decay": config.weight_decay}
+    ]
+    if basis:
+        groups.append({"params": basis, "peak_lr": config.basis_lr, "weight_decay": 0.0})
     if config.optimizer == "adamw":
-        return torch.optim.AdamW
+        return torch.optim.AdamW(groups, lr=config.lr)
     if find_spec("bitsandbytes") is None:
         raise InputError(
             "optimizer: adamw8bit needs bitsandbytes, which is not installed; pip install bitsandbytes, or "
             "set optimizer=adamw"
         )
-    return import_module("bitsandbytes").optim.AdamW8bit
+    return import_module("bitsandbytes").optim.AdamW8bit(groups, lr=config.lr)
 
 
-def _begin_with(network: HyperNetwork, job: Training, source: str) -> None:
-    """Starts from another training's weights, its scales included.
+def _start_from(network: HyperNetwork, training: Training, source: str) -> None:
+    """Loads another training's weights and scales.
 
     Raises:
-        InputError: another shape, layout, basis, base or encoder.
+        InputError: they have another shape, layout, basis, base or encoder.
     """
-    other = load_hypernet(source, job.base.device)
-    other.check_fits(job.base.fingerprint)
-    ours = (network.layout, network.shape, network.learn_basis, job.encoder.fingerprint())
-    theirs = (other.layout, other.network.shape, other.network.learn_basis, other.encoder.fingerprint())
-    names = ("layout", "network shape", "learn_basis", "encoder")
-    differing = [name for name, a, b in zip(names, ours, theirs, strict=True) if a != b]
-    if not network.learn_basis and other.basis_source != network.basis().source:
-        differing.append("basis_seed")
-    if differing:
+    other = load_hypernet(source, training.base.device)
+    other.check_fits(training.base.fingerprint)
+    pairs: dict[str, tuple[object, object]] = {
+        "layout": (network.layout, other.layout),
+        "network shape": (network.shape, other.network.shape),
+        "learn_basis": (network.learn_basis, other.network.learn_basis),
+        "encoder": (training.encoder.fingerprint, other.encoder.fingerprint),
+    }
+    if not network.learn_basis:
+        pairs["basis_seed"] = (network.basis().source, other.basis_source)
+    if differing := [name for name, (ours, theirs) in pairs.items() if ours != theirs]:
         raise InputError(
-            f"start_from {source}: has another {', '.join(differing)}; begin with one of the same shape"
+            f"start_from {source}: has another {', '.join(differing)}; start from one of the same shape"
         )
     network.load_state_dict(other.network.state_dict())
 
 
 def _photos_fingerprint(people: Mapping[str, tuple[Photo, ...]]) -> str:
-    """Sixteen hex digits of who is there, what the photos show and say."""
+    """Returns sixteen hex digits of all names, captions and photos."""
     digest = hashlib.sha256()
     for name, photos in people.items():
         for photo in photos:
@@ -251,8 +242,8 @@ def _photos_fingerprint(people: Mapping[str, tuple[Photo, ...]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _numbers_fingerprint(targets: Targets) -> str:
-    """Sixteen hex digits of start, scale and targets: a bank that has grown is another input."""
+def _targets_fingerprint(targets: Targets) -> str:
+    """Returns sixteen hex digits of start, scale and targets, which change when a bank grows."""
     digest = hashlib.sha256(targets.layout.fingerprint.encode())
     for tensor in (targets.mean, targets.spread, targets.numbers):
         digest.update(tensor.contiguous().numpy().tobytes())

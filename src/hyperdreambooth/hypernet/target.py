@@ -1,4 +1,4 @@
-"""What predictions are compared with and measured in: layout, bases, start, scale, and a bank's people."""
+"""The space of the predictions and what they are compared with: layout, bases, scale, a bank's people."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.loss import bank_scale
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
-from hyperdreambooth.lidb.weights import Layout, balance, start
-from hyperdreambooth.shapes import Site
+from hyperdreambooth.lidb.weights import Layout, start
 
-_TOGETHER = 32  # people whose ΔW products are held at once
+_TOGETHER = 32  # people whose ΔW products are in memory at once
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The space of the numbers.
+    """The space of the numbers, and the people of the bank.
 
     Attributes:
-        layout: where each site's numbers lie.
-        basis: the aux bases (where they are learned: the first ones).
-        mean: `(P,)`, what θ = 0 stands for.
-        spread: `(P,)`, what θ = 1 stands for, one figure a site.
-        numbers: `(k, P)` of the bank's people that are trained on.
+        layout: the places of the numbers.
+        basis: the aux bases; the initial ones if they are learned.
+        mean: `(P,)`, the numbers at θ = 0.
+        spread: `(P,)`, the scale of θ, the same for all numbers of a site.
+        numbers: `(k, P)` of the bank's people who are trained on.
         rows: identity → its row in `numbers`.
         scale: `(s,)`, how much people differ at each site.
     """
@@ -42,46 +41,40 @@ class Targets:
     rows: dict[int, int] = field(default_factory=dict[int, int])
     scale: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    @property
-    def covered(self) -> list[int]:
-        """The identities that have a row."""
-        return list(self.rows)
-
 
 def read_targets(
     base: Base, config: HypernetConfig, names: Sequence[str], held: Collection[int], bank: Bank | None
 ) -> Targets:
-    """Start and scale, from a bank where there is one, and its people as targets.
+    """Reads start, scale and people from a bank, or takes start and scale from the config.
 
-    With learned bases a bank's numbers mean something else after the first step: then there are no targets.
+    If the bases are learned, a bank's numbers lose their meaning with the first step, so its people are no
+    targets.
 
     Args:
-        base: whose sites are adapted.
-        config: dims where there is no bank.
+        base: the base whose sites are adapted.
+        config: the dims, if there is no bank.
         names: all identities.
-        held: those held out, never looked at.
-        bank: may cover some of the identities, or be of other people.
+        held: the held-out ones, which are never looked at.
+        bank: a bank of some of these identities, or of other people.
 
     Raises:
-        InputError: the bank is of another base, empty, or contradicts the config.
+        InputError: the bank belongs to another base, has nobody to train on, or contradicts the config.
     """
     if bank is None:
-        layout = Layout(_sites(base, config), config.rank, config.down_dim, config.up_dim)
+        sites = (s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
+        layout = Layout(tuple(sites), config.rank, config.down_dim, config.up_dim)
         basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, config.basis_seed, base.device)
-        return Targets(
-            layout, basis, start(layout, config.basis_seed), torch.full((layout.size,), config.spread)
-        )
+        mean = start(layout, config.basis_seed)
+        return Targets(layout, basis, mean, torch.full((layout.size,), config.spread))
     layout, seed = bank.layout, _fitting_seed(base, config, bank)
     basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed, base.device)
     hidden = {names[k] for k in held}
     ids = [name for name in bank.identities if name not in hidden]
     if not ids:
         raise InputError(
-            f"{bank.folder}: the bank holds nobody who is not held out; let hdb preoptimize finish first"
+            f"{bank.folder}: expected people besides those held out, found none; let hdb preoptimize finish"
         )
     numbers = bank.numbers(ids)
-    if config.weight_loss == "numbers":
-        numbers = balance(layout, numbers, bank.start)
     mean, spread = _statistics(layout, numbers, config.spread)
     if config.learn_basis:
         return Targets(layout, basis, mean, spread)
@@ -90,13 +83,11 @@ def read_targets(
     return Targets(layout, basis, mean, spread, numbers, rows, bank_scale(layout, numbers.split(_TOGETHER)))
 
 
-def _sites(base: Base, config: HypernetConfig) -> tuple[Site, ...]:
-    """The base's sites, without the text encoder's where it is left alone."""
-    return tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
-
-
 def _statistics(layout: Layout, numbers: Tensor, default: float) -> tuple[Tensor, Tensor]:
-    """Mean `(P,)`, and the rms distance from it a site, repeated to `(P,)`; `default` if nobody differs."""
+    """Returns the mean of numbers `(P,)` and each site's standard deviation from it, repeated to `(P,)`.
+
+    At sites where all people are equal, the standard deviation is `default`.
+    """
     mean = numbers.double().mean(0)
     squares = (numbers.double() - mean).square().mean(0)
     sites = torch.stack([chunk.mean() for chunk in squares.split(layout.sizes)]).sqrt()
@@ -105,17 +96,21 @@ def _statistics(layout: Layout, numbers: Tensor, default: float) -> tuple[Tensor
 
 
 def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
-    """The bank's basis seed, after checking that the bank fits the base and what the user asked for."""
+    """Returns the bank's basis seed.
+
+    Raises:
+        InputError: the bank belongs to another base, has learned bases, or contradicts the config.
+    """
     made_for = bank.manifest["base_fingerprint"]
     if made_for != base.fingerprint:
         raise InputError(
-            f"{bank.folder}: a bank of base {made_for}, this base {base.source} is {base.fingerprint}; "
-            "use a bank of this base"
+            f"{bank.folder}: expected a bank of base {base.fingerprint} ({base.source}), got one of "
+            f"{made_for}; use a bank of this base"
         )
     layout, seed = bank.layout, seed_of(str(bank.manifest["basis_source"]))
     if seed is None:
         raise InputError(
-            f"{bank.folder}: made over {bank.manifest['basis_source']}; a bank over a seed is expected"
+            f"{bank.folder}: expected seeded bases, got {bank.manifest['basis_source']}; use another bank"
         )
     text = any(site.component != base.family.DENOISER for site in layout.sites)
     has = {
@@ -124,11 +119,9 @@ def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
     }  # fmt: skip
     asked = {name: getattr(config, name) for name in has if name in config.model_fields_set}
     if differing := [
-        f"{name} is {has[name]}, the config says {value}"
+        f"{name} is {has[name]}, the config has {value}"
         for name, value in asked.items()
         if value != has[name]
     ]:
-        raise InputError(
-            f"{bank.folder}: {'; '.join(differing)}; leave these to the bank, or use another one"
-        )
+        raise InputError(f"{bank.folder}: {'; '.join(differing)}; remove these settings, or use another bank")
     return seed

@@ -1,7 +1,7 @@
-"""Stage 3, one visible loop (paper, section 4.2): draw people, predict from a photo, denoise another.
+"""Stage 3, the training of a hypernetwork (paper, section 4.2): predict from one photo, denoise another.
 
-Plain and "pro" (`learn_basis`), with a bank and without, on one process or several: the same loop. What
-differs is which parameters the network holds and which terms of the loss have something to compare with.
+There is one loop for all variants: plain and "pro" (`learn_basis`), with a bank and without, on one process
+or several. They differ in the parameters of the network and in the terms of the loss.
 """
 
 from __future__ import annotations
@@ -20,103 +20,107 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import TrainingBatch, collect, person_losses, pick
 from hyperdreambooth.hypernet.decoder import HyperNetwork
-from hyperdreambooth.hypernet.loss import at, number_loss, size_loss, weight_loss
+from hyperdreambooth.hypernet.loss import size_loss, weight_loss
 from hyperdreambooth.hypernet.predictor import HypernetInfo, Predictor, load_hypernet
-from hyperdreambooth.hypernet.setup import (
-    State,
-    Training,
-    end_accelerate,
-    finished,
-    prepare,
-    start_accelerate,
-)
+from hyperdreambooth.hypernet.setup import State, Training, end_accelerate, finished, set_up, start_accelerate
 from hyperdreambooth.hypernet.validate import PersonSampler, Score, pictures, tell_apart
+from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
 from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.progress import Progress
+from hyperdreambooth.schedule import learning_rate
 from hyperdreambooth.shapes import Factors
 
-_FIGURES = 6  # sums of loss, denoise, weights, size; people covered; parts counted
+_FIGURES = 6  # sums of loss, denoise, weights and size, covered people, and parts
 
 
 def train_hypernet(
-    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Path | None = None,
-    sample: PersonSampler | None = None, score: Score | None = None,
-) -> Predictor:  # fmt: skip
-    """Trains a hypernetwork, or goes on with the one in `out`; run again when finished, it returns it.
+    base: Base,
+    photos: str | Path,
+    out: str | Path,
+    config: HypernetConfig,
+    bank: Bank | str | Path | None = None,
+    sample: PersonSampler | None = None,
+    score: Score | None = None,
+) -> Predictor:
+    """Trains a hypernetwork, or continues the training in `out`. A finished one is returned as it is.
 
-    On several processes every one of them calls this; the first one writes.
+    With several processes, each of them calls this function, and the first one writes.
 
     Args:
-        base: the frozen base; as before afterwards.
-        photos: folder of many people.
-        out: the hypernetwork's folder; `run/` in it holds log and checkpoints, `cache/` encoded photos.
-        config: everything else.
-        bank: pre-optimised numbers of some of the people: start, scale, targets.
-        sample: draws validation pictures.
-        score: scores them.
+        base: the frozen base; it is unchanged afterwards.
+        photos: a folder with the photos of many people.
+        out: the hypernetwork's folder, which also has `run/` (log and checkpoints) and `cache/` (encoded
+            photos).
+        config: all other settings.
+        bank: the pre-optimised LiDBs of some of the people, or their folder. They give start, scale and
+            targets.
+        sample: a function that draws validation pictures: prompts and factors, one identity for each prompt,
+            to images.
+        score: a function that scores them: images, prompts and other photos of the same people to named
+            scores.
 
     Returns:
-        The averaged (EMA) network as `out` holds it; unfinished where `max_minutes` ended it.
+        The averaged (EMA) network as in `out`; it is unfinished if `max_minutes` ended the training.
 
     Raises:
-        InputError: bad photos, bank, encoder or settings, or `out` holds another training.
+        InputError: photos, bank, encoder or settings cannot be used, or `out` holds another training.
     """
+    out = Path(out)
+    bank = Bank.open(Path(bank)) if isinstance(bank, str | Path) else bank
     accelerator = start_accelerate(base, config)
     try:
-        job, state = prepare(base, photos, out, config, bank, accelerator)
+        training, state = set_up(base, Path(photos), out, config, bank, accelerator)
         if not finished(out, config):
-            _wear_and_train(job, state, sample, score)
+            _wear_and_train(training, state, sample, score)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and finished(out, config):
-            job.run.clear()
-            _retell(out, config)
+            training.run.clear()
+            _update_info(out, config)
         accelerator.wait_for_everyone()
     finally:
         end_accelerate(accelerator)
     return load_hypernet(out, base.device)
 
 
-def _wear_and_train(job: Training, state: State, sample: PersonSampler | None, score: Score | None) -> None:
-    """Goes on from the newest checkpoint, the base worn once for all steps."""
-    with job.accelerator.main_process_first():
-        found = job.run.latest()
+def _wear_and_train(
+    training: Training, state: State, sample: PersonSampler | None, score: Score | None
+) -> None:
+    """Continues from the newest checkpoint, with one injection for all steps."""
+    base = training.base
+    with training.accelerator.main_process_first():
+        found = training.run.latest()
     if found is not None:
-        state.load(job, found[1])
-    job.base.rest(_parts(job))
+        state.load(training, found[1])
+    base.rest(training.components)
     with (
-        job.base.training(job.config.checkpointing),
-        wear(job.base.components, _nobody(state.ema), name="hypernet") as worn,
+        base.training(training.config.checkpointing),
+        wear(base.components, _zero_factors(state.ema), name="hypernet") as worn,
     ):
-        train(job, state, worn, found[0] if found else 0, sample, score)
-
-
-def _parts(job: Training) -> set[str]:
-    """The parts of the base that wear what is trained."""
-    return {site.component for site in job.targets.layout.sites}
+        train(training, state, worn, found[0] if found else 0, sample, score)
 
 
 def train(
-    job: Training,
+    training: Training,
     state: State,
     worn: Worn,
     first: int,
     sample: PersonSampler | None = None,
     score: Score | None = None,
 ) -> None:
-    """The loop, from step `first` on."""
-    config, accelerator, started = job.config, job.accelerator, time.monotonic()
+    """Runs the loop from step `first` on."""
+    config, accelerator, started = training.config, training.accelerator, time.monotonic()
     parameters = [p for p in state.network.parameters() if p.requires_grad]
-    totals = torch.zeros(_FIGURES, device=job.base.device)
+    totals = torch.zeros(_FIGURES, device=training.base.device)
     norm: Any = None
-    told = dict[str, float]()
+    shown = dict[str, float]()
     with Progress("train", config.steps, first) as bar:
         for step in range(first, config.steps):
             for group in state.optimizer.param_groups:
-                group["lr"] = group["full_lr"] * rate(config, step)
+                group["lr"] = learning_rate(group["peak_lr"], step, config.steps, warmup=config.warmup)
             for part in range(config.accumulation):
                 with accelerator.accumulate(state.model):
-                    loss, figures = step_loss(job, state, worn, step, part)
+                    loss, figures = step_loss(training, state, worn, step, part)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         norm = accelerator.clip_grad_norm_(parameters, config.clip)
@@ -124,130 +128,118 @@ def train(
                     state.optimizer.zero_grad()
                 totals += figures
             average(state, config, step)
-            last = step + 1 == config.steps or _out_of_time(job, started)
+            last = step + 1 == config.steps or _out_of_time(training, started)
             if last or (step + 1) % config.log_every == 0:
-                told["loss"] = _tell(job, step + 1, totals, norm)
+                shown["loss"] = _log(training, step + 1, totals, norm)
                 totals.zero_()
-            told |= _judge_and_save(job, state, worn, step + 1, last, sample, score)
-            bar.update(1, **told)
-            job.base.rest(_parts(job))  # pictures of a validation need everything
+            shown |= _validate_and_save(training, state, worn, step + 1, last, sample, score)
+            bar.update(1, **shown)
+            training.base.rest(training.components)  # validation pictures need all networks
             if last:
                 return
 
 
 # α · denoise + β · weights + γ · size   (paper, section 4.2; training.md 4, 8)
-def step_loss(job: Training, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
-    """The loss of this process's part of a step.
+def step_loss(training: Training, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
+    """Returns this process's loss `()` of a part of a step, and the figures `(6,)` to be summed for the log.
 
-    Where α is 0 the base is not run at all: a warm-up on weights alone costs next to nothing, and draws only
-    people that the bank covers.
-
-    Returns:
-        The loss `()`, and the figures `(6,)` to be summed.
+    With `alpha = 0` and a bank, only people of the bank are drawn and the base does not run, so a warm-up on
+    the weight loss alone costs next to nothing.
     """
-    config, base, covered = job.config, job.base, job.targets.covered
-    alpha, beta, gamma = (at(each, step) for each in (config.alpha, config.beta, config.gamma))
-    silent = alpha == 0 and beta > 0 and bool(covered)
-    share = 1.0 if silent else config.bank_share if beta > 0 else 0.0
-    pools, places = ([job.trained, covered] if covered else [job.trained]), _places(job, part)
-    key = (config.seed, "train", step)
-    slots = [pick(job.faces, pools, share, config.photos, *key, k) for k in places]
-    batch = collect(base, job.faces, slots, config.offset_noise, config.timestep_bias)
-    with job.accelerator.autocast():
-        numbers, factors_ = state.model(batch.features)
+    config, base, network = training.config, training.base, state.network
+    covered = list(training.targets.rows)
+    weights_alone = config.alpha == 0 and bool(covered)
+    pool, places = covered if weights_alone else training.trained, _places(training, part)
+    examples = [pick(training.faces, pool, config.photos, config.seed, "train", step, k) for k in places]
+    batch = collect(base, training.faces, examples)
+    with training.accelerator.autocast():
+        numbers, predicted = state.model(batch.features)
         denoise = numbers.new_zeros(())
-        if not silent:
-            worn.set(factors_, images=config.photos)
-            denoise = person_losses(base, batch, config.weighting).mean()
-            if job.accelerator.num_processes > 1:
-                # they wait for everybody's gradient, and SDXL never reads its first text encoder's last layer
-                denoise = denoise + 0 * sum(part.sum() for pair in factors_.values() for part in pair)
-    weights, known = known_losses(job, state.network, numbers, batch)
-    size = size_loss(numbers, state.network.mean, state.network.spread).mean()
-    loss = alpha * denoise + beta * weights / len(places) + gamma * size
+        if not weights_alone:
+            worn.set(predicted, images=config.photos)
+            denoise = person_losses(base, batch, config).mean()
+            if training.accelerator.num_processes > 1:
+                # DDP waits for all gradients, but SDXL never uses the last layer of its first text encoder
+                denoise = denoise + 0 * sum(factor.sum() for pair in predicted.values() for factor in pair)
+    weights, known = known_losses(training, network, numbers, batch)
+    size = size_loss(numbers, network.mean, network.spread).mean()
+    loss = config.alpha * denoise + config.beta * weights / len(places) + config.gamma * size
     sums = [loss.detach(), denoise.detach(), weights.detach(), size.detach()]
     return loss, torch.stack([*sums, loss.new_tensor(float(known)), loss.new_tensor(1.0)])
 
 
 def known_losses(
-    job: Training, network: HyperNetwork, numbers: Tensor, batch: TrainingBatch
+    training: Training, network: HyperNetwork, numbers: Tensor, batch: TrainingBatch
 ) -> tuple[Tensor, int]:
-    """The weight losses of a batch's people whom the bank covers, summed `()`, and how many they are."""
-    rows, device = job.targets.rows, numbers.device
-    places = [k for k, one in enumerate(batch.identities) if one in rows]
+    """Returns the sum `()` of the weight losses of the people whom the bank covers, and their number."""
+    targets, device = training.targets, numbers.device
+    places = [k for k, identity in enumerate(batch.identities) if identity in targets.rows]
     if not places:
         return numbers.new_zeros(()), 0
-    ours = numbers[places].float()
-    known = job.targets.numbers[[rows[batch.identities[k]] for k in places]].to(device)
-    if job.config.weight_loss == "numbers":
-        return number_loss(ours, known, network.spread).sum(), len(places)
-    return weight_loss(network.layout, ours, known, job.targets.scale.to(device)).sum(), len(places)
+    known = targets.numbers[[targets.rows[batch.identities[k]] for k in places]].to(device)
+    losses = weight_loss(network.layout, numbers[places].float(), known, targets.scale.to(device))
+    return losses.sum(), len(places)
 
 
-def _places(job: Training, part: int) -> range:
-    """This process's slots of the global batch, in one accumulated part."""
-    processes = job.accelerator.num_processes
-    size = job.config.batch // (processes * job.config.accumulation)
-    first = (part * processes + job.accelerator.process_index) * size
+def _places(training: Training, part: int) -> range:
+    """Returns this process's places in the global batch, for one accumulated part."""
+    processes = training.accelerator.num_processes
+    size = training.config.batch // (processes * training.config.accumulation)
+    first = (part * processes + training.accelerator.process_index) * size
     return range(first, first + size)
-
-
-def rate(config: HypernetConfig, step: int) -> float:
-    """Share of the full learning rate at a step: a linear warm-up, then half a cosine down to 0."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
 
 
 @torch.no_grad()
 def average(state: State, config: HypernetConfig, step: int) -> None:
-    """Moves the average towards the network, faster at first: there is little worth remembering yet."""
+    """Moves the averaged network towards the network, faster in the first steps."""
     decay = min(config.ema, (1 + step) / (10 + step))
-    for old, new in zip(state.ema.parameters(), state.network.parameters(), strict=True):
-        old.lerp_(new, 1 - decay)
+    old, new = (list[Tensor](network.parameters()) for network in (state.ema, state.network))
+    torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateUsage,reportPrivateImportUsage]
 
 
-def _nobody(network: HyperNetwork) -> Factors:
-    """Zero factors of one identity: a base that wears them answers like the bare one."""
+def _zero_factors(network: HyperNetwork) -> Factors:
+    """Returns zero factors of one identity: a base that wears them predicts like the bare one."""
     with torch.no_grad():
-        worn = factors(network.layout, network.basis(), network.mean[None])
-    return {name: (torch.zeros_like(down), torch.zeros_like(up)) for name, (down, up) in worn.items()}
+        made = factors(network.layout, network.basis(), network.mean[None])
+    return {name: (torch.zeros_like(down), torch.zeros_like(up)) for name, (down, up) in made.items()}
 
 
-def _tell(job: Training, done: int, totals: Tensor, norm: Any) -> float:
-    """Logs the means since the last time, over all processes.
+def _log(training: Training, done: int, totals: Tensor, norm: Any) -> float:
+    """Logs the means since the last log line over all processes, and returns the loss.
 
     Raises:
-        InputError: the loss is no number any more.
+        InputError: the loss is not finite.
     """
-    everywhere: Any = job.accelerator.reduce(totals.clone(), "sum")
+    config = training.config
+    everywhere: Any = training.accelerator.reduce(totals.clone(), "sum")
     loss, denoise, weights, size, known, parts = everywhere.tolist()
     if not math.isfinite(loss):
         raise InputError(
-            f"{job.out}: the loss is {loss} at step {done}; lower lr or clip and begin in another --out"
+            f"{training.out}: the loss is {loss} at step {done}; lower lr or clip and start in another --out"
         )
-    if job.accelerator.is_main_process:
+    if training.accelerator.is_main_process:
         figures = {"loss": loss / parts, "denoise": denoise / parts, "size": size / parts}
-        known_figures = {"weights": weights / known} if known else {}
-        job.run.log(
-            done, **figures, **known_figures, lr=job.config.lr * rate(job.config, done - 1), norm=norm
-        )
+        if known:
+            figures["weights"] = weights / known
+        lr = learning_rate(config.lr, done - 1, config.steps, warmup=config.warmup)
+        training.run.log(done, **figures, lr=lr, norm=norm)
     return loss / parts
 
 
-def _out_of_time(job: Training, started: float) -> bool:
-    """Whether `max_minutes` are over; the processes agree, as their clocks do not."""
-    if job.config.max_minutes is None:
+def _out_of_time(training: Training, started: float) -> bool:
+    """Returns whether `max_minutes` are over for any process, so that all of them stop together."""
+    if training.config.max_minutes is None:
         return False
     over = torch.tensor(
-        float(time.monotonic() - started > job.config.max_minutes * 60), device=job.accelerator.device
+        float(time.monotonic() - started > training.config.max_minutes * 60),
+        device=training.accelerator.device,
     )
-    everywhere: Any = job.accelerator.reduce(over, "sum")
+    everywhere: Any = training.accelerator.reduce(over, "sum")
     return float(everywhere) > 0
 
 
-def _judge_and_save(
-    job: Training,
+def _validate_and_save(
+    training: Training,
     state: State,
     worn: Worn,
     done: int,
@@ -255,49 +247,51 @@ def _judge_and_save(
     sample: PersonSampler | None,
     score: Score | None,
 ) -> dict[str, float]:
-    """Validation, checkpoint and export, by the first process; the loop depends on none of them.
+    """Validates, exports and writes a checkpoint where it is time, in the first process only.
 
     Returns:
-        `apart`, to be told beside the loss, where people were judged.
+        `apart` for the progress bar if there was a validation.
     """
-    judge, save = last or done % job.config.validate_every == 0, last or done % job.config.save_every == 0
-    if not job.accelerator.is_main_process or not (judge or save):
+    base, faces, held, config = training.base, training.faces, training.held, training.config
+    validate, save = last or done % config.validate_every == 0, last or done % config.save_every == 0
+    if not training.accelerator.is_main_process or not (validate or save):
         return {}
     figures: dict[str, float] = {}
-    if judge and job.held:
-        with job.accelerator.autocast():
-            own = (job.base, job.faces, job.held, state.ema, worn, job.config)
-            figures = tell_apart(*own, together=len(_places(job, 0)))
-        job.run.log(done, kind="validation", **figures)
+    if validate and held:
+        with training.accelerator.autocast():
+            together = len(_places(training, 0))
+            figures = tell_apart(base, faces, held, state.ema, worn, config, together)
+        training.run.log(done, kind="validation", **figures)
         if sample is not None:
-            worn.set(_nobody(state.ema))
-            picture = job.run.folder / "pictures" / f"step-{done:07d}.png"
-            scores = pictures(job.base, job.faces, job.held, state.ema, job.config, picture, sample, score)
-            job.run.log(done, kind="pictures", picture=picture.name, **scores)
+            worn.set(_zero_factors(state.ema))
+            picture = training.run.folder / "pictures" / f"step-{done:07d}.png"
+            scores = pictures(base, faces, held, state.ema, config, picture, sample, score)
+            training.run.log(done, kind="pictures", picture=picture.name, **scores)
     if save:
-        # in this order: after the last checkpoint there is no step left that would export again
-        Predictor(state.ema, job.encoder, _facts(job, done, figures)).save(job.out, job.config.stored)
-        state.save(job, done)
+        # in this order, as no step after the last checkpoint would export again
+        info = _info(training, done, figures)
+        Predictor(state.ema, training.encoder, info).save(training.out, config.stored)
+        state.save(training, done)
     return {"apart": figures["apart"]} if figures else {}
 
 
-def _retell(out: Path, config: HypernetConfig) -> None:
-    """What a finished network is worn with may change without training it again."""
-    made = load_hypernet(out)
-    training = {**made.info.training, "config": config.model_dump(mode="json")}
-    facts = replace(made.info, training=training, finetune=config.finetune, strength=config.strength)
-    if facts != made.info:
-        Predictor(made.network, made.encoder, facts).save(out, config.stored)
-
-
-def _facts(job: Training, done: int, figures: dict[str, float]) -> HypernetInfo:
-    """What the exported folder says of its making."""
-    base = job.base
-    training = {
-        "step": done, "identities": len(job.trained), "held_out": len(job.held), "covered":
-        len(job.targets.rows), "validation": figures, "config": job.config.model_dump(mode="json"),
+def _info(training: Training, done: int, figures: dict[str, float]) -> HypernetInfo:
+    """Returns the info of the exported folder."""
+    base, config = training.base, training.config
+    summary = {
+        "step": done, "identities": len(training.trained), "held_out": len(training.held), "covered":
+        len(training.targets.rows), "validation": figures, "config": config.model_dump(mode="json"),
     }  # fmt: skip
     return HypernetInfo(
-        base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, training,
-        job.config.finetune, job.config.strength,
+        base.fingerprint, base.source, base.trigger, base.class_word, base.resolution, summary,
+        config.finetune, config.strength,
     )  # fmt: skip
+
+
+def _update_info(out: Path, config: HypernetConfig) -> None:
+    """Writes the settings into a finished folder that may change without another training."""
+    made = load_hypernet(out)
+    summary = {**made.info.training, "config": config.model_dump(mode="json")}
+    info = replace(made.info, training=summary, finetune=config.finetune, strength=config.strength)
+    if info != made.info:
+        Predictor(made.network, made.encoder, info).save(out, config.stored)

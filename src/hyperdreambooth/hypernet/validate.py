@@ -1,4 +1,4 @@
-"""Does it tell people apart? The same held-out people and noise every time (docs/training.md)."""
+"""Validation: how well predictions tell held-out people apart, on the same noise every time (training.md)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ from hyperdreambooth.lora.inject import Worn
 from hyperdreambooth.shapes import Factors
 
 PersonSampler: TypeAlias = Callable[[Sequence[str], Factors], Sequence[Image.Image]]
-"""Prompts and factors with one identity a prompt → a picture each; the base is bare when it is called."""
+"""Prompts and factors, one identity for each prompt → an image each. The base is bare when it is called."""
 
 Score: TypeAlias = Callable[
     [Sequence[Image.Image], Sequence[str], Sequence[Sequence[Path]]], Mapping[str, float]
 ]
-"""Pictures, their prompts, and photos of the same people other than the reference → named figures."""
+"""Images, their prompts, and photos of the same people other than the reference → named scores."""
 
 
-def slots(faces: Faces, held: Sequence[int], config: HypernetConfig, number: int) -> list[Example]:
-    """The slots of one draw: every held-out identity once, the same at every validation."""
+def examples(faces: Faces, held: Sequence[int], config: HypernetConfig, draw: int) -> list[Example]:
+    """Returns an example of every held-out identity; those of a draw are the same at every validation."""
     return [
-        pick(faces, [[one]], 0.0, config.photos, config.seed, "validation", faces.names[one], number)
-        for one in held
+        pick(faces, [one], config.photos, config.seed, "validation", faces.names[one], draw) for one in held
     ]
 
 
@@ -43,40 +42,38 @@ def tell_apart(
     base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, worn: Worn, config: HypernetConfig,
     together: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Denoising losses of held-out people wearing their own prediction, nobody's (the mean), and another's.
+    """Returns the mean denoising losses of held-out people with their own and with other predictions.
 
-    `together` of them share a forward: no more than in a step of the training.
+    Args:
+        base: the base, which wears `worn`.
+        faces: the photos of all identities.
+        held: the held-out identities.
+        network: the averaged network.
+        worn: sets what the base wears.
+        config: the settings of the training. Timesteps are drawn without its bias.
+        together: people in one forward pass, at most as many as in a step of the training.
 
     Returns:
-        `own`, `mean`, `shuffled`; `apart` = shuffled − own, above 0 once predictions say who it is; `spread`
-        between the people's predictions, in units of the spread of the numbers. Nothing where nobody is held
-        out.
+        `own`, `mean` (everybody wears the mean) and `shuffled` (everybody wears another person's prediction);
+        `apart` = shuffled − own, above 0 once predictions say who it is; `spread` between the predictions, in
+        units of the spread of the numbers. Empty if nobody is held out.
     """
+    config = config.model_copy(update={"timestep_bias": 1})
+    parts = [held[first : first + together] for first in range(0, len(held), together)]
     totals: dict[str, list[Tensor]] = {"own": [], "mean": [], "shuffled": [], "spread": []}
-    for number in range(config.draws if held else 0):
-        chosen = slots(faces, held, config, number)
-        numbers = network(collect(base, faces, chosen).features)
-        kinds = {"own": numbers, "mean": network.mean.expand_as(numbers), "shuffled": numbers.roll(1, 0)}
-        for kind, worn_numbers in kinds.items():
-            totals[kind].append(
-                _losses(base, faces, chosen, network, worn, worn_numbers, config, together).mean()
-            )
+    for draw in range(config.draws if held else 0):
+        batches = [collect(base, faces, examples(faces, part, config, draw)) for part in parts]
+        numbers = network(torch.cat([batch.features for batch in batches]))
+        wearing = {"own": numbers, "mean": network.mean.expand_as(numbers), "shuffled": numbers.roll(1, 0)}
+        for kind, rows in wearing.items():
+            losses: list[Tensor] = []
+            for batch, some in zip(batches, rows.split(together), strict=True):
+                worn.set(factors(network.layout, network.basis(), some), images=config.photos)
+                losses.append(person_losses(base, batch, config))
+            totals[kind].append(torch.cat(losses).mean())
         totals["spread"].append(((numbers - numbers.mean(0)) / network.spread).square().mean().sqrt())
     figures = {name: float(torch.stack(values).mean()) for name, values in totals.items() if values}
     return {**figures, "apart": figures["shuffled"] - figures["own"]} if figures else {}
-
-
-def _losses(
-    base: Base, faces: Faces, chosen: Sequence[Example], network: HyperNetwork, worn: Worn, numbers: Tensor,
-    config: HypernetConfig, together: int,
-) -> Tensor:  # fmt: skip
-    """Losses `(n,)` of the slots wearing these numbers `(n, P)`."""
-    parts: list[Tensor] = []
-    for first in range(0, len(chosen), together):
-        some = slice(first, first + together)
-        worn.set(factors(network.layout, network.basis(), numbers[some]), images=config.photos)
-        parts.append(person_losses(base, collect(base, faces, chosen[some]), config.weighting))
-    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -84,12 +81,12 @@ def pictures(
     base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, config: HypernetConfig, file: Path,
     sample: PersonSampler, score: Score | None,
 ) -> dict[str, float]:  # fmt: skip
-    """Draws held-out people into `file`, reference photos above, and scores them; the base must be bare.
+    """Draws held-out people into `file`, below their reference photos; the base must be bare.
 
     Returns:
-        The figures of `score`, if there is one.
+        The scores of `score`; empty without it.
     """
-    chosen = slots(faces, held, config, 0)
+    chosen = examples(faces, held, config, 0)
     numbers = network(collect(base, faces, chosen).features)
     texts = [text.replace("{class_word}", base.class_word) for text in config.prompts]
     prompts = [texts[k % len(texts)] for k in range(len(chosen))]

@@ -1,17 +1,16 @@
-"""A bank: pre-optimised numbers of many people, appended group by group, whole after any kill.
+"""A bank: the pre-optimised numbers of many people, appended group by group and whole after any kill.
 
-`manifest.json` (written last on creation: a folder is a bank once it has one) and `start.safetensors` say how
-the numbers were made; `shard-00000.safetensors`, … hold them; `index.json` maps identity → [shard, row] and
-is replaced after its shard is whole. A shard without an entry is debris of a kill: never read, overwritten by
-the next append.
+`manifest.json` and `start.safetensors` describe how the numbers were made; the manifest is written last, so a
+folder with one is a bank. `shard-00000.safetensors`, … hold the numbers. `index.json` maps identity →
+[shard, row] and is replaced after its shard is whole. A shard that the index does not mention is left over
+from a kill: it is never read, and the next append overwrites it.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,13 +31,13 @@ Index: TypeAlias = dict[str, tuple[int, int]]
 
 
 class Bank:
-    """Numbers of many identities; open one with `Bank.open` or `Bank.create`.
+    """The numbers of many identities; open a bank with `Bank.open` or `Bank.create`.
 
     Attributes:
-        folder: where it lies.
-        manifest: config, `layout`, `base_fingerprint`, `basis_source` and what else the maker wrote down.
+        folder: the folder of the bank.
+        manifest: config, `layout`, `base_fingerprint`, `basis_source` and whatever else its maker recorded.
         layout: where each site's numbers lie.
-        start: `(P,)`, the one point every identity started from.
+        start: `(P,)`, the point that every identity started from.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], start: Tensor, index: Index) -> None:
@@ -67,25 +66,28 @@ class Bank:
         start = load_tensors(folder / "start.safetensors")[0].get("start", torch.empty(0))
         if tuple(start.shape) != (size,):
             where = folder / "start.safetensors"
-            raise InputError(f"{where}: {tuple(start.shape)} numbers, the manifest says ({size},)")
+            raise InputError(
+                f"{where}: expected numbers ({size},) as in the manifest, got {tuple(start.shape)}; make "
+                "the bank again"
+            )
         return Bank(folder, manifest, start, _read_index(folder / "index.json"))
 
     @staticmethod
     def create(folder: Path, manifest: Mapping[str, Any], start: Tensor) -> Bank:
-        """Makes a bank, or opens the one there if it was made in just this way: resuming = the same command.
+        """Makes a bank, or opens the existing one if it was made in the same way, so the same call resumes.
 
         Args:
-            folder: where it lies or will lie.
+            folder: the folder of the bank.
             manifest: plain data with at least `layout` (of `Layout.to_json`), `base_fingerprint` and
                 `basis_source`.
             start: `(P,)`.
 
         Raises:
-            InputError: a bank of another manifest or start is there; the message names the differing keys.
+            InputError: the folder holds a bank of another manifest or start; the message names the keys.
         """
         if missing := [key for key in _REQUIRED if key not in manifest]:
             raise ValueError(f"the manifest lacks {', '.join(missing)}")
-        # as it will be read back: tuples become lists
+        # as it is read back: tuples become lists
         wanted: dict[str, Any] = json.loads(json.dumps(dict(manifest)))
         if (folder / "manifest.json").is_file():
             bank = Bank.open(folder)
@@ -101,7 +103,7 @@ class Bank:
 
     @property
     def identities(self) -> list[str]:
-        """All names, sorted, so the order does not depend on how they were grouped."""
+        """All names, sorted, so that their order does not depend on how they were grouped."""
         return sorted(self._index)
 
     def __len__(self) -> int:
@@ -111,26 +113,31 @@ class Bank:
         return identity in self._index
 
     def append(self, ids: Sequence[str], numbers: Tensor, figures: Figures = _NO_FIGURES) -> None:
-        """Adds a group of finished identities: one shard, then the index, each whole.
+        """Adds a group of finished identities: one shard, then the index, both written whole.
 
         Args:
             ids: names, new to the bank.
             numbers: `(n, P)`.
-            figures: name → one finite figure an identity, for example the last loss.
+            figures: name → one figure for each identity, for example the last loss.
 
         Raises:
-            InputError: an identity's numbers are NaN or infinite.
-            ValueError: wrong shapes, or a name that is there already.
+            InputError: a number or figure of an identity is NaN or infinite.
+            ValueError: wrong shapes, or a name that the bank has already.
         """
         rows = numbers.detach().to("cpu", torch.float32)
         if tuple(rows.shape) != (len(ids), self.layout.size) or not ids:
-            raise ValueError(f"numbers ({len(ids)}, {self.layout.size}) expected, got {tuple(rows.shape)}")
+            raise ValueError(f"expected numbers ({len(ids)}, {self.layout.size}), got {tuple(rows.shape)}")
         if len(set(ids)) < len(ids) or any(name in self._index for name in ids):
-            raise ValueError("an identity can be added to a bank once")
-        if bad := [name for name, row in zip(ids, rows, strict=True) if not row.isfinite().all()]:
-            told = ", ".join(bad[:5])
-            raise InputError(f"{self.folder}: training of {told} diverged; lower the learning rate")
-        columns = _figure_columns(figures, len(ids))
+            raise ValueError("an identity can be added to a bank only once")
+        columns = {f"figure.{key}": torch.as_tensor(c, dtype=torch.float64) for key, c in figures.items()}
+        if any(tuple(column.shape) != (len(ids),) for column in columns.values()):
+            raise ValueError("every figure needs one number for each identity")
+        finite = torch.stack([row.isfinite().all() for row in rows])
+        for column in columns.values():
+            finite &= column.isfinite()
+        if bad := [name for name, fine in zip(ids, finite.tolist(), strict=True) if not fine]:
+            names = ", ".join(bad[:5])
+            raise InputError(f"{self.folder}: the training of {names} diverged; lower the learning rate")
         shard = max((shard for shard, _ in self._index.values()), default=-1) + 1
         save_tensors(self._shard_path(shard), {"numbers": rows, **columns})
         index = {**self._index, **{name: (shard, row) for row, name in enumerate(ids)}}
@@ -138,77 +145,47 @@ class Bank:
         self._index = index
 
     def numbers(self, ids: Sequence[str] | None = None) -> Tensor:
-        """The numbers of some identities, or of all in the order of `identities`: `(n, P)` float32.
+        """Returns the numbers of some identities, or of all in the order of `identities`, `(n, P)` float32.
 
         Raises:
-            InputError: an unknown identity (with the closest names), or a damaged shard.
+            InputError: an unknown identity (the message has the closest names), or a damaged shard.
         """
-        return self._gather(ids, "numbers", (self.layout.size,))
-
-    def figure(self, key: str, ids: Sequence[str] | None = None) -> Tensor:
-        """One figure of some identities, or of all: `(n,)` float64."""
-        return self._gather(ids, f"figure.{key}", ())
+        names = self.identities if ids is None else list(ids)
+        rows = [self._row(name) for name in names]
+        return torch.stack(rows) if rows else torch.empty(0, self.layout.size)
 
     def lidb(self, identity: str, basis: Basis) -> Lidb:
-        """One identity as a person of its own, ready to be saved or worn.
+        """Returns one identity as a LiDB of its own, ready to be saved or worn.
 
         Args:
             identity: a name in the bank.
-            basis: the bases named by the manifest's `basis_source`.
+            basis: the bases that the manifest's `basis_source` names.
 
         Raises:
             InputError: an unknown identity, or bases of another source.
         """
         if basis.source != self.manifest["basis_source"]:
             source = self.manifest["basis_source"]
-            raise InputError(f"{self.folder}: made over basis {source}, not {basis.source}")
-        base, facts = self.manifest["base_fingerprint"], self.manifest.get
+            raise InputError(
+                f"{self.folder}: made over basis {source}, got basis {basis.source}; pass that one"
+            )
+        base, known = self.manifest["base_fingerprint"], self.manifest.get
         return Lidb(
             self.numbers([identity])[0], self.layout, basis.source, basis_fingerprint(basis), base,
-            facts("trigger", ""), facts("base_source", ""),
+            known("trigger", ""), known("base_source", ""), known("resolution"),
         )  # fmt: skip
 
-    def mean(self) -> Tensor:
-        """The average identity, `(P,)`."""
-        total = torch.zeros(self.layout.size, dtype=torch.float64)
-        for rows in self._by_shard():
-            total += rows.double().sum(0)
-        return (total / len(self)).float()
-
-    def spread(self) -> Tensor:
-        """How far identities lie from the mean, root mean square a site, repeated to `(P,)` (training.md 2).
-
-        One figure a site, not one a number: numbers that hardly vary must not be blown up to matter like the
-        others. Zero where no identity differs, as in a bank of one.
-        """
-        mean, squares = self.mean().double(), torch.zeros(self.layout.size, dtype=torch.float64)
-        for rows in self._by_shard():
-            squares += (rows.double() - mean).square().sum(0)
-        sizes = self.layout.sizes
-        sites = torch.stack([chunk.mean() for chunk in squares.split(sizes)]) / len(self)
-        return sites.sqrt().repeat_interleave(torch.tensor(sizes)).float()
-
-    def _by_shard(self) -> Iterator[Tensor]:
-        """All numbers, a shard at a time: statistics never hold a second copy of the bank."""
-        if not self._index:
-            raise InputError(f"{self.folder}: holds no identities yet; let hdb preoptimize finish a group")
-        by_place = sorted(self._index, key=lambda name: self._index[name])
-        for _, names in groupby(by_place, key=lambda name: self._index[name][0]):
-            yield self.numbers(list(names))
-
-    def _gather(self, ids: Sequence[str] | None, key: str, tail: tuple[int, ...]) -> Tensor:
-        names = self.identities if ids is None else list(ids)
-        rows: list[Tensor] = []
-        for name in names:
-            if name not in self._index:
-                raise InputError(self._unknown(name))
-            shard, row = self._index[name]
-            column = self._shard(shard).get(key)
-            if column is None or tuple(column.shape[1:]) != tail or row >= len(column):
-                place = self._shard_path(shard)
-                raise InputError(f"{place}: no row {row} of {key} {tail} for {name}; the shard is damaged")
-            rows.append(column[row])
-        return torch.stack(rows) if rows else torch.empty(0, *tail)
+    def _row(self, name: str) -> Tensor:
+        if name not in self._index:
+            raise InputError(self._unknown(name))
+        shard, row = self._index[name]
+        found = self._shard(shard).get("numbers")
+        if found is None or tuple(found.shape[1:]) != (self.layout.size,) or row >= len(found):
+            place = self._shard_path(shard)
+            raise InputError(
+                f"{place}: no row {row} of numbers for {name}; the shard is damaged, make the bank again"
+            )
+        return found[row]
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._shards:
@@ -226,7 +203,7 @@ class Bank:
 
 
 def _read_index(path: Path) -> Index:
-    """Identity → (shard, row); no file yet means no identities yet."""
+    """Returns identity → (shard, row); a bank without the file has no identities yet."""
     if not path.is_file():
         return {}
     data = read_json(path)
@@ -239,24 +216,16 @@ def _read_index(path: Path) -> Index:
         raise InputError(f"{path}: expected identity → [shard, row] ({error}); make the bank again") from None
 
 
-def _figure_columns(figures: Figures, n: int) -> dict[str, Tensor]:
-    """Figures as a shard holds them: float64, one an identity."""
-    columns = {f"figure.{key}": torch.as_tensor(c, dtype=torch.float64).cpu() for key, c in figures.items()}
-    if any(tuple(column.shape) != (n,) or not column.isfinite().all() for column in columns.values()):
-        raise ValueError("every figure needs one finite number an identity")
-    return columns
-
-
 def _refuse_other(bank: Bank, wanted: Mapping[str, Any], start: Tensor) -> None:
-    """Appending to a bank made in another way would mix people of two kinds."""
+    """Refuses to append to a bank that was made in another way: its people would be of two kinds."""
     there, here = _flat(bank.manifest), _flat(wanted)
     differing = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
     differing = [key for key in differing if key.split(".")[0] not in _INFORMATION]
     if differing:
         pairs = ((key, _short(there.get(key)), _short(here.get(key))) for key in differing)
-        told = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in pairs)
+        changes = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in pairs)
         raise InputError(
-            f"{bank.folder}: holds a bank made another way ({told}); use another --out or delete it"
+            f"{bank.folder}: holds a bank made another way ({changes}); use another --out or delete it"
         )
     if not torch.equal(bank.start, start.detach().cpu().float()):
         raise InputError(
@@ -265,7 +234,7 @@ def _refuse_other(bank: Bank, wanted: Mapping[str, Any], start: Tensor) -> None:
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, so that a message can name exactly what differs."""
+    """Returns nested data with keys joined by dots, so that a message can name exactly what differs."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
@@ -273,6 +242,6 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value as it fits in one line."""
+    """Returns a value as JSON of at most 40 characters."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}…"

@@ -1,9 +1,10 @@
 """The frozen aux bases: `A_aux (a, i)` with orthonormal rows, `B_aux (o, d)` with orthonormal columns.
 
-Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`, the aux matrices random, orthonormal and frozen.
-They are regenerated from a seed and never stored (60 MB on the UNet of SD 1.5), so the same seed has to give
-the same bits on every machine: float32 `qr` follows the thread count and float32 `randn` the CPU's
-instruction set; a float64 draw and a float64 QR with fixed signs, cast at the end, follow neither.
+Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`, where the aux matrices are random, orthonormal
+and frozen. They are drawn again from a seed and never stored (they take 60 MB for the UNet of SD 1.5), so the
+same seed must give the same bits on every machine. A float32 `qr` depends on the number of threads and a
+float32 `randn` on the CPU's instruction set. A float64 draw and a float64 QR with fixed signs, cast at the
+end, depend on neither.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,13 +21,15 @@ from torch import Tensor
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Site
 
-# a fingerprint sees changes of about 1e-3 of a unit vector, not the last bits of another LAPACK
+# a fingerprint sees changes of about 1e-3 of a unit vector, but not the last bits of another LAPACK
 _GRID = 1000.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Basis:
     """The aux bases of every site, and where they come from.
+
+    Seeded bases are shared within a process: never write into the matrices.
 
     Attributes:
         source: `seed:N` for bases drawn from a seed, `hypernet:FINGERPRINT` for learned ones.
@@ -38,51 +42,56 @@ class Basis:
     up: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> Basis:
-        """The same bases on another device, float32 as they are."""
+        """Returns the bases on a device, where they share the matrices that are there already."""
         down = {name: matrix.to(device) for name, matrix in self.down.items()}
         return Basis(self.source, down, {name: matrix.to(device) for name, matrix in self.up.items()})
 
 
 def site_dims(site: Site, down_dim: int, up_dim: int) -> tuple[int, int]:
-    """`(a_site, d_site)`: the aux dims shrink where the layer itself is smaller."""
+    """Returns `(a_site, d_site)`: the aux dims shrink where the layer itself is smaller."""
     return min(down_dim, site.in_features), min(up_dim, site.out_features)
 
 
 def seeded_basis(
     sites: Sequence[Site], down_dim: int, up_dim: int, seed: int, device: torch.device | str = "cpu"
 ) -> Basis:
-    """Draws the bases of all sites; each depends on the seed and its own site only, not on the other sites.
+    """Draws the bases of all sites, once in a process; those of a site do not depend on the other sites.
 
     Args:
         sites: the adapted layers.
-        down_dim: `a`, shrunk to `i` at small sites.
-        up_dim: `d`, shrunk to `o` at small sites.
-        seed: names the draw; becomes the source `seed:N`.
+        down_dim: `a`, which shrinks to `i` at small sites.
+        up_dim: `d`, which shrinks to `o` at small sites.
+        seed: the name of the draw; the source is `seed:N`.
         device: where the float32 result is put; the draw itself is always made on the CPU.
 
     Returns:
         Bases with orthonormal rows of `down` and orthonormal columns of `up`.
     """
+    return _draw(tuple(sites), down_dim, up_dim, seed).to(device)
+
+
+@lru_cache(maxsize=4)  # bases of SD 1.5 take 60 MB and 2.7 s
+def _draw(sites: tuple[Site, ...], down_dim: int, up_dim: int, seed: int) -> Basis:
     down: dict[str, Tensor] = {}
     up: dict[str, Tensor] = {}
     for site in sites:
         a, d = site_dims(site, down_dim, up_dim)
-        rows = _orthonormal(site.in_features, a, (seed, site.name, "down")).T
-        columns = _orthonormal(site.out_features, d, (seed, site.name, "up"))
-        down[site.name], up[site.name] = rows.contiguous().to(device), columns.contiguous().to(device)
+        down[site.name] = _orthonormal(site.in_features, a, (seed, site.name, "down")).T.contiguous()
+        up[site.name] = _orthonormal(site.out_features, d, (seed, site.name, "up")).contiguous()
     return Basis(f"seed:{seed}", down, up)
 
 
 def seed_of(source: str) -> int | None:
-    """The seed of a `seed:N` source; None for learned bases, which only their hypernetwork folder holds."""
+    """Returns the seed of a `seed:N` source; None for learned bases, which only their hypernetwork has."""
     match = re.fullmatch(r"seed:(-?\d{1,18})", source)
     return int(match.group(1)) if match else None
 
 
 def basis_fingerprint(basis: Basis) -> str:
-    """Sixteen hex digits of every matrix seen through one fixed random probe a side, rounded.
+    """Returns sixteen hex digits of all matrices, each multiplied by a fixed random vector on both sides.
 
-    Tolerant on purpose: bases that differ by rounding (another LAPACK, another device) are the same basis.
+    The products are rounded on purpose: bases that only differ by rounding (another LAPACK, another device)
+    have the same fingerprint.
     """
     digest = hashlib.sha256()
     for side, matrices in (("down", basis.down), ("up", basis.up)):
@@ -93,16 +102,16 @@ def basis_fingerprint(basis: Basis) -> str:
 
 
 def _orthonormal(rows: int, columns: int, key: tuple[int | str, ...]) -> Tensor:
-    """`(rows, columns)` float32 with orthonormal columns, `rows >= columns`, uniform over such matrices."""
+    """Draws a float32 matrix with orthonormal columns, uniformly; `rows >= columns`."""
     gauss = torch.randn(rows, columns, dtype=torch.float64, generator=rng(*key))
     q, r = torch.linalg.qr(gauss)
-    # LAPACK is free to choose the sign of each column; a positive diagonal of R makes the result unique
+    # LAPACK may choose the sign of each column; a positive diagonal of R makes the result unique
     signs = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(torch.float64)
     return (q * signs).to(torch.float32)
 
 
 def _probe(matrix: Tensor, name: str, side: str) -> int:
-    """`pᵀ M q` on the grid, p a unit vector, so about N(0, 1) before rounding whatever the matrix's size."""
+    """Returns `pᵀ M q` on the grid; p is a unit vector, so the product is about N(0, 1) for any size."""
     exact = matrix.detach().to("cpu", torch.float64)
     generator = rng("basis fingerprint", name, side)
     p = torch.randn(exact.shape[0], dtype=torch.float64, generator=generator)

@@ -1,15 +1,15 @@
-"""One person on disk: a flat tensor a component and a small header, about 4 bytes a number.
+"""One person on disk: a flat tensor for each component and a small header, about 4 bytes a number.
 
-The aux bases and the site list are not in the file: the first come back from the seed (or the hypernetwork
-folder), the second from the base. Fingerprints in the header make sure that what comes back is what the
-numbers were made for.
+The file holds neither the aux bases, which come from the seed or the hypernetwork's folder, nor the site
+list, which comes from the base. Fingerprints in the header prove that both are those that the numbers were
+made for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,8 +38,10 @@ class Lidb:
         basis_source: `seed:N` or `hypernet:FINGERPRINT`.
         basis_fingerprint: of the bases the numbers were trained over.
         base_fingerprint: of the base they were trained on.
-        trigger: the rare word that calls this person.
+        trigger: the rare word that stands for this person.
         base_source: folder or hub id of that base; information only.
+        resolution: side in pixels of the pictures that the numbers were trained on; None where an older file
+            does not say.
     """
 
     numbers: Tensor
@@ -49,6 +51,35 @@ class Lidb:
     base_fingerprint: str
     trigger: str
     base_source: str
+    resolution: int | None = None
+
+    def scaled(self, weight: float) -> Lidb:
+        """The numbers of the same ΔW times a weight, which `B_train` carries."""
+        parts = self.layout.split(self.numbers[None])
+        numbers = self.layout.join({name: (a, b * weight) for name, (a, b) in parts.items()})[0]
+        return replace(self, numbers=numbers)
+
+    def plus(self, other: Lidb) -> Lidb | None:
+        """The numbers of the sum of both ΔW, whose rank is the sum of their ranks; None over other bases."""
+        ours, theirs = (
+            (lidb.basis_fingerprint, lidb.layout.sites, lidb.layout.down_dim, lidb.layout.up_dim)
+            for lidb in (self, other)
+        )
+        if ours != theirs:
+            return None
+        layout = replace(self.layout, rank=self.layout.rank + other.layout.rank)
+        mine, more = self.layout.split(self.numbers[None]), other.layout.split(other.numbers[None])
+        parts = {
+            name: (torch.cat([a, more[name][0]], 1), torch.cat([b, more[name][1]], 2))
+            for name, (a, b) in mine.items()
+        }
+        return replace(
+            self,
+            numbers=layout.join(parts)[0],
+            layout=layout,
+            trigger=self.trigger or other.trigger,
+            resolution=self.resolution or other.resolution,
+        )
 
 
 def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> None:
@@ -115,6 +146,7 @@ def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
     return Lidb(
         numbers, layout, header["basis"], header["basis_fingerprint"],
         header["base_fingerprint"], header["trigger"], header["base_source"],
+        int(header["resolution"]) if header.get("resolution", "").isdecimal() else None,
     )  # fmt: skip
 
 
@@ -156,7 +188,8 @@ def _header(lidb: Lidb) -> dict[str, str]:
         lidb.basis_source, lidb.basis_fingerprint,
         str(layout.rank), str(layout.down_dim), str(layout.up_dim), lidb.trigger,
     )  # fmt: skip
-    return {"lidb_format": FORMAT, **dict(zip(_FIELDS, values, strict=True))}
+    header = {"lidb_format": FORMAT, **dict(zip(_FIELDS, values, strict=True))}
+    return header if lidb.resolution is None else {**header, "resolution": str(lidb.resolution)}
 
 
 def _check_header(path: Path, header: dict[str, str]) -> None:
@@ -174,8 +207,9 @@ def _check_header(path: Path, header: dict[str, str]) -> None:
         raise InputError(f"{path}: the LiDB header lacks {', '.join(missing)}; get the file again")
     for field in ("rank", "down_dim", "up_dim"):
         if not re.fullmatch(r"[1-9][0-9]{0,5}", header[field]):
-            told = header[field][:20]
-            raise InputError(f"{path}: {field} in the header is {told!r}, expected a whole number above 0")
+            raise InputError(
+                f"{path}: {field} in the header is {header[field][:20]!r}, expected a whole number above 0"
+            )
 
 
 def _worn_sites(sites: Sequence[Site], components: Container[str]) -> tuple[Site, ...]:

@@ -1,8 +1,7 @@
 """Numbers ↔ LoRA factors: pure functions whose first axis is always the identity.
 
-One identity is a flat row of `P = Σ r · (a_site + d_site)` numbers: for each site, in order of name, `A_train
-(r, a)` and then `B_train (d, r)`, row-major. Nothing here mixes rows, so what one identity gets never depends
-on another.
+An identity is a flat row of `P = Σ r · (a_site + d_site)` numbers: for each site, in order of name, `A_train
+(r, a)` and then `B_train (d, r)`, row-major. No function mixes rows, so no identity depends on another.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, site_dims
-from hyperdreambooth.lora.relax import thin_svd
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors, Numbers, Site, site_fingerprint
 
@@ -28,10 +26,10 @@ Parts: TypeAlias = Mapping[str, tuple[Float[Tensor, "n r _a"], Float[Tensor, "n 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every site's numbers lie in the flat row; hashable, no tensors.
+    """The places of every site's numbers in the flat row; hashable and without tensors.
 
     Attributes:
-        sites: the adapted layers; put in order of name, whatever order they come in.
+        sites: the adapted layers; they are sorted by name.
         rank: `r`.
         down_dim: `a`.
         up_dim: `d`.
@@ -48,12 +46,12 @@ class Layout:
         object.__setattr__(self, "sites", tuple(sorted(self.sites)))
 
     def dims(self, site: Site) -> tuple[int, int]:
-        """`(a_site, d_site)`."""
+        """Returns `(a_site, d_site)`."""
         return site_dims(site, self.down_dim, self.up_dim)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """How many numbers each site has, `r · (a_site + d_site)`."""
+        """The number of numbers of each site, `r · (a_site + d_site)`."""
         return tuple(self.rank * sum(self.dims(site)) for site in self.sites)
 
     @cached_property
@@ -63,12 +61,12 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """`P`, the numbers of one identity."""
+        """`P`, the number of numbers of one identity."""
         return self.offsets[-1]
 
     @cached_property
     def components(self) -> dict[str, slice]:
-        """Component → its numbers: one stretch each, as it leads the name and the sites are in order."""
+        """Component → its numbers, which are adjacent because site names begin with the component."""
         spans: dict[str, slice] = {}
         for site, start, end in zip(self.sites, self.offsets, self.offsets[1:], strict=False):
             first = spans[site.component].start if site.component in spans else start
@@ -76,7 +74,7 @@ class Layout:
         return spans
 
     def split(self, numbers: Tensor) -> Parts:
-        """Views of the numbers, site by site.
+        """Returns views of the numbers, site by site.
 
         Args:
             numbers: `(n, P)`.
@@ -88,7 +86,7 @@ class Layout:
             ValueError: the numbers are not `(n, P)`.
         """
         if numbers.ndim != 2 or numbers.shape[1] != self.size:
-            raise ValueError(f"numbers of shape (n, {self.size}) expected, got {tuple(numbers.shape)}")
+            raise ValueError(f"expected numbers of shape (n, {self.size}), got {tuple(numbers.shape)}")
         parts: dict[str, tuple[Tensor, Tensor]] = {}
         for site, chunk in zip(self.sites, numbers.split(self.sizes, dim=1), strict=True):
             a, d = self.dims(site)
@@ -97,33 +95,34 @@ class Layout:
         return parts
 
     def join(self, parts: Parts) -> Numbers:
-        """The inverse of `split`: site name → `(A_train, B_train)` to `(n, P)`."""
+        """Returns the numbers `(n, P)` of site name → `(A_train, B_train)`, the inverse of `split`."""
         return torch.cat([part.flatten(1) for site in self.sites for part in parts[site.name]], dim=1)
 
     def to_json(self) -> dict[str, Any]:
-        """The layout as plain data, for manifests and configs."""
+        """Returns the layout as plain data, for manifests and configs."""
         sites = [[site.name, site.in_features, site.out_features] for site in self.sites]
         return {"rank": self.rank, "down_dim": self.down_dim, "up_dim": self.up_dim, "sites": sites}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Layout:
-        """The inverse of `to_json`."""
+        """Returns the layout that `to_json` wrote."""
         sites = tuple(Site(str(name), int(i), int(o)) for name, i, o in data["sites"])
         return Layout(sites, int(data["rank"]), int(data["down_dim"]), int(data["up_dim"]))
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the site list (not of the dims, which files name in clear)."""
+        """Sixteen hex digits of the site list; files state rank and dims in plain text."""
         return site_fingerprint(self.sites)
 
 
 def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
-    """The LoRA factors of every identity at every site (paper, section 4.1); differentiable, bases included.
+    """Returns the LoRA factors of every identity at every site (paper, section 4.1).
 
-    Always float32: the products are tiny beside the base's own, and bf16 would cost half of the digits.
+    They are differentiable, in the bases too. They are always float32: these products cost little beside the
+    base's own, and bf16 would lose half of the digits.
 
     Args:
-        layout: where the numbers lie.
+        layout: the places of the numbers.
         basis: the aux bases of at least the layout's sites.
         numbers: `(n, P)`.
 
@@ -133,7 +132,7 @@ def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
     made: Factors = {}
     with torch.autocast(numbers.device.type, enabled=False):
         for name, (a_train, b_train) in layout.split(numbers.float()).items():
-            # one plain product over all identities instead of n small ones
+            # one product for all identities instead of n small ones
             down, up = a_train.flatten(0, 1) @ basis.down[name], b_train.mT.flatten(0, 1) @ basis.up[name].mT
             n, rank = a_train.shape[:2]
             made[name] = (down.view(n, rank, -1), up.view(n, rank, -1).mT)
@@ -141,13 +140,13 @@ def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
 
 
 def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
-    """The one point every identity starts from: random `A_train`, zero `B_train`, hence `ΔW = 0`.
+    """Returns the point where every identity starts: random `A_train` and zero `B_train`, so `ΔW = 0`.
 
-    An own draw an identity would be noise that no network can predict (training.md 1), both factors zero a
-    dead start (training.md 3). Rows of `A_train` have a norm of about 1.
+    A separate draw for each identity would be noise that no network can predict (training.md 1). With both
+    factors at zero there would be no gradient (training.md 3). Rows of `A_train` have a norm of about 1.
 
     Returns:
-        `(P,)` float32, a function of the seed and the site names only.
+        `(P,)` float32, which only depends on the seed and the sites.
     """
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     for site in layout.sites:
@@ -159,12 +158,13 @@ def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
 
 
 def delta_products(layout: Layout, numbers: Numbers) -> dict[str, Float[Tensor, "n _d _a"]]:
-    """`B_train @ A_train`: ΔW in the coordinates of the aux bases, so distances are its own (training.md 2).
+    """Returns `B_train @ A_train`, which is ΔW in the coordinates of the aux bases (training.md 2).
 
-    Float32 outside autocast, and never expanded into Gram matrices, which cancel.
+    Distances between the products equal those between ΔW. They are computed in float32 outside autocast, and
+    not from Gram matrices, whose differences cancel.
 
     Args:
-        layout: where the numbers lie.
+        layout: the places of the numbers.
         numbers: `(n, P)`.
 
     Returns:
@@ -172,41 +172,3 @@ def delta_products(layout: Layout, numbers: Numbers) -> dict[str, Float[Tensor, 
     """
     with torch.autocast(numbers.device.type, enabled=False):
         return {name: b @ a for name, (a, b) in layout.split(numbers.float()).items()}
-
-
-def balance(layout: Layout, numbers: Numbers, reference: Float[Tensor, " P"]) -> Numbers:
-    """Picks one of the many numbers of the same ΔW: equal norms of down and up, turned towards the reference.
-
-    `(A, B)` and `(C A, B C⁻¹)` are the same ΔW (training.md 2). Both factors get the root of the singular
-    values; the rotation that is left (a sign at rank 1) is the one nearest to the reference, because a rule
-    such as "largest entry positive" jumps between similar people. Repeating it changes nothing. It makes
-    targets, so no gradient passes.
-
-    Args:
-        layout: where the numbers lie.
-        numbers: `(n, P)`.
-        reference: `(P,)`, usually the bank's shared start.
-
-    Returns:
-        `(n, P)` of the same ΔW; zero where ΔW is zero.
-    """
-    towards = layout.split(reference.detach()[None].double().cpu())
-    parts = layout.split(numbers.detach().double().cpu())
-    turned = {name: _balance_site(a, b, *towards[name]) for name, (a, b) in parts.items()}
-    return layout.join(turned).to(numbers)
-
-
-def _balance_site(
-    a: Float[Tensor, "n r a"],
-    b: Float[Tensor, "n d r"],
-    a_reference: Float[Tensor, "1 r a"],
-    b_reference: Float[Tensor, "1 d r"],
-) -> tuple[Float[Tensor, "n r a"], Float[Tensor, "n d r"]]:
-    """Square roots of the singular values on both sides, then the orthogonal Procrustes rotation (k, r)."""
-    u, s, vh = thin_svd(a, b)
-    half = s.sqrt()
-    up, down = u * half[:, None, :], half[:, :, None] * vh
-    agreement = down @ a_reference.mT + up.mT @ b_reference
-    left, _, right = torch.linalg.svd(agreement, full_matrices=False)
-    rotation = left @ right
-    return rotation.mT @ down, up @ rotation

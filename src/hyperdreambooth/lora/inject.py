@@ -1,49 +1,50 @@
 """Wearing adapters: ordinary PEFT LoRA layers whose factors may differ from sample to sample.
 
-`wear` puts PEFT's own LoRA layers into the frozen base, so that whatever a user knows (`set_adapters`,
-`fuse_lora`, `disable_lora`, scales) keeps working. One adapter without gradients lives in PEFT's own weights.
-Otherwise each layer holds `(n, r, i)` and `(n, o, r)` tensors and every sample of a batch is changed by its
-own identity: `n` people share one frozen forward and backward (paper, section 4.1, trained side by side). The
-hook is PEFT's `lora_variant`, the table through which a LoRA layer delegates its low-rank term.
+`wear` puts PEFT's own LoRA layers into the frozen base, so that diffusers' controls (`set_adapters`,
+`fuse_lora`, `disable_lora`, scales) keep working. A single adapter without gradients is stored in PEFT's own
+weights. Otherwise each layer holds tensors `(n, r, i)` and `(n, o, r)`, and every sample of a batch is
+changed by its own identity, so that `n` people share one frozen forward and backward pass (paper, section
+4.1). The hook is PEFT's `lora_variant`, the table through which a LoRA layer delegates its low-rank term.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyperdreambooth.shapes import Down, Factors, Site, Up, canonical
+from hyperdreambooth.shapes import Down, Factors, Up
+from hyperdreambooth.sites import locate
 
 
 def routing(batch: int, n: int, images: int) -> int:
-    """How many samples in a row belong to one identity.
+    """Returns how many consecutive samples belong to one identity.
 
-    The batch is identity-major with `images` samples each, and the whole is repeated for guidance, in
-    diffusers' order `[negative, positive]`. A text encoder sees one prompt an identity, whatever `images` is.
+    A batch lists `images` samples of the first identity, then of the second, and so on; for guidance the
+    whole list is repeated in diffusers' order `[negative, positive]`. A text encoder sees one prompt per
+    identity, whatever `images` is.
 
     Args:
-        batch: samples `b`.
-        n: identities worn.
-        images: samples an identity, asked for in `wear` or `set`.
+        batch: the number of samples `b`.
+        n: the number of identities worn.
+        images: samples per identity, as passed to `wear` or `set`.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly.
+        ValueError: the batch cannot be divided evenly.
     """
     for run in (images, 1):
         if batch % (n * run) == 0:
             return run
-    raise ValueError(f"a batch of {batch} samples cannot be shared out to {n} identities x {images} images")
+    raise ValueError(f"a batch of {batch} samples cannot be divided among {n} identities x {images} images")
 
 
 def add_delta(
@@ -52,20 +53,22 @@ def add_delta(
     """Adds every sample's own `x @ down.T @ up.T` to the frozen layer's result, in one fused pass.
 
     Args:
-        result: `(b, …, o)`, what the frozen layer gives for `x`.
+        result: `(b, …, o)`, the frozen layer's output for `x`.
         x: `(b, …, i)`.
         down: `(n, r, i)`.
         up: `(n, o, r)`.
-        images: samples in a row of one identity, see `routing`.
+        images: consecutive samples of one identity, see `routing`.
 
     Returns:
-        `(b, …, o)` in the format of `result`. Factors are cast, activations never: factors are small.
+        `(b, …, o)` in the number format of `result`. Factors are cast, not activations, because they are
+        small.
     """
     down, up = down.to(x.device, x.dtype), up.to(x.device, result.dtype)
     n, run = len(down), routing(len(x), len(down), images)
     if n == 1:
-        hidden = F.linear(x, down[0]).flatten(0, -2).to(result.dtype)
-        return torch.addmm(result.flatten(0, -2), hidden, up[0].mT).view(result.shape)
+        # squeeze(0) rather than [0], whose backward pass fills a tensor with zeros first
+        hidden = F.linear(x, down.squeeze(0)).flatten(0, -2).to(result.dtype)
+        return torch.addmm(result.flatten(0, -2), hidden, up.squeeze(0).mT).view(result.shape)
     repeats = len(x) // (n * run)
     if repeats > 1:
         down, up = down.repeat(repeats, 1, 1), up.repeat(repeats, 1, 1)
@@ -74,11 +77,11 @@ def add_delta(
 
 
 class SiteWear:
-    """What one LoRA layer wears under one name; sits in PEFT's `layer.lora_variant`.
+    """What one LoRA layer wears under one adapter name; an entry of PEFT's `layer.lora_variant`.
 
     Attributes:
-        factors: down `(n, r, i)` and up `(n, o, r)`, or None: the layer's own `lora_A` and `lora_B`.
-        images: samples in a row of one identity.
+        factors: down `(n, r, i)` and up `(n, o, r)`; None stands for the layer's own `lora_A` and `lora_B`.
+        images: consecutive samples of one identity.
     """
 
     def __init__(self) -> None:
@@ -87,13 +90,13 @@ class SiteWear:
         self._unfused: Tensor | None = None
 
     def forward(self, module: LoraLinear, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """The layer's result `(b, …, o)` with this adapter's term added."""
+        """Returns the layer's result `(b, …, o)` with this adapter's term added."""
         down, up = self.factors or _own_weights(module, active_adapter)
         scale = module.scaling[active_adapter]
         return add_delta(result, x, down, up if scale == 1 else up * scale, self.images)
 
     def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The weight `(o, i)` with the adapter fused; the old one is kept, so unfusing restores every bit."""
+        """Returns the weight `(o, i)` with the adapter fused. A copy of the old one makes unfusing exact."""
         down, up = self.factors or _own_weights(module, active_adapter)
         if len(down) != 1:
             raise ValueError(
@@ -108,18 +111,18 @@ class SiteWear:
         orig_weight.data.copy_(self.merge_safe(module, active_adapter, orig_weight))
 
     def unmerge(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The weight `(o, i)` as it was before the fuse, bit for bit."""
+        """Returns the weight `(o, i)` as it was before fusing, bit for bit."""
         del module, active_adapter
         before, self._unfused = self._unfused, None
         return orig_weight if before is None else before.to(orig_weight.device, orig_weight.dtype)
 
     def supports_lora_conversion(self) -> bool:
-        """PEFT asks: this is a plain LoRA."""
+        """Answers PEFT's question whether this is a plain LoRA."""
         return True
 
 
 class WornLinear(LoraLinear):
-    """PEFT's LoRA layer, except that it casts no activations for adapters that cast their factors instead."""
+    """PEFT's LoRA layer, except that it does not cast activations where adapters cast their factors."""
 
     def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
         ours = all(name in self.lora_variant for name in self.active_adapters)
@@ -127,65 +130,65 @@ class WornLinear(LoraLinear):
 
 
 class Worn:
-    """An adapter on a base: `set` swaps what is worn, `take_off` or the end of `with` removes it."""
+    """An adapter on a base. `set` replaces the factors; `take_off`, or the end of `with`, removes it."""
 
     def __init__(self, components: Mapping[str, nn.Module], factors: Factors, name: str) -> None:
         self.name, self._components = name, dict(components)
         self._paths = _paths(components, factors)
         self._before = {part: _Before(components[part]) for part in self._paths}
-        self._layers: dict[str, LoraLinear | LoraConv2d] = {}
+        self._layers: dict[str, Any] = {}
         self._sites = {site: SiteWear() for site in factors}
         rank = next(iter(factors.values()))[0].shape[1]
         for part, paths in self._paths.items():
-            _inject(components[part], list(paths.values()), rank, name)
-            for site, path in paths.items():
-                layer: Any = components[part].get_submodule(path)
-                if isinstance(layer, WornLinear):
-                    variants: Any = layer.lora_variant
-                    variants[name] = self._sites[site]
-                self._layers[site] = layer
+            self._layers |= _inject(components[part], paths, rank, name)
+        for site, layer in self._layers.items():
+            if isinstance(layer, WornLinear):
+                variants: Any = layer.lora_variant
+                variants[name] = self._sites[site]
 
     def set(self, factors: Factors, images: int = 1) -> None:
-        """Swaps what is worn, in place.
+        """Replaces the factors in place.
 
         Factors that need gradients must stay worn until the backward pass has ended: gradient checkpointing
         reads them again, and would silently use whatever is worn by then.
 
         Args:
             factors: the sites given to `wear`, down `(n, r, i)` and up `(n, o, r)`, of the same rank.
-            images: samples in a row of one identity in every batch.
+            images: consecutive samples of one identity in every batch.
 
         Raises:
-            ValueError: other sites, another rank, the adapter is fused, or a convolution is to wear several.
+            ValueError: the sites or the rank differ, the adapter is fused, or several identities or gradients
+                meet a layer that is PEFT's own, such as a convolution.
         """
         self._check(factors)
-        ordinary = all(len(d) == 1 and not (d.requires_grad or u.requires_grad) for d, u in factors.values())
-        if not ordinary and (
-            fixed := [s for s, layer in self._layers.items() if not isinstance(layer, WornLinear)]
-        ):
+        plain = all(len(d) == 1 and not (d.requires_grad or u.requires_grad) for d, u in factors.values())
+        fixed = [site for site, layer in self._layers.items() if not isinstance(layer, WornLinear)]
+        if fixed and not plain:
             raise ValueError(f"{fixed[0]}: a convolution wears one identity, without gradients")
         for site, (down, up) in factors.items():
             own_down, own_up = _own_weights(self._layers[site], self.name)
             self._sites[site].images = images
-            self._sites[site].factors = None if ordinary else (down.to(own_down.device), up.to(own_up.device))
-            if ordinary:
+            self._sites[site].factors = None if plain else (down.to(own_down.device), up.to(own_up.device))
+            if plain:
                 own_down.data.copy_(down)
                 own_up.data.copy_(up)
 
     def _check(self, factors: Factors) -> None:
         if factors.keys() != self._layers.keys():
-            odd = sorted(factors.keys() ^ self._layers.keys())
-            raise ValueError(f"adapter {self.name!r} is worn at other sites ({odd[0]} differs); wear it anew")
+            odd = min(factors.keys() ^ self._layers.keys())
+            raise ValueError(
+                f"adapter {self.name!r} is worn at other sites ({odd} differs); take it off and wear it anew"
+            )
         for site, (down, _) in factors.items():
             layer = self._layers[site]
             if down.shape[1] != layer.r[self.name]:
                 ranks = f"rank {down.shape[1]}, expected rank {layer.r[self.name]}"
-                raise ValueError(f"{site}: {ranks} as worn under {self.name!r}; wear it anew")
+                raise ValueError(f"{site}: {ranks} as worn under {self.name!r}; take it off and wear it anew")
             if self.name in layer.merged_adapters:
                 raise ValueError(f"adapter {self.name!r} is fused into the base; unfuse it first")
 
     def take_off(self) -> None:
-        """Leaves the base as it was: module tree, state_dict keys, weights bit for bit. Twice is once."""
+        """Restores the base: module tree, state_dict keys, weights bit for bit. May be called again."""
         layers, self._layers = self._layers, {}
         for part, paths in self._paths.items():
             component = self._components[part]
@@ -208,19 +211,19 @@ class Worn:
 def wear(
     components: Mapping[str, nn.Module], factors: Factors, *, name: str = "person", images: int = 1
 ) -> Worn:
-    """Puts an adapter on a base, beside whatever it wears already.
+    """Puts an adapter on a base, beside those that it wears already.
 
     Args:
         components: the base's adaptable parts, such as `unet` and `text_encoder`.
-        factors: site → down `(n, r, i)`, up `(n, o, r)`; one rank for all. Other sites stay bare.
-        name: the adapter's name in PEFT and diffusers; each adapter worn at one time needs its own.
-        images: samples in a row of one identity in every batch.
+        factors: site → down `(n, r, i)`, up `(n, o, r)`, all of one rank. Other sites stay bare.
+        name: the adapter's name in PEFT and diffusers; adapters worn at the same time need different names.
+        images: consecutive samples of one identity in every batch.
 
     Raises:
-        ValueError: unknown site, mixed ranks, no site at all, or the name is taken.
+        ValueError: a site is unknown, the ranks differ, there is no site, or the name is taken.
     """
     if len({down.shape[1] for down, _ in factors.values()}) != 1:
-        raise ValueError(f"adapter {name!r}: expected factors of one rank at one site or more")
+        raise ValueError(f"adapter {name!r}: expected factors of one rank at one or more sites")
     taken = sorted(part for part, m in components.items() if name in getattr(m, "peft_config", {}))
     if taken:
         raise ValueError(f"an adapter named {name!r} is already worn by {', '.join(taken)}; use another name")
@@ -234,13 +237,13 @@ def wear(
 
 
 class _Before:
-    """What PEFT changes on a component besides its layers, noted to be put back."""
+    """Notes what wearing changes on a component besides its layers, to put it back."""
 
     def __init__(self, component: nn.Module) -> None:
         self.trainable = [p for p in component.parameters() if p.requires_grad]
-        self.first = not getattr(component, "peft_config", {})
 
     def restore(self, component: Any, name: str) -> None:
+        """Removes PEFT's notes about the adapter, and unfreezes what was trainable."""
         configs = getattr(component, "peft_config", {})
         configs.pop(name, None)
         if not configs:
@@ -251,7 +254,7 @@ class _Before:
 
 
 def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, dict[str, str]]:
-    """Component → site → path, of the sites of `factors`."""
+    """Maps component → site → path, for the sites of `factors`."""
     found = {part: locate(part, component) for part, component in components.items()}
     unknown = sorted(site for site in factors if site not in found.get(site.split(".", 1)[0], {}))
     if unknown:
@@ -263,7 +266,7 @@ def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, d
 
 
 def _own_weights(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """PEFT's own down `(1, r, i)` and up `(1, o, r)`, views also of a convolution's."""
+    """Returns PEFT's own down `(1, r, i)` and up `(1, o, r)`; views, of a convolution's weights as well."""
     return layer.lora_A[name].weight.flatten(1)[None], layer.lora_B[name].weight.flatten(1)[None]
 
 
@@ -271,63 +274,45 @@ def _lora_layers(component: nn.Module) -> list[LoraLayer]:
     return [module for module in component.modules() if isinstance(module, LoraLayer)]
 
 
-def locate(part: str, component: nn.Module) -> dict[str, str]:
-    """Name → path of every layer of a component that a LoRA can change; PEFT's inner layers are none.
+def _inject(component: Any, sites: Mapping[str, str], rank: int, name: str) -> dict[str, Any]:
+    """Puts a frozen LoRA layer at each path, leaving the global random state alone.
 
-    These are the linear layers and the convolutions that do the same: other people's LoRAs change more than
-    the attention projections that ours do.
+    The outcome is that of PEFT's `inject_adapter_in_model`, which is slow: it compares every module with
+    every path, and initialises weights that are overwritten at once.
+
+    Returns:
+        Site → its LoRA layer.
     """
-    found: dict[str, str] = {}
-    inside: tuple[str, ...] = ()
-    for path, module in component.named_modules():
-        if isinstance(module, LoraLayer):
-            inside += (f"{path}.",)
-        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-        if (pointwise or isinstance(module, LoraLayer | nn.Linear)) and not path.startswith(inside):
-            found[canonical(part, path)] = path
-    return found
-
-
-def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
-    """Every layer that `locate` finds in the base, sorted by name."""
-    return _sites(components, (nn.Module,))
-
-
-def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
-    """Those of `wearable` that a training can change: convolutions wear one identity, without gradients."""
-    return _sites(components, (nn.Linear, LoraLinear))
-
-
-def _sites(components: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> tuple[Site, ...]:
-    found: list[Site] = []
-    for part, component in components.items():
-        for name, path in locate(part, component).items():
-            layer = component.get_submodule(path)
-            if isinstance(layer, kinds):
-                weight: Any = layer.weight
-                found.append(Site(name, weight.shape[1], weight.shape[0]))
-    return tuple(sorted(found))
-
-
-def _inject(component: Any, paths: list[str], rank: int, name: str) -> None:
-    """PEFT's own injection, at exactly these paths, frozen, leaving the global random state alone."""
     active = next((list(layer.active_adapters) for layer in _lora_layers(component)), [])
-    config: Any = LoraConfig(r=rank, lora_alpha=rank, target_modules=paths)
-    config._register_custom_module({nn.Linear: WornLinear})
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant here
-        inject_adapter_in_model(config, component, name)
+    paths = list(sites.values())
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=paths, init_lora_weights=False, inference_mode=True
+    )
+    component.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # a new module draws its weights
+        layers = {site: _lora_layer(component, path, config, name) for site, path in sites.items()}
+    component.peft_config = {**getattr(component, "peft_config", {}), name: config}
     component._hf_peft_config_loaded = True
     for layer in _lora_layers(component):
         layer.set_adapter([*active, name], inference_mode=True)
-        if name in layer.lora_A:  # PEFT makes them float32 even on a bfloat16 base
-            layer.lora_A[name].to(layer.weight.dtype)
-            layer.lora_B[name].to(layer.weight.dtype)
+    return layers
+
+
+def _lora_layer(component: nn.Module, path: str, config: LoraConfig, name: str) -> Any:
+    """Returns the LoRA layer at a path with one more adapter in it; makes the layer if there is none."""
+    layer: Any = component.get_submodule(path)
+    if isinstance(layer, LoraLayer):
+        layer.update_layer(name, config.r, config.r, config=config)
+        return layer
+    kind = WornLinear if isinstance(layer, nn.Linear) else LoraConv2d
+    made = kind(layer, name, config=config, r=config.r, lora_alpha=config.r)
+    component.set_submodule(path, made)
+    return made
 
 
 def _strip(component: nn.Module, path: str, layer: LoraLinear | LoraConv2d, name: str) -> None:
     """Takes one adapter out of one layer, and the layer out of the base once it is empty."""
-    if name not in layer.lora_A:  # the user was faster, with `pipe.delete_adapters`
+    if name not in layer.lora_A:  # the user has already deleted it, with `pipe.delete_adapters`
         return
     fused = [other for other in layer.merged_adapters if other != name]
     if name in layer.merged_adapters:

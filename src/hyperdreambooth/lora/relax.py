@@ -1,10 +1,10 @@
-"""Changing the rank of an adapter without changing what it does (paper, section 4.3, "rank-relaxed").
+"""Changing the rank of an adapter without changing ΔW (paper, section 4.3, "rank-relaxed").
 
-The trap: merging a zero-initialised LoRA before any training leaves a matrix of the old rank, and padding
-*both* factors with zeros leaves slots that never receive a gradient. Two ways are exact at step 0 and alive
-in every slot: `relax` fills the spare rows of `down` with an orthonormal complement while `up` stays zero
-there; `concatenate` puts a trainable LoRA beside the frozen one, merged after training by `truncate`. All of
-it goes through a thin SVD of the factors: the full `(o, i)` matrix is never formed.
+Merging a zero-initialised LoRA before training leaves the old rank, and padding *both* factors with zeros
+leaves rows and columns that never receive a gradient. Two ways are exact at step 0 and trainable everywhere:
+`relax` fills the spare rows of `down` with an orthonormal complement while `up` stays zero there;
+`concatenate` puts a trainable LoRA beside the frozen one, and `truncate` merges both after training. All of
+it uses a thin SVD of the factors; the full `(o, i)` matrix is never formed.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from torch import Tensor
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Down, Factors, Site, Up
 
-NEGLIGIBLE = 1e-6  # of the largest singular value: what float32 factors cannot tell from zero
+NEGLIGIBLE = 1e-6  # relative to the largest singular value; float32 factors cannot tell it from zero
 
 
 def thin_svd(
     down: Down, up: Up
 ) -> tuple[Float[Tensor, "n o k"], Float[Tensor, "n k"], Float[Tensor, "n k i"]]:
-    """The SVD of `up @ down` from two thin QRs, computed in float64 on the CPU.
+    """Returns the SVD of `up @ down` from two thin QR decompositions, in float64 on the CPU.
 
     Args:
         down: `(n, r, i)`.
         up: `(n, o, r)`.
 
     Returns:
-        `U (n, o, k)`, `S (n, k)` descending and `Vh (n, k, i)`, with `k = min(r, o, i)`, in the format and on
-        the device of `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is zero. `S` is
-        NaN for an identity whose factors are not finite.
+        `U (n, o, k)`, `S (n, k)` in descending order and `Vh (n, k, i)`, with `k = min(r, o, i)`, in the
+        format and on the device of `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is
+        zero. `S` is NaN for an identity whose factors are not finite.
     """
     left, left_core = torch.linalg.qr(up.double().cpu())
     right, right_core = torch.linalg.qr(down.double().cpu().mT)
     core = left_core @ right_core.mT
-    whole = core.isfinite().all(2).all(1)[:, None]  # or one NaN would stop everybody in LAPACK
+    whole = core.isfinite().all(2).all(1)[:, None]  # LAPACK would stop for all at one NaN
     u, s, vh = torch.linalg.svd(core.where(whole[..., None], 0), full_matrices=False)
     s = s.where(whole, torch.nan)
     return (left @ u).to(down), s.to(down), (vh @ right.mT).to(down)
 
 
 def inner_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """`⟨ΔW, ΔW'⟩ = ⟨upᵀ up', down down'ᵀ⟩` of one identity at one site, in float64; forms no `(o, i)`."""
+    """Returns `⟨ΔW, ΔW'⟩ = ⟨upᵀ up', down down'ᵀ⟩` of one identity at one site, in float64."""
     (down, up), (down2, up2) = (
         [factor[0].detach().double().cpu() for factor in pair] for pair in (one, other)
     )
@@ -53,7 +53,7 @@ def inner_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> f
 
 
 def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """`‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 where both are zero.
+    """Returns `‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 if both are zero.
 
     Args:
         one: down `(1, r, i)`, up `(1, o, r)`.
@@ -66,21 +66,21 @@ def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
 
 @torch.no_grad()
 def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
-    """Raises the rank: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`; same ΔW, every slot alive.
+    """Raises the rank: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`. ΔW stays the same.
 
-    Where `rank` exceeds the site's in_features there is no further direction to complement with: those slots,
-    and only those, are zero in both factors, because files demand one rank for all sites.
+    A site whose in_features are fewer than `rank` has no further directions: there, and only there, both
+    factors are padded with zeros, because files need one rank for all sites.
 
     Args:
         factors: down `(n, r, i)`, up `(n, o, r)`.
         rank: the new rank, at least the numeric rank of every ΔW.
-        seed: names the draw of the complement.
+        seed: names the generator of the complement.
 
     Returns:
-        Detached factors of the new rank, in the format and on the device of the given ones.
+        Detached factors of the new rank, in the number format and on the device of the given ones.
 
     Raises:
-        ValueError: some ΔW does not fit into `rank`.
+        ValueError: a ΔW has a higher rank.
     """
     return {site: _relax_site(down, up, rank, f"{seed}/{site}") for site, (down, up) in factors.items()}
 
@@ -98,7 +98,7 @@ def _relax_site(
 
 
 def _complement(rows: Float[Tensor, "n k i"], rank: int, key: str) -> Float[Tensor, "n rank i"]:
-    """Orthonormal rows `(n, k, i)` grown to `(n, rank, i)` by random orthonormal ones, zeros past `i`."""
+    """Extends orthonormal rows to `(n, rank, i)` by random orthonormal ones, and by zeros after the i-th."""
     n, k, i = rows.shape
     spare = max(min(rank, i) - k, 0)
     noise = torch.randn(n, i, spare, dtype=torch.float64, generator=rng("relax", key))
@@ -107,17 +107,17 @@ def _complement(rows: Float[Tensor, "n k i"], rank: int, key: str) -> Float[Tens
 
 
 def _pad(columns: Float[Tensor, "n o k"], rank: int) -> Float[Tensor, "n o rank"]:
-    """Zero columns appended: `(n, o, k)` → `(n, o, rank)`."""
+    """Appends zero columns: `(n, o, k)` → `(n, o, rank)`."""
     return torch.nn.functional.pad(columns, (0, rank - columns.shape[-1]))
 
 
 def fresh(sites: Sequence[Site], rank: int, seed: int = 0) -> Factors:
-    """A LoRA to train from nothing: ΔW = 0, random `down` rows of norm about 1, `up` zero; one identity.
+    """Returns a LoRA to train from scratch: one identity, random `down` rows of norm about 1, `up` zero.
 
     Args:
-        sites: what to adapt.
-        rank: the rank everywhere.
-        seed: names the draw.
+        sites: the sites to adapt.
+        rank: the rank at every site.
+        seed: names the generator.
     """
     made: Factors = {}
     for site in sites:
@@ -127,7 +127,7 @@ def fresh(sites: Sequence[Site], rank: int, seed: int = 0) -> Factors:
 
 
 def concatenate(a: Factors, b: Factors) -> Factors:
-    """Two adapters side by side as one of rank `r_a + r_b`: ΔW is the sum, gradients flow to both.
+    """Joins two adapters to one of rank `r_a + r_b`: ΔW is the sum, and gradients flow to both.
 
     Args:
         a: down `(n, r_a, i)`, up `(n, o, r_a)`; detach it to freeze it.
@@ -137,17 +137,15 @@ def concatenate(a: Factors, b: Factors) -> Factors:
         ValueError: the sites differ.
     """
     if a.keys() != b.keys():
-        raise ValueError(
-            f"adapters of different sites, side by side: {sorted(a.keys() ^ b.keys())[0]} differs"
-        )
+        raise ValueError(f"expected two adapters of the same sites; only one has {min(a.keys() ^ b.keys())}")
     return {s: (torch.cat([a[s][0], b[s][0]], 1), torch.cat([a[s][1], b[s][1]], 2)) for s in a}
 
 
 def add_up(many: Sequence[Factors]) -> Factors:
-    """Several adapters as one whose ΔW is their sum, exactly: ranks add up, at the sites of any of them.
+    """Joins adapters to one whose ΔW is exactly their sum, at all of their sites; the ranks add up.
 
     Args:
-        many: factors of the same identities, each at sites of its own; weights already in `up` (`scaled`).
+        many: factors of the same identities, each at its own sites; weights are already in `up` (`scaled`).
 
     Returns:
         Factors of one rank, the largest sum at any site; the others are zero-padded.
@@ -160,21 +158,44 @@ def add_up(many: Sequence[Factors]) -> Factors:
     return {site: (_pad(down.mT, rank).mT, _pad(up, rank)) for site, (down, up) in made.items()}
 
 
+def padded(many: Sequence[Factors]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Adapters side by side, one identity after the other: of one rank, zero at sites that they do not
+    change.
+
+    Args:
+        many: factors of one identity each, down `(1, r, i)`, up `(1, o, r)`, of any ranks and sites.
+
+    Returns:
+        down `(n, r, i)`, up `(n, o, r)` at the sites of any of them, `r` their largest rank.
+    """
+    shapes = {site: pair for factors in many for site, pair in factors.items()}
+    rank = max(down.shape[1] for factors in many for down, _ in factors.values())
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for site, (down, up) in shapes.items():
+        nothing = down.new_zeros(1, 0, down.shape[2]), up.new_zeros(1, up.shape[1], 0)
+        pairs = [factors.get(site, nothing) for factors in many]
+        made[site] = (
+            torch.cat([_pad(one.mT, rank).mT for one, _ in pairs]),
+            torch.cat([_pad(other, rank) for _, other in pairs]),
+        )
+    return made
+
+
 def scaled(factors: Factors, weight: float) -> Factors:
-    """The same ΔW times a weight, carried by `up`; scales add nothing to a forward this way."""
+    """Returns ΔW times a weight, multiplied into `up`, so that a forward pass costs no more."""
     return {name: (down, up * weight) for name, (down, up) in factors.items()}
 
 
 @torch.no_grad()
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """The best adapter of a given rank, singular values absorbed into `up` (paper, section 4.3).
+    """Returns the best adapter of a given rank, with singular values absorbed into `up` (paper, section 4.3).
 
     Args:
         factors: down `(n, r, i)`, up `(n, o, r)`.
         rank: the new rank; sites of smaller rank are zero-padded to it.
 
     Returns:
-        The factors, and the relative error `‖ΔW − ΔW'‖ / ‖ΔW‖` over all sites and identities together.
+        The factors, and the relative error `‖ΔW − ΔW'‖ / ‖ΔW‖` over all sites and identities.
     """
     kept: Factors = {}
     lost = total = 0.0

@@ -1,7 +1,7 @@
 """The avatars' VAE: 128 pixels → 16×16×24 latents, trained on crops.
 
-It learns twelve channels first and twelve more when a base has learned to draw the first: what is coarse is
-learned while there are few numbers to learn, and what was learned stays where it was.
+It learns twelve channels first. Twelve more follow when the base has learned to draw the first: so the base
+learns what is coarse on small latents, and keeps what it has learned.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers
 from hyperdreambooth.runs import rng
 
 CROP = 64
-KL, HOLD, DECIBEL = 1e-4, 0.05, 8e-3  # beside a pixel's error
+KL, HOLD, DECIBEL = 1e-4, 0.05, 8e-3  # weights of the losses besides the pixels' error
 COARSE_CHANNELS = 12
 LATENT_CHANNELS = 24
 
 
 def new_vae(seed: int, channels: int = COARSE_CHANNELS) -> Any:
-    """A fully convolutional `AutoencoderKL`; no attention, so it can be trained on crops."""
+    """Returns a fully convolutional `AutoencoderKL`; without attention it can be trained on crops."""
     torch.manual_seed(seed)
     vae = diffusers.AutoencoderKL(
         block_out_channels=(16, 32, 64, 128),
@@ -37,17 +37,17 @@ def new_vae(seed: int, channels: int = COARSE_CHANNELS) -> Any:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-    # A posterior that starts as wide as its mean drowns the picture for the first thousand steps.
+    # A posterior that starts as wide as its mean would hide the picture for the first thousand steps.
     torch.nn.init.constant_(vae.quant_conv.bias[channels:], -6.0)
     return vae
 
 
 @torch.no_grad()
 def widen(vae: Any, seed: int) -> Any:
-    """The same VAE with more channels: its own come first, unchanged, and the new ones are not read yet."""
+    """Returns the VAE with more channels: its own come first, and its decoder ignores the new ones."""
     wide, known = new_vae(seed, LATENT_CHANNELS), vae.state_dict()
     state, means = wide.state_dict(), torch.arange(vae.config.latent_channels)
-    both = torch.cat([means, LATENT_CHANNELS + means])  # and the log-variances
+    both = torch.cat([means, LATENT_CHANNELS + means])  # means and log-variances
     every = torch.arange(wide.config.block_out_channels[-1])
     for name, value in known.items():
         if value.shape == state[name].shape:
@@ -65,7 +65,7 @@ def widen(vae: Any, seed: int) -> Any:
 
 
 def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
-    """Absolute and squared error of pixels, and a whisper of KL."""
+    """Trains the VAE on the absolute and squared error of pixels and a small KL term."""
     vae = new_vae(config.seed).to(device)
 
     def batch_of(step: int) -> Tensors:
@@ -76,12 +76,8 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
         posterior = vae.encode(pixels).latent_dist
         off = vae.decode(posterior.sample()).sample.float() - pixels
         absolute, squared, kl = off.abs().mean(), off.square().mean(), _kl(posterior)
-        return {
-            "loss": absolute + 8 * squared + KL * kl,
-            "absolute": absolute,
-            "squared": squared,
-            "kl": kl,
-        }
+        loss = absolute + 8 * squared + KL * kl
+        return {"loss": loss, "absolute": absolute, "squared": squared, "kl": kl}
 
     fit("vae", vae, batch_of, loss_of, config, folder, device)
     vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
@@ -89,9 +85,9 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
 
 
 def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
-    """Goes on with twice the channels, for the signal-to-noise ratio itself: neon must not outweigh faces.
+    """Trains a VAE of twice the channels on the signal-to-noise ratio, so that neon does not outweigh faces.
 
-    The channels of `vae` are held near what they say now, for a base has learned them.
+    The channels of `vae` are kept close to their present values, because a base has learned them.
     """
     coarse = vae.requires_grad_(False).to(device).eval()
     wide, channels = widen(coarse, config.seed).to(device), coarse.config.latent_channels
@@ -107,12 +103,8 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
         drift = (posterior.mean[:, :channels].float() - held).square().mean()
         squared = (wide.decode(posterior.sample()).sample.float() - pixels).square().mean(dim=(1, 2, 3))
         decibel, kl = (10 * torch.log10(4 / squared)).mean(), _kl(posterior)
-        return {
-            "loss": HOLD * drift + KL * kl - DECIBEL * decibel,
-            "decibel": decibel,
-            "drift": drift,
-            "kl": kl,
-        }
+        loss = HOLD * drift + KL * kl - DECIBEL * decibel
+        return {"loss": loss, "decibel": decibel, "drift": drift, "kl": kl}
 
     fit("wide", wide, batch_of, loss_of, config, folder, device)
     wide.register_to_config(scaling_factor=coarse.config.scaling_factor)
@@ -124,7 +116,7 @@ def _kl(posterior: Any) -> Tensor:
 
 
 def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
-    """Random crops `(b, 3, 64, 64)`, a function of seed and step."""
+    """Returns random crops `(b, 3, 64, 64)`, a function of seed and step."""
     generator = rng("vae", config.seed, step)
     rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
     pixels = pictures.batch(rows)
@@ -134,7 +126,7 @@ def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
 
 @torch.no_grad()
 def _spread(vae: Any, pictures: Pictures, device: str) -> float:
-    """Standard deviation of the latents: the base is trained on unit-sized ones."""
+    """Returns the standard deviation of the latents; the base is trained on latents of unit variance."""
     rows = torch.arange(0, len(pictures), max(1, len(pictures) // 256))[:256]
     means = [vae.encode(pictures.batch(part).to(device)).latent_dist.mode() for part in rows.split(32)]
     return float(torch.cat(means).std())
@@ -142,7 +134,7 @@ def _spread(vae: Any, pictures: Pictures, device: str) -> float:
 
 @torch.no_grad()
 def psnr(vae: Any, pictures: Pictures, device: str) -> float:
-    """Mean peak signal-to-noise ratio in dB of whole pictures through the VAE."""
+    """Returns the mean peak signal-to-noise ratio, in dB, of whole pictures after the VAE."""
     values: list[Tensor] = []
     for rows in torch.arange(len(pictures)).split(32):
         pixels = pictures.batch(rows).to(device)

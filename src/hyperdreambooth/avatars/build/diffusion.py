@@ -9,10 +9,10 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
-from hyperdreambooth.avatars.captions import caption, words
-from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers, transformers
+from hyperdreambooth.avatars.captions import caption, words
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
@@ -21,12 +21,12 @@ TRIGGER = "sks"
 CLASS_WORD = "face"
 MAX_TOKENS = 40
 WIDTH = 128
-# Half the captions name "somebody" by the trigger: it is an ordinary word for a face before anybody wears it.
+# Half of the captions contain the trigger, so that it means an ordinary face until an adapter is worn.
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
 def new_tokenizer() -> Any:
-    """Every caption word and the trigger is one token of this CLIP tokenizer; other text falls to bytes."""
+    """Returns a CLIP tokenizer that has a token for the trigger and each caption word; the rest are bytes."""
     vocab: dict[str, int] = {}
     for ending in ("", "</w>"):
         for byte in sorted(ByteLevel.alphabet()):
@@ -39,7 +39,7 @@ def new_tokenizer() -> Any:
             merges[(left, right)] = None
             left += right
             vocab.setdefault(left, len(vocab))
-    # The specials come last: transformers finds the end of a text at the largest token number.
+    # Special tokens come last because transformers looks for the end of a text at the largest token number.
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
     return transformers.CLIPTokenizer(
@@ -48,7 +48,7 @@ def new_tokenizer() -> Any:
 
 
 def new_text_encoder(tokenizer: Any) -> Any:
-    """Three layers of width 128."""
+    """Returns a text encoder of three layers of width 128."""
     return transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -67,7 +67,7 @@ def new_text_encoder(tokenizer: Any) -> Any:
 
 
 def new_unet(latent_channels: int) -> Any:
-    """Attention at 8×8 and 4×4 only: at 16×16 it costs nearly half of the step (docs/LOG.md)."""
+    """Returns a UNet with attention at 8×8 and 4×4 only; at 16×16 it costs nearly half of a step."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
@@ -85,14 +85,14 @@ def new_unet(latent_channels: int) -> Any:
 
 
 def plain_attention(unet: Any) -> None:
-    """Fused attention's backward took 29 % of a step on a CPU; with plain products it is 1.4 times faster."""
+    """Replaces fused attention, whose backward pass is 1.4 times slower than plain products on a CPU."""
     unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
 
 
 def scheduler() -> Any:
-    """Stable Diffusion's schedule; drawn by DPM-Solver++ (arXiv 2211.01095) from the last timestep on.
+    """Returns Stable Diffusion's noise schedule with DPM-Solver++ (arXiv 2211.01095) as the sampler.
 
-    With "trailing" spacing a picture starts at the noise level it is said to have (arXiv 2305.08891).
+    With "trailing" spacing, sampling starts at the last timestep, as it should (arXiv 2305.08891).
     """
     return diffusers.DPMSolverMultistepScheduler(
         beta_start=0.00085,
@@ -105,7 +105,7 @@ def scheduler() -> Any:
 
 @torch.no_grad()
 def widen_base(pipe: Any, vae: Any) -> Any:
-    """The pipeline on a VAE with more channels: the first are drawn as before, the others not learned yet."""
+    """Moves the pipeline to a VAE with more channels: the first are as before, the others untrained."""
     unet = new_unet(vae.config.latent_channels)
     for name, value in unet.state_dict().items():
         old = pipe.unet.state_dict()[name]
@@ -116,7 +116,7 @@ def widen_base(pipe: Any, vae: Any) -> Any:
 
 @torch.no_grad()
 def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
-    """Scaled latents `(m, c, 16, 16)` float16 of all pictures, computed once."""
+    """Returns scaled latents `(m, c, 16, 16)` float16 of all pictures, from `file` if it exists."""
     if file.is_file():
         return load_tensors(file)[0]["latents"]
     parts: list[Tensor] = []
@@ -135,13 +135,13 @@ def train_base(
     """Trains UNet and text encoder together on rendered pictures and their captions.
 
     Args:
-        pipe: from `assemble`, or one that has learned already; trained in place.
-        pictures: what it learns to draw.
-        config: steps, batch, rates.
+        pipe: from `assemble` or an earlier stage; trained in place.
+        pictures: the training data.
+        config: steps, batch size, learning rate.
         folder: run folder.
         device: torch device.
-        focus: how much more the error counts in the middle of the picture, where faces are; noise levels are
-            then weighted so that the shape of a face counts. None while there are scenes and styles to learn.
+        focus: how much more the error counts in the middle of the picture, where faces are. Noise levels are
+            then weighted for the shape of faces. None for the first stage, which learns scenes and styles.
     """
     vae, tokenizer = pipe.vae, pipe.tokenizer
     model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).float().to(device)
@@ -172,15 +172,16 @@ def train_base(
 
 
 def _noise_weight(snr: Tensor, shape_counts: bool) -> Tensor:
-    """Of each noise level: min-SNR (arXiv 2303.09556, γ = 5), or debiased (arXiv 2310.08442).
+    """Returns a weight for each noise level: min-SNR (arXiv 2303.09556, γ = 5) or debiased (2310.08442).
 
-    Under the first nearly clean latents do not dominate; the second adds weight where faces take their shape.
+    Min-SNR keeps nearly clean latents from dominating; the debiased weights favour the noise levels at which
+    the shape of a face is decided.
     """
     return snr.rsqrt().clamp(max=10) if shape_counts else (5 / snr).clamp(max=1)
 
 
 def _middle(side: int, focus: float) -> Tensor:
-    """Weights `(side, side)`, `1 + focus` in the middle down to 1 at the edges, scaled to a mean of 1."""
+    """Returns weights `(side, side)`: `1 + focus` in the middle, 1 at the edges, scaled to a mean of 1."""
     place = (torch.arange(side) + 0.5) / side - 0.5
     bell = (-0.5 * (place / 0.17).square()).exp()
     weight = 1 + focus * bell[:, None] * bell
@@ -188,7 +189,7 @@ def _middle(side: int, focus: float) -> Tensor:
 
 
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
-    """The picture's caption with parts left out at random, or none at all for guidance's other branch."""
+    """Returns the caption with parts left out at random, or an empty one for classifier-free guidance."""
     generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
         return ""
@@ -198,7 +199,7 @@ def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
 
 
 def assemble(vae: Any, seed: int) -> Any:
-    """An ordinary pipeline around a VAE that has not learned to draw yet."""
+    """Returns an ordinary untrained pipeline around a VAE."""
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
     pipe = diffusers.StableDiffusionPipeline(

@@ -1,8 +1,7 @@
-"""The one training loop of the embedded world: VAE, base, scorers and encoder differ only in their loss."""
+"""The training loop of the embedded world; VAE, base, scorers and encoder differ only in their loss."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
+from hyperdreambooth.schedule import learning_rate
 
 Tensors = dict[str, Tensor]
 
@@ -26,12 +26,13 @@ class StageConfig(BaseModel):
     Attributes:
         steps: optimiser steps.
         batch: samples a step.
-        lr: peak learning rate of AdamW; warm-up over 2 %, cosine to a twentieth.
-        ema: decay of the weight average that is shipped.
-        precision: of the forward and backward.
-        seed: of weights and draws.
+        lr: peak learning rate of AdamW, with a warm-up over 2 % of the steps and a cosine to a twentieth.
+        ema: decay of the average of the weights, which is what ships.
+        precision: of the forward and backward pass.
+        seed: of weights and samples.
         people: identities rendered for it.
         each: pictures an identity.
+        checkpoint_every: steps between two checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,17 +55,16 @@ def fit(
     config: StageConfig,
     folder: Path,
     device: str,
-) -> dict[str, Tensor]:
-    """Trains `model` and returns the averaged weights (EMA) as a state dict.
+) -> None:
+    """Trains a model and leaves the average of its weights (EMA) in it.
 
     Args:
         name: shown on the progress bar.
         model: trained in place.
-        batch_of: step → tensors on the CPU, a function of the step alone.
-        loss_of: those tensors on the device → named losses; `loss` is the one that is minimised, the others
-            are logged.
-        config: steps, batch, rates.
-        folder: run folder: config, log, checkpoints; the same call continues.
+        batch_of: step → tensors on the CPU; must depend on nothing but the step.
+        loss_of: those tensors on the device → named losses; `loss` is minimised, the others are logged.
+        config: steps, batch size, learning rate.
+        folder: run folder with config, log and checkpoints; the same call continues an interrupted one.
         device: torch device.
     """
     run = Run(folder, config)
@@ -83,7 +83,9 @@ def fit(
         bar.update(first)
         for step, batch in enumerate(batches(batch_of, first, config.steps, device), first):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(step, config.steps)
+                group["lr"] = 0.05 * config.lr + learning_rate(
+                    0.95 * config.lr, step, config.steps, warmup=config.steps // 50
+                )
             with autocast(config.precision, torch.device(device)):
                 losses = loss_of({k: v.to(device, non_blocking=True) for k, v in batch.items()})
             optimizer.zero_grad(set_to_none=True)
@@ -93,10 +95,10 @@ def fit(
             _follow(average, model, min(config.ema, (step + 1) / (step + 10)))
             bar.update(1)
             done, last = step + 1, step + 1 == config.steps
-            if done % 20 == 0 or last:  # a GPU waits for nobody in between
-                told = {k: v.item() for k, v in losses.items()}
-                run.log(done, **told)
-                bar.update(0, loss=told["loss"])
+            if done % 20 == 0 or last:  # reading a loss makes the CPU wait for the GPU
+                figures = {k: v.item() for k, v in losses.items()}
+                run.log(done, **figures)
+                bar.update(0, loss=figures["loss"])
             if done % config.checkpoint_every == 0 or last:
                 run.save(
                     done,
@@ -105,13 +107,6 @@ def fit(
                 )
     model.load_state_dict(average)
     model.eval()
-    return average
-
-
-def rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over 2 %, then cosine down to 5 %."""
-    warm = max(1, steps // 50)
-    return min((step + 1) / warm, 1.0) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 class _Steps(Dataset[Tensors]):
@@ -128,7 +123,7 @@ class _Steps(Dataset[Tensors]):
 
 
 def batches(batch_of: Callable[[int], Tensors], first: int, steps: int, device: str) -> Iterable[Tensors]:
-    """In order; a GPU is fed by the cores it leaves idle, on a CPU they have better to do."""
+    """Yields the batches in order. For a GPU, processes on idle cores make them; on a CPU no core is idle."""
     fed = torch.device(device).type == "cuda" and hasattr(os, "fork")
     workers = max(1, (os.cpu_count() or 1) - 2) if fed else 0
     return DataLoader(

@@ -1,25 +1,28 @@
-"""How good the world's judges and its encoder are, on people they never saw."""
+"""The quality of the world's scorers and encoder, measured on people that they were not trained on."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
 from hyperdreambooth.avatars.build.readers import ATTRIBUTE_LABELS, KIND_LABELS, TRAIT_LABELS, columns
+from hyperdreambooth.avatars.captions import ATTRIBUTES
 
 
 @torch.no_grad()
 def read(model: nn.Module, pictures: Pictures, device: str) -> Tensor:
-    """The reader's numbers `(m, labels)` for all pictures."""
+    """Returns the reader's logits `(m, labels)` for all pictures."""
     parts = [model(pictures.batch(rows).to(device)) for rows in torch.arange(len(pictures)).split(64)]
     return torch.cat([getattr(part, "logits", part) for part in parts]).float().cpu()
 
 
 def identity_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
-    """Cosine of pairs of one person and of two people, and the chance that the first is higher (AUC)."""
+    """Measures the mean cosine of pairs of one person and of two people, and the AUC between the two."""
     unit = normalize(read(model, pictures, device))
     people = torch.arange(len(pictures)) // pictures.each
     upper = torch.triu(torch.ones(len(unit), len(unit), dtype=torch.bool), diagonal=1)
@@ -34,29 +37,26 @@ def identity_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[
 
 
 def attribute_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
-    """Share of right answers a caption group, their mean, and the mean error of the continuous traits."""
+    """Measures the accuracy in each caption group, its mean, and the mean error of the continuous traits."""
     logits, first = read(model, pictures, device), len(ATTRIBUTE_LABELS)
-    named, groups = attribute_targets(pictures.contexts), columns(ATTRIBUTE_LABELS)
-    right = {
-        g: float((logits[:, groups[g]].argmax(1) == named[:, i]).float().mean())
-        for i, g in enumerate(ATTRIBUTES)
-    }
+    targets, groups = attribute_targets(pictures.contexts), columns(ATTRIBUTE_LABELS).values()
+    right = _accuracies(logits, targets, groups)
     off = (logits[:, first:].sigmoid() - trait_targets(pictures.identities)[0]).abs().mean()
-    mean = sum(right.values()) / len(right)
-    return {
-        **{g: round(v, 4) for g, v in right.items()},
-        "mean": round(mean, 4),
-        "trait_error": round(float(off), 4),
-    }
+    figures = {**dict(zip(ATTRIBUTES, right, strict=True)), "mean": fmean(right), "trait_error": float(off)}
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def encoder_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
-    """Mean error of continuous traits (0.25 is guessing) and share of right categorical ones."""
+    """Measures the mean error of continuous traits (0.25 for a guess) and the accuracy of the others."""
     logits, first = read(model, pictures, device), len(TRAIT_LABELS)
     continuous, kinds = trait_targets(pictures.identities)
     off = (logits[:, :first].sigmoid() - continuous).abs().mean()
-    groups = columns(KIND_LABELS).values()
-    right = [
-        (logits[:, first:][:, cols].argmax(1) == kinds[:, g]).float().mean() for g, cols in enumerate(groups)
+    right = _accuracies(logits[:, first:], kinds, columns(KIND_LABELS).values())
+    return {"trait_error": round(float(off), 4), "kinds_right": round(fmean(right), 4)}
+
+
+def _accuracies(logits: Tensor, targets: Tensor, groups: Iterable[list[int]]) -> list[float]:
+    """Returns the accuracy in each group of label columns; logits `(m, l)`, targets `(m, groups)`."""
+    return [
+        float((logits[:, cols].argmax(1) == targets[:, g]).float().mean()) for g, cols in enumerate(groups)
     ]
-    return {"trait_error": round(float(off), 4), "kinds_right": round(float(torch.stack(right).mean()), 4)}

@@ -1,8 +1,7 @@
-"""Many rendered avatars at once, cached on disk: what every model of the embedded world is trained on."""
+"""Many rendered avatars, cached on disk: the training data of every model of the embedded world."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.draw.render import (
+from hyperdreambooth.avatars.draw.people import (
     CATEGORICAL,
     CONTINUOUS,
     SPLITS,
     Context,
     Identity,
-    draw,
     identity,
     photo_context,
 )
+from hyperdreambooth.avatars.draw.render import draw
+from hyperdreambooth.avatars.folder import in_processes
 from hyperdreambooth.files import whole_file
 from hyperdreambooth.progress import Progress
-from hyperdreambooth.workers import pool, processes
 
 CHUNK = 500
 
@@ -35,8 +34,8 @@ class Pictures:
 
     Attributes:
         pixels: `(m, h, w, 3)` uint8, memory-mapped.
-        identities: the `m` people drawn.
-        contexts: the `m` contexts drawn.
+        identities: the person in each of the `m` pictures.
+        contexts: the context of each of the `m` pictures.
         each: pictures a person.
     """
 
@@ -49,7 +48,7 @@ class Pictures:
         return len(self.contexts)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Pixels `(b, 3, h, w)` in [-1, 1] of the rows `(b,)`."""
+        """Returns pixels `(b, 3, h, w)` in [-1, 1] of the rows `(b,)`."""
         stack = np.stack([self.pixels[row // CHUNK][row % CHUNK] for row in rows.tolist()])
         return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
@@ -57,15 +56,15 @@ class Pictures:
 def pictures(
     split: str, people: int, each: int, cache: Path, album: bool = False, workers: int | None = None
 ) -> Pictures:
-    """Renders (or finds in the cache) `each` pictures of the first `people` of a split.
+    """Renders `each` pictures of the first `people` of a split, or reads them from the cache.
 
     Args:
         split: `base`, `train`, `val` or `test`.
-        people: how many.
+        people: how many people.
         each: pictures a person, each in a context of its own.
-        cache: folder of chunks; a chunk is written whole, so an interrupted run continues.
-        album: every second picture, the first included, is a plain one, as in a photo folder.
-        workers: processes; None for one a core.
+        cache: folder of chunks; each is written whole, so the same call continues an interrupted one.
+        album: makes every second picture a plain one, the first included, as in a photo folder.
+        workers: processes; None for one per core.
     """
     drawn = [
         (identity(person), photo_context(person, number, album=album))
@@ -75,40 +74,29 @@ def pictures(
     cache.mkdir(parents=True, exist_ok=True)
     kind = f"{split}-{each}-{'album' if album else 'any'}"
     files = [cache / f"{kind}-{start:07d}.npy" for start in range(0, len(drawn), CHUNK)]
-    jobs = [(f, drawn[i * CHUNK : (i + 1) * CHUNK]) for i, f in enumerate(files)]
-    missing = [job for job in jobs if not _complete(*job)]
+    tasks = [(file, drawn[i * CHUNK : (i + 1) * CHUNK]) for i, file in enumerate(files)]
+    missing = [task for task in tasks if not _complete(*task)]
     with Progress("render", len(missing)) as bar:
-        for _ in _each(missing, processes(workers)):
+        for _ in in_processes(_render, missing, workers):
             bar.update(1)
-    maps = [np.load(f, mmap_mode="r") for f in files]
+    maps = [np.load(file, mmap_mode="r") for file in files]
     return Pictures(maps, [who for who, _ in drawn], [scene for _, scene in drawn], each)
 
 
 def _complete(file: Path, wanted: list[tuple[Identity, Context]]) -> bool:
-    """A chunk of a shorter earlier run may hold fewer pictures than are wanted now."""
+    """Returns whether a chunk has all pictures; that of an earlier, smaller run may have fewer."""
     return file.is_file() and len(np.load(file, mmap_mode="r")) >= len(wanted)
 
 
-def _each(jobs: list[tuple[Path, list[tuple[Identity, Context]]]], workers: int) -> Iterator[None]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_chunk, jobs)
-        return
-    with pool(workers) as side_by_side:
-        yield from side_by_side.map(_chunk, jobs)
-
-
-def _chunk(job: tuple[Path, list[tuple[Identity, Context]]]) -> None:
-    file, wanted = job
+def _render(task: tuple[Path, list[tuple[Identity, Context]]]) -> None:
+    file, wanted = task
     drawn = np.stack([np.asarray(draw(who, scene), dtype=np.uint8) for who, scene in wanted])
     with whole_file(file) as part, part.open("wb") as stream:
         np.save(stream, drawn)
 
 
-# --- what the scorers and the encoder learn to read
-
-
 def trait_targets(people: list[Identity]) -> tuple[Tensor, Tensor]:
-    """Continuous traits `(m, c)` in [0, 1] and categorical ones `(m, k)` as indices."""
+    """Returns continuous traits `(m, c)` in [0, 1] and categorical ones `(m, k)` as indices."""
     continuous = torch.tensor([[p.traits[name] for name in CONTINUOUS] for p in people])
     kinds = torch.tensor(
         [[values.index(p.kinds[name]) for name, values in CATEGORICAL.items()] for p in people]
@@ -117,7 +105,7 @@ def trait_targets(people: list[Identity]) -> tuple[Tensor, Tensor]:
 
 
 def attribute_targets(contexts: list[Context]) -> Tensor:
-    """The value's index in every group of `ATTRIBUTES`, `(m, groups)`."""
+    """Returns the index of the value in every group of `ATTRIBUTES`, `(m, groups)`."""
     return torch.tensor(
         [[list(values).index(getattr(c, group)) for group, values in ATTRIBUTES.items()] for c in contexts]
     )

@@ -1,6 +1,6 @@
-"""Small picture readers: the two scorers (judges only) and the hypernetwork's image encoder.
+"""Small image classifiers: the two scorers, which only score, and the hypernetwork's image encoder.
 
-All three are ordinary transformers ResNets, saved as plain model folders and loaded by path like any user's.
+All three are ordinary transformers ResNets in plain model folders, loaded by path like a user's own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
-from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.build.fit import Tensors, StageConfig, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
-from hyperdreambooth.avatars.draw.render import CATEGORICAL, CONTINUOUS, SIZE
 from hyperdreambooth.avatars.build.untyped import transformers
+from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.draw.people import CATEGORICAL, CONTINUOUS
+from hyperdreambooth.avatars.draw.render import SIZE
 from hyperdreambooth.runs import rng
 
 EMBEDDING = 64
@@ -27,7 +28,7 @@ KIND_LABELS = [f"{name}:{value}" for name, values in CATEGORICAL.items() for val
 
 
 def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)) -> Any:
-    """A basic-block ResNet, 128 pixels → 4×4 maps → one number a label."""
+    """Returns a basic-block ResNet: 128 pixels → 4×4 maps → a logit for each label."""
     torch.manual_seed(seed)
     config = transformers.ResNetConfig(
         embedding_size=32,
@@ -43,7 +44,7 @@ def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 1
 
 
 def blemish(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """What a judge of generated pictures must see through: softness, grain of several sizes, small shifts."""
+    """Adds what a scorer of generated pictures must ignore: softness, grain of two sizes, small shifts."""
     count, size = len(pixels), pixels.shape[-1]
     soft = interpolate(interpolate(pixels, size // 2, mode="area"), size, mode="bilinear")
     share = (1.6 * torch.rand(count, 1, 1, 1, generator=generator) - 0.4).clamp(0, 1)
@@ -58,7 +59,7 @@ def blemish(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 # Supervised contrastive loss (Khosla et al., arXiv 2004.11362, equation 2)
 def contrastive(embedded: Tensor, people: Tensor) -> Tensor:
-    """Pulls pictures of one person together, pushes others apart; embedded `(b, e)`, people `(b,)`."""
+    """Pulls pictures of one person together and pushes others apart; embedded `(b, e)`, people `(b,)`."""
     unit = normalize(embedded.float())
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     logits = (unit @ unit.T / TEMPERATURE).masked_fill(itself, float("-inf"))
@@ -68,13 +69,13 @@ def contrastive(embedded: Tensor, people: Tensor) -> Tensor:
 
 
 def grouped(logits: Tensor, targets: Tensor, groups: dict[str, list[int]]) -> Tensor:
-    """Mean cross-entropy over groups of labels; targets `(b, groups)`."""
+    """Returns the mean cross-entropy over groups of labels; targets `(b, groups)`."""
     losses = [cross_entropy(logits[:, cols].float(), targets[:, g]) for g, cols in enumerate(groups.values())]
     return torch.stack(losses).mean()
 
 
 def columns(labels: list[str]) -> dict[str, list[int]]:
-    """Group → its label columns, in label order (`group:value`)."""
+    """Returns group → its columns, in the order of the labels (`group:value`)."""
     groups: dict[str, list[int]] = {}
     for column, label in enumerate(labels):
         groups.setdefault(label.split(":")[0], []).append(column)
@@ -84,16 +85,14 @@ def columns(labels: list[str]) -> dict[str, list[int]]:
 def people_and_pictures(
     pictures: Pictures, config: StageConfig, purpose: str, step: int
 ) -> tuple[Tensor, torch.Generator]:
-    """Rows of `batch / each` people with all their pictures, and the step's generator."""
-    generator = rng(purpose, config.seed, step)
-    people = torch.randperm(len(pictures) // pictures.each, generator=generator)[
-        : config.batch // pictures.each
-    ]
-    return (people[:, None] * pictures.each + torch.arange(pictures.each)).flatten(), generator
+    """Returns rows of `batch / each` people with all their pictures, and the step's generator."""
+    generator, each = rng(purpose, config.seed, step), pictures.each
+    people = torch.randperm(len(pictures) // each, generator=generator)[: config.batch // each]
+    return (people[:, None] * each + torch.arange(each)).flatten(), generator
 
 
 def train_identity(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
-    """The identity scorer: 64 numbers that are close for one person in any context."""
+    """Trains the identity scorer, whose 64 numbers are close for one person in any context."""
     model = new_reader([f"embedding:{i}" for i in range(EMBEDDING)], config.seed).to(device)
 
     def batch_of(step: int) -> Tensors:
@@ -108,7 +107,7 @@ def train_identity(pictures: Pictures, config: StageConfig, folder: Path, device
 
 
 def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
-    """The attribute reader: what a caption names, and the continuous traits of the person."""
+    """Trains the attribute reader, of what a caption names and of the person's continuous traits."""
     labels = ATTRIBUTE_LABELS + TRAIT_LABELS
     model = new_reader(labels, config.seed + 1).to(device)
     named, traits = attribute_targets(pictures.contexts), trait_targets(pictures.identities)[0]
@@ -129,10 +128,10 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
     return model
 
 
-class Eye(nn.Module):
-    """The encoder while it is taught: a linear reading of its whole last map, where things *are* included.
+class TraitReader(nn.Module):
+    """The encoder with a linear head over its whole last feature map, for its training.
 
-    A face's width is a matter of places; averaged over the map, as classifiers do, it is hardly learned.
+    The head sees where things are. An average over the map, as in classifiers, hardly learns a face's width.
     """
 
     def __init__(self, labels: int, seed: int) -> None:
@@ -141,20 +140,20 @@ class Eye(nn.Module):
         self.head = nn.LazyLinear(labels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `(b, 3, 128, 128)` → numbers `(b, labels)`."""
+        """Maps pixels `(b, 3, 128, 128)` to logits `(b, labels)`."""
         return self.head(self.resnet(pixels).last_hidden_state.flatten(1))
 
 
-def new_eye(seed: int) -> Eye:
-    """The encoder with a head for every trait."""
-    eye = Eye(len(TRAIT_LABELS) + len(KIND_LABELS), seed)
-    eye(torch.zeros(2, 3, SIZE, SIZE))
-    return eye
+def new_trait_reader(seed: int) -> TraitReader:
+    """Returns an untrained encoder with a head for every trait."""
+    reader = TraitReader(len(TRAIT_LABELS) + len(KIND_LABELS), seed)
+    reader(torch.zeros(2, 3, SIZE, SIZE))  # the head takes its size from the first batch
+    return reader
 
 
-def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Eye:
-    """The hypernetwork's eye: reads every trait; the decoder looks at its last feature map. Never a judge."""
-    model = new_eye(config.seed + 2).to(device)
+def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> TraitReader:
+    """Trains the hypernetwork's encoder to read every trait; it takes no part in scoring."""
+    model = new_trait_reader(config.seed + 2).to(device)
     continuous, kinds = trait_targets(pictures.identities)
     groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
 
@@ -164,7 +163,7 @@ def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device:
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         logits = model(batch["pixels"]).float()
-        # Cross-entropy towards a trait's value: its gradient stays strong where an absolute error stalls
+        # Cross-entropy towards a trait's value keeps a strong gradient where an absolute error stalls.
         traits = binary_cross_entropy_with_logits(logits[:, :first], batch["traits"])
         kind = grouped(logits[:, first:], batch["kinds"], groups)
         return {"loss": 4 * traits + kind, "traits": traits, "kinds": kind}

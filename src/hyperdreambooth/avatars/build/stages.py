@@ -1,7 +1,7 @@
-"""Builds the embedded world from seeds, stage by stage, and the figures that describe it.
+"""Builds the embedded world from seeds, stage by stage, with the figures that describe it.
 
-Every stage is a resumable run folder under `out/`; a finished stage is not done again. `pack` puts what ships
-(float16, shards of at most 15 MB) into one folder, with figures and logs beside the weights.
+Every stage is a resumable run folder under `out/`, and a finished stage is not done again. `pack` copies what
+ships (float16, shards of at most 15 MB) into one folder, with figures and logs beside the weights.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from hyperdreambooth.avatars.build import measure
+from hyperdreambooth.avatars.build import STAGES, measure
 from hyperdreambooth.avatars.build.autoencoder import psnr, train_vae, train_wide_vae
-from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.avatars.build.diffusion import (
     CLASS_WORD,
     TRIGGER,
@@ -31,18 +30,27 @@ from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures, pictures
 from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
 from hyperdreambooth.avatars.build.untyped import diffusers
+from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
 
-STAGES = ("vae", "base", "faces", "wide", "details", "scorers", "encoder")
 SHARD = "15MB"
 
 
 class BuildConfig(BaseModel):
-    """What `hdb avatars build` makes; the defaults are the shipped world's.
+    """The config of `hdb avatars build`; its defaults made the shipped world.
 
-    `faces` goes on with the base where `base` ended; in it the middle of a picture counts `focus` times more.
-    `wide` doubles the VAE's channels, and `details` teaches the base to draw them, in the way of `faces`.
+    Attributes:
+        vae: trains the VAE with half of its channels.
+        base: trains UNet and text encoder on them.
+        faces: goes on with the base, with more weight on the middle of a picture.
+        wide: doubles the VAE's channels.
+        details: goes on with the base on all channels, in the way of `faces`.
+        focus: how much more the middle of a picture counts in `faces` and `details`.
+        identity: trains the identity scorer.
+        attributes: trains the attribute reader.
+        encoder: trains the hypernetwork's encoder.
+        judged_people: validation people that the figures are measured on.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,11 +64,10 @@ class BuildConfig(BaseModel):
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
     judged_people: int = 200
-    judged_pictures: int = 128
 
 
 def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> dict[str, Any]:
-    """Runs one stage, or all of them in order, and returns the figures seen.
+    """Runs one stage, or all of them in order.
 
     Args:
         stage: one of `STAGES`, or `all`.
@@ -68,11 +75,14 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
         config: steps and sizes.
         device: torch device.
 
+    Returns:
+        Stage → its figures.
+
     Raises:
         InputError: an unknown stage, or one whose predecessor has not been built.
     """
     if stage not in (*STAGES, "all"):
-        raise InputError(f"stage {stage!r}: expected one of {', '.join((*STAGES, 'all'))}")
+        raise InputError(f"stage: expected one of {', '.join((*STAGES, 'all'))}, got {stage!r}")
     figures: dict[str, Any] = {}
     for name in STAGES if stage == "all" else (stage,):
         done = out / f"{name}.json"
@@ -83,129 +93,117 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
     return figures
 
 
-def _train_pictures(out: Path, config: StageConfig, album: bool = True) -> Pictures:
-    """Half plain for those who look at people; for those who draw, contexts are what is hard to learn."""
+def _training(out: Path, config: StageConfig, album: bool = False) -> Pictures:
+    """Returns training pictures: all in contexts, to learn to draw, or half plain, to learn people."""
     return pictures("base", config.people, config.each, out / "pictures", album=album)
 
 
-def _judges(out: Path, config: BuildConfig, album: bool = False) -> Pictures:
+def _validation(out: Path, config: BuildConfig, album: bool = False) -> Pictures:
     return pictures("val", config.judged_people, 4, out / "pictures", album=album)
 
 
 def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    vae = train_vae(_train_pictures(out, config.vae, album=False), config.vae, out / "runs" / "vae", device)
-    _save(out / "vae", lambda part: vae.save_pretrained(part))
-    return {"psnr_db": round(psnr(vae, _judges(out, config), device), 2), "parameters": _size(vae)}
+    vae = train_vae(_training(out, config.vae), config.vae, out / "runs" / "vae", device)
+    return _save_vae(vae, "vae", out, config, device)
+
+
+def _wide(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    vae, drawn = _load_vae(out, "faces/vae", device), _training(out, config.wide)
+    wide = train_wide_vae(vae, drawn, config.wide, out / "runs" / "wide", device)
+    return _save_vae(wide, "wide", out, config, device)
+
+
+def _save_vae(vae: Any, stage: str, out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    _save(out / stage, vae.save_pretrained)
+    return {"psnr_db": round(psnr(vae, _validation(out, config), device), 2), "parameters": _size(vae)}
 
 
 def _load_vae(out: Path, folder: str, device: str) -> Any:
-    if not (out / folder).is_dir():
-        raise InputError(f"{out / folder}: no VAE there yet; run the stage {folder.split('/')[0]} first")
+    _check_built(out / folder, folder.split("/")[0])
     return diffusers.AutoencoderKL.from_pretrained(out / folder).requires_grad_(False).to(device).eval()
 
 
-def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    pipe = assemble(_load_vae(out, "vae", device), config.base.seed)
-    drawn = _train_pictures(out, config.base, album=False)
-    train_base(pipe, drawn, config.base, out / "runs" / "base", device)
-    return _save_pipeline(pipe, out / "base")
-
-
 def _load_base(out: Path, stage: str, device: str) -> Any:
-    if not (out / stage).is_dir():
-        raise InputError(f"{out / stage}: no base there yet; run the stage {stage} first")
+    _check_built(out / stage, stage)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(out / stage).to(device)
     plain_attention(pipe.unet)
     return pipe
 
 
+def _check_built(folder: Path, stage: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected the model of the stage {stage}; run the stage {stage} first")
+
+
+def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+    pipe = assemble(_load_vae(out, "vae", device), config.base.seed)
+    return _train_pipeline(pipe, "base", None, out, config, device)
+
+
 def _faces(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    return _go_on(_load_base(out, "base", device), "faces", out, config, device)
+    return _train_pipeline(_load_base(out, "base", device), "faces", config.focus, out, config, device)
 
 
 def _details(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
     pipe = widen_base(_load_base(out, "faces", device), _load_vae(out, "wide", device))
-    return _go_on(pipe, "details", out, config, device)
+    return _train_pipeline(pipe, "details", config.focus, out, config, device)
 
 
-def _go_on(pipe: Any, stage: str, out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
+def _train_pipeline(
+    pipe: Any, stage: str, focus: float | None, out: Path, config: BuildConfig, device: str
+) -> dict[str, Any]:
     settings: StageConfig = getattr(config, stage)
-    drawn = _train_pictures(out, settings, album=False)
-    train_base(pipe, drawn, settings, out / "runs" / stage, device, config.focus)
-    return _save_pipeline(pipe, out / stage)
-
-
-def _wide(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    drawn = _train_pictures(out, config.wide, album=False)
-    wide = train_wide_vae(
-        _load_vae(out, "faces/vae", device), drawn, config.wide, out / "runs" / "wide", device
-    )
-    _save(out / "wide", lambda part: wide.save_pretrained(part))
-    return {"psnr_db": round(psnr(wide, _judges(out, config), device), 2), "parameters": _size(wide)}
-
-
-def _save_pipeline(pipe: Any, folder: Path) -> dict[str, Any]:
+    train_base(pipe, _training(out, settings), settings, out / "runs" / stage, device, focus)
     sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
-
-    def save(part: Path) -> None:
-        pipe.to("cpu", torch.float16).save_pretrained(part, max_shard_size=SHARD)
-        write_json(part / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
-        _forget_half(part / "text_encoder" / "config.json")
-        for config in ("model_index.json", "vae/config.json", "unet/config.json"):
-            _forget(part / config, "_name_or_path")  # or the folder of whoever built it would ship
-        # its default, -Infinity, is no JSON to anything but Python
-        _forget(part / "scheduler" / "scheduler_config.json", "lambda_min_clipped")
-
-    _save(folder, save)
+    pipe.to("cpu", torch.float16)
+    _save(out / stage, lambda folder: _write_pipeline(pipe, folder))
     return {"parameters": sizes}
 
 
-def _forget(config: Path, name: str) -> None:
+def _write_pipeline(pipe: Any, folder: Path) -> None:
+    pipe.save_pretrained(folder, max_shard_size=SHARD)
+    write_json(folder / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
+    # stored in float16, used in float32: transformers would load it in float16 beside a float32 UNet
+    text = folder / "text_encoder" / "config.json"
+    write_json(text, {**read_json(text), "dtype": "float32"})
+    for config in ("model_index.json", "vae/config.json", "unet/config.json"):
+        _remove_key(folder / config, "_name_or_path")  # a folder on the builder's disk
+    # its default, -Infinity, is not valid JSON
+    _remove_key(folder / "scheduler" / "scheduler_config.json", "lambda_min_clipped")
+
+
+def _remove_key(config: Path, name: str) -> None:
     write_json(config, {key: value for key, value in read_json(config).items() if key != name})
 
 
-def _forget_half(config: Path) -> None:
-    """Half is how it is stored, not how it is used: transformers would load it so beside a float32 UNet."""
-    write_json(config, {**read_json(config), "dtype": "float32"})
-
-
 def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    judged = _judges(out, config)
-    identity = train_identity(
-        _train_pictures(out, config.identity), config.identity, out / "runs" / "identity", device
-    )
-    people = measure.identity_figures(identity, judged, device)
+    validation, runs = _validation(out, config), out / "runs"
+    drawn = _training(out, config.identity, album=True)
+    identity = train_identity(drawn, config.identity, runs / "identity", device)
+    people = measure.identity_figures(identity, validation, device)
     identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
-    reader = train_attributes(
-        _train_pictures(out, config.attributes), config.attributes, out / "runs" / "attributes", device
-    )
+    drawn = _training(out, config.attributes, album=True)
+    reader = train_attributes(drawn, config.attributes, runs / "attributes", device)
     reader.config.phrases = {
         f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase
     }
-    _save(out / "scorers" / "identity", lambda part: identity.cpu().half().save_pretrained(part))
-    figures = {"identity": people, "attributes": measure.attribute_figures(reader.to(device), judged, device)}
-    _save(out / "scorers" / "attributes", lambda part: reader.cpu().half().save_pretrained(part))
+    figures = {"identity": people, "attributes": measure.attribute_figures(reader, validation, device)}
+    _save(out / "scorers" / "identity", identity.cpu().half().save_pretrained)
+    _save(out / "scorers" / "attributes", reader.cpu().half().save_pretrained)
     return figures
 
 
 def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    encoder = train_encoder(
-        _train_pictures(out, config.encoder), config.encoder, out / "runs" / "encoder", device
-    )
-    figures = measure.encoder_figures(encoder, _judges(out, config, album=True), device)
-    _save(out / "encoder", lambda part: encoder.resnet.cpu().half().save_pretrained(part))
+    drawn = _training(out, config.encoder, album=True)
+    encoder = train_encoder(drawn, config.encoder, out / "runs" / "encoder", device)
+    figures = measure.encoder_figures(encoder, _validation(out, config, album=True), device)
+    _save(out / "encoder", encoder.resnet.cpu().half().save_pretrained)
     return figures
 
 
-_RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = {
-    "vae": _vae,
-    "base": _base,
-    "faces": _faces,
-    "wide": _wide,
-    "details": _details,
-    "scorers": _scorers,
-    "encoder": _encoder,
-}
+_RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = dict(
+    zip(STAGES, (_vae, _base, _faces, _wide, _details, _scorers, _encoder), strict=True)
+)
 
 
 def _size(model: nn.Module) -> int:

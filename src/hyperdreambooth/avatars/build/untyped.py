@@ -1,4 +1,4 @@
-"""diffusers and transformers without their annotations, which refuse arguments that they document."""
+"""diffusers and transformers as `Any`: their annotations reject arguments that their documentation has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is worn: shirt, neckwear, headwear, glasses, ear-rings."""
+"""Clothes and accessories: shirt, neckwear, headwear, glasses, earrings."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ _BLACK: Colour = (34, 34, 44)
 
 
 def shirt(pen: Pen, hue: float) -> None:
-    """Shoulders in a shirt; its colour belongs to the picture, not to the person."""
+    """Draws shoulders in a shirt; its colour belongs to the picture, not to the person."""
     colour = hsv(hue, 0.42, 0.80)
     pen.blob(mirrored([(0, 40), (16, 42), (34, 48), (47, 58), (52, 74), (54, 100), (0, 110)]), colour)
     dark = mix(colour, (20, 14, 50), 0.35)
@@ -20,7 +20,7 @@ def shirt(pen: Pen, hue: float) -> None:
 
 
 def neckwear(pen: Pen, s: FaceShape, kind: str) -> None:
-    """A scarf or a bow tie."""
+    """Draws a scarf, a bow tie or nothing."""
     if kind == "scarf":
         _scarf(pen, s)
     elif kind == "bow tie":
@@ -45,7 +45,7 @@ def _bow_tie(pen: Pen) -> None:
 
 
 def glasses(pen: Pen, s: FaceShape) -> None:
-    """The person's own glasses."""
+    """Draws the person's own glasses."""
     pen, kind = pen.at(1.0), s.kinds["glasses"]
     if kind == "none":
         return
@@ -59,16 +59,12 @@ def glasses(pen: Pen, s: FaceShape) -> None:
         else:
             _frame(pen, x, y, half, colour)
         pen.stroke([(x + side * half, y - 1), (side * (s.half_width + 0.5), y - 2)], 1.5, colour, taper=0)
-    pen.stroke(
-        [(half - s.eye_x, s.eye_y - 0.6), (0, s.eye_y - 1.8), (s.eye_x - half, s.eye_y - 0.6)],
-        1.5,
-        colour,
-        taper=0,
-    )
+    bridge = [(half - s.eye_x, s.eye_y - 0.6), (0, s.eye_y - 1.8), (s.eye_x - half, s.eye_y - 0.6)]
+    pen.stroke(bridge, 1.5, colour, taper=0)
 
 
 def _frame(pen: Pen, x: float, y: float, half: float, colour: Colour) -> None:
-    """A square rim with round corners."""
+    """Draws a square rim with round corners."""
     corners = [(-1, -0.8), (1, -0.8), (1, 0.62), (0.84, 0.82), (-0.84, 0.82), (-1, 0.62), (-1, -0.8)]
     points = [(x + a * half, y + b * half) for a, b in corners]
     for start, end in pairwise(points):
@@ -76,40 +72,23 @@ def _frame(pen: Pen, x: float, y: float, half: float, colour: Colour) -> None:
 
 
 def sunglasses(pen: Pen, s: FaceShape) -> None:
-    """Dark glasses with a glint."""
+    """Draws dark glasses with a glint."""
     pen = pen.at(1.0)
     half, y = max(s.eye_rx + 2.8, 7.6), s.eye_y + 0.6
     x = max(s.eye_x, half + 0.8)
+    lens = [(-1.02, -0.62), (0, -0.78), (1.02, -0.62), (0.92, 0.3), (0.35, 0.86), (-0.35, 0.86), (-0.92, 0.3)]
     for side in (-1, 1):
-        lens = [
-            (-1.02, -0.62),
-            (0, -0.78),
-            (1.02, -0.62),
-            (0.92, 0.3),
-            (0.35, 0.86),
-            (-0.35, 0.86),
-            (-0.92, 0.3),
-        ]
         pen.blob([(side * x + a * half, y + b * half) for a, b in lens], _BLACK)
-        pen.stroke(
-            [(side * x - half * 0.55, y + 1), (side * x - half * 0.05, y - half * 0.5)], 1.6, (132, 142, 170)
-        )
-        pen.stroke(
-            [(side * (x + half * 0.8), y - half * 0.5), (side * (s.half_width + 1), y - 3)],
-            2.0,
-            _BLACK,
-            taper=0,
-        )
-    pen.stroke(
-        [(-x + half * 0.8, y - half * 0.5), (0, y - half * 0.62), (x - half * 0.8, y - half * 0.5)],
-        2.2,
-        _BLACK,
-        taper=0,
-    )
+        glint = [(side * x - half * 0.55, y + 1), (side * x - half * 0.05, y - half * 0.5)]
+        pen.stroke(glint, 1.6, (132, 142, 170))
+        temple = [(side * (x + half * 0.8), y - half * 0.5), (side * (s.half_width + 1), y - 3)]
+        pen.stroke(temple, 2.0, _BLACK, taper=0)
+    bridge = [(-x + half * 0.8, y - half * 0.5), (0, y - half * 0.62), (x - half * 0.8, y - half * 0.5)]
+    pen.stroke(bridge, 2.2, _BLACK, taper=0)
 
 
 def earrings(pen: Pen, s: FaceShape) -> None:
-    """Studs or hoops below the ears; over the hair, so that they are seen."""
+    """Draws studs or hoops below the ears, over the hair so that they show."""
     behind, size = pen.at(-0.25), lerp(3.6, 8.4, s.traits["ear_size"])
     for side in (-1, 1):
         x, y = side * (s.half_width + size * 0.25 + 0.4), s.eye_y + 5.4 + size
@@ -121,50 +100,33 @@ def earrings(pen: Pen, s: FaceShape) -> None:
 
 
 def headwear(pen: Pen, s: FaceShape, kind: str) -> None:
-    """A cap, top hat, crown, beanie or headphones; hair stays visible below it."""
+    """Draws a cap, top hat, crown, beanie or headphones; hair stays visible below it."""
     if kind != "none":
         _HEADWEAR[kind](pen.at(0.35), s, s.half_width + min(s.volume, 4.0) * 0.6)
 
 
 def _cap(pen: Pen, s: FaceShape, w: float) -> None:
     red, dark = (216, 48, 48), (160, 24, 36)
-    pen.blob(
-        mirrored(
-            [(0, TOP - 11), (w * 0.72, TOP - 6), (w + 1.5, TOP + 11), (w * 0.8, TOP + 14), (0, TOP + 13)]
-        ),
-        red,
-    )
+    right = [(0, TOP - 11), (w * 0.72, TOP - 6), (w + 1.5, TOP + 11), (w * 0.8, TOP + 14), (0, TOP + 13)]
+    pen.blob(mirrored(right), red)
     pen.stroke([(0, TOP - 10), (-w * 0.1, TOP), (0, TOP + 10)], 1.2, glaze(dark, 0.8), taper=0)
     pen.oval(0, TOP - 11, 2.4, 1.6, dark)
-    pen.blob(
-        [
-            (-w * 0.98, TOP + 10),
-            (0, TOP + 7),
-            (w * 0.98, TOP + 10),
-            (w * 1.12, TOP + 16),
-            (0, TOP + 14.5),
-            (-w * 1.12, TOP + 16),
-        ],
-        dark,
-    )
+    brim = [
+        (-w * 0.98, TOP + 10), (0, TOP + 7), (w * 0.98, TOP + 10), (w * 1.12, TOP + 16), (0, TOP + 14.5),
+        (-w * 1.12, TOP + 16),
+    ]  # fmt: skip
+    pen.blob(brim, dark)
     pen.oval(0, TOP + 1.5, 5, 4.4, (252, 240, 230))
 
 
 def _top_hat(pen: Pen, s: FaceShape, w: float) -> None:
-    pen.blob(
-        [
-            (-w * 0.80, TOP + 9),
-            (-w * 0.86, TOP - 18),
-            (0, TOP - 21),
-            (w * 0.86, TOP - 18),
-            (w * 0.80, TOP + 9),
-            (0, TOP + 10),
-        ],
-        _BLACK,
-    )
-    pen.polygon(
-        [(-w * 0.83, TOP + 1), (w * 0.83, TOP + 1), (w * 0.82, TOP + 8), (-w * 0.82, TOP + 8)], (158, 36, 92)
-    )
+    tube = [
+        (-w * 0.80, TOP + 9), (-w * 0.86, TOP - 18), (0, TOP - 21), (w * 0.86, TOP - 18), (w * 0.80, TOP + 9),
+        (0, TOP + 10),
+    ]  # fmt: skip
+    pen.blob(tube, _BLACK)
+    band = [(-w * 0.83, TOP + 1), (w * 0.83, TOP + 1), (w * 0.82, TOP + 8), (-w * 0.82, TOP + 8)]
+    pen.polygon(band, (158, 36, 92))
     pen.stroke([(-w * 0.55, TOP - 16), (-w * 0.52, TOP - 1)], 2.4, glaze((150, 150, 176), 0.6))
     pen.oval(0, TOP + 9.5, w * 1.42, 4.2, (22, 22, 30))
     pen.stroke([(-w * 1.2, TOP + 9), (0, TOP + 7.4), (w * 1.2, TOP + 9)], 1.0, (84, 84, 104))
@@ -172,20 +134,10 @@ def _top_hat(pen: Pen, s: FaceShape, w: float) -> None:
 
 def _crown(pen: Pen, s: FaceShape, w: float) -> None:
     w *= 0.86
-    spikes = [
-        (-w, TOP + 9),
-        (-w * 1.08, TOP - 13),
-        (-w * 0.52, TOP - 3),
-        (0, TOP - 17),
-        (w * 0.52, TOP - 3),
-        (w * 1.08, TOP - 13),
-        (w, TOP + 9),
-    ]
-    pen.polygon(spikes, _GOLD)
-    pen.polygon(
-        [(w * 0.3, TOP + 9), (w * 0.52, TOP - 3), (w * 1.08, TOP - 13), (w, TOP + 9)],
-        glaze((190, 120, 20), 0.5),
-    )
+    left = [(-w, TOP + 9), (-w * 1.08, TOP - 13), (-w * 0.52, TOP - 3), (0, TOP - 17)]
+    pen.polygon(mirrored(left), _GOLD)
+    shade = [(w * 0.3, TOP + 9), (w * 0.52, TOP - 3), (w * 1.08, TOP - 13), (w, TOP + 9)]
+    pen.polygon(shade, glaze((190, 120, 20), 0.5))
     pen.polygon([(-w, TOP + 4), (w, TOP + 4), (w * 0.98, TOP + 10), (-w * 0.98, TOP + 10)], (206, 140, 30))
     for x, y, colour in ((-1.08, -13, _GOLD), (0, -17, (222, 50, 80)), (1.08, -13, _GOLD)):
         pen.oval(w * x, TOP + y, 2.6, 2.6, colour)
@@ -196,41 +148,22 @@ def _crown(pen: Pen, s: FaceShape, w: float) -> None:
 def _beanie(pen: Pen, s: FaceShape, w: float) -> None:
     teal, dark = (36, 140, 132), (20, 100, 100)
     pen.oval(0, TOP - 15, 6, 5.6, (244, 240, 226))
-    pen.blob(
-        mirrored([(0, TOP - 12), (w * 0.66, TOP - 8), (w + 1, TOP + 8), (w * 0.8, TOP + 11), (0, TOP + 11)]),
-        teal,
-    )
-    pen.blob(
-        mirrored(
-            [
-                (0, TOP + 4),
-                (w * 0.8, TOP + 5.5),
-                (w + 2, TOP + 9),
-                (w + 1.5, TOP + 15),
-                (w * 0.7, TOP + 14.5),
-                (0, TOP + 13.5),
-            ]
-        ),
-        dark,
-    )
+    right = [(0, TOP - 12), (w * 0.66, TOP - 8), (w + 1, TOP + 8), (w * 0.8, TOP + 11), (0, TOP + 11)]
+    pen.blob(mirrored(right), teal)
+    cuff = [
+        (0, TOP + 4), (w * 0.8, TOP + 5.5), (w + 2, TOP + 9), (w + 1.5, TOP + 15), (w * 0.7, TOP + 14.5),
+        (0, TOP + 13.5),
+    ]  # fmt: skip
+    pen.blob(mirrored(cuff), dark)
     for i in range(-4, 5):
-        pen.stroke(
-            [(i * w * 0.235, TOP + 6), (i * w * 0.245, TOP + 13)], 1.1, glaze((120, 200, 190), 0.7), taper=0
-        )
+        rib = [(i * w * 0.235, TOP + 6), (i * w * 0.245, TOP + 13)]
+        pen.stroke(rib, 1.1, glaze((120, 200, 190), 0.7), taper=0)
 
 
 def _headphones(pen: Pen, s: FaceShape, w: float) -> None:
     w, y = w + 1.2, s.eye_y + 4
-    arch = [
-        (-w, y),
-        (-w - 0.5, -20),
-        (-w * 0.68, TOP + 1 - s.volume),
-        (0, TOP - 4.5 - s.volume),
-        (w * 0.68, TOP + 1 - s.volume),
-        (w + 0.5, -20),
-        (w, y),
-    ]
-    pen.stroke(arch, 4.2, (62, 66, 82), taper=0.1)
+    left = [(-w, y), (-w - 0.5, -20), (-w * 0.68, TOP + 1 - s.volume), (0, TOP - 4.5 - s.volume)]
+    pen.stroke(mirrored(left), 4.2, (62, 66, 82), taper=0.1)
     for side in (-1, 1):
         pen.oval(side * (w + 0.8), y, 6.8, 10.4, (238, 116, 38))
         pen.oval(side * (w - 1.6), y, 3.8, 8.8, (62, 66, 82))

@@ -1,4 +1,4 @@
-"""The parts of a face, each a short function: head, ears, eyes, brows, nose, mouth, beard, marks."""
+"""The parts of a face, one function each: neck, ears, head, cheeks, eyes, brows, nose, mouth, beard."""
 
 import numpy as np
 
@@ -11,18 +11,16 @@ _INK: Colour = (38, 24, 28)
 
 
 def neck(pen: Pen, s: FaceShape) -> None:
-    """The neck, down to a round neckline, with the shadow of the head on it."""
+    """Draws the neck, down to a round neckline, with the shadow of the head on it."""
     half = s.half_width * 0.47
     pen.blob(mirrored([(0, 12), (half, 14), (half, 34), (half + 2.5, 43), (half + 1, 49), (0, 53.5)]), s.skin)
     low = s.chin_y + 5.5
-    pen.blob(
-        mirrored([(0, 14), (half, 16), (half, low - 6), (half * 0.6, low - 0.5), (0, low + 0.8)]),
-        glaze(s.shadow, 0.6),
-    )
+    shadow = mirrored([(0, 14), (half, 16), (half, low - 6), (half * 0.6, low - 0.5), (0, low + 0.8)])
+    pen.blob(shadow, glaze(s.shadow, 0.6))
 
 
 def ears(pen: Pen, s: FaceShape) -> None:
-    """Both ears, with a shaded hollow."""
+    """Draws both ears, with a shaded hollow."""
     behind, size = pen.at(-0.25), lerp(3.6, 8.4, s.traits["ear_size"])
     for side in (-1, 1):
         x, y = side * (s.half_width + size * 0.22), s.eye_y + 5.0
@@ -31,7 +29,7 @@ def ears(pen: Pen, s: FaceShape) -> None:
 
 
 def head(pen: Pen, s: FaceShape) -> None:
-    """The face itself, with soft shading away from the light (upper left)."""
+    """Draws the face itself, with soft shading away from the light at the upper left."""
     pen = pen.at(0.3)
     pen.polygon(s.outline, s.skin)
     inner = s.outline * (0.86, 1.0) + (-3.6 - s.half_width * 0.03, -1.5)
@@ -44,7 +42,7 @@ def head(pen: Pen, s: FaceShape) -> None:
 
 
 def cheeks(pen: Pen, s: FaceShape) -> None:
-    """Blush, freckles and moles."""
+    """Draws blush, freckles and moles."""
     pen = pen.at(0.8)
     y, x = s.nose_y - 0.5, s.half_width * 0.60
     flush = mix((240, 84, 84), s.shadow, s.traits["skin_tone"] * 0.45)
@@ -57,19 +55,18 @@ def cheeks(pen: Pen, s: FaceShape) -> None:
 
 
 def _freckles(pen: Pen, s: FaceShape, x: float, y: float) -> None:
-    """A scatter of freckles on one cheek."""
+    """Draws freckles on one cheek."""
     count = {"none": 0, "some": 5, "many": 11}[s.kinds["freckles"]]
     tone = mix(s.shadow, (120, 40, 10), 0.4)
     for i in range(count):
         # The golden angle spreads any number of dots evenly without a pattern.
         angle, radius = 2.4 * i, (i / 11) ** 0.5
-        pen.oval(
-            x + 8 * radius * np.cos(angle), y + 5 * radius * np.sin(angle), 0.85, 0.75, glaze(tone, 0.75)
-        )
+        place = (x + 8 * radius * np.cos(angle), y + 5 * radius * np.sin(angle))
+        pen.oval(*place, 0.85, 0.75, glaze(tone, 0.75))
 
 
 def _eye_curves(s: FaceShape, side: int, lid: float) -> tuple[Points, Points, Points]:
-    """Positions along an eye and its upper and lower lid there, relative to its centre."""
+    """Returns positions along an eye, and its upper and lower lid there, relative to its centre."""
     rise = lerp(-2.2, 2.4, s.traits["eye_tilt"])
     slope = -_X * side * rise * 0.8
     arch = (1 - _X**2) ** 0.72
@@ -78,7 +75,7 @@ def _eye_curves(s: FaceShape, side: int, lid: float) -> tuple[Points, Points, Po
 
 
 def eyes(pen: Pen, s: FaceShape) -> None:
-    """Both eyes; a closed one is an arc."""
+    """Draws both eyes; a closed one is an arc."""
     pen = pen.at(1.0)
     for side, lid in zip((-1, 1), s.mood.lids, strict=True):
         x, upper, lower = _eye_curves(s, side, lid)
@@ -94,7 +91,7 @@ def eyes(pen: Pen, s: FaceShape) -> None:
 def _open_eye(
     pen: Pen, s: FaceShape, centre: tuple[float, float], x: Points, upper: Points, lower: Points
 ) -> None:
-    """White, iris, pupil and glint; the round parts are cut by the lids."""
+    """Draws white, iris, pupil and glint; the lids cut the round parts."""
     top, bottom = np.stack([x, upper], axis=1), np.stack([x, lower], axis=1)[::-1]
     pen.polygon(np.concatenate([top, bottom]) + centre, _WHITE)
     radius = s.eye_rx * 0.56
@@ -107,20 +104,19 @@ def _open_eye(
 
 
 def _lids(pen: Pen, s: FaceShape, side: int, edge: Points) -> None:
-    """The dark upper lid, its crease, and long lashes."""
+    """Draws the dark upper lid, its crease, and long lashes."""
     long = s.kinds["lashes"] == "long"
     pen.stroke(edge[::4] - (0, 2.5), 0.9, glaze(s.shadow, 0.75))
     pen.stroke(edge[::4], 1.9 if long else 1.5, _INK, taper=0.3)
     if long:
         outer, step = (edge[-1], edge[-4]) if side > 0 else (edge[0], edge[3])
         for start, reach in ((outer, 2.9), (step, 2.2)):
-            pen.stroke(
-                [tuple(start), (start[0] + side * reach * 0.8, start[1] - reach * 0.75)], 1.4, _INK, taper=0.6
-            )
+            end = (start[0] + side * reach * 0.8, start[1] - reach * 0.75)
+            pen.stroke([tuple(start), end], 1.4, _INK, taper=0.6)
 
 
 def brows(pen: Pen, s: FaceShape) -> None:
-    """Both eyebrows, moved by the expression."""
+    """Draws both eyebrows, which the expression moves."""
     pen = pen.at(1.0)
     y = s.eye_y - s.eye_rx * 0.7 - lerp(2.6, 6.4, s.traits["brow_height"]) - s.mood.raise_brow
     tilt = lerp(-2.0, 0.9, s.traits["brow_tilt"]) + s.mood.frown * 2.6
@@ -133,26 +129,18 @@ def brows(pen: Pen, s: FaceShape) -> None:
 
 
 def nose(pen: Pen, s: FaceShape) -> None:
-    """Bridge, tip and nostrils, as light and shade without an outline."""
+    """Draws bridge, tip and nostrils as light and shade, without an outline."""
     pen, w, y = pen.at(1.35), lerp(3.0, 8.2, s.traits["nose_width"]), s.nose_y
     bridge = [(0.6, s.eye_y - 1), (2.2, y - 8), (w * 0.95, y - 1.6), (w * 0.8, y + 1.0), (0.4, y + 1.4)]
     pen.blob(bridge, glaze(s.shadow, 0.24))
-    pen.oval(
-        -0.8, (s.eye_y + y) / 2 - 1, 1.3, (y - s.eye_y) * 0.36, glaze(mix(s.skin, (255, 250, 236), 0.7), 0.42)
-    )
-    tip = [
-        (-w, y - 2.4),
-        (-w * 0.98, y + 0.2),
-        (-w * 0.45, y + 0.9),
-        (0, y + 1.9),
-        (w * 0.45, y + 0.9),
-        (w * 0.98, y + 0.2),
-    ]
-    pen.stroke([*tip, (w, y - 2.4)], 1.5, glaze(mix(s.shadow, _INK, 0.12), 0.85))
+    light = glaze(mix(s.skin, (255, 250, 236), 0.7), 0.42)
+    pen.oval(-0.8, (s.eye_y + y) / 2 - 1, 1.3, (y - s.eye_y) * 0.36, light)
+    tip = mirrored([(-w, y - 2.4), (-w * 0.98, y + 0.2), (-w * 0.45, y + 0.9), (0, y + 1.9)])
+    pen.stroke(tip, 1.5, glaze(mix(s.shadow, _INK, 0.12), 0.85))
 
 
 def mouth(pen: Pen, s: FaceShape) -> None:
-    """Lips and, when open, teeth and tongue."""
+    """Draws the lips and, if the mouth is open, teeth and tongue."""
     pen, mood = pen.at(1.0), s.mood
     half = lerp(7.0, 12.5, s.traits["mouth_width"]) * mood.width
     full = lerp(0.9, 4.6, s.traits["lip_fullness"])
@@ -173,12 +161,12 @@ def mouth(pen: Pen, s: FaceShape) -> None:
 
 
 def _between(x: Points, top: Points, bottom: Points) -> Points:
-    """The area between two curves over the same positions."""
+    """Returns the outline of the area between two curves over the same positions."""
     return np.concatenate([np.stack([x, top], axis=1), np.stack([x, bottom], axis=1)[::-1]])
 
 
 def _open_mouth(pen: Pen, x: Points, line: Points, gap: Points) -> None:
-    """The inside of an open mouth."""
+    """Draws the inside of an open mouth."""
     pen.polygon(_between(x, line, line + gap), (92, 20, 32))
     wide, deep = float(x.max()), float(gap.max())
     if deep > 5 and wide > 6.5:
@@ -189,49 +177,36 @@ def _open_mouth(pen: Pen, x: Points, line: Points, gap: Points) -> None:
 
 
 def beard(pen: Pen, s: FaceShape) -> None:
-    """Stubble, moustache, goatee or full beard; drawn before the mouth."""
+    """Draws stubble, a moustache, a goatee or a full beard; comes before the mouth."""
     kind, pen = s.kinds["beard"], pen.at(0.75)
     colour = mix(s.hair, s.hair_dark, 0.5)
-    if kind in ("stubble", "full"):
-        _jaw_beard(
-            pen.at(0.45),
-            s,
-            glaze(colour, 0.42) if kind == "stubble" else colour,
-            0.0 if kind == "stubble" else 4.5,
-        )
+    if kind == "stubble":
+        _jaw_beard(pen.at(0.45), s, glaze(colour, 0.42), 0.0)
+    if kind == "full":
+        _jaw_beard(pen.at(0.45), s, colour, 4.5)
     if kind == "goatee":
-        chin = s.chin_y
-        right = [
-            (0, s.mouth_y + 3.6),
-            (6.5, s.mouth_y + 3.2),
-            (8.6, chin - 5),
-            (6, chin + 2.5),
-            (0, chin + 5),
-        ]
-        pen.blob(mirrored(right), colour)
+        y, chin = s.mouth_y, s.chin_y
+        pen.blob(
+            mirrored([(0, y + 3.6), (6.5, y + 3.2), (8.6, chin - 5), (6, chin + 2.5), (0, chin + 5)]), colour
+        )
     if kind in ("moustache", "goatee", "full"):
         _moustache(pen.at(1.0), s, colour if kind != "full" else mix(colour, s.hair_dark, 0.35))
 
 
 def _jaw_beard(pen: Pen, s: FaceShape, colour: Colour, extra: float) -> None:
-    """Hair along the jaw, from ear to ear, `extra` beyond the face's edge at the chin."""
+    """Draws hair along the jaw, from ear to ear, `extra` beyond the face's edge at the chin."""
     heights = np.linspace(s.eye_y + 8, s.chin_y - 1.5, 7)
     edge = [(s.width_at(y) + extra * 0.12 + extra * 0.5 * i / 6, y) for i, y in enumerate(heights)]
-    tops = [
-        (4.0, s.nose_y + 4.5),
-        (s.half_width * 0.52, s.mouth_y - 2.5),
-        (s.half_width * 0.78, s.mouth_y - 6),
-    ]
+    w, y = s.half_width, s.mouth_y
+    tops = [(4.0, s.nose_y + 4.5), (w * 0.52, y - 2.5), (w * 0.78, y - 6)]
     right = [(0.0, s.nose_y + 4.2), *tops, *edge, (5, s.chin_y + extra), (0.0, s.chin_y + extra)]
     pen.blob(mirrored(right), colour)
 
 
 def _moustache(pen: Pen, s: FaceShape, colour: Colour) -> None:
-    """A moustache between nose and mouth."""
+    """Draws a moustache between nose and mouth."""
     half = lerp(7.0, 12.0, s.traits["mouth_width"]) + 1.5
     # On a short face nose and lips nearly touch; the moustache then lies over the upper lip.
     top, low = s.nose_y + 2.6, max(s.mouth_y - 0.6, s.nose_y + 5.2)
-    pen.blob(
-        mirrored([(0, top + 0.4), (half * 0.5, top), (half, low + 1.4), (half * 0.5, low + 0.4), (0, low)]),
-        colour,
-    )
+    right = [(0, top + 0.4), (half * 0.5, top), (half, low + 1.4), (half * 0.5, low + 0.4), (0, low)]
+    pen.blob(mirrored(right), colour)

@@ -1,4 +1,4 @@
-"""Who is drawn and how: identities (never named in captions) and contexts (named there), from seeds."""
+"""Identities, which captions never name, and contexts, which they do; both come from seeds."""
 
 from dataclasses import dataclass
 
@@ -12,45 +12,15 @@ SPLITS: dict[str, range] = {
 }
 
 CONTINUOUS: tuple[str, ...] = (
-    "skin_tone",
-    "skin_warmth",
-    "blush",
-    "face_width",
-    "face_length",
-    "jaw",
-    "chin",
-    "eye_spacing",
-    "eye_size",
-    "eye_tilt",
-    "eye_hue",
-    "brow_height",
-    "brow_thickness",
-    "brow_tilt",
-    "nose_width",
-    "nose_length",
-    "mouth_width",
-    "lip_fullness",
-    "lip_colour",
-    "ear_size",
-    "hair_lightness",
-    "hair_hue",
-    "hair_length",
-    "hair_volume",
-)
+    "skin_tone", "skin_warmth", "blush", "face_width", "face_length", "jaw", "chin", "eye_spacing",
+    "eye_size", "eye_tilt", "eye_hue", "brow_height", "brow_thickness", "brow_tilt", "nose_width",
+    "nose_length", "mouth_width", "lip_fullness", "lip_colour", "ear_size", "hair_lightness", "hair_hue",
+    "hair_length", "hair_volume",
+)  # fmt: skip
 
 CATEGORICAL: dict[str, tuple[str, ...]] = {
     "hair_style": (
-        "bald",
-        "buzz",
-        "short",
-        "side_part",
-        "quiff",
-        "curly",
-        "afro",
-        "bob",
-        "long",
-        "bun",
-        "locs",
+        "bald", "buzz", "short", "side_part", "quiff", "curly", "afro", "bob", "long", "bun", "locs",
     ),
     "hair_tint": ("natural", "grey", "blue", "pink", "green"),
     "beard": ("none", "stubble", "moustache", "goatee", "full"),
@@ -59,7 +29,7 @@ CATEGORICAL: dict[str, tuple[str, ...]] = {
     "mole": ("none", "left", "right", "chin"),
     "glasses": ("none", "round", "square"),
     "earrings": ("none", "stud", "hoop"),
-}
+}  # fmt: skip
 
 _WEIGHTS: dict[str, tuple[float, ...]] = {
     "hair_style": (0.05, 0.07, 0.11, 0.11, 0.10, 0.10, 0.09, 0.11, 0.11, 0.07, 0.08),
@@ -80,21 +50,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "light": ("normal", "warm", "cool", "dark"),
 }
 
-_FIRST_SHARE: dict[str, float] = {
-    "headwear": 0.62,
-    "eyewear": 0.65,
-    "neckwear": 0.62,
-    "style": 0.5,
-    "light": 0.55,
-}
-
+_FIRST_SHARE = {"headwear": 0.62, "eyewear": 0.65, "neckwear": 0.62, "style": 0.5, "light": 0.55}
 
 MOST_PHOTOS = 1000  # of one person
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One person: continuous traits in [0, 1] and categorical kinds."""
+    """One person: continuous traits in [0, 1], and kinds, the value of each categorical trait."""
 
     seed: int
     traits: dict[str, float]
@@ -126,29 +89,28 @@ class Context:
 
 
 def _pick(rng: np.random.Generator, values: tuple[str, ...], weights: tuple[float, ...] | None = None) -> str:
-    """One of the values, uniformly or by weight."""
+    """Chooses one of the values, uniformly or by weight."""
     return values[int(rng.choice(len(values), p=weights))]
 
 
 def _lean_weights(lean: float) -> dict[str, tuple[float, ...]]:
-    """Beards and long lashes seldom meet on one face: both follow one hidden number."""
+    """Returns weights of beards and lashes by one number, so that few faces have a beard and long lashes."""
     beard = (0.30, 0.20, 0.14, 0.16, 0.20) if lean < 0.5 else (0.97, 0.01, 0.01, 0.005, 0.005)
     lashes = (0.95, 0.05) if lean < 0.5 else (0.25, 0.75)
     return {"beard": beard, "lashes": lashes}
 
 
 def identity(seed: int) -> Identity:
-    """The person of this seed; the same on every machine."""
+    """Returns the person of a seed; the same on every machine."""
     rng = np.random.default_rng([seed, 1])
     traits = {name: float(value) for name, value in zip(CONTINUOUS, rng.random(len(CONTINUOUS)), strict=True)}
     weights = _WEIGHTS | _lean_weights(rng.random())
-    return Identity(
-        seed, traits, {name: _pick(rng, values, weights[name]) for name, values in CATEGORICAL.items()}
-    )
+    kinds = {name: _pick(rng, values, weights[name]) for name, values in CATEGORICAL.items()}
+    return Identity(seed, traits, kinds)
 
 
 def _choose(rng: np.random.Generator, group: str) -> str:
-    """A value of a context group; the first value has its own share where one is given."""
+    """Chooses a value of a context group; the first value has its own share in some groups."""
     values = CHOICES[group]
     if group not in _FIRST_SHARE:
         return _pick(rng, values)
@@ -158,24 +120,21 @@ def _choose(rng: np.random.Generator, group: str) -> str:
 
 
 def _pose(rng: np.random.Generator, amount: float) -> dict[str, float]:
-    """A pose within `amount` (0 to 1) of the whole range."""
+    """Draws a pose within `amount` (0 to 1) of the whole range."""
     spans = {"shift_x": 5.0, "shift_y": 4.0, "turn": 1.0, "tilt": 8.0, "scale": 0.06}
     pose = {name: float(rng.uniform(-span, span)) * amount for name, span in spans.items()}
     return pose | {"scale": 1.0 + pose["scale"], "shirt": float(rng.random()), "scene": float(rng.random())}
 
 
 def context(seed: int) -> Context:
-    """A random context: about half photos, each accessory absent in about 60-65 %."""
+    """Returns a random context: half are photos, and each accessory is absent in 62 to 65 %."""
     rng = np.random.default_rng([seed, 2])
     chosen = {group: _choose(rng, group) for group in CHOICES}
     return Context(**chosen, **_pose(rng, 1.0))  # pyright: ignore[reportArgumentType]
 
 
 def plain_context(seed: int) -> Context:
-    """A context for reference-like photos: no accessory, neutral or smiling, nearly frontal.
-
-    The background is any, the light never dark: people do not introduce themselves in the dark.
-    """
+    """Returns a context for reference photos: no accessory, neutral or smiling, nearly frontal, not dark."""
     rng = np.random.default_rng([seed, 3])
     chosen = {
         "expression": _pick(rng, ("neutral", "smiling")),
@@ -186,14 +145,13 @@ def plain_context(seed: int) -> Context:
 
 
 def photo_context(person: int, number: int, seed: int = 0, album: bool = True) -> Context:
-    """The context of a person's photo.
+    """Returns the context of a person's photo.
 
     Args:
-        person: whose photo.
-        number: which one, from 0.
-        seed: another seed is another set of contexts.
-        album: every second photo, from 0 on, is plain; without it any photo may show anything. An album of
-            costumes alone would say little about the person under them.
+        person: the person's seed.
+        number: of the photo, from 0.
+        seed: of the set of contexts.
+        album: makes every second photo a plain one, from photo 0 on, because accessories hide the person.
     """
     drawn_from = (seed << 40) + person * MOST_PHOTOS + number
     return plain_context(drawn_from) if album and number % 2 == 0 else context(drawn_from)

@@ -1,4 +1,4 @@
-"""The avatar renderer: an identity in a context becomes a picture, the same bytes every time."""
+"""The renderer: draws an identity in a context, with the same bytes every time."""
 
 import math
 
@@ -6,42 +6,14 @@ from PIL import Image, ImageDraw
 
 from hyperdreambooth.avatars.draw import clothes, face, hair
 from hyperdreambooth.avatars.draw.pen import Pen
-from hyperdreambooth.avatars.draw.people import (
-    CATEGORICAL,
-    CHOICES,
-    CONTINUOUS,
-    MOST_PHOTOS,
-    SPLITS,
-    Context,
-    Identity,
-    context,
-    identity,
-    photo_context,
-    plain_context,
-)
+from hyperdreambooth.avatars.draw.people import Context, Identity
 from hyperdreambooth.avatars.draw.scenery import scenery
 from hyperdreambooth.avatars.draw.shape import FaceShape, shape
 from hyperdreambooth.avatars.draw.styles import stylise
 
-__all__ = [
-    "CATEGORICAL",
-    "CHOICES",
-    "CONTINUOUS",
-    "MOST_PHOTOS",
-    "SIZE",
-    "SPLITS",
-    "Context",
-    "Identity",
-    "context",
-    "draw",
-    "identity",
-    "photo_context",
-    "plain_context",
-]
-
 SIZE = 128
 _SUPER = 3
-# The head fills the frame: features of a few pixels are what a small model learns last.
+# The head fills the frame because a small model learns features of a few pixels last.
 _CLOSE_UP, _LOWER = 1.15, 3.0
 
 
@@ -49,9 +21,9 @@ def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
     """Draws a person in a context.
 
     Args:
-        identity: The person.
-        context: Expression, accessories, background, style, light and pose.
-        size: Width and height of the picture.
+        identity: the person.
+        context: expression, accessories, background, style, light and pose.
+        size: width and height of the picture in pixels.
 
     Returns:
         An RGB picture.
@@ -66,7 +38,7 @@ def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
 
 
 def _pens(large: Image.Image, context: Context) -> tuple[Pen, Pen]:
-    """One pen for the body, which only moves, and one for the head, which tilts and turns too."""
+    """Returns a pen for the body, which only moves, and one for the head, which tilts and turns too."""
     unit = large.width / 128.0
     canvas = ImageDraw.Draw(large, "RGBA")
     origin = ((64.0 + context.shift_x) * unit, (64.0 + _LOWER + context.shift_y) * unit)
@@ -76,7 +48,7 @@ def _pens(large: Image.Image, context: Context) -> tuple[Pen, Pen]:
 
 
 def _draw_body(body: Pen, head: Pen, s: FaceShape, context: Context) -> None:
-    """Shoulders and neck; back hair lies over the shirt and behind the neck."""
+    """Draws shoulders and neck; back hair is over the shirt and behind the neck."""
     clothes.shirt(body, context.shirt)
     hair.back_hair(head, s)
     face.neck(body, s)
@@ -84,7 +56,7 @@ def _draw_body(body: Pen, head: Pen, s: FaceShape, context: Context) -> None:
 
 
 def _draw_head(pen: Pen, s: FaceShape, context: Context) -> None:
-    """The head, from the ears forward."""
+    """Draws the head, from the ears forward."""
     for part in (face.ears, face.head, face.cheeks, face.beard, face.nose, face.mouth, face.eyes, face.brows):
         part(pen, s)
     hair.front_hair(pen, s)

@@ -1,4 +1,4 @@
-"""Backgrounds, drawn as simple scenes whose layout varies with one number."""
+"""Backgrounds: simple scenes whose layout varies with one number."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -7,7 +7,7 @@ from hyperdreambooth.avatars.draw.pen import Colour, Pen, gradient, mix
 
 
 def scenery(kind: str, variant: float, size: int) -> Image.Image:
-    """A square picture of a scene; `variant` in [0, 1] moves its parts about."""
+    """Returns a square picture of a scene; `variant` in [0, 1] moves its parts."""
     stops, paint = _SCENES[kind]
     picture = gradient(stops, size)
     pen = Pen(ImageDraw.Draw(picture, "RGBA"), size / 128.0, pivot=0.0)
@@ -34,7 +34,7 @@ def _beach(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _palm(pen: Pen, x: float, side: int) -> None:
-    """A palm tree that leans away from the middle."""
+    """Draws a palm tree that leans away from the middle."""
     pen.stroke([(x, 92), (x + side * 2, 60), (x - side * 1, 26)], 4.4, (136, 96, 60), taper=0.1)
     for dx, dy in ((-22, 6), (-17, -9), (0, -17), (17, -9), (22, 6)):
         pen.stroke([(x, 26), (x + dx * 0.6, 24 + dy), (x + dx, 30 + dy)], 6.0, (38, 134, 76), taper=0.8)
@@ -49,15 +49,13 @@ def _forest(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _fir(pen: Pen, x: float, base: float, height: float, tone: Colour) -> None:
-    """A fir tree of three tiers."""
+    """Draws a fir tree of three tiers."""
     pen.polygon([(x - 2, base), (x + 2, base), (x + 2, base + 30), (x - 2, base + 30)], (92, 66, 48))
     for k in range(3):
         top = base - height * (0.42 + 0.29 * k)
         wide = 13 - 3 * k
-        pen.polygon(
-            [(x, top), (x + wide, top + height * 0.46), (x - wide, top + height * 0.46)],
-            mix(tone, (220, 240, 160), 0.07 * k),
-        )
+        low = top + height * 0.46
+        pen.polygon([(x, top), (x + wide, low), (x - wide, low)], mix(tone, (220, 240, 160), 0.07 * k))
 
 
 def _city(pen: Pen, rng: np.random.Generator) -> None:
@@ -73,7 +71,7 @@ def _city(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _windows(pen: Pen, x: float, top: float, wide: float) -> None:
-    """Lit windows of one building."""
+    """Draws the lit windows of one building."""
     for column in range(int((wide - 3) // 7)):
         for row in range(5):
             left, y = x + 3 + 7.5 * column, top + 5 + 12 * row

@@ -1,4 +1,4 @@
-"""The measures and colours of one head: traits and expression turned into pixels of a 128-pixel frame."""
+"""The measures and colours of one head, from traits and expression, in units of a 128-pixel frame."""
 
 from dataclasses import dataclass
 
@@ -10,30 +10,15 @@ from hyperdreambooth.avatars.draw.people import Context, Identity
 TOP = -37.0
 
 _SKIN: tuple[Colour, ...] = (
-    (255, 226, 206),
-    (247, 207, 177),
-    (231, 180, 142),
-    (204, 146, 104),
-    (163, 107, 72),
-    (118, 75, 52),
+    (255, 226, 206), (247, 207, 177), (231, 180, 142), (204, 146, 104), (163, 107, 72), (118, 75, 52),
     (82, 52, 40),
-)
+)  # fmt: skip
 _ASH: tuple[Colour, ...] = (
-    (26, 24, 30),
-    (52, 43, 40),
-    (92, 74, 62),
-    (146, 122, 94),
-    (198, 174, 132),
-    (236, 218, 176),
-)
+    (26, 24, 30), (52, 43, 40), (92, 74, 62), (146, 122, 94), (198, 174, 132), (236, 218, 176),
+)  # fmt: skip
 _GINGER: tuple[Colour, ...] = (
-    (34, 18, 16),
-    (78, 34, 20),
-    (128, 54, 24),
-    (176, 80, 32),
-    (214, 116, 52),
-    (238, 168, 92),
-)
+    (34, 18, 16), (78, 34, 20), (128, 54, 24), (176, 80, 32), (214, 116, 52), (238, 168, 92),
+)  # fmt: skip
 _TINTS: dict[str, tuple[Colour, ...]] = {
     "grey": ((92, 94, 100), (170, 172, 178), (236, 236, 238)),
     "blue": ((22, 52, 128), (40, 112, 196), (110, 182, 236)),
@@ -41,20 +26,15 @@ _TINTS: dict[str, tuple[Colour, ...]] = {
     "green": ((14, 84, 66), (34, 148, 102), (120, 210, 150)),
 }
 _EYES: tuple[Colour, ...] = (
-    (58, 34, 22),
-    (112, 66, 30),
-    (150, 112, 44),
-    (84, 142, 72),
-    (60, 140, 160),
-    (62, 120, 200),
+    (58, 34, 22), (112, 66, 30), (150, 112, 44), (84, 142, 72), (60, 140, 160), (62, 120, 200),
     (140, 158, 178),
-)
+)  # fmt: skip
 _LIPS: tuple[Colour, ...] = ((176, 112, 96), (206, 92, 92), (198, 52, 76), (130, 34, 66))
 
 
 @dataclass(frozen=True)
 class Mood:
-    """What an expression does; positive numbers lift brows and corners of the mouth, `smirk` one corner."""
+    """The effect of an expression; positive numbers lift brows and corners of the mouth."""
 
     smile: float = 0.0
     open: float = 0.0
@@ -101,14 +81,14 @@ class FaceShape:
     lips: Colour
 
     def width_at(self, y: float) -> float:
-        """Half the width of the face at a height."""
+        """Returns half the width of the face at a height."""
         right = self.outline[self.outline[:, 0] >= 0]
         order = np.argsort(right[:, 1])
         return float(np.interp(y, right[order, 1], right[order, 0]))
 
 
 def skin_colour(traits: dict[str, float]) -> Colour:
-    """The skin: a ramp from light to deep, rosier or more golden."""
+    """Returns the colour of the skin: from light to deep, rosier or more golden."""
     base = ramp(_SKIN, traits["skin_tone"])
     warmth = traits["skin_warmth"] - 0.5
     # Gains, not offsets: the same offset would turn deep skin green or red.
@@ -118,17 +98,17 @@ def skin_colour(traits: dict[str, float]) -> Colour:
 
 
 def hair_colour(traits: dict[str, float], kinds: dict[str, str]) -> Colour:
-    """The hair: natural from black to blond, ash to ginger; or grey, or dyed."""
+    """Returns the colour of the hair: from black to blond and from ash to ginger, or grey, or dyed."""
     light = traits["hair_lightness"]
     if kinds["hair_tint"] != "natural":
         return ramp(_TINTS[kinds["hair_tint"]], light)
-    # Dark hair is the most common, so the ramp is walked slowly at its dark end.
+    # Dark hair is the most common, so colours change slowly at the dark end of the ramp.
     place = light**1.25
     return mix(ramp(_ASH, place), ramp(_GINGER, place), traits["hair_hue"])
 
 
 def _outline(traits: dict[str, float], width: float, chin_y: float) -> Points:
-    """The outline of the face: skull, cheeks, jaw and chin."""
+    """Returns the outline of the face: skull, cheeks, jaw and chin."""
     jaw = width * lerp(0.60, 0.90, traits["jaw"])
     chin = lerp(5.0, 12.5, traits["chin"])
     right = [
@@ -139,7 +119,7 @@ def _outline(traits: dict[str, float], width: float, chin_y: float) -> Points:
 
 
 def shape(person: Identity, context: Context) -> FaceShape:
-    """All measures of a person's head in a context."""
+    """Measures a person's head in a context."""
     t = person.traits
     width, chin_y = lerp(23.0, 31.0, t["face_width"]), lerp(29.5, 40.0, t["face_length"])
     eye_y = lerp(-5.0, -2.5, t["face_length"])

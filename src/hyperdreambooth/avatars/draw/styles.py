@@ -1,4 +1,4 @@
-"""Styles and light: treatments of the finished drawing that keep the person recognisable."""
+"""Styles and light: effects on the finished drawing that keep the person recognisable."""
 
 from functools import lru_cache
 
@@ -10,8 +10,8 @@ Floats = NDArray[np.float32]
 
 
 def stylise(picture: Image.Image, style: str, light: str) -> Image.Image:
-    """The picture in a style, then under a light."""
-    # Light comes last, so that it is seen in a grey sketch and in neon too.
+    """Returns the picture in a style and under a light."""
+    # Light comes last, so that it shows in a grey sketch and in neon too.
     return _lit(_STYLES[style](picture) if style in _STYLES else picture, light)
 
 
@@ -28,20 +28,20 @@ def _picture(values: Floats | NDArray[np.float64]) -> Image.Image:
 
 
 def _blur(picture: Image.Image, radius: float) -> Image.Image:
-    """A soft blur whose radius counts pixels of a 128-pixel frame."""
+    """Blurs a picture; the radius is in pixels of a 128-pixel frame."""
     return picture.filter(ImageFilter.GaussianBlur(radius * picture.width / 128.0))
 
 
 @lru_cache(maxsize=8)
 def _grain(size: int, scale: int, seed: int) -> Floats:
-    """A fixed noise texture in [0, 1] with grains of `scale` pixels of a 128-pixel frame."""
+    """Returns a fixed noise texture in [0, 1] with grains of `scale` pixels of a 128-pixel frame."""
     cells = max(2, 128 // scale)
     noise = np.random.default_rng(seed).random((cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
 
 
 def _sketch(picture: Image.Image) -> Image.Image:
-    """Pencil: dark lines where tone changes, rubbed shade where it is dark (no VAE keeps hatching)."""
+    """Draws dark lines where the tone changes and soft shade where it is dark; a VAE would lose hatching."""
     grey = picture.convert("L")
     tone, soft = _floats(grey), _floats(_blur(grey, 2.2))
     # Dividing a picture by its blur leaves lines on white.
@@ -52,7 +52,7 @@ def _sketch(picture: Image.Image) -> Image.Image:
 
 
 def _watercolour(picture: Image.Image) -> Image.Image:
-    """Watercolour: flat washes that pool at their edges, on paper with a bare margin."""
+    """Paints flat washes that pool at their edges, on paper with a bare margin."""
     size = picture.width
     wash = picture.filter(ImageFilter.MedianFilter(3 if size < 200 else 5))
     flat = _floats(wash)
@@ -65,7 +65,7 @@ def _watercolour(picture: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _margin(size: int) -> Floats:
-    """1 inside, 0 at an uneven border of bare paper."""
+    """Returns 1 inside and 0 at an uneven border of bare paper."""
     line = np.linspace(0.0, 1.0, size, dtype=np.float32)
     near = np.minimum(line, 1.0 - line)
     inset = np.minimum(near[:, None], near[None, :]) - 0.05 * _grain(size, 16, 10)
@@ -73,7 +73,7 @@ def _margin(size: int) -> Floats:
 
 
 def _pixel_art(picture: Image.Image) -> Image.Image:
-    """Pixel art: coarse cells in a small palette; two of them span a latent, so they can stay crisp."""
+    """Reduces to coarse cells in a small palette; two cells span a latent, so they can stay crisp."""
     cells = 32
     small = picture.resize((cells, cells), Image.Resampling.HAMMING)
     small = small.filter(ImageFilter.UnsharpMask(radius=1, percent=75, threshold=0))
@@ -82,11 +82,11 @@ def _pixel_art(picture: Image.Image) -> Image.Image:
 
 
 def _neon(picture: Image.Image) -> Image.Image:
-    """Neon: glowing outlines in the picture's own hues over a dim picture."""
+    """Draws glowing outlines in the picture's own hues over a dim picture."""
     base = _floats(_blur(picture, 0.9))
     down, across = np.gradient(base, axis=(0, 1))
     edge = np.sqrt((down**2 + across**2).sum(axis=2)) * (picture.width / 128.0)
-    # Measured against the brightness around it, an edge on deep skin shines as much as one on light skin.
+    # Relative to the brightness around it, an edge on deep skin shines as much as one on light skin.
     near = _floats(_blur(picture.convert("L"), 2.0))
     lines = np.clip(edge * 2.9 / (near + 0.22) - 0.14, 0.0, 1.0)[..., None]
     hue = _vivid(_floats(_blur(picture, 1.5)))
@@ -96,7 +96,7 @@ def _neon(picture: Image.Image) -> Image.Image:
 
 
 def _vivid(values: Floats) -> Floats:
-    """The same hues, bright and saturated."""
+    """Returns the same hues, bright and saturated."""
     low, high = values.min(axis=2, keepdims=True), values.max(axis=2, keepdims=True)
     spread = (values - 0.75 * low) / (high - 0.75 * low + 0.02)
     return 0.1 + 0.9 * spread
@@ -112,7 +112,7 @@ _LIGHTS: dict[str, tuple[float, float, float]] = {
 
 
 def _lit(picture: Image.Image, light: str) -> Image.Image:
-    """The picture under a coloured or a dim light."""
+    """Returns the picture under a coloured or a dim light."""
     if light not in _LIGHTS:
         return picture
     table = [min(255, round(value * gain)) for gain in _LIGHTS[light] for value in range(256)]

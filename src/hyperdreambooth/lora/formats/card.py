@@ -16,7 +16,7 @@ def model_card(
     subject: str,
     files: Mapping[str, str],
     rank: int,
-    picture: str,
+    picture: str | None,
     setup: str,
     licence: str,
 ) -> str:
@@ -25,9 +25,9 @@ def model_card(
     Args:
         info: the metadata of the adapter.
         subject: what prompts call the person: the trigger and the class word.
-        files: form → file name, for `diffusers`, `kohya` and `lidb`.
+        files: form → file name, for `diffusers`, `kohya` and, if the prediction is there, `lidb`.
         rank: the rank of the LoRA.
-        picture: the file name of a picture in the same folder.
+        picture: the file name of a picture in the same folder; None if there is none.
         setup: a line of Python that sets `base` to the folder or hub id of the base.
         licence: the base's licence, as the hub abbreviates it; a LoRA inherits it.
     """
@@ -37,11 +37,15 @@ def model_card(
         "library_name": "diffusers",
         "license": licence,
         "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
-        "widget": [{"text": f"a {subject}", "output": {"url": picture}}],
     }
+    if picture is not None:
+        front["widget"] = [{"text": f"a {subject}", "output": {"url": picture}}]
+    size = f", {info.resolution} pixels" if info.resolution else ""
     return _PAGE.format(
         front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # JSON is YAML
-        subject=subject, rank=rank, picture=picture, setup=setup, licence=licence,
+        subject=subject, rank=rank, size=size, setup=setup, licence=licence,
+        gallery=f"\n![{picture}]({picture})\n" if picture else "",
+        prediction=_PREDICTION.format(**files) if "lidb" in files else "",
         name=Path(files["kohya"]).stem, **asdict(info), **files,
     )  # fmt: skip
 
@@ -60,13 +64,12 @@ _PAGE = """---
 
 # {title}
 
-A LoRA of one person for **{base}**: rank {rank}, {steps} steps, {resolution} pixels.
+A LoRA of one person for **{base}**: rank {rank}, {steps} steps{size}.
 
 Write **`{subject}`** in prompts for the person: `a photo of a {subject} on a beach`.
-Without the word `{trigger}` the LoRA has little effect.
-
-![{picture}]({picture})
-
+Prompts without the word `{trigger}` can show this person, too: training also changes what the other
+words of its captions mean.
+{gallery}
 ## diffusers
 
 ```python
@@ -86,14 +89,16 @@ and write `{subject}` in the prompt.
 ## A1111 and Forge
 
 Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> a {subject}` in the prompt.
-
-## hyperdreambooth
-
-`{lidb}` is the hypernetwork's prediction before the finetune, with 4 bytes a number.
-`hdb generate --adapter` and `hdb finetune` read it.
-
+{prediction}
 ## Licence
 
 {licence}, the licence of the base. These files are personal data of the person they show:
 share them only with that person's consent.
+"""
+
+_PREDICTION = """
+## hyperdreambooth
+
+`{lidb}` is the hypernetwork's prediction before the finetune, with 4 bytes a number.
+`hdb generate --adapter` and `hdb finetune` read it.
 """

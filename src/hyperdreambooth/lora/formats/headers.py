@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from hyperdreambooth.shapes import Site
 
 BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 """Our own header field: bases of the same shapes would wear each other's people without a word."""
+_SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024}
+"""Family → side in pixels of its pictures, for adapters of which nobody knows better."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class LoraInfo:
     Attributes:
         trigger: the word that means this person in prompts.
         base: the base it was made for.
-        resolution: side of its pictures in pixels.
+        resolution: side of its pictures in pixels; None for the side that its family was made for.
         title: a name for people.
         steps: it was finetuned for.
         base_fingerprint: of the weights of that base; empty where nobody knows.
@@ -34,7 +37,7 @@ class LoraInfo:
 
     trigger: str
     base: str
-    resolution: int
+    resolution: int | None
     title: str
     steps: int = 0
     base_fingerprint: str = ""
@@ -49,55 +52,68 @@ def peft_config(sites: Sequence[Site], rank: int) -> str:
     return json.dumps(told, sort_keys=True)
 
 
-def model_spec(facts: LoraInfo, family: LoraFamily, implementation: str, digest: str) -> dict[str, str]:
+def model_spec(info: LoraInfo, family: LoraFamily, implementation: str, digest: str) -> dict[str, str]:
     """ModelSpec 1.0.1 (github.com/Stability-AI/ModelSpec).
 
     Args:
-        facts: of the adapter.
+        info: of the adapter.
         family: of its base.
         implementation: whose names the keys are.
         digest: SHA-256 of everything behind the header.
     """
-    wide = family is SD2 and facts.resolution >= 768
-    architecture = "stable-diffusion-v2-768-v" if wide else family.architecture
+    side = info.resolution or _SIDES[family.name]
+    architecture = "stable-diffusion-v2-768-v" if _is_768_v(family, side) else family.architecture
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": implementation,
-        "modelspec.title": facts.title,
-        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
+        "modelspec.title": info.title,
+        "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "modelspec.trigger_phrase": facts.trigger,
-        "modelspec.usage_hint": f"write {facts.trigger} where the person is meant; base: {facts.base}",
+        "modelspec.trigger_phrase": info.trigger,
+        "modelspec.usage_hint": f"write {info.trigger} where the person is meant; base: {info.base}",
         "modelspec.hash_sha256": f"0x{digest}",
     }
 
 
-def kohya_fields(facts: LoraInfo, family: LoraFamily, name: str, rank: int, digest: str) -> dict[str, str]:
+def kohya_fields(info: LoraInfo, family: LoraFamily, name: str, rank: int, digest: str) -> dict[str, str]:
     """What A1111, Forge and kohya's own tools show; strings only.
 
     Args:
-        facts: of the adapter.
+        info: of the adapter.
         family: of its base.
         name: the file's, without its ending: A1111's alias.
         rank: of every site.
         digest: SHA-256 of everything behind the header.
     """
-    wide = family is SD2 and facts.resolution >= 768
+    side = info.resolution or _SIDES[family.name]
     return {
         "ss_v2": str(family is SD2),
-        "ss_base_model_version": f"{family.version}_v" if wide else family.version,
-        "ss_sd_model_name": facts.base,
+        "ss_base_model_version": f"{family.version}_v" if _is_768_v(family, side) else family.version,
+        "ss_sd_model_name": info.base,
         "ss_network_module": family.network,
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "ss_network_args": "{}",
         "ss_output_name": name,
-        "ss_resolution": f"({facts.resolution}, {facts.resolution})",
-        "ss_steps": str(facts.steps),
-        "ss_tag_frequency": json.dumps({"person": {facts.trigger: 1}}),
+        "ss_resolution": f"({side}, {side})",
+        "ss_steps": str(info.steps),
+        "ss_tag_frequency": json.dumps({"person": {info.trigger: 1}}),
         "sshs_model_hash": digest,
     }
+
+
+def _is_768_v(family: LoraFamily, side: int) -> bool:
+    """Whether tools should take it for Stable Diffusion 2 at 768 pixels, which predicts a velocity."""
+    return family is SD2 and side >= 768
+
+
+def resolution_of(metadata: Mapping[str, str]) -> int | None:
+    """The side in pixels that a LoRA's header names (`1024x1024`, `(512, 512)`); None where it names none."""
+    for field in ("modelspec.resolution", "ss_resolution"):
+        if found := re.search(r"\d{1,5}", metadata.get(field, "")):
+            return int(found[0])
+    return None
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

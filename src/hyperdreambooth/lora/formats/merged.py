@@ -1,4 +1,4 @@
-"""An adapter folded into the weights of a whole pipeline folder: for tools that know no adapters."""
+"""An adapter merged into the weights of a pipeline folder, for tools that cannot load adapters."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperdreambooth.files import InputError, whole_folder, write_json
-from hyperdreambooth.lora.formats.container import open_tensors
-from hyperdreambooth.lora.inject import locate
+from hyperdreambooth.files import InputError, open_tensors, whole_folder, write_json
 from hyperdreambooth.shapes import Factors, canonical
+from hyperdreambooth.sites import locate
 
 
 @contextmanager
 def merged_into(components: Mapping[str, nn.Module], factors: Factors) -> Generator[dict[str, Tensor]]:
-    """Adds ΔW to the weights for the length of the block; bit for bit as before afterwards.
+    """Adds ΔW to the weights inside the `with` block, and restores them bit for bit at its end.
 
     Args:
         components: the base's adaptable parts, wearing nothing.
@@ -28,7 +27,7 @@ def merged_into(components: Mapping[str, nn.Module], factors: Factors) -> Genera
         Site → its weight `(o, i)` with ΔW in it.
 
     Raises:
-        ValueError: a site the base has not, or several identities.
+        ValueError: the base does not have a site, or there are several identities.
     """
     weights = _weights(components, factors)
     before = {site: weight.clone() for site, weight in weights.items()}
@@ -53,23 +52,23 @@ def save_merged(
     factors: Factors,
     about: Mapping[str, str] = {},
 ) -> None:
-    """Writes a pipeline with the adapter folded in, whole, and compares every adapted weight with the file's.
+    """Writes a pipeline with the adapter merged in, and compares every adapted weight with the file's.
 
     Args:
         folder: the new pipeline folder.
-        pipe: the diffusers pipeline; as before afterwards.
+        pipe: the diffusers pipeline; its weights are restored afterwards.
         components: its adaptable parts.
         factors: one identity.
-        about: what a pipeline does not know of itself (trigger, class word); becomes `hyperdreambooth.json`.
+        about: what a pipeline has no place for (trigger, class word); written to `hyperdreambooth.json`.
 
     Raises:
-        InputError: ΔW leaves the range of the base's number format.
-        RuntimeError: a weight read back is not the one that was written; no folder is left.
+        InputError: a merged weight is too large for the base's number format.
+        RuntimeError: a weight read back differs from the one written; no folder is left.
     """
     with whole_folder(folder) as part, merged_into(components, factors) as weights:
         if bad := [site for site, weight in weights.items() if not weight.isfinite().all()]:
             raise InputError(
-                f"{bad[0]}: with the adapter, too large for the base's numbers; pass --dtype float32"
+                f"{bad[0]}: the merged weight is too large for the base's number format; pass --dtype float32"
             )
         pipe.save_pretrained(part)
         write_json(part / "hyperdreambooth.json", about)
@@ -97,6 +96,6 @@ def _check(folder: Path, component: str, weights: Mapping[str, Tensor]) -> None:
                 if key.endswith(".weight") and site in missing:
                     missing.remove(site)
                     if not torch.equal(tensors.get_tensor(key), weights[site].cpu()):
-                        raise RuntimeError(f"{file}: {site} came back as another weight")
+                        raise RuntimeError(f"{file}: {site} was read back as another weight")
     if missing:
         raise RuntimeError(f"{folder}: {min(missing)} is in none of its files")

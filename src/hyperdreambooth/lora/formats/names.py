@@ -1,14 +1,14 @@
-"""What tools call a site: diffusers' dotted names, kohya's underscored ones, the original models' own.
+"""The names that tools give a site: diffusers' dotted names, kohya's underscored ones, the original models'.
 
 Families differ in names only. Where an original model has one layer for several of diffusers' (the fused q,
-k, v of Flux and SD3), a site owns a stretch of that layer's rows.
+k, v of Flux and SD3), a site owns some consecutive rows of that layer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical
@@ -16,14 +16,14 @@ from hyperdreambooth.shapes import Site, canonical
 
 @dataclass(frozen=True)
 class LoraFamily:
-    """What a file has to say of a family of bases, and how tools spell its parts.
+    """A family of bases: the header fields of its LoRA files, and the prefixes of its text encoders.
 
     Attributes:
-        name: short name, for people.
-        architecture: ModelSpec's, without `/lora`.
-        version: kohya's `ss_base_model_version`; A1111 shows an SDXL LoRA only where it starts with `sdxl_`.
+        name: a short name to show.
+        architecture: ModelSpec's architecture, without `/lora`.
+        version: kohya's `ss_base_model_version`; A1111 shows an SDXL LoRA only if it starts with `sdxl_`.
         network: kohya's `ss_network_module`.
-        origin: ModelSpec's implementation, of the model whose names kohya's form uses.
+        origin: ModelSpec's implementation: the model whose names kohya's form uses.
         text: text encoder → kohya's prefix.
     """
 
@@ -50,12 +50,12 @@ FLUX = LoraFamily(
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `start` to `start + o` of a module of `total` rows are a site's.
+    """A site's place in a file: rows `start` to `start + o` of a module of `total` rows.
 
     Attributes:
-        module: its name in a file.
+        module: the module's name in the file.
         start: the site's first row; 0 in a module of its own.
-        total: the module's rows; more than the site's own `o` where several sites share it.
+        total: the module's rows; more than the site's own `o` if several sites share it.
     """
 
     module: str
@@ -64,9 +64,10 @@ class Rows:
 
 
 def family_of(sites: Iterable[Site]) -> LoraFamily:
-    """Tells the family from names and widths: SD 1.x conditions on 768 numbers a token, SD 2.x on 1024.
+    """Recognises the family by names and widths, because other people's files hold nothing else.
 
-    Flux is 3072 wide, and four times that within its MLPs; no SD3 is.
+    A token of SD 1.x has 768 numbers, one of SD 2.x 1024. Flux is 3072 wide, four times that within its MLPs;
+    no SD3 is.
     """
     names = {site.name for site in sites}
     widths = {
@@ -117,7 +118,7 @@ _DIT = {"flux": _FLUX, "sd3": _SD3}
 
 
 def _unet(inner: str, per_block: int) -> str | None:
-    """The original U-Net counts layers through all blocks, resolution changes included."""
+    """Names a layer as the original U-Net does, which counts through all blocks and resolution changes."""
     found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.(.+)", inner)
     if found is None:
         return None
@@ -129,7 +130,7 @@ def _unet(inner: str, per_block: int) -> str | None:
 
 
 def _original(site: Site, family: LoraFamily, per_block: int) -> Rows | None:
-    """Where a denoiser's site lies in the original model; None where that has no such layer."""
+    """Finds a denoiser's site in the original model; None if that has no such layer."""
     inner = site.name.partition(".")[2]
     if site.component == "unet":
         module = _unet(inner, per_block)
@@ -137,12 +138,12 @@ def _original(site: Site, family: LoraFamily, per_block: int) -> Rows | None:
     for pattern, name in _DIT.get(family.name, ()):
         if found := re.fullmatch(pattern, inner):
             fused = [part for part in found.groups()[1:] if part]
-            return _stretch(found.expand(name), fused[0] if fused else "", site)
+            return _rows_of(found.expand(name), fused[0] if fused else "", site)
     return None
 
 
-def _stretch(module: str, letter: str, site: Site) -> Rows:
-    """q, k, v follow each other; `linear1` goes on with an MLP four times as wide."""
+def _rows_of(module: str, letter: str, site: Site) -> Rows:
+    """Returns the rows of q, k or v, which follow each other, or of the MLP after them in `linear1`."""
     if not letter:
         return Rows(module, 0, site.out_features)
     wide = module.endswith("linear1")
@@ -151,9 +152,9 @@ def _stretch(module: str, letter: str, site: Site) -> Rows:
 
 
 def _per_block(sites: Iterable[Site]) -> int:
-    """Layers a block of the U-Net: two in all that are published, whichever of them the sites are of.
+    """Returns the layers in each block of a U-Net: two in all published ones, whichever sites are given.
 
-    A smaller one's sites tell: the way up has one more than the way down.
+    In a smaller one, the highest number on the way up gives it: the way up has one more than the way down.
     """
     if any(site.component == "unet" and site.out_features >= 320 for site in sites):
         return 2
@@ -164,76 +165,74 @@ def _per_block(sites: Iterable[Site]) -> int:
 # -- spelling ------------------------------------------------------------------------------------------------
 
 
-def kohya_slots(sites: Sequence[Site]) -> dict[str, Rows]:
-    """How kohya's form names every site; the original names are those that all of its readers know.
+def kohya_rows(sites: Sequence[Site]) -> dict[str, Rows]:
+    """Places every site in kohya's form, by the original models' names, which all of its readers know.
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
 
     Raises:
-        InputError: a site that the form has no name for.
+        InputError: the form has no name for a site.
     """
     family, per_block = family_of(sites), _per_block(sites)
     made: dict[str, Rows] = {}
     for site in sites:
         inner = site.name.partition(".")[2]
         if prefix := family.text.get(site.component):
-            slot = Rows(prefix + _clip(inner), 0, site.out_features)
+            rows = Rows(prefix + _clip(inner), 0, site.out_features)
         elif site.component == "unet" and family in (SD1, SD2):
-            slot = Rows(f"lora_unet_{inner}", 0, site.out_features)
-        elif slot := _original(site, family, per_block):
-            slot = Rows(f"lora_unet_{slot.module}", slot.start, slot.total)
+            rows = Rows(f"lora_unet_{inner}", 0, site.out_features)
+        elif rows := _original(site, family, per_block):
+            rows = replace(rows, module=f"lora_unet_{rows.module}")
         else:
             raise InputError(f"the kohya form has no name for {site.name}; use the diffusers form")
-        made[site.name] = Rows(slot.module.replace(".", "_"), slot.start, slot.total)
+        made[site.name] = replace(rows, module=rows.module.replace(".", "_"))
     return made
 
 
 def is_convolution(site: Site, family: LoraFamily) -> bool:
-    """Whether the layer is a 1×1 convolution: around the transformers of SD 1.x, in the shortcuts of all."""
+    """Returns whether the layer is a 1×1 convolution: around SD 1.x's transformers, or any shortcut."""
     around = family is SD1 and re.fullmatch(r"unet\..*\.attentions\.\d+\.proj_(in|out)", site.name)
     return bool(around) or site.name.endswith(".conv_shortcut")
 
 
 def diffusers_module(site: Site, family: LoraFamily) -> str:
-    """The name old and new transformers both read: `text_model.` is always there in CLIP text encoders."""
+    """Returns the name in diffusers' form; old and new transformers read CLIP's with `text_model.`"""
     inner = site.name.partition(".")[2]
     return f"{site.component}.{_clip(inner)}" if site.component in family.text else site.name
 
 
 def _clip(inner: str) -> str:
-    """A layer of a CLIP text encoder as old and new transformers read it; the projection lies outside."""
+    """Adds `text_model.` to a layer of a CLIP text encoder; its projection lies outside of that."""
     return f"text_model.{inner}" if inner.startswith("encoder.") else inner
 
 
 def lookup(sites: Sequence[Site]) -> dict[str, list[tuple[Site, Rows]]]:
-    """Every spelling of a module (see `plain`) → the sites it changes, several where the layer is fused."""
+    """Maps every spelling of a module (see `plain`) to its sites: several if the layer is fused."""
     family, per_block = family_of(sites), _per_block(sites)
     found: dict[str, list[tuple[Site, Rows]]] = {}
     for site in sites:
-        for slot in _spellings(site, family, per_block):
-            others = found.setdefault(slot.module, [])
-            if slot.total > site.out_features or not others:  # a name without its component may be ambiguous
-                others.append((site, slot))
+        for rows in _spellings(site, family, per_block):
+            others = found.setdefault(rows.module, [])
+            if rows.total > site.out_features or not others:  # a name without its component may be ambiguous
+                others.append((site, rows))
     return found
 
 
 def _spellings(site: Site, family: LoraFamily, per_block: int) -> Iterator[Rows]:
-    rows, inner = site.out_features, site.name.partition(".")[2]
-    yield Rows(site.name, 0, rows)
-    yield Rows(inner, 0, rows)  # PEFT's own files name no component
+    inner = site.name.partition(".")[2]
+    flat, prefixes = inner.replace(".", "_"), ("lora_unet_", "lora_transformer_")
     if site.component in _BOTH:
-        for prefix in ("lora_te_", "lora_te1_") if site.component == "text_encoder" else ("lora_te2_",):
-            yield Rows(f"{prefix}text_model_{inner}".replace(".", "_"), 0, rows)
-            yield Rows(f"{prefix}{inner}".replace(".", "_"), 0, rows)
-        return
-    for prefix in ("lora_unet_", "lora_transformer_"):
-        yield Rows(prefix + inner.replace(".", "_"), 0, rows)
-    if slot := _original(site, family, per_block):
-        for module in (slot.module, f"diffusion_model.{slot.module}", f"lora_unet_{slot.module}"):
-            spelled = module.replace(".", "_") if module.startswith("lora_unet_") else module
-            yield Rows(spelled, slot.start, slot.total)
+        prefixes = ("lora_te_", "lora_te1_") if site.component == "text_encoder" else ("lora_te2_",)
+        prefixes += tuple(f"{prefix}text_model_" for prefix in prefixes)
+    # PEFT's own files name no component
+    for module in (site.name, inner, *(prefix + flat for prefix in prefixes)):
+        yield Rows(module, 0, site.out_features)
+    if site.component not in _BOTH and (rows := _original(site, family, per_block)):
+        kohya = "lora_unet_" + rows.module.replace(".", "_")
+        for module in (rows.module, f"diffusion_model.{rows.module}", kohya):
+            yield replace(rows, module=module)
 
 
 def plain(module: str) -> str:
-    """A module's name in a file without wrappers, as `lookup` has it."""
+    """Returns a module's name in a file without wrappers, as `lookup` spells it."""
     return canonical("", module.removeprefix("base_model.model."))[1:]

@@ -1,4 +1,4 @@
-"""Reading a LoRA in any spelling: first what the file says of itself, then what that means on a base."""
+"""Reading a LoRA in any spelling: first the file by itself, then what it means on a base."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from hyperdreambooth.files import InputError, read_json
-from hyperdreambooth.lora.formats.container import MAX_STRUCTURE, Entry, finite, open_tensors, read_header
+from hyperdreambooth.files import InputError, check_finite, open_tensors, read_json
+from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.lora.formats.names import Rows, lookup, plain
 from hyperdreambooth.shapes import Factors, Site
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # the header field that diffusers hands to LoraConfig, unfiltered
 MAX_ALPHA = 1e6  # far above any in use: the largest ranks are a few thousand
+MAX_CONFIG = 2**18  # characters of JSON: parsed, each costs about thirty bytes
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<down>lora_A|lora_down|lora\.down|lora_linear_layer\.down)"
     r"|(?P<up>lora_B|lora_up|lora\.up|lora_linear_layer\.up))(?:\.[^.]+)?\.weight"
@@ -32,7 +33,7 @@ Matrices: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class Module:
-    """One adapted layer in a file: the keys of its matrices, and its alpha's where it has one."""
+    """One adapted layer of a file: the keys of its matrices, and the key of its alpha if it has one."""
 
     down: str = ""
     up: str = ""
@@ -41,13 +42,13 @@ class Module:
 
 @dataclass
 class LoraFile:
-    """What a file says, its tensors unread.
+    """A LoRA file whose tensors have not been read yet.
 
     Attributes:
         path: the file.
         entries: key → number format and shape.
-        metadata: the header's texts.
-        modules: name of a layer in the file, without wrappers → its keys.
+        metadata: the strings of the header.
+        modules: the name of a layer in the file, without wrappers → its keys.
     """
 
     path: Path
@@ -56,7 +57,7 @@ class LoraFile:
     modules: dict[str, Module] = field(default_factory=dict[str, Module])
 
     def rank(self, module: Module) -> int:
-        """The rank of one layer."""
+        """Returns the rank of one layer."""
         return self.entries[module.down].shape[0]
 
 
@@ -67,13 +68,13 @@ def open_lora(path: Path) -> LoraFile:
         path: a safetensors file.
 
     Raises:
-        InputError: damage, keys of something else than a LoRA, halves without their other half or that do not
+        InputError: the file is damaged, holds keys that no LoRA has, or matrices that are single or do not
             fit each other.
     """
     file = LoraFile(path, *read_header(path))
     unknown = [key for key, entry in file.entries.items() if not _sort(file, key, entry)]
     if unknown:
-        raise InputError(f"{path}: keys of no LoRA that this reads: {_some(unknown)}")
+        raise InputError(f"{path}: not keys of a LoRA in a supported form: {_some(unknown)}")
     if not any(module.down or module.up for module in file.modules.values()):
         raise InputError(f"{path}: expected a LoRA (lora_A and lora_B, or lora_down and lora_up), found none")
     for name, module in file.modules.items():
@@ -86,13 +87,14 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
 
     Args:
         path: a safetensors file; for PEFT's `adapter_model`, `adapter_config.json` beside it gives alpha.
-        layers: the base's layers; the file may adapt fewer, never others.
+        layers: the base's layers. The file may adapt fewer of them, but no others.
 
     Returns:
         Float32 factors with n = 1 and one rank (smaller ones are zero-padded), and the file's metadata.
 
     Raises:
-        InputError: damage, keys that fit no layer, halves without their other half, wrong shapes, NaN.
+        InputError: the file is damaged, a key fits no layer, a matrix is single or has the wrong shape, or a
+            number is not finite.
     """
     file = open_lora(path)
     places = lookup(layers)
@@ -101,15 +103,15 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
     _check_shapes(file, places)
     config = _config(path, file.metadata)
     with open_tensors(path) as tensors:
-        check_finite(file, tensors)
+        check_numbers(file, tensors)
         matrices: Matrices = {}
         for name, module in file.modules.items():
             down, up = (tensors.get_tensor(key).flatten(1).float() for key in (module.down, module.up))
             _check_rest(path, name, up, places[name])
-            told = float(tensors.get_tensor(module.alpha)) if module.alpha else None
-            for site, slot in places[name]:
-                scale = _scale(path, config, site.name, len(down), told)
-                matrices[site.name] = _share(down, up * scale, site, slot)
+            alpha = float(tensors.get_tensor(module.alpha)) if module.alpha else None
+            for site, rows in places[name]:
+                scale = _scale(path, config, site.name, len(down), alpha)
+                matrices[site.name] = _share(down, up * scale, site, rows)
     if overflown := [site for site, pair in matrices.items() if not pair[1].isfinite().all()]:
         raise InputError(
             f"{path}: {overflown[0]}: alpha times up is too large for float32; get the file again"
@@ -117,15 +119,14 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
     return even(dict(sorted(matrices.items()))), file.metadata
 
 
-def check_finite(file: LoraFile, tensors: Any) -> None:
-    """Refuses a file, as opened by `open_tensors`, with NaN or infinite numbers in it."""
+def check_numbers(file: LoraFile, tensors: Any) -> None:
+    """Refuses a file, as opened by `open_tensors`, that holds NaN or infinite numbers."""
     for key in file.entries:
-        if not finite(tensors.get_tensor(key)):
-            raise InputError(f"{file.path}: tensor '{key}' holds NaN or infinite numbers; get the file again")
+        check_finite(file.path, key, tensors.get_tensor(key))
 
 
 def even(matrices: Matrices) -> Factors:
-    """The same ΔW at one rank, n = 1: matrices `(r, i)` and `(o, r)` zero-padded to the largest rank."""
+    """Returns the same ΔW at one rank, with n = 1: matrices are zero-padded to the largest rank."""
     rank = max(len(down) for down, _ in matrices.values())
     pad = torch.nn.functional.pad
     return {
@@ -138,7 +139,7 @@ def even(matrices: Matrices) -> Factors:
 
 
 def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
-    """Files one key under its layer; False where it is no LoRA's."""
+    """Records a key under its layer; returns False if no LoRA has such a key."""
     old = _OLD.sub(r".to_\1.lora.\2.weight", key).replace(".to_out.lora.", ".to_out.0.lora.")
     match = _KEY.fullmatch(old if old != key else key)
     if match is None:
@@ -150,7 +151,7 @@ def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
     half = "down" if match["down"] else "up"
     if getattr(module, half):
         raise InputError(
-            f"{file.path}: two {half} matrices for {match['module'][:200]}; expected one adapter a file"
+            f"{file.path}: two {half} matrices for {match['module'][:200]}; expected one adapter per file"
         )
     setattr(module, half, key)
     return True
@@ -169,7 +170,7 @@ def _check_halves(file: LoraFile, name: str, module: Module) -> None:
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """A matrix, or the 1×1 convolution that does the same; None for anything else."""
+    """Returns the shape of a matrix, or of a 1×1 convolution as a matrix; None for anything else."""
     return (shape[0], shape[1]) if len(shape) in (2, 4) and set(shape[2:]) <= {1} else None
 
 
@@ -185,53 +186,56 @@ def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Rows
     taken: set[str] = set()
     for name, module in file.modules.items():
         down, up = file.entries[module.down].shape, file.entries[module.up].shape
-        for site, slot in places[name]:
-            if (down[1], up[0]) != (site.in_features, slot.total):
-                fits = f"down (r, {site.in_features}) and up ({slot.total}, r)"
+        for site, rows in places[name]:
+            if (down[1], up[0]) != (site.in_features, rows.total):
+                fits = f"down (r, {site.in_features}) and up ({rows.total}, r)"
                 raise InputError(
                     f"{file.path}: {site.name}: expected {fits}, got {down} and {up}; "
                     "it was made for another base"
                 )
-            if down[0] > site.in_features + slot.total:
+            if down[0] > site.in_features + rows.total:
                 raise InputError(
-                    f"{file.path}: {site.name}: rank {down[0]} is more than the layer itself has"
+                    f"{file.path}: {site.name}: rank {down[0]} exceeds the layer's size; get the file again"
                 )
             if site.name in taken:
                 raise InputError(
-                    f"{file.path}: two down matrices for {site.name}; expected one adapter a file"
+                    f"{file.path}: two down matrices for {site.name}; expected one adapter per file"
                 )
             taken.add(site.name)
 
 
-def _share(down: Tensor, up: Tensor, site: Site, slot: Rows) -> tuple[Tensor, Tensor]:
-    """A site's part of a layer that several share: its rows, and the slots of the rank that reach them."""
-    if slot.total == site.out_features:
+def _share(down: Tensor, up: Tensor, site: Site, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Returns a site's part of a layer that several share: its rows, and the ranks that reach them."""
+    if rows.total == site.out_features:
         return down, up
-    rows = up[slot.start : slot.start + site.out_features]
-    used = rows.abs().amax(0) > 0
+    own = up[rows.start : rows.start + site.out_features]
+    used = own.abs().amax(0) > 0
     used[0] |= not used.any()
-    return down[used], rows[:, used]
+    return down[used], own[:, used]
 
 
 def _check_rest(path: Path, name: str, up: Tensor, parts: Sequence[tuple[Site, Rows]]) -> None:
-    """Refuses a fused layer whose other rows change something that the base has no layer for."""
+    """Refuses a fused layer that also changes rows for which the base has no layer."""
     rest = torch.ones(len(up), dtype=torch.bool)
-    for site, slot in parts:
-        rest[slot.start : slot.start + site.out_features] = False
+    for site, rows in parts:
+        rest[rows.start : rows.start + site.out_features] = False
     if bool(up[rest].any()):
-        raise InputError(f"{path}: {name} changes rows that no layer of this base has; load its own base")
+        raise InputError(
+            f"{path}: {name} changes rows that no layer of this base has; pass the base that it was made for"
+        )
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's configuration of the file: diffusers keeps it in the header, PEFT in a file beside it."""
+    """Reads PEFT's configuration of the file: diffusers keeps it in the header, PEFT in a file beside it."""
     beside = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and beside.is_file():
         config = read_json(beside)
     else:
         text = metadata.get(ADAPTER_METADATA, "{}")
-        if len(text) > MAX_STRUCTURE:
+        if len(text) > MAX_CONFIG:
             raise InputError(
-                f"{path}: header field {ADAPTER_METADATA} is {len(text)} long; no LoRA needs that"
+                f"{path}: header field {ADAPTER_METADATA}: expected at most {MAX_CONFIG} characters, got "
+                f"{len(text)}; get the file again"
             )
         try:
             config = json.loads(text)
@@ -244,23 +248,23 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
-def _scale(path: Path, config: Mapping[str, Any], site: str, rank: int, told: float | None) -> float:
-    """What a reader multiplies ΔW by: the file's alpha over the rank, or what PEFT's configuration says."""
-    if told is not None:
-        if abs(told) > MAX_ALPHA:
-            raise InputError(f"{path}: {site}: alpha is {told:g}; get the file again")
-        return told / rank
+def _scale(path: Path, config: Mapping[str, Any], site: str, rank: int, alpha: float | None) -> float:
+    """Returns the factor of ΔW: the layer's own alpha over the rank, or what PEFT's configuration says."""
+    if alpha is not None:
+        if abs(alpha) > MAX_ALPHA:
+            raise InputError(f"{path}: {site}: alpha is {alpha:g}; get the file again")
+        return alpha / rank
     part, _, inner = site.partition(".")
-    ours = {key.removeprefix(f"{part}."): value for key, value in config.items()}
-    patterns: Any = ours.get("alpha_pattern") or {}
+    fields = {key.removeprefix(f"{part}."): value for key, value in config.items()}
+    patterns: Any = fields.get("alpha_pattern") or {}
     try:
-        # PEFT takes them for regular expressions; names are all that is ever written, and cost nothing
+        # PEFT reads the keys as regular expressions; only names are ever written, and they are cheap to match
         named = (v for key, v in patterns.items() if f".{inner}".endswith(f".{key.removeprefix('^')}"))
-        alpha = float(next(named, ours.get("lora_alpha", rank)))
+        alpha = float(next(named, fields.get("lora_alpha", rank)))
         if not abs(alpha) <= MAX_ALPHA:
             raise ValueError
     except (TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(
-            f"{path}: lora_alpha or alpha_pattern of {part} are not numbers; mend the header"
+            f"{path}: {part}: lora_alpha or alpha_pattern holds no usable number; correct the header"
         ) from None
-    return alpha / (rank**0.5 if ours.get("use_rslora") else rank)
+    return alpha / (rank**0.5 if fields.get("use_rslora") else rank)

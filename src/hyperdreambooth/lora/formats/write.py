@@ -1,8 +1,8 @@
-"""Writing a LoRA so that every tool loads it, and making sure of it before the file appears.
+"""Writing a LoRA so that every tool loads it, and reading it back before the file appears.
 
-The scale is folded into `up`, one rank holds for all sites and alpha equals it: readers that lose alpha, or
-that mis-scale sites of different alphas, then still get the same ΔW. Where the original model has one layer
-for q, k and v, their factors become one block-diagonal LoRA of rank 3r, the same ΔW again.
+The scale is folded into `up`, all sites have one rank, and alpha equals it. So readers that ignore alpha, or
+that scale sites of different alphas wrongly, still get the same ΔW. Where the original model has one layer
+for q, k and v, their factors become one block-diagonal LoRA of rank 3r with the same ΔW.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hyperdreambooth.lora.formats.names import (
     diffusers_module,
     family_of,
     is_convolution,
-    kohya_slots,
+    kohya_rows,
 )
 from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, Matrices, read_lora
 from hyperdreambooth.lora.relax import relative_distance
@@ -37,27 +37,27 @@ from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya"]
 
-UNFIT_NAMES = ("checkpoint", "optimizer", "scheduler")  # diffusers' file guesser passes over these
-TOLERANCE = 1e-5  # relative, of ΔW at a site
+UNFIT_NAMES = ("checkpoint", "optimizer", "scheduler")  # diffusers ignores files with these in their names
+TOLERANCE = 1e-5  # relative, of a site's ΔW
 
 
 def write_lora(
-    path: Path, factors: Factors, form: Form, facts: LoraInfo, dtype: torch.dtype = torch.float32
+    path: Path, factors: Factors, form: Form, info: LoraInfo, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Writes a standard LoRA file and makes sure that it can be read back.
+    """Writes a standard LoRA file and checks that it can be read back.
 
     Args:
         path: a `.safetensors` file.
-        factors: one identity: down `(1, r, i)`, up `(1, o, r)`; smaller ranks are zero-padded to the largest.
+        factors: one identity, down `(1, r, i)` and up `(1, o, r)`; smaller ranks are zero-padded.
         form: `diffusers` for `pipe.load_lora_weights`, `kohya` for ComfyUI, A1111 and Forge.
-        facts: what the header tells of it.
+        info: what the header says about the adapter.
         dtype: number format in the file.
 
     Raises:
-        InputError: a file name that diffusers passes over, numbers that `dtype` cannot hold, or a site
-            without a name in `form`.
-        ValueError: several identities.
-        RuntimeError: the file read back is not the adapter that was written; no file is left.
+        InputError: diffusers ignores files of this name, `dtype` cannot hold a number, or `form` has no name
+            for a site.
+        ValueError: there are several identities.
+        RuntimeError: what is read back differs from what was written; no file is left.
     """
     check_name(path)
     flat = _flatten(factors, dtype)
@@ -65,31 +65,46 @@ def write_lora(
     family, rank = family_of(sites), len(next(iter(flat.values()))[0])
     tensors = _diffusers_tensors(flat, sites) if form == "diffusers" else _kohya_tensors(flat, sites)
     digest = content_hash(tensors)
-    metadata = model_spec(facts, family, "diffusers" if form == "diffusers" else family.origin, digest)
+    metadata = model_spec(info, family, "diffusers" if form == "diffusers" else family.origin, digest)
     if form == "diffusers":
         metadata[ADAPTER_METADATA] = peft_config(sites, rank)
     else:
-        metadata |= kohya_fields(facts, family, path.stem, rank, digest)
-    if facts.base_fingerprint:
-        metadata[BASE_FINGERPRINT] = facts.base_fingerprint
+        metadata |= kohya_fields(info, family, path.stem, rank, digest)
+    if info.base_fingerprint:
+        metadata[BASE_FINGERPRINT] = info.base_fingerprint
     with whole_file(path) as temporary:
         save_tensors(temporary, tensors, metadata)
         _check(temporary, flat, sites)
 
 
-def check_name(path: Path) -> None:
-    """Refuses a file name that tools pass over; ask before the work too.
+def state_dict(factors: Factors, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The tensors that diffusers loads, as `write_lora` writes them.
+
+    Args:
+        factors: one identity: down `(1, r, i)`, up `(1, o, r)`.
+        dtype: number format of the tensors.
 
     Raises:
-        InputError: one line.
+        InputError: numbers that `dtype` cannot hold.
+        ValueError: several identities.
+    """
+    flat = _flatten(factors, dtype)
+    return _diffusers_tensors(flat, [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()])
+
+
+def check_name(path: Path) -> None:
+    """Refuses a file name that tools ignore; to be called before long work as well.
+
+    Raises:
+        InputError: the name is one of them.
     """
     if path.suffix != ".safetensors" or any(word in path.name.lower() for word in UNFIT_NAMES):
-        taboo = ", ".join(UNFIT_NAMES)
-        raise InputError(f"{path}: expected a name that ends in .safetensors, without {taboo} in it")
+        unfit = ", ".join(UNFIT_NAMES)
+        raise InputError(f"{path}: expected a name that ends in .safetensors, without {unfit} in it")
 
 
 def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
-    """One identity at one rank: site → down `(r, i)`, up `(o, r)`."""
+    """Returns one identity at one rank: site → down `(r, i)`, up `(o, r)`."""
     rank = max(down.shape[1] for down, _ in factors.values())
     flat: Matrices = {}
     for site, (down, up) in sorted(factors.items()):
@@ -100,7 +115,7 @@ def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
         columns = torch.nn.functional.pad(up.detach()[0], (0, spare)).to("cpu", dtype)
         if not (rows.isfinite().all() and columns.isfinite().all()):
             raise InputError(
-                f"{site}: NaN or infinite numbers in {dtype}; training diverged, or needs float32"
+                f"{site}: NaN or infinite numbers in {dtype}; use float32, or a lower learning rate"
             )
         flat[site] = rows.contiguous(), columns.contiguous()
     return flat
@@ -116,39 +131,39 @@ def _diffusers_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
 
 
 def _shaped(site: Site, family: LoraFamily, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Down and up as matrices, or as the 1×1 convolutions that diffusers wants where the layer is one."""
+    """Returns down and up as matrices, or as 1×1 convolutions if the layer is one, which diffusers needs."""
     return (down[..., None, None], up[..., None, None]) if is_convolution(site, family) else (down, up)
 
 
 def _kohya_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
     members: defaultdict[str, list[tuple[Rows, Tensor, Tensor]]] = defaultdict(list)
-    family, slots = family_of(sites), kohya_slots(sites)
+    family, places = family_of(sites), kohya_rows(sites)
     for site in sites:
-        slot = slots[site.name]
-        members[slot.module].append((slot, *_shaped(site, family, *flat[site.name])))
+        rows = places[site.name]
+        members[rows.module].append((rows, *_shaped(site, family, *flat[site.name])))
     tensors: dict[str, Tensor] = {}
     for module, shares in members.items():
         down, up = _fused(sorted(shares, key=lambda share: share[0].start))
         tensors |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
-        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # bfloat16 counts to 256
+        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # in float32: bfloat16 counts to 256
     return tensors
 
 
 def _fused(shares: list[tuple[Rows, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Side by side in the rank, each reaching its own rows only; one site's own layer stays as it is."""
+    """Puts sites that share a layer side by side in the rank; leaves a single site as it is."""
     if len(shares[0][2]) == shares[0][0].total:
         return shares[0][1:]
     down = torch.cat([down for _, down, _ in shares])
     up = down.new_zeros(shares[0][0].total, len(down))
     first = 0
-    for slot, _, own in shares:
-        up[slot.start : slot.start + len(own), first : first + own.shape[1]] = own
+    for rows, _, own in shares:
+        up[rows.start : rows.start + len(own), first : first + own.shape[1]] = own
         first += own.shape[1]
     return down, up
 
 
 def _check(path: Path, flat: Matrices, sites: list[Site]) -> None:
-    """Reads the file as anybody would, and compares ΔW at every site."""
+    """Reads the file like any reader, and compares ΔW at every site."""
     back, _ = read_lora(path, sites)
     if back.keys() != flat.keys():
         raise RuntimeError(f"{path}: wrote {len(flat)} sites, read back {len(back)}")

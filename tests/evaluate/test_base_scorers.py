@@ -1,4 +1,4 @@
-"""The judges against naive arithmetic, on tiny random ResNets beside a copy of the micro base."""
+"""A base's scorers against naive arithmetic, on tiny random ResNets beside a copy of the micro base."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from torch.nn.functional import cosine_similarity
 
 import micro
 from hyperdreambooth.base.load import Base, load_base
-from hyperdreambooth.evaluate.identity import Calibration, identity_scores
-from hyperdreambooth.evaluate.scorers import Scorers, load_scorers
+from hyperdreambooth.evaluate.base_scorers import (
+    BaseScorers,
+    Calibration,
+    identity_scores,
+    load_base_scorers,
+)
 from hyperdreambooth.evaluate.text import asked, found_share, groups
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
@@ -25,15 +29,15 @@ from micro import LABELS, PHRASES
 
 
 @pytest.fixture
-def judged_base(micro_dir: Path, tmp_path: Path) -> Base:
+def scored_base(micro_dir: Path, tmp_path: Path) -> Base:
     place = Path(shutil.copytree(micro_dir, tmp_path / "base"))
     micro.scorers(place / "scorers")
     return load_base(place, device="cpu")
 
 
 @pytest.fixture
-def scorers(judged_base: Base) -> Scorers:
-    found = load_scorers(judged_base)
+def scorers(scored_base: Base) -> BaseScorers:
+    found = load_base_scorers(scored_base)
     assert found is not None
     return found
 
@@ -43,11 +47,11 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def test_a_base_without_judges_has_none(micro_base: Base) -> None:
-    assert load_scorers(micro_base) is None
+def test_a_base_without_scorers_has_none(micro_base: Base) -> None:
+    assert load_base_scorers(micro_base) is None
 
 
-def test_identity_is_the_calibrated_mean_cosine(scorers: Scorers) -> None:
+def test_identity_is_the_calibrated_mean_cosine(scorers: BaseScorers) -> None:
     generated, others = pictures(3), pictures(2, seed=1)
     model = scorers.encoder.model
     with torch.no_grad():
@@ -101,30 +105,34 @@ def test_found_share_counts_the_winner_of_each_group(values: list[float]) -> Non
     assert groups(labels) == {"hat": [0, 1, 2], "mood": [3, 4]}
 
 
-def test_prompt_and_traits_against_one_by_one(scorers: Scorers) -> None:
+def test_prompt_and_traits_against_one_by_one(scorers: BaseScorers) -> None:
     images = pictures(3)
     prompts = ["a face, smiling, in a red hat", "a face", "sad"]
     with torch.no_grad():
         logits = [scorers.reader.model(to_pixels(image, 16)[None]).logits[0] for image in images]
-    scores = scorers.prompt(images, prompts)
+    found = scorers.prompt(images, prompts)
+    scores = found["prompt"]
     assert scores[1] is None
     hats = [LABELS[int(row[:3].argmax())] == "hat:red" for row in logits]
     moods = [LABELS[3 + int(row[3:5].argmax())] for row in logits]
     assert scores[0] == (hats[0] + (moods[0] == "mood:smiling")) / 2
     assert scores[2] == float(moods[2] == "mood:sad")
+    assert found.keys() == {"prompt", "prompt:hat", "prompt:mood"}
+    assert found["prompt:hat"] == [float(hats[0]), None, None]
+    assert found["prompt:mood"] == [float(moods[0] == "mood:smiling"), None, scores[2]]
     assert scorers.trait_names == ("age", "nose")
     torch.testing.assert_close(
         scorers.traits(images), torch.stack([row[5:].sigmoid() for row in logits]), atol=1e-5, rtol=0
     )
 
 
-def test_summary_is_null_where_there_is_nothing_to_judge_by(scorers: Scorers) -> None:
+def test_summary_is_null_where_nothing_can_be_scored(scorers: BaseScorers) -> None:
     images = pictures(2)
     nothing = scorers.summary(images, ["a face", "a [V] face"])
     assert nothing == {"identity": None, "prompt": None}
     full = scorers.summary(images, ["sad", "a face"], pictures(1, seed=4))
     assert full["identity"] == pytest.approx(sum(scorers.identity(images, pictures(1, seed=4))) / 2)
-    assert full["prompt"] == scorers.prompt(images[:1], ["sad"])[0]
+    assert full["prompt"] == scorers.prompt(images[:1], ["sad"])["prompt"][0]
     assert scorers.embed([]).shape == (0, 5)
 
 
@@ -137,20 +145,22 @@ def test_summary_is_null_where_there_is_nothing_to_judge_by(scorers: Scorers) ->
         ("attributes", {"phrases": {"hat:blue": "blue hat"}}, "hat:blue"),
     ],
 )
-def test_a_broken_judge_is_named(judged_base: Base, part: str, change: dict[str, object], words: str) -> None:
-    file = judged_base.scorers / part / "config.json"
+def test_a_broken_scorer_is_named(
+    scored_base: Base, part: str, change: dict[str, object], words: str
+) -> None:
+    file = scored_base.scorers / part / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(InputError, match=words) as caught:
-        load_scorers(judged_base)
+        load_base_scorers(scored_base)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_or_cut_judge_is_one_line(judged_base: Base) -> None:
-    weights = judged_base.scorers / "identity" / "model.safetensors"
+def test_a_missing_or_cut_scorer_is_one_line(scored_base: Base) -> None:
+    weights = scored_base.scorers / "identity" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="identity"):
-        load_scorers(judged_base)
-    shutil.rmtree(judged_base.scorers / "identity")
+        load_base_scorers(scored_base)
+    shutil.rmtree(scored_base.scorers / "identity")
     with pytest.raises(InputError, match="identity"):
-        load_scorers(judged_base)
+        load_base_scorers(scored_base)

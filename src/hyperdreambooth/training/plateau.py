@@ -1,7 +1,8 @@
-"""`steps = "auto"`: a training stops when the loss on fixed noise stops falling; nothing judges pictures.
+"""`steps = "auto"`: a training stops when the loss on fixed noise stops falling; no image is judged.
 
-The loss of training steps is too noisy to tell: it jumps with every draw of noise and timestep. Here the same
-draws are looked at again and again, of a photo that is left out where there are several.
+The loss of the training steps is too noisy for that: it jumps with every draw of noise and timestep. Here
+the loss is measured again and again on the same draws, for a photo that is left out of the training where a
+person has several.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EVERY = 10  # steps between two looks
-WINDOW = 2  # looks that must bring something together
-SHARE = 0.2  # of what has been gained so far: a photo that is trained on falls for ever, but ever less
-DRAWS = 4  # batches of fixed noise a look
+EVERY = 10  # steps between two measurements
+WINDOW = 2  # measurements over which the loss must fall
+SHARE = 0.2  # of the fall so far: the loss of a photo that is trained on falls for ever, but ever less
+DRAWS = 4  # batches of fixed noise in a measurement
 
 
 class Plateau:
-    """Watches `n` people, each as if alone, and keeps the leaves of everybody's best look.
+    """Watches `n` people, each as if alone, and keeps everybody's leaves at the lowest loss.
 
     Args:
-        leaves: what is trained; `n` people lead each tensor, unless `n` is 1.
-        judge: the loss on the fixed draws, `(n,)`.
+        leaves: what is trained; the first axis of each tensor is the people, unless `n` is 1.
+        people: `n`.
+        judge: returns the loss on the fixed draws, `(n,)`.
 
     Attributes:
-        best: lowest loss so far, `(n,)`.
-        at: the step of it, `(n,)`.
-        stopped: the step at which a person was done, `(n,)`; -1 while it goes on.
+        looks: the losses measured so far, `(n,)` each.
+        at: the step of each person's lowest loss, `(n,)`.
+        stopped: the step at which each person was done, `(n,)`; -1 for those who are not.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor], people: int, judge: Callable[[], Tensor]) -> None:
@@ -42,12 +44,12 @@ class Plateau:
 
     @property
     def best(self) -> Tensor:
-        """The lowest loss of each person, `(n,)`."""
+        """Each person's lowest loss so far, `(n,)`."""
         return torch.stack(self.looks).min(0).values
 
     def done(self, step: int) -> bool:
-        """Looks, where it is time; True once everybody has stopped."""
-        if step % EVERY == 0 and step // EVERY == len(self.looks):  # a resumed run has looked already
+        """Measures the loss every `EVERY` steps; returns whether everybody is done."""
+        if step % EVERY == 0 and step // EVERY == len(self.looks):  # a resumed run has this one already
             self._look(step)
         return bool((self.stopped >= 0).all())
 
@@ -66,35 +68,33 @@ class Plateau:
             self.stopped[(self.stopped < 0) & ~self._falling()] = step
 
     def _falling(self) -> Tensor:
-        """Whether the last `WINDOW` looks brought more than `SHARE` of all that was gained, `(n,)`."""
+        """Returns whether more than `SHARE` of the whole fall came in the last `WINDOW` looks, `(n,)`."""
         looks = torch.stack(self.looks)
         before, gained = looks[:-WINDOW].min(0).values, looks[0] - looks.min(0).values
         return before - looks[-WINDOW:].min(0).values > SHARE * gained
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Everybody's best leaves."""
+        """Restores everybody's leaves at the lowest loss."""
         for name, leaf in self.leaves.items():
             leaf.copy_(self.kept[name])
 
     def reasons(self) -> list[str]:
-        """Why each person stopped, in words."""
-        fell = (
-            f"less than {SHARE:.0%} of the fall of the loss on fixed noise came in the {WINDOW * EVERY} steps"
-        )
+        """Returns why each person stopped, in words."""
+        fell = f"the loss on fixed noise made less than {SHARE:.0%} of its fall in the {WINDOW * EVERY} steps"
         return [
             f"{fell} before step {stop}"
             if stop >= 0
-            else "the loss on fixed noise was still falling at the most steps allowed"
+            else "the loss on fixed noise was still falling when the steps ran out"
             for stop in self.stopped.tolist()
         ]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Returns the state for a checkpoint."""
         return {"kept": self.kept, "looks": self.looks, "at": self.at, "stopped": self.stopped}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """What `state` gave."""
+        """Restores what `state` returned."""
         for name, kept in self.kept.items():
             kept.copy_(state["kept"][name])
         self.looks, self.at, self.stopped = list(state["looks"]), state["at"], state["stopped"]

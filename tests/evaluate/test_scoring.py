@@ -1,4 +1,4 @@
-"""Who is judged by whom: never by the reference, in all rows alike, again when a judge or a photo changed."""
+"""Likeness is scored against the same photos in all rows, and again when a scorer or a photo changed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 import micro
 from hyperdreambooth.evaluate.config import Method
 from hyperdreambooth.evaluate.methods import Makers
+from hyperdreambooth.evaluate.page import write_sheets
 from hyperdreambooth.evaluate.report import summary
-from hyperdreambooth.evaluate.sheet import write_sheets
 from hyperdreambooth.evaluate.statistics import interval
 from hyperdreambooth.files import InputError
 from trial import cells, made, scores
 
 
-def test_a_row_of_several_photos_takes_them_from_the_judges_of_all_rows(
+def test_a_row_of_several_photos_leaves_fewer_to_score_all_rows_against(
     home: Path, micro_photos: Path, tmp_path: Path
 ) -> None:
     seen: list[int] = []
@@ -41,18 +41,18 @@ def test_a_row_of_several_photos_takes_them_from_the_judges_of_all_rows(
     assert not set(cells(experiment, rows[1])["person-0"]) & set(cells(experiment, rows[2])["person-0"])
     files = write_sheets(experiment, {name: done[name] for name in rows}, tmp_path)
     assert files == ["sheets/prediction.jpg", "sheets/prediction-photos-2.jpg"]
-    with pytest.raises(InputError, match="takes 4 photos a person, person-0 has fewer"):
+    with pytest.raises(InputError, match=r"expected 4 photos a person .*, person-0 has fewer"):
         made(home, micro_photos, tmp_path, rows=("prediction:photos=4",))
 
 
-def test_likeness_is_never_judged_by_the_reference(
+def test_likeness_is_never_scored_against_the_reference(
     home: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = made(home, micro_photos, tmp_path, rows=("another-photo", "somebody-else", "base"))
     names = [path.name for path in experiment.others("person-0")]
     assert names == ["1.png"]  # 0 is the reference, 2 the bound
     asked: list[int] = []
-    real = experiment.judges.scorers
+    real = experiment.scorers.base
     assert real is not None
     identity = real.identity
 
@@ -80,7 +80,7 @@ def test_likeness_is_never_judged_by_the_reference(
         ("attributes", "id2label", dict(enumerate([*micro.LABELS[1::-1], *micro.LABELS[2:]]))),
     ],
 )
-def test_a_judge_of_other_words_or_calibration_judges_again(
+def test_a_scorer_of_other_words_or_calibration_scores_again(
     home: Path, micro_photos: Path, tmp_path: Path, part: str, field: str, value: Any
 ) -> None:
     other = shutil.copytree(home, tmp_path / "home")
@@ -92,10 +92,10 @@ def test_a_judge_of_other_words_or_calibration_judges_again(
     again = made(other, micro_photos, tmp_path / "out", **how)
     fresh = made(other, micro_photos, tmp_path / "fresh", **how)
     assert scores(again, again.run()) == scores(fresh, fresh.run())
-    assert again.judges.names != one.judges.names
+    assert again.scorers.names != one.scorers.names
 
 
-def test_a_stale_score_is_judged_again(home: Path, micro_photos: Path, tmp_path: Path) -> None:
+def test_a_stale_score_is_made_again(home: Path, micro_photos: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(micro_photos, tmp_path / "photos")
     first = made(home, photos, tmp_path / "out", rows=("base",)).run()["base"]
     Image.new("RGB", (32, 32), "red").save(photos / "person-1" / "1.png")
@@ -105,7 +105,7 @@ def test_a_stale_score_is_judged_again(home: Path, micro_photos: Path, tmp_path:
     assert first.scores["person-1"]["identity"] != second.scores["person-1"]["identity"]
 
 
-def test_who_has_one_photo_only_is_named_and_not_judged(
+def test_who_has_one_photo_only_is_named_and_not_scored(
     home: Path, micro_photos: Path, tmp_path: Path
 ) -> None:
     photos = shutil.copytree(micro_photos, tmp_path / "photos")

@@ -1,4 +1,4 @@
-"""What a training moves: leaf tensors, and how the base wears what they stand for."""
+"""What a training changes: leaf tensors, and how the base wears what they stand for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.lidb.weights import Layout, factors
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import concatenate
 from hyperdreambooth.shapes import Factors
 
 Put: TypeAlias = Callable[[int], None]
-"""Puts the leaves as they are now on the base, for batches of so many samples in a row of one person."""
+"""Puts the current leaves on the base, for batches with this many samples in a row for each person."""
 
 
 class Trainable(Protocol):
-    """What the loop needs to know of anything that it trains.
+    """The interface of everything that the loop trains.
 
     Attributes:
-        leaves: name → tensor that the optimiser moves; the first axis is `people`, unless that is 1.
-        people: how many train side by side.
-        parts: the base's components that answer otherwise as the leaves move.
+        leaves: name → tensor that the optimiser changes; the first axis is `people`, unless that is 1.
+        people: the number of people who train side by side.
+        parts: the components of the base whose outputs depend on the leaves.
     """
 
     @property
@@ -36,7 +38,7 @@ class Trainable(Protocol):
     @property
     def parts(self) -> set[str]: ...
     def on(self, base: Base) -> AbstractContextManager[Put]:
-        """The base with the leaves put on; as it was before when the block ends."""
+        """Puts the leaves on the base for the length of the block; afterwards the base is as before."""
         ...
 
 
@@ -46,7 +48,7 @@ class FactorLeaves:
 
     Attributes:
         leaves: name → tensor `(n, …)`.
-        to_factors: differentiable; the leaves → factors of the same `n` people.
+        to_factors: a differentiable function from the leaves to the factors of the same `n` people.
     """
 
     leaves: dict[str, Tensor]
@@ -54,34 +56,51 @@ class FactorLeaves:
 
     @property
     def people(self) -> int:
-        """How many train side by side."""
+        """The number of people who train side by side."""
         return len(next(iter(self.leaves.values())))
 
     @property
     def parts(self) -> set[str]:
-        """The components that wear some of it."""
-        return {site.split(".", 1)[0] for site in self.worn()}
+        """The components of the base that wear the factors."""
+        with torch.no_grad():
+            return {site.split(".", 1)[0] for site in self.to_factors(self.leaves)}
 
     def worn(self) -> Factors:
-        """A copy of what the base wears now, on the CPU and outside any gradient."""
+        """Returns a copy of the current factors, on the CPU and without gradients."""
         with torch.no_grad():
             now = self.to_factors(self.leaves).items()
             return {name: (down.to("cpu", copy=True), up.to("cpu", copy=True)) for name, (down, up) in now}
 
     @contextmanager
     def on(self, base: Base) -> Generator[Put]:
-        """The base wears the factors."""
+        """Puts the factors on the base for the length of the block."""
         with wear(base.components, self.worn()) as worn:
             yield lambda images: worn.set(self.to_factors(self.leaves), images)
 
 
 def leaf(tensor: Tensor, device: torch.device) -> Tensor:
-    """A float32 copy that takes gradients, whatever the base's own format."""
+    """Returns a float32 copy that requires gradients, whatever the number format of the base."""
     return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
 
 
+def numbers_of(
+    layout: Layout, basis: Basis, start: Tensor, people: int, device: torch.device
+) -> FactorLeaves:
+    """Returns LiDB numbers as the leaf `numbers` `(n, P)`: everybody starts from the same point.
+
+    Args:
+        layout: where each site's numbers lie.
+        basis: the frozen bases, on the device.
+        start: `(P,)`.
+        people: `n`.
+        device: the device of the base.
+    """
+    numbers = leaf(start.repeat(people, 1), device)
+    return FactorLeaves({"numbers": numbers}, lambda now: factors(layout, basis, now["numbers"]))
+
+
 def pairs(trained: Factors, device: torch.device) -> FactorLeaves:
-    """Both factors of every site, in one leaf: an optimiser's step is a few kernels, not thousands."""
+    """Returns factors as one leaf, so that an optimiser's step takes a few kernels and not thousands."""
     tensors = [tensor for pair in trained.values() for tensor in pair]
     widths, shapes = [tensor[0].numel() for tensor in tensors], [tensor.shape for tensor in tensors]
 
@@ -94,35 +113,35 @@ def pairs(trained: Factors, device: torch.device) -> FactorLeaves:
     return FactorLeaves({"factors": leaf(flat, device)}, to_factors)
 
 
-def together(factors: Sequence[Factors]) -> Factors:
-    """One set of factors for all: the identities of the given ones in a row."""
+def together(people: Sequence[Factors]) -> Factors:
+    """Joins the factors of several people into one set, in the order given."""
     return {
-        site: (torch.cat([f[site][0] for f in factors]), torch.cat([f[site][1] for f in factors]))
-        for site in factors[0]
+        site: (torch.cat([one[site][0] for one in people]), torch.cat([one[site][1] for one in people]))
+        for site in people[0]
     }
 
 
-def each(factors: Factors) -> list[Factors]:
-    """Every identity's own factors, `n = 1`, of those of many."""
-    count = len(next(iter(factors.values()))[0])
+def each(people: Factors) -> list[Factors]:
+    """Splits the factors of `n` people into one set for each person."""
+    count = len(next(iter(people.values()))[0])
     return [
-        {site: (down[k : k + 1].clone(), up[k : k + 1].clone()) for site, (down, up) in factors.items()}
+        {site: (down[k : k + 1].clone(), up[k : k + 1].clone()) for site, (down, up) in people.items()}
         for k in range(count)
     ]
 
 
 def hashed(people: Sequence[Factors]) -> str:
-    """Sixteen hex digits of everybody's factors."""
+    """Returns sixteen hex digits that name the factors of all these people."""
     digest = hashlib.sha256()
-    for factors in people:
-        for site, pair in sorted(factors.items()):
-            numbers = [factor.detach().float().cpu().numpy().tobytes() for factor in pair]
-            digest.update(site.encode() + b"".join(numbers))
+    for one in people:
+        for site, pair in sorted(one.items()):
+            content = [factor.detach().float().cpu().numpy().tobytes() for factor in pair]
+            digest.update(site.encode() + b"".join(content))
     return digest.hexdigest()[:16]
 
 
 def beside(frozen: Factors, trained: Factors, device: torch.device) -> FactorLeaves:
-    """A trained LoRA worn beside a frozen one: concatenating along the rank adds the two ΔW."""
+    """Returns a trained LoRA worn beside a frozen one: concatenating them along the rank adds the two ΔW."""
     still = {name: (down.to(device), up.to(device)) for name, (down, up) in frozen.items()}
     inner = pairs(trained, device)
     return FactorLeaves(inner.leaves, lambda now: concatenate(still, inner.to_factors(now)))

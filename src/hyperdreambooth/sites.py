@@ -1,0 +1,92 @@
+"""Which layers an adapter can change, by canonical name, and which of them a base adapts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from hyperdreambooth.files import InputError
+from hyperdreambooth.shapes import Site, canonical
+
+# q, k, v and output of every attention, joint attention's second stream included (paper, section 4.1)
+_ATTENTION = r"attn.*\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|(q|k|v|out)_proj)$"
+
+
+def find_sites(
+    components: Mapping[str, nn.Module], add: str | None = None, skip: str | None = None
+) -> tuple[Site, ...]:
+    """Returns the sites of a base, sorted by name: its attention projections, unless a config says otherwise.
+
+    Args:
+        components: the parts that may wear an adapter.
+        add: a regular expression for further linear layers by canonical name, such as `ff\\.net`.
+        skip: a regular expression for names to leave out, such as `^text_encoder`.
+
+    Raises:
+        InputError: a pattern is no regular expression, or matches nothing, or nothing is left.
+    """
+    linears = linear_sites(components)
+    wanted = {site for site in linears if re.search(_ATTENTION, site.name)}
+    wanted.update(_matching("add_sites", add, linears))
+    left = wanted.difference(_matching("skip_sites", skip, sorted(wanted)))
+    if not left:
+        raise InputError(f"skip_sites: {skip!r} leaves no site; use a narrower pattern")
+    return tuple(sorted(left))
+
+
+def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
+    """Returns every layer that a LoRA can change, sorted by name.
+
+    These are the linear layers, and the 1×1 convolutions, which compute the same: other people's LoRAs change
+    more than the attention projections that ours do.
+    """
+    return _sites(components, trainable=False)
+
+
+def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
+    """Returns the sites that can be trained: a convolution wears one identity only, without gradients."""
+    return _sites(components, trainable=True)
+
+
+def locate(part: str, component: nn.Module) -> dict[str, str]:
+    """Maps the name of every layer that a LoRA can change to its path in the component."""
+    return {canonical(part, path): path for path, _ in _layers(component)}
+
+
+def _sites(components: Mapping[str, nn.Module], trainable: bool) -> tuple[Site, ...]:
+    found = [
+        Site(canonical(part, path), layer.weight.shape[1], layer.weight.shape[0])
+        for part, component in components.items()
+        for path, layer in _layers(component)
+        if isinstance(layer, nn.Linear) or not trainable
+    ]
+    return tuple(sorted(found))
+
+
+def _layers(component: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Yields path and layer. PEFT's wrappers have a `base_layer`: it counts, their factors do not."""
+    wrapper = ""
+    for path, module in component.named_modules():
+        if wrapper and path.startswith(wrapper):
+            continue
+        layer: Any = module
+        while hasattr(layer, "base_layer"):
+            wrapper, layer = f"{path}.", layer.base_layer
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+            yield path, layer
+
+
+def _matching(field: str, pattern: str | None, sites: Sequence[Site]) -> list[Site]:
+    """Returns the sites that a pattern of the config matches."""
+    if not pattern:
+        return []
+    try:
+        found = [site for site in sites if re.search(pattern, site.name)]
+    except re.error as error:
+        raise InputError(f"{field}: {pattern!r} is not a regular expression ({error}); correct it") from None
+    if not found:
+        raise InputError(f"{field}: {pattern!r} matches no layer; names look like {sites[0].name}")
+    return found

@@ -1,0 +1,1 @@
+"""The one training loop that pre-optimisation, DreamBooth and the fast finetune share."""
