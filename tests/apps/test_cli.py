@@ -160,7 +160,7 @@ def test_the_own_table_counts_and_others_are_passed_over(tmp_path: Path) -> None
     file = tmp_path / "recipe.toml"
     file.write_text('base = "here"\nseed = 5\n[relax]\nrank = 9\n[generate]\nsteps = 3\n[train]\nwidth = 1\n')
     found = resolve("generate", GenerateConfig, file, ["guidance=2"], {"seed": None})
-    assert (found.loading.base, found.own.steps, found.own.guidance, found.own.seed) == ("here", 3, 2.0, 5)
+    assert (found.base.base, found.own.steps, found.own.guidance, found.own.seed) == ("here", 3, 2.0, 5)
     assert resolve("generate", GenerateConfig, file, ["steps=4"], {"seed": 6}).own.steps == 4
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hyperdreambooth.apps.options import HypernetName, Rank, Seed, Weights, command, must_exist
+from hyperdreambooth.apps.options import HypernetName, Weights, command, must_exist
 from hyperdreambooth.apps.report import Report, check_report
 from hyperdreambooth.apps.settings import NoConfig, RelaxConfig, Settings
 
@@ -21,7 +21,7 @@ LoraForm = Annotated[
 ]
 
 
-@command("hyperdreambooth.apps.settings:RelaxConfig", rank=Rank, seed=Seed)
+@command("hyperdreambooth.apps.settings:RelaxConfig", "rank", "seed")
 def relax(
     settings: Settings[RelaxConfig],
     file: Annotated[Path, typer.Argument(help="A LiDB or a LoRA.")],
@@ -40,7 +40,7 @@ def relax(
     check_file(out)
     report = Report(settings)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
         adapter = open_adapter(file, base, hypernet)
     with report.stage("relax"):
         relaxed = adapter.relax(settings.own.rank, settings.own.seed)
@@ -82,7 +82,7 @@ def export(
         )
     report = Report(settings)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
         in_bank = source.is_dir()
         adapter = _from_bank(source, identity, base) if in_bank else open_adapter(source, base, hypernet)
     with report.stage("write"):
@@ -144,7 +144,7 @@ def merge(
     check_file(out)
     report = Report(settings)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
         merged, error = open_sum(files, weight or [], base, hypernet), 0.0
         assert merged is not None  # typer wants one file at least
     if rank is not None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from hyperdreambooth.apps.options import Device, Seed, Workers, command
+from hyperdreambooth.apps.options import Device, Workers, command
 from hyperdreambooth.apps.report import Report
 from hyperdreambooth.apps.settings import Settings
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
-class RenderConfig(BaseModel):
+class RenderConfig(BaseModel, extra="forbid"):
     """The config of `avatars render`.
 
     Attributes:
@@ -28,29 +28,17 @@ class RenderConfig(BaseModel):
         seed: the seed of the photos' contexts.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     split: str = "train"
     identities: int = Field(100, ge=1)
     photos: int = Field(4, ge=1)
     seed: int = Field(0, ge=0)
 
 
-Split = Annotated[str | None, typer.Option(help="base, train, val or test.")]
-Identities = Annotated[int | None, typer.Option(help="How many people.")]
-PhotosEach = Annotated[int | None, typer.Option(help="How many photos of each person.")]
-
-
 @app.command()
 @command(
     "hyperdreambooth.apps.avatars:RenderConfig",
-    name="avatars render",
-    on_base=False,
-    split=Split,
-    identities=Identities,
-    photos=PhotosEach,
-    seed=Seed,
-)
+    "split", "identities", "photos", "seed", name="avatars render", on_base=False,
+)  # fmt: skip
 def render(
     settings: Settings[RenderConfig],
     out: Annotated[Path, typer.Option(help="The photo folder.")],

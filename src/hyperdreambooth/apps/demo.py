@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperdreambooth.apps.options import HypernetName, Seed, as_recommended, command, named_path
+from hyperdreambooth.apps.options import HypernetName, as_recommended, command, named_path
 from hyperdreambooth.apps.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OTHERS = 6  # more photos of the person, for scores only
 
 
-@command("hyperdreambooth.apps.personalization:PersonalizeConfig", adjust=as_recommended, seed=Seed)
+@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=as_recommended)
 def demo(
     settings: Settings[PersonalizeConfig],
     photo: Annotated[

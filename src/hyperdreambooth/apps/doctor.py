@@ -111,7 +111,7 @@ def _memory(
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
     settings = resolve(task, model, config, sets, {"base": base, "device": device})
-    loading = settings.loading
+    loading = settings.base
     build = partial(skeleton, loading.base, **loading.model_dump(include=SKELETON))
     predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)

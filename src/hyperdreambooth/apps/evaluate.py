@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 PHOTOS = 8  # of each rendered person: one for the methods, one for the bound, six to compare with
 ROWS_OF_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
 
-Identities = Annotated[int | None, typer.Option(help="How many people.")]
 PresetOrFile = Annotated[
     Path | None,
     typer.Option(
@@ -51,11 +50,9 @@ def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> S
 
 
 @command(
-    "hyperdreambooth.evaluate.config:EvaluateConfig",
-    adjust=_check_rows,
-    config_option=PresetOrFile,
-    identities=Identities,
-)
+    "hyperdreambooth.evaluate.config:EvaluateConfig", "identities",
+    adjust=_check_rows, config_option=PresetOrFile,
+)  # fmt: skip
 def evaluate(
     settings: Settings[EvaluateConfig],
     out: Annotated[Path, typer.Option(help="The folder for pictures, report.json, report.html and plots.")],
@@ -106,7 +103,7 @@ def _rendered(settings: Settings[EvaluateConfig], out: Path, adapter: Path | Non
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.files import InputError
 
-    if adapter is not None or not is_embedded(settings.loading.base):
+    if adapter is not None or not is_embedded(settings.base.base):
         raise InputError(
             "PHOTOS: expected a folder of photos with one sub-folder a person, got none; only the methods of "
             "the embedded base can be evaluated without photos"
@@ -157,7 +154,7 @@ def _protocol(
     from hyperdreambooth.evaluate.protocol import Protocol
     from hyperdreambooth.evaluate.scorers import load_scorers
 
-    own, base = settings.own, load(settings.loading)
+    own, base = settings.own, load(settings.base)
     makers = _makers(own, base, hypernet)
     if adapter is not None:
         makers = makers.with_adapter(open_adapter(adapter, base, hypernet))

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hyperdreambooth.apps.options import (
-    HypernetName,
-    Photos,
-    Rank,
-    Seed,
-    StepsOrAuto,
-    Weights,
-    as_recommended,
-    command,
-    must_exist,
-)
+from hyperdreambooth.apps.options import HypernetName, Photos, Weights, as_recommended, command, must_exist
 from hyperdreambooth.apps.report import Report, check_report
 from hyperdreambooth.apps.settings import GenerateConfig, NoConfig, Settings
 
@@ -25,10 +15,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
-
-Prompts = Annotated[
-    list[str] | None, typer.Option("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
-]
 
 
 @command("hyperdreambooth.apps.settings:NoConfig")
@@ -49,7 +35,7 @@ def predict(
     check_file(out)
     report, person = Report(settings), read_person(photos)
     with report.stage("load"):
-        personalizer = load_personalizer(settings.loading, hypernet)
+        personalizer = load_personalizer(settings.base, hypernet)
     with report.stage("predict"):
         adapter = personalizer.predict(person)
     adapter.save(out, form)
@@ -59,12 +45,8 @@ def predict(
 
 @command(
     "hyperdreambooth.apps.personalization:PersonalizeConfig",
-    adjust=as_recommended,
-    prompts=Prompts,
-    rank=Rank,
-    steps=StepsOrAuto,
-    seed=Seed,
-)
+    "prompts", "rank", "steps|auto", "seed", adjust=as_recommended,
+)  # fmt: skip
 def personalize(
     settings: Settings[PersonalizeConfig],
     photos: Photos,
@@ -81,7 +63,7 @@ def personalize(
     run_personalization(settings, read_person(photos), [], out, hypernet)
 
 
-@command("hyperdreambooth.apps.settings:GenerateConfig", seed=Seed)
+@command("hyperdreambooth.apps.settings:GenerateConfig", "seed")
 def generate(
     settings: Settings[GenerateConfig],
     prompt: Annotated[list[str], typer.Option(help="A prompt; [V] stands for the person; may be repeated.")],
@@ -105,7 +87,7 @@ def generate(
     report, own = Report(settings), settings.own
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
         worn = open_sum(adapter or [], weight or [], base, hypernet)
     with report.stage("generate"), Progress("generate", len(names)) as bar:
 

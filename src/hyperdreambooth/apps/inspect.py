@@ -35,7 +35,7 @@ def inspect(
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 
-    base = load(settings.loading)
+    base = load(settings.base)
     entries, adapter = _open(file, base, hypernet)
     if adapter is not None:
         norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
@@ -61,10 +61,15 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
     metadata = {"format": "lidb", **header} if header is not None else describe(file)
     entries = {"file": str(file), "bytes": file.stat().st_size, **metadata}
     here = f"{base.fingerprint} ({base.source})"
-    if (made_for := entries.get("base_fingerprint")) not in (None, "", base.fingerprint):
+    made_for = entries.get("base_fingerprint")
+    other = made_for not in (None, "", base.fingerprint)
+    if other and header is not None:
         return {**entries, "fits": f"no: made for base {made_for}, this base is {here}"}, None
+    fits = f"yes: base {here}" + (
+        f", but made for base {made_for}: the person may look different" if other else ""
+    )
     try:
-        return {**entries, "fits": f"yes: base {here}"}, open_adapter(file, base, hypernet)
+        return {**entries, "fits": fits}, open_adapter(file, base, hypernet)
     except InputError as error:
         if header is not None:
             raise

@@ -65,17 +65,6 @@ Device: TypeAlias = Annotated[str | None, Flag(help="auto, cpu, cuda or mps.")]
 HypernetName: TypeAlias = Annotated[
     str | None, Flag(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
 ]
-Seed: TypeAlias = Annotated[int | None, Flag(help="The seed of all random numbers.")]
-Rank: TypeAlias = Annotated[int | None, Flag(help="The rank of the LoRA.")]
-Steps: TypeAlias = Annotated[int | None, Flag(help="Training steps.")]
-StepsOrAuto: TypeAlias = Annotated[
-    str | None,
-    Flag(
-        help="Training steps; auto stops when the loss stops falling.",
-        parser=steps_or_auto,
-        metavar="INTEGER|auto",
-    ),
-]
 Photos: TypeAlias = Annotated[
     list[Path], typer.Argument(help="Photos of one person: files or folders.", parser=named_path)
 ]
@@ -87,15 +76,40 @@ Weights: TypeAlias = Annotated[
 ]
 Workers: TypeAlias = Annotated[int | None, Flag(min=1, help="Worker processes [one a core].")]
 
+FLAGS: Mapping[str, Any] = {
+    "base": BaseName,
+    "device": Device,
+    "rank": Annotated[int | None, Flag(help="The rank of the LoRA.")],
+    "seed": Annotated[int | None, Flag(help="The seed of all random numbers.")],
+    "steps": Annotated[int | None, Flag(help="Training steps.")],
+    "steps|auto": Annotated[
+        str | None,
+        Flag(help="Training steps; auto stops when the loss stops falling.", parser=steps_or_auto,
+             metavar="INTEGER|auto"),
+    ],
+    "method": Annotated[str | None, Flag(help="lidb, lora, full or textual-inversion.")],
+    "prompts": Annotated[
+        list[str] | None, Flag("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
+    ],
+    "identities": Annotated[int | None, Flag(help="How many people.")],
+    "photos": Annotated[int | None, Flag(help="How many photos of each person.")],
+    "split": Annotated[str | None, Flag(help="base, train, val or test.")],
+    "size": Annotated[int | None, Flag(help="The side of the crops in pixels [512].")],
+    "detector": Annotated[Path | None, Flag(help="The ONNX file of YuNet [downloaded once].")],
+    "already_cropped": Annotated[
+        bool | None, Flag("--already-cropped", help="Skip face detection and take the centre square.")
+    ],
+}  # fmt: skip
+"""Key of a config → the flag that sets it. What follows a bar tells apart two flags of one key."""
+
 
 def command(
     config: str,
-    *,
+    *flags: str,
     name: str | None = None,
     adjust: Adjust | None = None,
     on_base: bool = True,
     config_option: Any = ConfigFile,
-    **flags: Any,
 ) -> Callable[[Function], Function]:
     """Makes a command of a function `f(settings, **own)`.
 
@@ -104,21 +118,20 @@ def command(
     Args:
         config: `package.module:Class` of the command's config. It is imported when the command runs, because
             configs import torch and `--help` must not.
+        flags: the keys of the config that have flags, as `FLAGS` names them.
         name: the command's name in reports, if it is not the function's.
         adjust: `(settings, own) → settings`, called before `--dry-run` prints them.
         on_base: whether the command loads a base, and so has `--base` and `--device`.
         config_option: the type of the `--config` option.
-        flags: key of the config → the type of the flag that sets it.
     """
-    if on_base:
-        flags |= {"base": BaseName, "device": Device}
+    kinds = {key.partition("|")[0]: FLAGS[key] for key in (*flags, *(("base", "device") if on_base else ()))}
 
     def decorate(function: Function) -> Function:
         _, *parameters = inspect.signature(function).parameters.values()
         # annotations are text here; that of `settings` names classes which only type checkers import
         own = {p.name: p.replace(annotation=eval(p.annotation, function.__globals__)) for p in parameters}
         optional = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
-        shared = {key: optional(key, annotation=kind) for key, kind in flags.items()}
+        shared = {key: optional(key, annotation=kind) for key, kind in kinds.items()}
         shared |= {"hypernet": own.pop("hypernet")} if "hypernet" in own else {}
         shared |= {
             "config_file": optional("config_file", annotation=config_option),
@@ -128,7 +141,7 @@ def command(
 
         def run(config_file: Path | None, sets: list[str] | None, dry_run: bool, **given: Any) -> None:
             began = time.perf_counter()
-            chosen = {key: value for key in flags if (value := given.pop(key)) != []}
+            chosen = {key: value for key in kinds if (value := given.pop(key)) != []}
             model = resolve_name(config)
             settings = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
             settings = replace(adjust(settings, given) if adjust else settings, began=began)
@@ -152,6 +165,6 @@ def as_recommended(settings: Settings[Any], own: Mapping[str, Any]) -> Settings[
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_info
 
     hypernet = own["hypernet"]
-    if hypernet is None and not is_embedded(settings.loading.base):
+    if hypernet is None and not is_embedded(settings.base.base):
         return settings  # an adapter from elsewhere, for which nobody recommends anything
     return replace(settings, own=settings.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))

@@ -88,8 +88,9 @@ def save_person(
     files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}
     if photo.caption:
         files["caption"] = "photo.txt"
+    totalled = {**seconds, "total": seconds.get("total", sum(seconds.values()))}
     report: dict[str, Any] = {
-        "seconds": {stage: round(value, 3) for stage, value in _with_total(seconds).items()},
+        "seconds": {stage: round(value, 3) for stage, value in totalled.items()},
         "scores": dict(scores),
         "files": files,
         "steps": int(adapter.metadata.get("steps", 0)),
@@ -110,7 +111,3 @@ def save_person(
         (part / "README.md").write_text(adapter.card("picture.png", base.class_word), encoding="utf-8")
         write_json(part / "report.json", report)
     return report
-
-
-def _with_total(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {**seconds, "total": seconds.get("total", sum(seconds.values()))}

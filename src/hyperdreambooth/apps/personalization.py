@@ -66,7 +66,7 @@ def run_personalization(
     """
     check_out(out)
     own = settings.own
-    personalizer = load_personalizer(settings.loading, hypernet)
+    personalizer = load_personalizer(settings.base, hypernet)
     personalizer.seconds["load"] = time.perf_counter() - settings.began  # with the imports
     base = personalizer.base
     prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]

@@ -17,21 +17,8 @@ if TYPE_CHECKING:
 
 NAMED = 5  # dropped photos that are named on the terminal; the report names all
 
-AlreadyCropped = Annotated[
-    bool | None,
-    typer.Option("--already-cropped", help="Skip face detection and take the centre square."),
-]
-Size = Annotated[int | None, typer.Option(help="The side of the crops in pixels [512].")]
-Detector = Annotated[Path | None, typer.Option(help="The ONNX file of YuNet [downloaded once].")]
 
-
-@command(
-    "hyperdreambooth.faces.config:PrepareConfig",
-    on_base=False,
-    already_cropped=AlreadyCropped,
-    size=Size,
-    detector=Detector,
-)
+@command("hyperdreambooth.faces.config:PrepareConfig", "already_cropped", "size", "detector", on_base=False)
 def prepare(
     settings: Settings[PrepareConfig],
     photos: Annotated[

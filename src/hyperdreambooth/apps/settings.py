@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 
 Own = TypeVar("Own", bound=BaseModel)
 
@@ -22,13 +22,11 @@ TABLES = (
 """Commands that may have a table in a config file, so that one file holds a whole recipe."""
 
 
-class BaseConfig(BaseModel):
+class BaseConfig(BaseModel, extra="forbid"):
     """Which base a command works on and how it is loaded, in the words of `load_base`.
 
     Every command that loads a base accepts these keys.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     base: str | None = None
     device: str = "auto"
@@ -39,19 +37,17 @@ class BaseConfig(BaseModel):
     leave_out: tuple[str, ...] = ()
     trigger: str | None = None
     class_word: str | None = None
-    resolution: int | None = Field(None, ge=8)
+    resolution: int | None = Field(default=None, ge=8)
     add_sites: str | None = None
     skip_sites: str | None = None
     offload: bool = False
 
 
-class NoConfig(BaseModel):
+class NoConfig(BaseModel, extra="forbid"):
     """The config of a command that has no settings of its own."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class RelaxConfig(BaseModel):
+class RelaxConfig(BaseModel, extra="forbid"):
     """The config of `relax`.
 
     Attributes:
@@ -59,13 +55,11 @@ class RelaxConfig(BaseModel):
         seed: the seed of the rows that are added.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     rank: int = Field(4, ge=1)
     seed: int = 0
 
 
-class GenerateConfig(BaseModel):
+class GenerateConfig(BaseModel, extra="forbid"):
     """The config of `generate`.
 
     Attributes:
@@ -77,8 +71,6 @@ class GenerateConfig(BaseModel):
         size: the side of the images in pixels; None for the base's own.
         batch: images generated together.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int = 0
     steps: int = Field(25, ge=1)
@@ -96,25 +88,21 @@ class Settings(Generic[Own]):
     Attributes:
         command: the command's name.
         own: the command's own config.
-        base: how the base is loaded; None for a command that loads none.
+        base: how the base is loaded.
+        on_base: whether the command loads a base at all.
         began: when the command began, by `time.perf_counter`.
     """
 
     command: str
     own: Own
-    base: BaseConfig | None = None
+    base: BaseConfig = field(default_factory=BaseConfig)
+    on_base: bool = True
     began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def loading(self) -> BaseConfig:
-        """How the base is loaded, for the commands that load one."""
-        assert self.base is not None
-        return self.base
 
     def flat(self) -> dict[str, Any]:
         """Returns one flat table, as `--dry-run` prints it and `--config` reads it."""
         return {
-            **(self.base.model_dump(mode="json") if self.base else {}),
+            **(self.base.model_dump(mode="json") if self.on_base else {}),
             **self.own.model_dump(mode="json"),
         }
 
@@ -157,7 +145,7 @@ def resolve(
     given = merged.model_dump(exclude_unset=True)
     own = model(**{key: value for key, value in given.items() if key in model.model_fields})
     base = BaseConfig(**{key: value for key, value in given.items() if key in BaseConfig.model_fields})
-    return Settings(command, own, base if on_base else None)
+    return Settings(command, own, base, on_base)
 
 
 def _flatten(command: str, model: type[BaseModel], on_base: bool, data: Mapping[str, Any]) -> dict[str, Any]:

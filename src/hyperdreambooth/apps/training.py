@@ -14,10 +14,6 @@ from hyperdreambooth.apps.options import (
     HypernetName,
     People,
     Photos,
-    Rank,
-    Seed,
-    Steps,
-    StepsOrAuto,
     as_recommended,
     command,
     must_exist,
@@ -31,12 +27,8 @@ if TYPE_CHECKING:
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.preopt.bank_training import PreoptConfig
 
-Method = Annotated[str | None, typer.Option(help="lidb, lora, full or textual-inversion.")]
 
-
-@command(
-    "hyperdreambooth.finetune.config:DreamboothConfig", method=Method, rank=Rank, steps=StepsOrAuto, seed=Seed
-)
+@command("hyperdreambooth.finetune.config:DreamboothConfig", "method", "rank", "steps|auto", "seed")
 def dreambooth(
     settings: Settings[DreamboothConfig],
     photos: Photos,
@@ -57,7 +49,7 @@ def dreambooth(
     check_run(out)
     report, person = Report(settings), read_person(photos)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
     with report.stage("train"):
         trained = run(base, person, out, settings.own)
     files = save_trained(trained, out, base)
@@ -66,9 +58,7 @@ def dreambooth(
     print_files(out, files)
 
 
-@command(
-    "hyperdreambooth.finetune.config:FinetuneConfig", adjust=as_recommended, rank=Rank, steps=StepsOrAuto
-)
+@command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)
 def finetune(
     settings: Settings[FinetuneConfig],
     file: Annotated[Path, typer.Argument(help="The adapter to start from, usually a prediction.")],
@@ -90,7 +80,7 @@ def finetune(
     check_file(out)
     report, person = Report(settings), read_person(photo)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
         adapter = open_adapter(file, base, hypernet)
         # captions use the trigger of the adapter's file
         base = base.with_words(adapter.trigger or base.trigger, base.class_word)
@@ -112,7 +102,7 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-@command("hyperdreambooth.preopt.bank_training:PreoptConfig", steps=Steps, seed=Seed)
+@command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
 def preoptimize(
     settings: Settings[PreoptConfig],
     photos: People,
@@ -124,7 +114,7 @@ def preoptimize(
 
     report = Report(settings)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
     with report.stage("train"):
         bank = run(base, photos, out, settings.own)
     report.write(out, identities=len(bank.identities), numbers=bank.layout.size)
@@ -139,7 +129,7 @@ def _check_finetune(settings: Settings[HypernetConfig], _own: Mapping[str, Any])
     return settings
 
 
-@command("hyperdreambooth.hypernet.config:HypernetConfig", adjust=_check_finetune, steps=Steps, seed=Seed)
+@command("hyperdreambooth.hypernet.config:HypernetConfig", "steps", "seed", adjust=_check_finetune)
 def train(
     settings: Settings[HypernetConfig],
     photos: People,
@@ -157,7 +147,7 @@ def train(
 
     report = Report(settings)
     with report.stage("load"):
-        base = load(settings.loading)
+        base = load(settings.base)
         sample, score = validation(base)
     with report.stage("train"):
         train_hypernet(base, photos, out, settings.own, bank, sample=sample, score=score)
