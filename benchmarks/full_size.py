@@ -37,7 +37,7 @@ from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune_adapter
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb, save_lidb
@@ -275,7 +275,7 @@ def person(name: str, folder: Path) -> dict[str, Any]:
         if task == "finetune":
             made = finetune_adapter(base, adapter, photos, config)
         else:
-            generate(base, ["a photo of a [V] person"], [made], steps=25)
+            generate_images(base, ["a photo of a [V] person"], made, steps=25)
         torch.cuda.synchronize()
         figures[f"{task}_seconds"] = round(time.perf_counter() - began, 2)
         gib[f"{task}, peak"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

@@ -45,7 +45,8 @@ def main(photo: Path | None, out: Path, steps: int | None = None, draw_steps: in
     adapter.save(out / "pytorch_lora_weights.safetensors")
 
     # The same prompts from the same noise, by the bare base, the prediction and the finished LoRA.
-    rows = me.stages(PROMPTS, prediction, adapter, steps=draw_steps)
+    stages = {"base": None, "prediction": prediction, "finetuned": adapter}
+    rows = {name: me.generate(PROMPTS, worn, steps=draw_steps) for name, worn in stages.items()}
 
     # Any diffusion tool loads the file. Plain diffusers needs the trigger in place of [V].
     pipe = DiffusionPipeline.from_pretrained(EMBEDDED)

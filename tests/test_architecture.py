@@ -56,9 +56,10 @@ def test_importing_the_package_and_the_command_line_loads_nothing_heavy() -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_at_most_fifteen_public_names_and_all_are_there() -> None:
+def test_few_names_are_public_and_all_are_there() -> None:
+    """Functions and the types that they take: the surface closes over itself (test_api.py)."""
     names = [name for name in dir(hyperdreambooth) if not name.startswith("_")]
-    assert len(names) <= 15
+    assert len(names) <= 20
     assert all(getattr(hyperdreambooth, name).__name__ == name for name in names)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = hyperdreambooth.nonsense

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.adapter import read_adapter
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
@@ -21,7 +21,7 @@ def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, distance = load_base(device="cpu"), example["distance"]
     learned = load_hypernet(EMBEDDED_HYPERNET).basis
     read, prediction = (
-        load_adapter(tmp_path / name, base.sites, base.fingerprint, lambda _: learned)
+        read_adapter(tmp_path / name, base.sites, base.fingerprint, lambda _: learned)
         for name in ("pytorch_lora_weights.safetensors", "prediction.safetensors")
     )
     assert (read.kind, prediction.kind, made.rank) == ("lora", "lidb", 4)

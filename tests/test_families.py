@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import eyes
 import pipelines
-from hyperdreambooth.adapter import Adapter, load_adapter
+from hyperdreambooth.adapter import Adapter, read_adapter
 from hyperdreambooth.apps import cli
 from hyperdreambooth.apps.person_folder import FILES
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
@@ -27,7 +27,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
 from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.inject import wear
@@ -36,6 +36,7 @@ from hyperdreambooth.personalize import Personalizer
 from hyperdreambooth.preopt.bank_training import PreoptConfig, preoptimize
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.training.trainable import each
 
 PROMPT = "a photo of a [V] face"
 
@@ -159,12 +160,12 @@ def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path:
     photo = micro_photos / "person-0" / "0.png"
     prediction = me.predict(photo)
     prediction.save(tmp_path / "person.lidb.safetensors", "lidb")
-    again = load_adapter(tmp_path / "person.lidb.safetensors", base.sites, base.fingerprint)
+    again = read_adapter(tmp_path / "person.lidb.safetensors", base.sites, base.fingerprint)
     relaxed = again.relax(2)
     tuned = finetune_adapter(
         base, relaxed, read_person([photo]), FinetuneConfig(rank=2, steps=3, lr=1e-2, batch=2)
     )
-    whole = me.personalize(photo, rank=2, steps=3, lr=1e-2, batch=2)
+    whole = me.personalize(photo, rank=2, steps=3, config=FinetuneConfig(lr=1e-2, batch=2))
     for site, (down, up) in whole.factors.items():
         torch.testing.assert_close(up @ down, tuned.factors[site][1] @ tuned.factors[site][0])
     check_export(base, folder, whole, tmp_path)
@@ -173,8 +174,8 @@ def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path:
 def check_export(base: Base, folder: Path, adapter: Adapter, place: Path) -> None:
     """The written LoRA in plain diffusers gives the live model's picture."""
     strong = Adapter({s: (d, u * 20) for s, (d, u) in adapter.factors.items()}, "sks", base.fingerprint, "x")
-    strong.save(place / "pytorch_lora_weights.safetensors", "diffusers", base.resolution)
-    live = generate(base, [PROMPT], [strong], steps=2, guidance=2.0)
+    strong.save(place / "pytorch_lora_weights.safetensors", "diffusers")
+    live = generate_images(base, [PROMPT], strong, steps=2, guidance=2.0)
     plain: Any = DiffusionPipeline.from_pretrained(folder, **absent(base))
     plain.set_progress_bar_config(disable=True)
     plain.load_lora_weights(place, weight_name="pytorch_lora_weights.safetensors")
@@ -182,7 +183,7 @@ def check_export(base: Base, folder: Path, adapter: Adapter, place: Path) -> Non
     options = {"num_inference_steps": 2, "height": 32, "width": 32}
     theirs = plain(**told, **options, generator=rng(0, "generate", PROMPT, 0)).images
     assert worst(live, theirs) <= 1
-    assert worst(live, generate(base, [PROMPT], steps=2, guidance=2.0)) > 1
+    assert worst(live, generate_images(base, [PROMPT], steps=2, guidance=2.0)) > 1
 
 
 def absent(base: Base) -> dict[str, None]:
@@ -210,19 +211,17 @@ def test_the_loss_of_one_person_falls(base: Base, micro_photos: Path, tmp_path: 
 
 @pytest.mark.parametrize("negative", [None, "a hat"])
 def test_a_batch_of_different_people_is_one_by_one(base: Base, negative: str | None) -> None:
-    factors, prompts = people(base, 2), [PROMPT, "a [V] face wearing a hat"]
+    two, prompts = each(people(base, 2)), [PROMPT, "a [V] face wearing a hat"]
+    worn = [Adapter(factors, "sks", base.fingerprint, base.source) for factors in two]
     options: dict[str, Any] = {"steps": 2, "guidance": 3.0, "negative": negative}
-    together = generate(base, prompts, per_prompt=factors, images=2, batch=4, **options)
+    together = generate_images(base, prompts, worn, images=2, batch=4, **options)
     alone = [
         picture
-        for k, prompt in enumerate(prompts)
-        for picture in generate(
-            base, [prompt], per_prompt={s: (d[[k]], u[[k]]) for s, (d, u) in factors.items()}, images=2,
-            **options,
-        )
-    ]  # fmt: skip
+        for person, prompt in zip(worn, prompts, strict=True)
+        for picture in generate_images(base, prompt, person, images=2, **options)
+    ]
     assert worst(together, alone) <= 1
-    assert worst(together, generate(base, prompts, images=2, **options)) > 5
+    assert worst(together, generate_images(base, prompts, images=2, **options)) > 5
 
 
 def test_sparing_memory_changes_nothing(base: Base, folder: Path, micro_photos: Path) -> None:

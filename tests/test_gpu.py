@@ -18,7 +18,7 @@ from hyperdreambooth.faces.dataset import read_faces, read_person
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune_adapter
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.relax import fresh
@@ -62,12 +62,12 @@ def test_a_finetune_and_its_pictures(bases: dict[str, Base], micro_photos: Path)
     assert_close({d: {k: (up @ down)[0] for k, (down, up) in p.factors.items()} for d, p in people.items()})
     drawn = {
         device: np.asarray(
-            generate(base, ["a photo of a [V] face"], [people[device]], steps=5)[0], np.float32
+            generate_images(base, ["a photo of a [V] face"], people[device], steps=5)[0], np.float32
         )
         for device, base in bases.items()
     }
     assert np.abs(drawn["cpu"] - drawn["cuda"]).mean() < 1
-    bare = np.asarray(generate(bases["cuda"], ["a photo of a [V] face"], steps=5)[0], np.float32)
+    bare = np.asarray(generate_images(bases["cuda"], ["a photo of a [V] face"], steps=5)[0], np.float32)
     assert np.abs(drawn["cuda"] - bare).mean() > 1
 
 

@@ -15,12 +15,16 @@ from PIL import Image
 
 import micro
 from hyperdreambooth import personalize as module
-from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.adapter import read_adapter
+from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import FILES, check_out, save_person
+from hyperdreambooth.apps.settings import BaseConfig
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
+from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.dataset import read_person
 from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
+from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.lora.formats.card import licence_of
 from hyperdreambooth.personalize import Personalizer
@@ -68,10 +72,12 @@ def test_personalize_is_predict_relax_finetune(me: Personalizer, micro_photos: P
         relaxed_down, relaxed_up = untrained.factors[name]
         torch.testing.assert_close(relaxed_up @ relaxed_down, up @ down, atol=1e-5, rtol=1e-4)
     for way in ("complement", "side_by_side"):
-        trained = me.personalize(photo, rank=3, steps=2, way=way, prediction=prediction, batch=2)
+        config = load_config(FinetuneConfig, way=way, batch=2)
+        trained = me.personalize(photo, rank=3, steps=2, config=config, prediction=prediction)
         assert (trained.rank, trained.kind, trained.trigger) == (3, "lora", "sks")
         assert trained.metadata["steps"] == "2"
-    me.personalize(photo, rank=2, steps=1, prediction=prediction, prior_weight=0.5, prior_images=1)
+    prior = FinetuneConfig(prior_weight=0.5, prior_images=1)
+    me.personalize(photo, rank=2, steps=1, prediction=prediction, config=prior)
     images = me.generate(["a [V] face"], adapter=untrained, steps=1)
     assert [image.size for image in images] == [(32, 32)]
     assert set(me.seconds) == {"load", "predict", "relax", "finetune", "generate"}
@@ -82,16 +88,14 @@ def test_the_hypernetwork_says_how_to_finetune_and_the_user_has_the_last_word(
     me: Personalizer, micro_photos: Path
 ) -> None:
     photo = micro_photos / "person-0" / "0.png"
-    plain = me.personalize(photo, rank=3, steps=2, lr=5e-3, batch=1)
+    plain = me.personalize(photo, rank=3, steps=2, config=FinetuneConfig(lr=5e-3, batch=1))
     me.predictor.info.finetune.update(rank=3, steps=2, lr=5e-3, batch=1)
-    recommended, other = me.personalize(photo), me.personalize(photo, rank=2, lr=1e-3)
+    recommended, other = me.personalize(photo), me.personalize(photo, rank=2, config=FinetuneConfig(lr=1e-3))
     assert recommended.metadata == plain.metadata
     for name, (down, up) in plain.factors.items():
         assert torch.equal(recommended.factors[name][0], down)
         assert torch.equal(recommended.factors[name][1], up)
     assert (other.rank, other.metadata["steps"]) == (2, "2")
-    with pytest.raises(InputError, match=r"unknown key 'step' .*did you mean 'steps'"):
-        me.personalize(photo, step=3)
     me.predictor.info.finetune.update(nonsense=1)
     with pytest.raises(InputError, match="unknown key 'nonsense'"):
         me.personalize(photo)
@@ -109,12 +113,9 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
     photo, prompts = micro_photos / "person-0" / "0.png", ["a [V] face", "a [V] face smiling"]
     prediction = me.predict(photo)
     adapter = me.personalize(photo, rank=2, steps=1, prediction=prediction)
-    rows = me.stages(prompts, prediction, adapter, steps=1)
-    assert {name: len(images) for name, images in rows.items()} == {
-        "base": 2,
-        "prediction": 2,
-        "finetuned": 2,
-    }
+    stages = {"base": None, "prediction": prediction, "finetuned": adapter}
+    rows = {name: me.generate(prompts, worn, steps=1) for name, worn in stages.items()}
+    assert [len(images) for images in rows.values()] == [2, 2, 2]
     scores = {"identity": {name: None for name in rows}, "prompt": {name: 0.5 for name in rows}}
 
     def write(picture: Image.Image) -> dict[str, object]:
@@ -142,10 +143,10 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
     }
     assert read_person([tmp_path / "out" / "photo.png"])[0].caption == "a [V] face, smiling"
     assert (report["steps"], report["rank"], report["trigger"], report["scores"]) == (1, 2, "sks", scores)
-    stages = {"load", "predict", "relax", "finetune", "generate", "total"}
-    assert stages == set(report["seconds"])  # type: ignore[call-overload]
+    timed = {"load", "predict", "relax", "finetune", "generate", "total"}
+    assert timed == set(report["seconds"])  # type: ignore[call-overload]
     for form, name in FILES.items():
-        read = load_adapter(tmp_path / "out" / name, me.base.sites, me.base.fingerprint)
+        read = read_adapter(tmp_path / "out" / name, me.base.sites, me.base.fingerprint)
         wanted = prediction if form == "lidb" else adapter
         for site, (down, up) in wanted.factors.items():
             torch.testing.assert_close(read.factors[site][1] @ read.factors[site][0], up @ down)
@@ -245,11 +246,12 @@ def test_what_does_not_belong_together_is_refused(
         Personalizer.from_pretrained(far, tmp_path / "nowhere", device="cpu")
     for word in ({"trigger": "zzz"}, {"class_word": "man"}):
         with pytest.raises(InputError, match=r"the hypernetwork was trained with '(sks|face)', got"):
-            Personalizer.from_pretrained(far, hypernet, device="cpu", **word)
-    Personalizer.from_pretrained(micro_dir, hypernet, device="cpu", trigger="sks", class_word="face")
+            load_personalizer(BaseConfig(base=str(far), device="cpu", **word), str(hypernet))
+    own = BaseConfig(base=str(micro_dir), device="cpu", trigger="sks", class_word="face")
+    side_by_side = FinetuneConfig(way="side_by_side")
     with pytest.raises(InputError, match="rank 5000: expected 1 to"):
-        Personalizer.from_pretrained(micro_dir, hypernet, device="cpu").personalize(
-            micro_photos / "person-0", rank=5000, way="side_by_side"
+        load_personalizer(own, str(hypernet)).personalize(
+            micro_photos / "person-0", rank=5000, config=side_by_side
         )
     predictor = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu").predictor
     with pytest.raises(InputError, match="0000000000000000"):
@@ -260,7 +262,7 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(InputError, match="no photo"):
         me.personalize([])
     with pytest.raises(InputError, match="rank"):
-        me.personalize(micro_photos / "person-0", rank=1, way="side_by_side")
+        me.personalize(micro_photos / "person-0", rank=1, config=side_by_side)
 
 
 def test_nothing_given_means_the_embedded_pack(
@@ -272,5 +274,4 @@ def test_nothing_given_means_the_embedded_pack(
     assert me.base.source == EMBEDDED_NAME
     assert Personalizer.from_pretrained(micro_dir, device="cpu").base.source == EMBEDDED_NAME
     photo = micro_photos / "person-0" / "0.png"
-    assert module.predict(photo, device="cpu").rank == 1
-    assert module.personalize(photo, rank=2, steps=1, device="cpu").rank == 2
+    assert me.predict(photo).rank == 1 and me.personalize(photo, rank=2, steps=1).rank == 2

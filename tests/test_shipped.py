@@ -10,12 +10,12 @@ import pytest
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from typer.testing import CliRunner
 
-from hyperdreambooth.adapter import load_adapter
+from hyperdreambooth.adapter import read_adapter
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.apps.person_folder import FILES
 from hyperdreambooth.base.load import EMBEDDED, load_base
 from hyperdreambooth.files import read_json
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.predictor import load_hypernet
 from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
@@ -88,12 +88,12 @@ def test_the_demo_reports_what_it_promises(demo: Path) -> None:
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_plain_diffusers_draws_what_the_live_model_draws(demo: Path, form: str) -> None:
     base = load_base(device="cpu")
-    adapter = load_adapter(demo / FILES[form], base.sites, base.fingerprint)  # type: ignore[index]
-    live = np.asarray(generate(base, [PROMPT], [adapter], seed=3, steps=4)[0], dtype=float)
-    bare = np.asarray(generate(base, [PROMPT], seed=3, steps=4)[0], dtype=float)
+    adapter = read_adapter(demo / FILES[form], base.sites, base.fingerprint)  # type: ignore[index]
+    live = np.asarray(generate_images(base, [PROMPT], adapter, seed=3, steps=4)[0], dtype=float)
+    bare = np.asarray(generate_images(base, [PROMPT], seed=3, steps=4)[0], dtype=float)
 
     plain = load_base(device="cpu")
     plain.pipe.load_lora_weights(demo, weight_name=FILES[form])  # type: ignore[index]
-    theirs = np.asarray(generate(plain, [PROMPT], seed=3, steps=4)[0], dtype=float)
+    theirs = np.asarray(generate_images(plain, [PROMPT], seed=3, steps=4)[0], dtype=float)
     assert np.abs(theirs - live).max() <= 1
     assert np.abs(theirs - bare).max() > 1

@@ -19,11 +19,7 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def fetch_file(repo_id: str, file: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """One file of a repository, from the hub or from its cache on this machine.
-
-    Raises:
-        InputError: no such repository, file or revision, or the hub cannot be reached.
-    """
+    """Fetches one file of a repository, from the hub or from its cache on this machine."""
     with _one_line(repo_id, f"{file} of {repo_id}"):
         return Path(hf_hub_download(repo_id, file, revision=revision, token=token))
 
@@ -31,11 +27,7 @@ def fetch_file(repo_id: str, file: str, *, revision: str | None = None, token: s
 def fetch_folder(
     repo_id: str, patterns: Sequence[str], *, revision: str | None = None, token: str | None = None
 ) -> Path:
-    """The files of a repository whose names match one of the patterns, as a folder.
-
-    Raises:
-        InputError: no such repository or revision, or the hub cannot be reached.
-    """
+    """Fetches the files of a repository whose names match one of the patterns; returns their folder."""
     with _one_line(repo_id, repo_id):
         return Path(snapshot_download(repo_id, allow_patterns=[*patterns], revision=revision, token=token))
 
@@ -49,21 +41,11 @@ def push_folder(
     revision: str | None = None,
     message: str,
 ) -> str:
-    """Uploads a folder to a model repository, which is made where there is none.
-
-    Args:
-        folder: all files in it are uploaded.
-        repo_id: `owner/name`.
-        private: whether a new repository is private; None for the owner's default.
-        token: of the hub; None for the one that is logged in.
-        revision: the branch; None for `main`.
-        message: of the commit.
-
-    Returns:
-        The address of the commit.
+    """Uploads a folder to a model repository, which is made where there is none; returns the commit's
+    address.
 
     Raises:
-        InputError: a bad name, no permission, or the hub cannot be reached.
+        InputError: a bad name, no permission, or the hub cannot be reached, as in the other functions here.
     """
     with _one_line(repo_id, repo_id):
         api = HfApi(token=token)

@@ -20,7 +20,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.finetune.fast import finetune_adapter
 from hyperdreambooth.generate import Drawn, generate_images, wearing
-from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, Predictor, load_hypernet
+from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, Predictor, hypernet_folder, load_hypernet
 from hyperdreambooth.lidb.basis import Basis
 
 
@@ -81,11 +81,9 @@ class Personalizer:
             raise InputError(
                 f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
             )
+        folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET, hypernet_revision, token)
         loaded = load_base(base, device, dtype, revision=revision, token=token)
-        network = load_hypernet(
-            hypernet or EMBEDDED_HYPERNET, loaded.device, revision=hypernet_revision, token=token
-        )
-        made = cls(loaded, network)
+        made = cls(loaded, load_hypernet(folder, loaded.device))
         made.seconds["load"] = time.perf_counter() - began
         return made
 
@@ -166,25 +164,10 @@ class Personalizer:
         batch: int = 8,
         drawn: Drawn | None = None,
     ) -> list[Image.Image]:
-        """Draws pictures; arguments and result are those of `generate_images`.
+        """Draws a list of pictures; `generate_images` describes every argument.
 
-        Args:
-            prompts: one or several; `[V]` stands for the person.
-            adapter: the person, or one for each prompt; None for the bare base.
-            seed: of all pictures, or one for each prompt.
-            steps: denoising steps.
-            guidance: scale of classifier-free guidance; 1 or less for none.
-            images: pictures of each prompt.
-            negative: what the pictures should not show.
-            size: side in pixels; None for the base's own.
-            batch: pictures drawn together.
-            drawn: called with the place of every picture, and the picture, as soon as it is drawn.
-
-        Returns:
-            `len(prompts) * images` pictures, prompt by prompt.
-
-        Raises:
-            InputError: an adapter that the base cannot wear, or arguments that do not fit together.
+        In a prompt, `[V]` stands for the person. One prompt gives one picture, several give one each;
+        `adapter` is the person, or a list with a person for each prompt, or None for the bare base.
         """
         with self._stage("generate"):
             return generate_images(
@@ -251,23 +234,14 @@ class Personalizer:
         private: bool | None = None,
         token: str | None = None,
         revision: str | None = None,
-        commit_message: str = "Upload a hypernetwork",
     ) -> str:
-        """Uploads the hypernetwork, so that others can name it as `hypernet=repo_id`.
+        """Uploads the hypernetwork as `Predictor.push_to_hub` does, so that others name it as
+        `hypernet=repo_id`.
 
         Args:
             repo_id: `owner/name`; the repository is made where there is none.
             private: whether a new repository is private; None for the owner's default.
             token: of the hub; None for the one that is logged in.
             revision: the branch; None for `main`.
-            commit_message: of the commit.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            InputError: a bad name, no permission, or the hub cannot be reached.
         """
-        return self.predictor.push_to_hub(
-            repo_id, private=private, token=token, revision=revision, commit_message=commit_message
-        )
+        return self.predictor.push_to_hub(repo_id, private=private, token=token, revision=revision)

@@ -20,7 +20,7 @@ from hyperdreambooth.finetune.config import DreamboothConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
 from hyperdreambooth.finetune.whole import Whole
 from hyperdreambooth.finetune.word import TOKEN, Word
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.training import loop
 from hyperdreambooth.training.loop import step_losses
 from hyperdreambooth.training.plateau import EVERY, SHARE, WINDOW, Plateau
@@ -71,14 +71,14 @@ def test_full_dreambooth_fits_the_photo_and_gives_the_base_back(
     parts = {name.split(".")[0] for name in made.weights}
     assert parts == ({"unet", "text_encoder"} if text_encoder else {"unet"})
     with made.worn(micro_base):
-        tuned, picture = loss(micro_base, person[:1]), generate(micro_base, ["a [V] face"], steps=2)[0]
+        tuned, picture = loss(micro_base, person[:1]), generate_images(micro_base, ["a [V] face"], steps=2)[0]
     assert tuned < 0.9 * bare
     assert same(before, weights(micro_base))
     made.save(tmp_path / "pipeline", micro_base)
     reloaded = load_base(tmp_path / "pipeline", device="cpu")
     assert loss(reloaded, person[:1]) == pytest.approx(tuned, abs=1e-6)
     assert (reloaded.trigger, reloaded.class_word) == ("sks", "face")
-    again = generate(reloaded, ["a [V] face"], steps=2)[0]
+    again = generate_images(reloaded, ["a [V] face"], steps=2)[0]
     assert np.abs(np.asarray(again, int) - np.asarray(picture, int)).max() <= 1
 
 
@@ -122,15 +122,15 @@ def test_a_word_loads_in_plain_diffusers_and_draws_the_same(
     bare = loss(micro_base, person[:1])
     with word.worn(micro_base):
         assert loss(micro_base, person[:1]) < bare
-        ours = generate(micro_base, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
+        ours = generate_images(micro_base, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
     word.save(tmp_path / "learned_embeds.safetensors")
     pipe = StableDiffusionPipeline.from_pretrained(micro_dir)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_textual_inversion(str(tmp_path), weight_name="learned_embeds.safetensors")
     other = replace(load_base(micro_dir, device="cpu"), pipe=pipe, trigger=TOKEN)
-    theirs = generate(other, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
+    theirs = generate_images(other, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
-    without = generate(micro_base, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
+    without = generate_images(micro_base, ["a photo of a [V] face, smiling"], seed=3, steps=2)[0]
     assert np.abs(np.asarray(ours, int) - np.asarray(without, int)).max() > 1
 
 

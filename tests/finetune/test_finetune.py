@@ -20,7 +20,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth, dreambooth_many
 from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
-from hyperdreambooth.generate import generate
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout
@@ -99,7 +99,9 @@ def test_no_steps_change_nothing(
     assert relaxed.rank == 3
     assert relaxed.kind == "lora"
     assert_same_delta(prediction.factors, relaxed.factors)
-    before, after = (generate(micro_base, ["a [V] face"], [a], steps=2)[0] for a in (prediction, relaxed))
+    before, after = (
+        generate_images(micro_base, ["a [V] face"], a, steps=2)[0] for a in (prediction, relaxed)
+    )
     worst = torch.tensor([a - b for a, b in zip(before.tobytes(), after.tobytes(), strict=True)]).abs().max()
     assert worst <= 1
 
@@ -289,7 +291,7 @@ def test_layers_beyond_the_bases_own_sites_are_trained_and_convolutions_refused(
 def test_what_does_not_fit_is_refused_in_one_line(
     micro_base: Base, prediction: Adapter, person: tuple[Photo, ...]
 ) -> None:
-    foreign = Adapter(prediction.factors, "sks", "0" * 16, "another")
+    foreign = replace(prediction, base_fingerprint="0" * 16)
     wide = prediction.relax(4)
     cases = [
         (foreign, FinetuneConfig(steps=0), "0000000000000000"),

@@ -97,7 +97,7 @@ def test_class_images_are_drawn_once_and_completed(
         calls.append((tuple(prompts), tuple(seed)))
         return [Image.new("RGB", (32, 32), (number % 256, 0, 0)) for number in seed]
 
-    monkeypatch.setattr(class_images, "generate", draw)
+    monkeypatch.setattr(class_images, "generate_images", draw)
     config = prior(prior_images=10, seed=3)
     (first,) = class_shots(micro_base, config)
     assert [len(prompts) for prompts, _ in calls] == [8, 2]
@@ -126,7 +126,7 @@ def test_class_images_of_another_decoder_or_scheduler_and_torn_ones_are_drawn_ag
         class_shots(micro_base, prior())
         return sum(drawn)
 
-    monkeypatch.setattr(class_images, "generate", draw)
+    monkeypatch.setattr(class_images, "generate_images", draw)
     assert (ask(), ask()) == (3, 0)
     next(tmp_path.glob("class/*/00001.png")).write_bytes(b"half")
     assert (ask(), ask()) == (1, 0)
@@ -149,7 +149,7 @@ def test_prior_preservation_trains_and_draws_class_images_once_for_all_runs(
         raise AssertionError("class images were drawn again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(class_images, "generate", refuse)
+        patch.setattr(class_images, "generate_images", refuse)
         dreambooth(micro_base, person[:1], tmp_path / "other", config)  # another run draws none
         with pytest.raises(AssertionError, match="drawn again"):  # another prompt is another set
             asked = config.model_copy(update={"prior_prompt": "a drawing of a {class_word}"})

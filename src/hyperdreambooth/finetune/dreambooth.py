@@ -37,10 +37,21 @@ def dreambooth(
     *,
     callback: Callback | None = None,
 ) -> TrainedPerson:
-    """Trains one person from scratch, see `dreambooth_many`.
+    """Trains one person from scratch (paper, section 4.1); the same call resumes.
+
+    Args:
+        base: the frozen base.
+        photos: the photos of the person.
+        out: a run folder for the log and checkpoints; None to keep everything in memory.
+        config: method, steps, rank, …
+        callback: called after every step with its number and the loss; False ends the training.
+
+    Returns:
+        An `Adapter`, except that `full` gives weights of the base and `textual-inversion` a word.
 
     Raises:
-        InputError: as there, or the loss is not finite at the end.
+        InputError: a run folder of another config, base, photos or captions, a rank that no file can have, or
+            a loss that is not finite at the end.
     """
     made = dreambooth_many(base, [photos], out, config, callback=callback)[0]
     check_loss(made.metadata)
@@ -55,20 +66,9 @@ def dreambooth_many(
     *,
     callback: Callback | None = None,
 ) -> list[TrainedPerson]:
-    """Trains people from scratch, side by side (paper, section 4.1); the same call resumes.
+    """Trains several people as `dreambooth` trains one, side by side; `full` trains one at a time.
 
-    Args:
-        base: the frozen base.
-        people: the photos of each person; of one person where the method is `full`.
-        out: a run folder for the log and checkpoints; None to keep everything in memory.
-        config: method, steps, rank, …
-        callback: called after every step with its number and the mean loss; False ends the training.
-
-    Returns:
-        A person each, of the kind that `config.method` trains.
-
-    Raises:
-        InputError: a run folder of another config, base, photos or captions, or a rank that no file can have.
+    A loss that is not finite ends nobody else's training, and nothing is raised: `metadata["loss"]` says so.
     """
     config, photos = config or DreamboothConfig(), [read_person(one) for one in people]
     if config.method == "lora":  # before the run folder exists, which would be bound to this rank

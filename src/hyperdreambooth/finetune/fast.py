@@ -30,10 +30,25 @@ def finetune_adapter(
     out: str | Path | None = None,
     callback: Callback | None = None,
 ) -> Adapter:
-    """Trains one adapter on its person's photos, see `finetune_adapters`.
+    """Trains an adapter on its person's photos for a few steps (paper, section 4.3).
+
+    With `way="complement"`, a LoRA that has `config.rank` already and no dead slot is trained as it is; every
+    other adapter is relaxed first.
+
+    Args:
+        base: the base that the adapter was made for.
+        adapter: usually a prediction, but any LiDB or LoRA will do.
+        photos: the photos of the person; one is enough.
+        config: steps, rank, way, …
+        out: a run folder for the log and checkpoints; None to keep everything in memory.
+        callback: called after every step with its number and the loss; False ends the training.
+
+    Returns:
+        A LoRA of rank `config.rank`.
 
     Raises:
-        InputError: as there, or the loss is not finite at the end.
+        InputError: an adapter of another base, one whose rank does not fit in `config.rank`, a run folder of
+            another config, base, start or photos, or a loss that is not finite at the end.
     """
     made = finetune_adapters(base, [adapter], [photos], config, out=out, callback=callback)[0]
     check_loss(made.metadata)
@@ -49,25 +64,9 @@ def finetune_adapters(
     out: str | Path | None = None,
     callback: Callback | None = None,
 ) -> list[Adapter]:
-    """Trains adapters on their persons' photos for a few steps, side by side (paper, section 4.3).
+    """Trains several adapters of the same sites as `finetune_adapter` trains one, side by side.
 
-    With `way="complement"`, a LoRA that has `config.rank` already and no dead slot is trained as it is; every
-    other adapter is relaxed first.
-
-    Args:
-        base: the base that the adapters were made for.
-        adapters: usually predictions, but any LiDB or LoRA will do; all of the same sites.
-        people: the photos of each person; one is enough.
-        config: steps, rank, way, …
-        out: a run folder for the log and checkpoints; None to keep everything in memory.
-        callback: called after every step with its number and the mean loss; False ends the training.
-
-    Returns:
-        A LoRA of rank `config.rank` for each person.
-
-    Raises:
-        InputError: an adapter of another base, one whose rank does not fit in `config.rank`, or a run folder
-            of another config, base, start or photos.
+    A loss that is not finite ends nobody else's training, and nothing is raised: `metadata["loss"]` says so.
     """
     config, photos = config or FinetuneConfig(), [read_person(one) for one in people]
     trainable = _relaxed_or_beside(base, adapters, config)
@@ -78,20 +77,21 @@ def finetune_adapters(
     shots, judged = shots_of(base, photos, config, class_shots(base, config))
     outcome = train(base, trainable, shots, config, run, judged=judged, callback=callback)
     return [
-        _finished(one, factors, config, outcome.metadata(k))
+        _finished(base, one, factors, config, outcome.metadata(k))
         for k, (one, factors) in enumerate(zip(adapters, each(trainable.worn()), strict=True))
     ]
 
 
 def _finished(
-    adapter: Adapter, factors: Factors, config: FinetuneConfig, outcome: Mapping[str, str]
+    base: Base, adapter: Adapter, factors: Factors, config: FinetuneConfig, outcome: Mapping[str, str]
 ) -> Adapter:
     """Returns the adapter with its trained factors, truncated to `config.rank` where they have more."""
     error = 0.0
     if next(iter(factors.values()))[0].shape[1] > config.rank:
         factors, error = truncate(factors, config.rank)
     metadata = {**adapter.metadata, **outcome, "way": config.way, "truncation_error": f"{error:.3g}"}
-    return replace(adapter, factors=factors, lidb=None, metadata=metadata)
+    origin = {"base_fingerprint": base.fingerprint, "base_source": base.source, "resolution": base.resolution}
+    return replace(adapter, factors=factors, lidb=None, metadata=metadata, **origin)
 
 
 def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: FinetuneConfig) -> FactorLeaves:
