@@ -82,12 +82,7 @@ class Adapter:
 
     @staticmethod
     def from_lidb(lidb: Lidb, basis: Basis) -> Adapter:
-        """The adapter that a person's numbers stand for.
-
-        Args:
-            lidb: the person.
-            basis: the bases that the numbers were made over (`check_fits` compares them).
-        """
+        """The adapter that a person's numbers stand for, over the bases that they were made over."""
         factors = lidb_factors(lidb.layout, basis, lidb.numbers[None])
         return Adapter(factors, lidb.trigger, lidb.base_fingerprint, lidb.base_source, lidb.resolution, lidb)
 
@@ -160,9 +155,6 @@ class Adapter:
 
     def state_dict(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The LoRA's tensors under the names that `pipe.load_lora_weights` takes.
-
-        Args:
-            dtype: number format of the tensors.
 
         Raises:
             InputError: numbers that are NaN, infinite, or too large for `dtype`.
@@ -241,13 +233,7 @@ class Adapter:
             )
 
     def card(self, picture: str | None, class_word: str = "", forms: Sequence[Format] = tuple(FILES)) -> str:
-        """The model card of a folder that holds files of `FILES`, in Markdown.
-
-        Args:
-            picture: name of a picture in that folder; None for none.
-            class_word: what prompts call a person, beside the trigger.
-            forms: those that the folder has.
-        """
+        """The model card, in Markdown, of a folder with the files of some formats and perhaps a picture."""
         info = self.lora_info("A person")
         if self.base_source == EMBEDDED_NAME:  # found by its import, any other base by its name
             place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
@@ -306,18 +292,7 @@ def read_adapter(
     basis_of: Callable[[str], Basis] | None = None,
     layers: Sequence[Site] = (),
 ) -> Adapter:
-    """`load_adapter` of a file, for a base that is known by its sites and fingerprint.
-
-    Args:
-        path: the file.
-        base_sites: all sites of the base that is to wear it.
-        base_fingerprint: of that base.
-        basis_of: gives learned bases.
-        layers: every layer of the base that a LoRA may change (`wearable`); none for its sites only.
-
-    Raises:
-        InputError: as there.
-    """
+    """`load_adapter` of a file, for a base that is known by its sites, fingerprint and `wearable` layers."""
     path = Path(path)
     header = lidb_header(path)
     if header is None:

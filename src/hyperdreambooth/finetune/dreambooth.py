@@ -16,12 +16,12 @@ from hyperdreambooth.finetune.word import Word, Words
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout, start
-from hyperdreambooth.lora.relax import fresh
+from hyperdreambooth.lora.relax import fresh, padded
 from hyperdreambooth.runs import Run
 from hyperdreambooth.training.class_images import class_shots
 from hyperdreambooth.training.loop import Callback, Outcome, check_loss, train
 from hyperdreambooth.training.shots import inputs_of, shots_of
-from hyperdreambooth.training.trainable import Trainable, each, numbers_of, pairs, together
+from hyperdreambooth.training.trainable import Trainable, each, numbers_of, pairs
 
 Learn: TypeAlias = Callable[[Trainable], Outcome]
 
@@ -85,7 +85,7 @@ def dreambooth_many(
 
 def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> list[TrainedPerson]:
     """Trains an ordinary LoRA at every site."""
-    trainable = pairs(together([fresh(base.sites, config.rank, config.seed)] * people), base.device)
+    trainable = pairs(padded([fresh(base.sites, config.rank, config.seed)] * people), base.device)
     outcome = learn(trainable)
     return [
         Adapter(

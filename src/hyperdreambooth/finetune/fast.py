@@ -11,14 +11,14 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.lora.relax import fresh, relax, truncate
+from hyperdreambooth.lora.relax import fresh, padded, relax, truncate
 from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors, Site
 from hyperdreambooth.sites import linear_sites
 from hyperdreambooth.training.class_images import class_shots
 from hyperdreambooth.training.loop import Callback, check_loss, train
 from hyperdreambooth.training.shots import inputs_of, shots_of
-from hyperdreambooth.training.trainable import FactorLeaves, beside, each, hashed, pairs, together
+from hyperdreambooth.training.trainable import FactorLeaves, beside, each, hashed, pairs
 
 
 def finetune_adapter(
@@ -104,15 +104,15 @@ def _relaxed_or_beside(base: Base, adapters: Sequence[Adapter], config: Finetune
             one.factors if _is_relaxed(one, config.rank) else relax(one.factors, config.rank, config.seed)
             for one in adapters
         ]
-        return pairs(together(starts), base.device)
+        return pairs(padded(starts), base.device)
     free = config.trained_rank or config.rank - highest
     if free < 1:
         raise InputError(
             f"rank: {config.rank} leaves no room beside the adapter's rank {highest}; raise it, or set "
             "trained_rank"
         )
-    frozen = together([adapter.factors for adapter in adapters])
-    return beside(frozen, together([fresh(sites, free, config.seed)] * len(adapters)), base.device)
+    frozen = padded([adapter.factors for adapter in adapters])
+    return beside(frozen, padded([fresh(sites, free, config.seed)] * len(adapters)), base.device)
 
 
 def _is_relaxed(adapter: Adapter, rank: int) -> bool:

@@ -97,14 +97,6 @@ def pairs(trained: Factors, device: torch.device) -> FactorLeaves:
     return FactorLeaves({"factors": leaf(flat, device)}, to_factors)
 
 
-def together(people: Sequence[Factors]) -> Factors:
-    """Joins the factors of several people into one set, in the order given."""
-    return {
-        site: (torch.cat([one[site][0] for one in people]), torch.cat([one[site][1] for one in people]))
-        for site in people[0]
-    }
-
-
 def each(people: Factors) -> list[Factors]:
     """Splits the factors of `n` people into one set for each person."""
     count = len(next(iter(people.values()))[0])
