@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that ships, from seeds, stage by stage: base, judges, encoder -> hypernetwork -> a demo.
+# Everything that ships, from seeds, stage by stage: base, scorers, encoder -> hypernetwork -> a demo.
 # Every stage is resumable: run the same command again and it goes on where it was. Some seven hours of two cores, with
 #     SETTING=short   some six minutes of two cores: the same road, weaker weights
 # and OUT, PACK for other places than out/ and the package itself.

@@ -132,7 +132,7 @@ class Base:
 
     @property
     def scorers(self) -> Path:
-        """Where the base's own judges lie, if it has any."""
+        """The folder of the base's own scorers, if it has any."""
         return (EMBEDDED if self.source == EMBEDDED_NAME else Path(self.source)) / "scorers"
 
     @property
