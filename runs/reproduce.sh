@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that ships, from seeds, stage by stage: base, scorers, encoder -> hypernetwork -> a demo.
-# Every stage is resumable: run the same command again and it goes on where it was. Some seven hours of two cores, with
-#     SETTING=short   some six minutes of two cores: the same road, weaker weights
-# and OUT, PACK for other places than out/ and the package itself.
+# Makes everything that ships from seeds, stage by stage: base, scorers, encoder -> hypernetwork -> a demo.
+# Every stage can resume: run the same command again to continue. It takes about seven hours on two cores.
+#     SETTING=short   shortens every stage: weaker weights, in about six minutes on two cores
+#     OUT, PACK       name other folders than out/ and the package itself
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
