@@ -14,7 +14,7 @@ import torch
 from damages import DAMAGES, join
 from typer.testing import CliRunner
 
-from hyperdreambooth.adapter import Adapter, load_adapter
+from hyperdreambooth.adapter import Adapter, read_adapter
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.basis import basis_fingerprint, seeded_basis
@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     made: dict[str, bytes] = {}
     for form in ("diffusers", "kohya", "lidb"):
         Adapter.from_lidb(lidb, basis).save(folder / f"{form}.safetensors", form)
-        load_adapter(folder / f"{form}.safetensors", SITES, BASE)
+        read_adapter(folder / f"{form}.safetensors", SITES, BASE)
         made[form] = (folder / f"{form}.safetensors").read_bytes()
     return made
 
@@ -63,7 +63,7 @@ def status(field: str) -> int:
 def refused(path: Path) -> str:
     """The one line that a file gets."""
     with pytest.raises(InputError) as error:
-        load_adapter(path, SITES, BASE)
+        read_adapter(path, SITES, BASE)
     text = str(error.value)
     assert "\n" not in text and path.name in text and len(text) < 3000
     return text
@@ -98,7 +98,7 @@ def test_flipped_bytes_never_crash(whole: dict[str, bytes], tmp_path: Path) -> N
             blob[chance.randrange(min(len(blob), 4000))] ^= 1 << chance.randrange(8)
         path.write_bytes(blob)
         try:
-            load_adapter(path, SITES, BASE)
+            read_adapter(path, SITES, BASE)
             survived += 1
         except InputError as error:
             assert "\n" not in str(error)
