@@ -126,29 +126,18 @@ def recorded_inputs(folder: Path) -> Mapping[str, str] | None:
 
 
 def check_run(folder: Path) -> None:
-    """Refuses a run folder that holds other files, which the run might replace.
-
-    Raises:
-        InputError: the folder holds other files, or cannot be written to.
-    """
+    """Refuses a run folder that holds other files, which the run might replace, or cannot be written to."""
     others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
     if others and recorded_inputs(folder) is None:
-        raise InputError(
-            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
-        )
+        expected = "expected a new or empty folder, or one of an earlier run"
+        raise InputError(f"out {folder}: {expected}; pass another --out")
     check_writable(folder)
 
 
 class Run:
     """A run folder: config.json, environment.json, log.jsonl, checkpoint-STEP/. The same command resumes it.
 
-    Args:
-        folder: the folder; created if it is missing.
-        config: the resolved config; a folder with another config is refused.
-        inputs: fingerprints of the run's inputs (base, photos), compared like the config.
-
-    Raises:
-        InputError: the folder belongs to a run with another config or other inputs.
+    A folder of another config is refused, and one of other `inputs`: fingerprints of base and photos.
     """
 
     def __init__(self, folder: Path, config: BaseModel, *, inputs: Mapping[str, str] = {}) -> None:
@@ -174,13 +163,9 @@ class Run:
         self._newline = ""
 
     def save(self, step: int, state: Mapping[str, Any], keep: int = 2) -> None:
-        """Writes the checkpoint of a step, then deletes all but the newest ones.
+        """Writes the checkpoint of a step, then deletes all but the newest `keep`.
 
-        Args:
-            step: the number of steps done.
-            state: nested dicts, lists and tuples of tensors and plain values, such as an optimizer's state
-                dict.
-            keep: how many checkpoints to keep.
+        `state` nests dicts, lists and tuples of tensors and plain values, such as an optimizer's state dict.
         """
         tensors: dict[str, Tensor] = {}
         with whole_folder(self.folder / f"checkpoint-{step}") as folder:

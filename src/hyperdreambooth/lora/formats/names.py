@@ -16,23 +16,14 @@ from hyperdreambooth.shapes import Site, canonical
 
 @dataclass(frozen=True)
 class LoraFamily:
-    """A family of bases: the header fields of its LoRA files, and the prefixes of its text encoders.
-
-    Attributes:
-        name: a short name to show.
-        architecture: ModelSpec's architecture, without `/lora`.
-        version: kohya's `ss_base_model_version`; A1111 shows an SDXL LoRA only if it starts with `sdxl_`.
-        network: kohya's `ss_network_module`.
-        origin: ModelSpec's implementation: the model whose names kohya's form uses.
-        text: text encoder → kohya's prefix.
-    """
+    """A family of bases: the header fields of its LoRA files, and the prefixes of its text encoders."""
 
     name: str
-    architecture: str
-    version: str
-    network: str
-    origin: str
-    text: Mapping[str, str]
+    architecture: str  # ModelSpec's, without `/lora`
+    version: str  # kohya's `ss_base_model_version`; A1111 shows an SDXL LoRA only if it starts with `sdxl_`
+    network: str  # kohya's `ss_network_module`
+    origin: str  # ModelSpec's implementation: the model whose names kohya's form uses
+    text: Mapping[str, str]  # text encoder → kohya's prefix
 
 
 _BOTH = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
@@ -50,13 +41,7 @@ FLUX = LoraFamily(
 
 @dataclass(frozen=True)
 class Rows:
-    """A site's place in a file: rows `start` to `start + o` of a module of `total` rows.
-
-    Attributes:
-        module: the module's name in the file.
-        start: the site's first row; 0 in a module of its own.
-        total: the module's rows; more than the site's own `o` if several sites share it.
-    """
+    """A site's rows `start` to `start + o` of a module in a file; its `total` rows are more if sites share it."""
 
     module: str
     start: int
@@ -70,11 +55,8 @@ def family_of(sites: Iterable[Site]) -> LoraFamily:
     no SD3 is.
     """
     names = {site.name for site in sites}
-    widths = {
-        site.in_features
-        for site in sites
-        if site.name.endswith(("attn2.to_k", "self_attn.q_proj", "attn.to_q"))
-    }
+    readers = ("attn2.to_k", "self_attn.q_proj", "attn.to_q")
+    widths = {site.in_features for site in sites if site.name.endswith(readers)}
     parts = {site.component for site in sites}
     if "transformer" in parts:
         single = any(name.startswith("transformer.single_transformer_blocks.") for name in names)
@@ -169,9 +151,6 @@ def kohya_rows(sites: Sequence[Site]) -> dict[str, Rows]:
     """Places every site in kohya's form, by the original models' names, which all of its readers know.
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
-
-    Raises:
-        InputError: the form has no name for a site.
     """
     family, per_block = family_of(sites), _per_block(sites)
     made: dict[str, Rows] = {}
