@@ -34,18 +34,6 @@ def encoder_key(fingerprint: str, encoder: nn.Module) -> str:
     return f"{fingerprint}-{digest.hexdigest()[:16]}"
 
 
-def cached_latents(
-    photos: Sequence[Photo],
-    size: int,
-    encode: Callable[[Tensor], Tensor],
-    cache: Path,
-    key: str,
-    batch: int = 32,
-) -> Tensor:
-    """Returns the latents `(m, c, h, w)` of photos, see `cached_photos`; `key` comes from `encoder_key`."""
-    return cached_photos(photos, size, lambda p: {"latents": encode(p)}, cache, key, batch)["latents"]
-
-
 def cached_photos(
     photos: Sequence[Photo],
     size: int,
@@ -54,7 +42,7 @@ def cached_photos(
     key: str,
     batch: int = 32,
 ) -> Rows:
-    """Returns what frozen encoders make of `m` photos: tensors of `m` rows, read from the cache or added to it.
+    """Returns what frozen encoders make of `m` photos, in `m` rows, read from the cache or added to it.
 
     Each missing photo is decoded once, however many tensors `encode` returns. Decoding needs threads and no
     processes: Pillow releases the interpreter's lock while it decodes and resizes.

@@ -39,10 +39,7 @@ THUMB = 160  # pixels per side of a dropped photo in the contact sheet
 FEW = 16  # for fewer photos, no processes are started
 _CROPPED = "--already-cropped for photos that are crops of faces"
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is left over from a kill
-
-
 Task: TypeAlias = Callable[[], Record]
-"""Crops one photo, in this process or another."""
 
 
 def prepare_folder(
@@ -52,7 +49,9 @@ def prepare_folder(
     workers: int | None = None,
     detect: Detector | None = None,
 ) -> list[Record]:
-    """Crops all photos of a source. A second run continues the first, and follows changes of the source.
+    """Crops all photos of a source; returns what became of each, in the source's order.
+
+    A second run continues the first, and follows changes of the source.
 
     Args:
         source: a source of photos, see `read_items`.
@@ -60,9 +59,6 @@ def prepare_folder(
         config: the settings; None for the defaults.
         workers: number of processes; None for one per core.
         detect: finds faces; None for YuNet. It is pickled for the workers.
-
-    Returns:
-        The outcome for every photo, in the source's order.
     """
     config, source = config or PrepareConfig(), str(source)
     if not source.startswith(HUB):

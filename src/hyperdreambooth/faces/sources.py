@@ -134,20 +134,16 @@ def _sample(
     if not pictures:
         return None
     try:
-        identity, note = _labels(files, config)
+        fields = json.loads(files.get("json", b"{}"))
+        text = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
+        note = note_of(text or _pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
+        identity = _pick(fields, IDENTITIES, config.identity_column)
+        if identity is None and "cls" in files:
+            identity = files["cls"].decode().strip()
     except (ValueError, AttributeError, RecursionError) as error:
         return _refused(str(key), origin, f"expected UTF-8 text and a JSON object beside the photo ({error})")
     folder = str(key.parent) if identity is None and len(key.parts) > 1 else identity
     return _item(folder, prefix + key.name, origin, pictures[0], note)
-
-
-def _labels(files: Mapping[str, bytes], config: PrepareConfig) -> tuple[Any, Note]:
-    """Returns a sample's identity, or None, with its caption and landmarks."""
-    fields = json.loads(files.get("json", b"{}"))
-    text = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
-    note = note_of(text or _pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
-    identity = _pick(fields, IDENTITIES, config.identity_column)
-    return files["cls"].decode().strip() if identity is None and "cls" in files else identity, note
 
 
 # ---- Hugging Face datasets -----------------------------------------------------------------------------

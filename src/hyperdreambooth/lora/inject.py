@@ -58,12 +58,10 @@ def add_delta(
 
 
 class SiteWear:
-    """What one LoRA layer wears under one adapter name; an entry of PEFT's `layer.lora_variant`.
-
-    `factors` are down `(n, r, i)` and up `(n, o, r)`; None stands for the layer's own `lora_A` and `lora_B`.
-    """
+    """What one LoRA layer wears under one adapter name; an entry of PEFT's `layer.lora_variant`."""
 
     def __init__(self) -> None:
+        # down (n, r, i), up (n, o, r); None stands for the layer's own `lora_A` and `lora_B`
         self.factors: tuple[Tensor, Tensor] | None = None
         self.images = 1
         self._unfused: Tensor | None = None
@@ -187,7 +185,7 @@ def wear(
     Args:
         components: the base's adaptable parts, such as `unet` and `text_encoder`.
         factors: site → down `(n, r, i)`, up `(n, o, r)`, all of one rank. Other sites stay bare.
-        name: the adapter's name in PEFT and diffusers; adapters worn at the same time need different names.
+        name: in PEFT and diffusers; adapters worn at the same time need different names.
         images: consecutive samples of one identity in every batch.
     """
     if len({down.shape[1] for down, _ in factors.values()}) != 1:

@@ -56,10 +56,8 @@ def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
 
     A site whose in_features are fewer than `rank` has no further directions: there, and only there, both
     factors are padded with zeros, because files need one rank for all sites. `seed` names the generator of
-    the complement; formats and devices stay those of the factors, which are detached.
-
-    Raises:
-        ValueError: a ΔW has a higher rank.
+    the complement; formats and devices stay those of the factors, which are detached. A ΔW of a higher rank
+    is refused.
     """
     return {site: _relax_site(down, up, rank, f"{seed}/{site}") for site, (down, up) in factors.items()}
 

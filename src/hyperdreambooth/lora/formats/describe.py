@@ -25,8 +25,11 @@ def describe(path: Path) -> dict[str, Any]:
         check_numbers(file, tensors)
         alphas = {float(tensors.get_tensor(module.alpha)) for module in modules.values() if module.alpha}
     words = [re.split(r"[._]", name)[: 2 if name.startswith("lora_") else 1] for name in modules]
+    first = next(iter(modules.values())).down
+    ours = first.startswith(("unet.", "transformer.", "text_encoder"))
+    form = "kohya" if first.startswith("lora_") else "diffusers" if ours else "PEFT or the original model"
     return {
-        "format": _form(next(iter(modules.values())).down),
+        "format": form,
         "base": metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or "unknown",
         "base_fingerprint": metadata.get(BASE_FINGERPRINT, ""),
         "trigger": metadata.get("modelspec.trigger_phrase", ""),
@@ -36,11 +39,3 @@ def describe(path: Path) -> dict[str, Any]:
         "dtypes": sorted({entry.dtype for entry in file.entries.values()}),
         "metadata": metadata,
     }
-
-
-def _form(key: str) -> str:
-    """Returns the form whose spelling a key follows."""
-    if key.startswith("lora_"):
-        return "kohya"
-    ours = key.startswith(("unet.", "transformer.", "text_encoder"))
-    return "diffusers" if ours else "PEFT or the original model"

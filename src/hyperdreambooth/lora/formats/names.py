@@ -41,7 +41,7 @@ FLUX = LoraFamily(
 
 @dataclass(frozen=True)
 class Rows:
-    """A site's rows `start` to `start + o` of a module in a file; its `total` rows are more if sites share it."""
+    """A site's rows `start` to `start + o` of a module; its `total` rows are more if sites share it."""
 
     module: str
     start: int
@@ -69,34 +69,26 @@ def family_of(sites: Iterable[Site]) -> LoraFamily:
 
 # -- the original models' names ------------------------------------------------------------------------------
 
-_FLUX = (
-    (r"transformer_blocks\.(\d+)\.attn\.to_([qkv])", r"double_blocks.\1.img_attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj", r"double_blocks.\1.txt_attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"double_blocks.\1.img_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"double_blocks.\1.img_mlp.2"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"double_blocks.\1.txt_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"double_blocks.\1.txt_mlp.2"),
-    (r"transformer_blocks\.(\d+)\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
-    (r"transformer_blocks\.(\d+)\.norm1_context\.linear", r"double_blocks.\1.txt_mod.lin"),
-    (r"single_transformer_blocks\.(\d+)\.(?:attn\.to_([qkv])|proj_(mlp))", r"single_blocks.\1.linear1"),
-    (r"single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2"),
-    (r"single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
+# A layer of a block for picture and text: its name in diffusers, in Flux's own model and in SD3's.
+_JOINT = (
+    (r"attn\.to_([qkv])", "img_attn.qkv", "x_block.attn.qkv"),
+    (r"attn2\.to_([qkv])", None, "x_block.attn2.qkv"),
+    (r"attn\.add_([qkv])_proj", "txt_attn.qkv", "context_block.attn.qkv"),
+    (r"attn\.to_out\.0", "img_attn.proj", "x_block.attn.proj"),
+    (r"attn2\.to_out\.0", None, "x_block.attn2.proj"),
+    (r"attn\.to_add_out", "txt_attn.proj", "context_block.attn.proj"),
+    (r"ff\.net\.0\.proj", "img_mlp.0", "x_block.mlp.fc1"),
+    (r"ff\.net\.2", "img_mlp.2", "x_block.mlp.fc2"),
+    (r"ff_context\.net\.0\.proj", "txt_mlp.0", "context_block.mlp.fc1"),
+    (r"ff_context\.net\.2", "txt_mlp.2", "context_block.mlp.fc2"),
+    (r"norm1\.linear", "img_mod.lin", None),
+    (r"norm1_context\.linear", "txt_mod.lin", None),
 )
-_SD3 = (
-    (r"transformer_blocks\.(\d+)\.attn\.to_([qkv])", r"joint_blocks.\1.x_block.attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn2\.to_([qkv])", r"joint_blocks.\1.x_block.attn2.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj", r"joint_blocks.\1.context_block.attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"joint_blocks.\1.x_block.attn.proj"),
-    (r"transformer_blocks\.(\d+)\.attn2\.to_out\.0", r"joint_blocks.\1.x_block.attn2.proj"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"joint_blocks.\1.context_block.attn.proj"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"joint_blocks.\1.x_block.mlp.fc1"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"joint_blocks.\1.x_block.mlp.fc2"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"joint_blocks.\1.context_block.mlp.fc1"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"joint_blocks.\1.context_block.mlp.fc2"),
+_SINGLE = (
+    (r"(?:attn\.to_([qkv])|proj_(mlp))", "linear1", None),
+    (r"proj_out", "linear2", None),
+    (r"norm\.linear", "modulation.lin", None),
 )
-_DIT = {"flux": _FLUX, "sd3": _SD3}
 
 
 def _unet(inner: str, per_block: int) -> str | None:
@@ -117,10 +109,16 @@ def _original(site: Site, family: LoraFamily, per_block: int) -> Rows | None:
     if site.component == "unet":
         module = _unet(inner, per_block)
         return Rows(module, 0, site.out_features) if module else None
-    for pattern, name in _DIT.get(family.name, ()):
-        if found := re.fullmatch(pattern, inner):
-            fused = [part for part in found.groups()[1:] if part]
-            return _rows_of(found.expand(name), fused[0] if fused else "", site)
+    block = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", inner)
+    if block is None or family not in (FLUX, SD3):
+        return None
+    single, number, layer = block.groups()
+    blocks = "joint_blocks" if family is SD3 else "single_blocks" if single else "double_blocks"
+    for pattern, flux, sd3 in _SINGLE if single else _JOINT:
+        name = flux if family is FLUX else sd3
+        if name and (found := re.fullmatch(pattern, layer)):
+            letter = next((part for part in found.groups() if part), "")
+            return _rows_of(f"{blocks}.{number}.{name}", letter, site)
     return None
 
 

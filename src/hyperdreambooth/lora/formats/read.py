@@ -69,13 +69,10 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
 
     Args:
         path: a safetensors file; for PEFT's `adapter_model`, `adapter_config.json` beside it gives alpha.
-        layers: the base's layers. The file may adapt fewer of them, but no others.
+        layers: the base's layers. The file may adapt fewer of them; one that adapts others is refused.
 
     Returns:
         Float32 factors with n = 1 and one rank (smaller ones are zero-padded), and the file's metadata.
-
-    Raises:
-        InputError: the file is damaged, or fits other layers than these.
     """
     file = open_lora(path)
     places = lookup(layers)

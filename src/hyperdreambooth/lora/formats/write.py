@@ -46,15 +46,11 @@ def write_lora(
     """Writes a standard LoRA file and checks that it can be read back; if it cannot, no file is left.
 
     Args:
-        path: a `.safetensors` file.
+        path: a `.safetensors` file, of a name that diffusers does not ignore.
         factors: one identity, down `(1, r, i)` and up `(1, o, r)`; smaller ranks are zero-padded.
         form: `diffusers` for `pipe.load_lora_weights`, `kohya` for ComfyUI, A1111 and Forge.
         info: what the header says about the adapter.
-        dtype: number format in the file.
-
-    Raises:
-        InputError: diffusers ignores files of this name, `dtype` cannot hold a number, or `form` has no name
-            for a site.
+        dtype: number format in the file; refused if it cannot hold a number.
     """
     check_name(path)
     flat = _flatten(factors, dtype)
