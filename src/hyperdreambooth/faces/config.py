@@ -25,7 +25,6 @@ class PrepareConfig(BaseModel):
     score: float = Field(default=LEAST_SCORE, gt=0, le=1)  # the detector's least confidence
     detector: Path | None = None  # YuNet's ONNX file; None downloads it from the hub once
     caption: str | None = None  # for photos without one; None leaves them to the `prompt` of training
-    identity_column: str | None = (
-        None  # of a data set, or a key of a shard's JSON; None tries the usual names
-    )
-    caption_column: str | None = None  # likewise
+    # of a data set, or a key of a shard's JSON; None tries the usual names
+    identity_column: str | None = None
+    caption_column: str | None = None

@@ -57,7 +57,7 @@ def crop_face(
 
 
 def _choose(faces: Any, config: PrepareConfig) -> Face:
-    """Returns the largest face."""
+    """Returns the largest face, or refuses the photo."""
     found: list[Face] = sorted(faces, key=lambda face: face.area, reverse=True)
     if not found:
         raise InputError("no face found; crop it by hand and pass --already-cropped, or lower score")

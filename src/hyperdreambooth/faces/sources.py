@@ -91,9 +91,6 @@ def _of_folder(folder: Path) -> list[Item]:
     return items
 
 
-# ---- webdataset: consecutive files with the same stem in a tar are one sample -----------------------------
-
-
 def _of_shards(shards: Sequence[Path], config: PrepareConfig) -> Generator[Item]:
     """Yields the samples of shards in order; pickles and other files in them are not read."""
     for shard in shards:
@@ -108,7 +105,10 @@ def _of_shards(shards: Sequence[Path], config: PrepareConfig) -> Generator[Item]
 
 
 def _samples(tar: tarfile.TarFile) -> Generator[tuple[str, dict[str, bytes]]]:
-    """Yields key, and extension → content. As in webdataset, the key ends at the file name's first dot."""
+    """Yields key, and extension → content, of consecutive files with one key.
+
+    As in webdataset, a key ends at the file name's first dot.
+    """
     wanted = {*(ending[1:] for ending in EXTENSIONS), "txt", "caption", "json", "cls"}
     key, files = "", dict[str, bytes]()
     for member in tar:
@@ -144,9 +144,6 @@ def _sample(
         return _refused(str(key), origin, f"expected UTF-8 text and a JSON object beside the photo ({error})")
     folder = str(key.parent) if identity is None and len(key.parts) > 1 else identity
     return _item(folder, prefix + key.name, origin, pictures[0], note)
-
-
-# ---- Hugging Face datasets -----------------------------------------------------------------------------
 
 
 def _datasets() -> Any:

@@ -67,8 +67,6 @@ def family_of(sites: Iterable[Site]) -> LoraFamily:
     return SD2 if 1024 in widths else SD1
 
 
-# -- the original models' names ------------------------------------------------------------------------------
-
 # A layer of a block for picture and text: its name in diffusers, in Flux's own model and in SD3's.
 _JOINT = (
     (r"attn\.to_([qkv])", "img_attn.qkv", "x_block.attn.qkv"),
@@ -140,9 +138,6 @@ def _per_block(sites: Iterable[Site]) -> int:
         return 2
     found = (re.match(r"unet\.up_blocks\.\d+\.attentions\.(\d+)\.", site.name) for site in sites)
     return max((int(match[1]) for match in found if match), default=2)
-
-
-# -- spelling ------------------------------------------------------------------------------------------------
 
 
 def kohya_rows(sites: Sequence[Site]) -> dict[str, Rows]:

@@ -103,9 +103,6 @@ def check_numbers(file: LoraFile, tensors: Any) -> None:
         check_finite(file.path, key, tensors.get_tensor(key))
 
 
-# -- the file ------------------------------------------------------------------------------------------------
-
-
 def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
     """Records a key under its layer; returns False if no LoRA has such a key."""
     old = _OLD.sub(r".to_\1.lora.\2.weight", key).replace(".to_out.lora.", ".to_out.0.lora.")
@@ -142,9 +139,6 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
 def _some(keys: Sequence[str]) -> str:
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
     return ", ".join(key[:120] for key in sorted(keys)[:5]) + more
-
-
-# -- its meaning on a base -----------------------------------------------------------------------------------
 
 
 def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Rows]]]) -> None:
