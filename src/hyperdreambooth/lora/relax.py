@@ -120,7 +120,7 @@ def add_up(many: Sequence[Factors]) -> Factors:
     return {site: (_pad(down.mT, rank).mT, _pad(up, rank)) for site, (down, up) in made.items()}
 
 
-def padded(many: Sequence[Factors]) -> Factors:
+def padded(many: Sequence[Factors]) -> dict[str, tuple[Tensor, Tensor]]:
     """Lays adapters of one identity each side by side, zero where one has no such site, or a smaller rank.
 
     The outcome is down `(n, r, i)`, up `(n, o, r)` at the sites of any of them, `r` their largest rank.
