@@ -60,11 +60,7 @@ def discard(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be written to, without creating it.
-
-    Raises:
-        InputError: the system's reason.
-    """
+    """Refuses a folder that cannot be written to, without creating it."""
     place = folder.absolute()
     try:
         while not place.exists():
@@ -76,11 +72,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_apart(out: Path, photos: Path) -> None:
-    """Refuses an output inside the folder of photos, where the next run would read it as photos.
-
-    Raises:
-        InputError: the output lies in the folder.
-    """
+    """Refuses an output inside the folder of photos, where the next run would read it as photos."""
     if out.resolve().is_relative_to(photos.resolve()):
         raise InputError(f"out {out}: lies in {photos}, where it would be read as photos; pass another --out")
 
@@ -168,11 +160,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def check_file(path: Path) -> None:
-    """Refuses a path that does not lead to a file.
-
-    Raises:
-        InputError: nothing is there, or something else than a file.
-    """
+    """Refuses a path that does not lead to a file."""
     if not path.is_file():
         raise InputError(f"{path}: {'expected a file, found a folder' if path.is_dir() else 'no such file'}")
 
@@ -185,11 +173,7 @@ def broken_tensors(path: Path, reason: str) -> InputError:
 
 @contextmanager
 def open_tensors(path: Path) -> Generator[Any]:
-    """Yields a safetensors file as `safetensors.safe_open` opens it.
-
-    Raises:
-        InputError: the file is missing, truncated or not safetensors.
-    """
+    """Yields a safetensors file as `safetensors.safe_open` opens it; refuses a broken one."""
     check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -199,15 +183,7 @@ def open_tensors(path: Path) -> Generator[Any]:
 
 
 def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a safetensors file.
-
-    Returns:
-        The tensors by name, on the CPU, and the file's metadata.
-
-    Raises:
-        InputError: the file is missing, truncated or not safetensors, or (with `finite`) holds NaN or
-            infinity.
-    """
+    """Reads a safetensors file, with `finite` refusing NaN: CPU tensors by name, and the metadata."""
     with open_tensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         metadata = dict(file.metadata() or {})
@@ -217,11 +193,7 @@ def load_tensors(path: Path, finite: bool = True) -> tuple[dict[str, Tensor], di
 
 
 def check_finite(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuses NaN and infinity; looks at a piece at a time, as float32, which eight-bit floats need.
-
-    Raises:
-        InputError: naming file and tensor.
-    """
+    """Refuses NaN and infinity; looks at a piece at a time, as float32, which eight-bit floats need."""
     pieces = tensor.flatten().split(2**20) if tensor.is_floating_point() else ()
     if not all(bool(piece.float().isfinite().all()) for piece in pieces):
         raise InputError(f"{path}: tensor '{name}' holds NaN or infinite numbers; get the file again")

@@ -39,11 +39,9 @@ def _commit() -> str | None:
     here = Path(__file__)
     git = ["git", "--no-optional-locks", "-C", str(here.parent)]
     try:
-        for command in (
-            ["ls-files", "--error-unmatch", here.name],
-            ["describe", "--always", "--dirty", "--abbrev=40"],
-        ):
-            done = subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True)
+        for command in (f"ls-files --error-unmatch {here.name}", "describe --always --dirty --abbrev=40"):
+            words = [*git, *command.split()]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
@@ -126,29 +124,18 @@ def recorded_inputs(folder: Path) -> Mapping[str, str] | None:
 
 
 def check_run(folder: Path) -> None:
-    """Refuses a run folder that holds other files, which the run might replace.
-
-    Raises:
-        InputError: the folder holds other files, or cannot be written to.
-    """
+    """Refuses a run folder that holds other files, which the run might replace, or cannot be written to."""
     others = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
     if others and recorded_inputs(folder) is None:
-        raise InputError(
-            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
-        )
+        expected = "expected a new or empty folder, or one of an earlier run"
+        raise InputError(f"out {folder}: {expected}; pass another --out")
     check_writable(folder)
 
 
 class Run:
     """A run folder: config.json, environment.json, log.jsonl, checkpoint-STEP/. The same command resumes it.
 
-    Args:
-        folder: the folder; created if it is missing.
-        config: the resolved config; a folder with another config is refused.
-        inputs: fingerprints of the run's inputs (base, photos), compared like the config.
-
-    Raises:
-        InputError: the folder belongs to a run with another config or other inputs.
+    A folder of another config is refused, and one of other `inputs`: fingerprints of base and photos.
     """
 
     def __init__(self, folder: Path, config: BaseModel, *, inputs: Mapping[str, str] = {}) -> None:
@@ -162,25 +149,21 @@ class Run:
             raise InputError(f"{self.folder}: a run of another config ({'; '.join(differing)}); {advice}")
         write_json(self.folder / "environment.json", environment())
         log = self.folder / "log.jsonl"
-        torn = log.exists() and log.read_bytes()[-1:] not in (b"", b"\n")
-        self._newline = "\n" if torn else ""  # a kill may have cut off the last line
+        if log.exists() and log.read_bytes()[-1:] not in (b"", b"\n"):  # a kill cut off the last line
+            with log.open("a", encoding="utf-8") as lines:
+                lines.write("\n")
 
     def log(self, step: int, **figures: float | str | None) -> None:
         """Appends a line to log.jsonl; NaN and infinity become null, so that every line is JSON."""
         numbers = {name: _figure(value) for name, value in figures.items()}
         line = {"step": step, "time": round(time.time(), 3), **numbers}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(self._newline + json.dumps(line) + "\n")
-        self._newline = ""
+            lines.write(json.dumps(line) + "\n")
 
     def save(self, step: int, state: Mapping[str, Any], keep: int = 2) -> None:
-        """Writes the checkpoint of a step, then deletes all but the newest ones.
+        """Writes the checkpoint of a step, then deletes all but the newest `keep`.
 
-        Args:
-            step: the number of steps done.
-            state: nested dicts, lists and tuples of tensors and plain values, such as an optimizer's state
-                dict.
-            keep: how many checkpoints to keep.
+        `state` nests dicts, lists and tuples of tensors and plain values, such as an optimizer's state dict.
         """
         tensors: dict[str, Tensor] = {}
         with whole_folder(self.folder / f"checkpoint-{step}") as folder:
@@ -222,7 +205,6 @@ class Run:
         if kept != lines:
             with whole_file(file) as temporary:
                 temporary.write_text(kept, encoding="utf-8")
-        self._newline = ""
 
     def clear(self) -> None:
         """Deletes the checkpoints of a finished run."""

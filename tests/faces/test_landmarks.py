@@ -15,13 +15,13 @@ import portrait
 from hyperdreambooth.faces.landmarks import (
     TEMPLATE,
     Landmarks,
-    aligned,
     as_landmarks,
     centred,
     check_face,
     face_oval,
     framed,
     in_square,
+    laid_onto,
     misfit,
     moved,
     similarity,
@@ -101,14 +101,14 @@ def test_the_frame_keeps_its_middle(margin: float) -> None:
 def test_a_crop_that_needs_no_resampling_is_cut_out() -> None:
     image, points = noise(200, 160), framed(64, 0.1)
     there = moved(points, 1 + 0j, 70 + 40j)
-    crop, inside = aligned(image, there, 64, 0.1)
+    crop, inside = laid_onto(image, there, framed(64, 0.1), 64)
     assert far(crop, image.crop((70, 40, 134, 104))) <= 1  # Pillow cuts off fractions
     np.testing.assert_allclose(inside, points, atol=1e-9)
 
 
 def test_outside_of_the_photo_is_its_mirror_image() -> None:
     image = noise(60, 50)
-    crop, _ = aligned(image, moved(framed(64, 0.0), 1 + 0j, complex(-10, -6)), 64)
+    crop, _ = laid_onto(image, moved(framed(64, 0.0), 1 + 0j, complex(-10, -6)), framed(64, 0.0), 64)
     wanted = np.pad(np.asarray(image), ((6, 8), (10, 0), (0, 0)), mode="symmetric")[:64, :64]
     assert far(crop, wanted) <= 1
 
@@ -122,7 +122,7 @@ def test_marks_at_the_landmarks_arrive_where_the_frame_has_them(degrees: int, zo
     for point, (x, y) in zip(points, framed(size, 0.1), strict=True):
         down, along = (np.exp(-(((ticks - at) / spread) ** 2) / 2) for at in (point[1], point[0]))
         image = Image.fromarray((255 * np.outer(down, along)).round().astype(np.uint8)).convert("RGB")
-        crop, inside = aligned(image, points, size, 0.1)
+        crop, inside = laid_onto(image, points, framed(size, 0.1), size)
         weights = np.asarray(crop, dtype=float)[..., 0]
         rows, columns = np.mgrid[:size, :size] + 0.5
         found = (weights * columns).sum() / weights.sum(), (weights * rows).sum() / weights.sum()
@@ -134,13 +134,13 @@ def test_shrinking_does_not_skip_pixels() -> None:
     """A board of single black and white pixels is grey from afar; skipping would show one of the two."""
     board = np.indices((800, 800)).sum(0) % 2 * 255
     image = Image.fromarray(board.astype(np.uint8)).convert("RGB")
-    crop, _ = aligned(image, framed(800, 0.0), 64)
+    crop, _ = laid_onto(image, framed(800, 0.0), framed(64, 0.0), 64)
     assert abs(np.asarray(crop, dtype=float) - 127.5).max() < 3
 
 
 def test_the_real_photograph_comes_upright() -> None:
     """Eyes level and dark, skin between them, at the template's place: on the picture itself."""
-    crop, points = aligned(portrait.astronaut(), portrait.LANDMARKS, 256, 0.1)
+    crop, points = laid_onto(portrait.astronaut(), portrait.LANDMARKS, framed(256, 0.1), 256)
     assert np.abs(np.array(points) - np.array(framed(256, 0.1))).max() < 256 * 0.03
     grey = np.asarray(crop.convert("L"), dtype=float)
     (ax, ay), (bx, by) = points[:2]
@@ -151,7 +151,7 @@ def test_the_real_photograph_comes_upright() -> None:
     turned = portrait.astronaut().rotate(25, center=(224, 120), resample=Image.Resampling.BICUBIC)
     angle = np.exp(-1j * np.radians(25))
     there = moved(portrait.LANDMARKS, complex(angle), complex((224 + 120j) * (1 - angle)))
-    again, _ = aligned(turned, there, 256, 0.1)
+    again, _ = laid_onto(turned, there, framed(256, 0.1), 256)
     inner = np.abs(np.asarray(again, float) - np.asarray(crop, float))[30:220, 30:220]
     assert inner.mean() < 3
 

@@ -19,7 +19,7 @@ import processes
 from hyperdreambooth import cache
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.image import open_photo, to_pixels
-from hyperdreambooth.faces.latents import cached_latents, encoder_key
+from hyperdreambooth.faces.latents import cached_photos, encoder_key
 from hyperdreambooth.files import InputError, load_tensors
 from hyperdreambooth.runs import rng
 
@@ -47,6 +47,14 @@ def make(folder: Path, count: int, name: str = "p") -> list[Photo]:
 
 def naive(photos: list[Photo], size: int) -> Tensor:
     return torch.stack([Encoder()(to_pixels(open_photo(photo.path), size)[None])[0] for photo in photos])
+
+
+def cached_latents(
+    photos: list[Photo], size: int, encode: Callable[[Tensor], Tensor], cache: Path, key: str, batch: int = 32
+) -> Tensor:
+    return cached_photos(photos, size, lambda pixels: {"latents": encode(pixels)}, cache, key, batch)[
+        "latents"
+    ]
 
 
 @pytest.fixture

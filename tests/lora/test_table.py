@@ -26,10 +26,10 @@ import pipelines
 from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.names import FLUX, SD1, SD2, SD3, SDXL, family_of
-from hyperdreambooth.lora.formats.read import even, read_lora
+from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.inject import wear
-from hyperdreambooth.lora.relax import relative_distance
+from hyperdreambooth.lora.relax import padded, relative_distance
 from hyperdreambooth.shapes import Factors, Site, canonical
 from hyperdreambooth.sites import locate
 
@@ -125,7 +125,7 @@ def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 def plain(factors: Factors) -> Factors:
     """At one rank, as `wear` wants it."""
-    return even({name: (down[0], up[0]) for name, (down, up) in factors.items()})
+    return padded([factors])
 
 
 def rows_of(

@@ -11,11 +11,11 @@ from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.detect import Detector, Face
 from hyperdreambooth.faces.landmarks import (
     Landmarks,
-    aligned,
     centred,
     check_face,
     check_shape,
     framed,
+    laid_onto,
     outside,
     similarity,
 )
@@ -27,13 +27,9 @@ _MEASURED_AT = 256
 def crop_face(
     image: Image.Image, landmarks: Landmarks | None, config: PrepareConfig, detect: Detector | None
 ) -> tuple[Image.Image, Landmarks | None]:
-    """Returns the crop, and the face's landmarks in it.
+    """Returns the crop of an upright RGB picture, and the face's landmarks in it.
 
-    Args:
-        image: an upright RGB picture.
-        landmarks: of the face, if they are known; then nothing is detected.
-        config: size, margin and thresholds.
-        detect: finds faces; not needed with landmarks, or for photos that are already cropped.
+    With landmarks, or for photos that are already cropped, nothing is detected.
 
     Raises:
         InputError: there is no face or several, or it is cut off, too small or blurred. The message does not
@@ -44,15 +40,19 @@ def crop_face(
     if config.already_cropped:
         _check_side(min(image.size), config)
         crop, points = centred(image, landmarks, config.size)
-        _check_inside(points, config)
+        if points is not None and outside(points, config.size, config.size):
+            advice = "crop the photo to the face, or leave out --already-cropped"
+            raise InputError(f"the face's landmarks lie outside the centre square; {advice}")
     else:
         if landmarks is None:
             landmarks = _choose(detect(image) if detect else (), config).landmarks
             check_shape(landmarks)
-        turn, _ = similarity(landmarks, framed(config.size, config.margin))
-        _check_side(config.size / abs(turn), config)
-        crop, points = aligned(image, landmarks, config.size, config.margin)
-    _check_sharp(crop, config)
+        places = framed(config.size, config.margin)
+        _check_side(config.size / abs(similarity(landmarks, places)[0]), config)
+        crop, points = laid_onto(image, landmarks, places, config.size)
+    if config.sharpness and (found := sharpness(crop)) < config.sharpness:
+        limit = f"expected at least {config.sharpness:g}; use a sharper photo, or lower sharpness"
+        raise InputError(f"blurred: sharpness {found:.1f}, {limit}")
     return crop, points
 
 
@@ -67,27 +67,11 @@ def _choose(faces: Any, config: PrepareConfig) -> Face:
     return found[0]
 
 
-def _check_inside(points: Landmarks | None, config: PrepareConfig) -> None:
-    """Refuses a centre square that does not contain the whole face."""
-    if points is not None and outside(points, config.size, config.size):
-        raise InputError(
-            "the face's landmarks lie outside the centre square; crop the photo to the face, or leave out "
-            "--already-cropped"
-        )
-
-
 def _check_side(side: float, config: PrepareConfig) -> None:
     """Refuses a crop that would be enlarged from too few pixels."""
     if side < config.min_side:
         limit = f"expected at least {config.min_side}; use a larger photo, or lower min_side"
         raise InputError(f"too small: the crop would have {side:.0f} pixels per side, {limit}")
-
-
-def _check_sharp(crop: Image.Image, config: PrepareConfig) -> None:
-    """Refuses a crop that is blurred, or enlarged too far."""
-    if config.sharpness and (found := sharpness(crop)) < config.sharpness:
-        limit = f"expected at least {config.sharpness:g}; use a sharper photo, or lower sharpness"
-        raise InputError(f"blurred: sharpness {found:.1f}, {limit}")
 
 
 def sharpness(crop: Image.Image) -> float:

@@ -24,36 +24,20 @@ _KINDS = "png, jpg, webp, bmp, tiff or gif"
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of one person.
+    """One photo of one person."""
 
-    Attributes:
-        path: the file; for a picture in memory only a name for messages.
-        identity: the person's name.
-        caption: what the photo shows, or None.
-        landmarks: of the face, or None.
-        picture: the photo itself if it came from memory, else None.
-    """
-
-    path: Path
-    identity: str
+    path: Path  # for a picture in memory only a name for messages
+    identity: str  # the person's name
     caption: str | None
     landmarks: Landmarks | None = None
-    picture: Image.Image | None = None
+    picture: Image.Image | None = None  # the photo itself if it came from memory
 
     def open(self) -> Image.Image:
-        """Opens the photo as viewers show it: upright, RGB.
-
-        Raises:
-            InputError: the file is missing or unreadable, or the picture is too small or too large.
-        """
+        """Opens the photo as viewers show it: upright, RGB; refuses it where `open_photo` does."""
         return open_photo(self.path) if self.picture is None else to_rgb(self.path, self.picture)
 
     def hash(self) -> str:
-        """Returns 32 hex digits of the file's content, or of the pixels of a picture in memory.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """Returns 32 hex digits of the file's content, or of the pixels of a picture in memory."""
         if self.picture is None:
             return photo_hash(self.path)
         kind = repr((self.picture.mode, self.picture.size)).encode()
@@ -79,21 +63,12 @@ def printable(text: str) -> str:
 
 
 def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
-    """Reads a folder of many people.
+    """Reads a folder of many people; returns identity → its photos, both sorted by name.
 
     In `folder/identity/*.png`, each subfolder is an identity. In a folder of photos alone, as CelebA is, each
     photo is an identity named by the file's stem. Captions come from `photo.txt` beside the photo, or from a
     `metadata.jsonl` in folder or subfolder: `{"file_name": …, "text": …, "landmarks": [[x, y], …]}`, the last
     two optional. Hidden names and subfolders without photos are ignored.
-
-    Args:
-        folder: the folder.
-
-    Returns:
-        Identity → its photos, both sorted by name.
-
-    Raises:
-        InputError: there is no folder or no photo, or photos lie beside the people's subfolders.
     """
     _check_folder(folder)
     notes = _metadata(folder)
@@ -104,9 +79,8 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
             people[printable(inner.name)] = photos
             notes |= _metadata(inner)
     if loose and people:
-        raise InputError(
-            f"{folder}: photos lie beside people's folders; move {loose[0].name} into one of them"
-        )
+        advice = f"move {loose[0].name} into one of them"
+        raise InputError(f"{folder}: photos lie beside people's folders; {advice}")
     for path in loose:
         people.setdefault(printable(path.stem), []).append(path)
     if not people:
@@ -115,16 +89,9 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
 
 
 def read_person(photos: Photos) -> tuple[Photo, ...]:
-    """Reads the photos of one person, named after the first file or folder.
+    """Reads the photos of one person, named after the first file or folder; a repeated file counts once.
 
-    Args:
-        photos: a file, a folder of photos, a PIL image, a `Photo`, or several; a repeated file counts once.
-
-    Returns:
-        The photos in the given order, those of a folder sorted by name.
-
-    Raises:
-        InputError: nothing is given, something is missing, or a folder has no photos.
+    They keep the given order; those of a folder are sorted by name.
     """
     sources = [photos] if isinstance(photos, str | Path | Image.Image | Photo) else list(photos)
     if not sources:
@@ -173,7 +140,6 @@ def photo_hash(path: Path) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses a path that is missing, or not a folder."""
     if not folder.exists():
         raise InputError(f"{folder}: no such photo or folder of photos")
     if not folder.is_dir():
@@ -198,20 +164,17 @@ def _photos(folder: Path) -> list[Path]:
 
 def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tuple[Photo, ...]:
     """Adds captions and landmarks; a text file beside the photo takes precedence over metadata.jsonl."""
-    known = [(path, notes.get(path, Note())) for path in paths]
-    return tuple(Photo(path, identity, _beside(path) or note.caption, note.landmarks) for path, note in known)
-
-
-def _beside(path: Path) -> str | None:
-    """Returns the text file beside a photo as one line."""
-    text = path.with_suffix(".txt")
-    return " ".join(_read(text).split()) if text.is_file() else None
+    photos: list[Photo] = []
+    for path in paths:
+        note, words = notes.get(path, Note()), " ".join(_read(path.with_suffix(".txt")).split())
+        photos.append(Photo(path, identity, words or note.caption, note.landmarks))
+    return tuple(photos)
 
 
 def _read(path: Path) -> str:
-    """Reads a text file."""
+    """Returns the text of a file; none if there is no file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected captions as UTF-8 text ({error})") from None
 
@@ -220,7 +183,7 @@ def _metadata(folder: Path) -> dict[Path, Note]:
     """Reads a folder's `metadata.jsonl`, a format of Hugging Face's image folders."""
     file = folder / "metadata.jsonl"
     notes: dict[Path, Note] = {}
-    for number, line in enumerate(_read(file).split("\n") if file.is_file() else [], start=1):
+    for number, line in enumerate(_read(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -236,8 +199,7 @@ def note_of(text: object, landmarks: object) -> Note:
     """Returns a caption as one line and landmarks as pairs, None for what is missing.
 
     Raises:
-        ValueError: the landmarks are not five pairs of numbers, or the caption holds half a character, which
-            JSON can spell.
+        ValueError: no five pairs of numbers, or a caption with half a character, which JSON can spell.
     """
     words = " ".join(str(text).split()) if text else ""
     words.encode()

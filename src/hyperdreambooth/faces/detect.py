@@ -43,59 +43,34 @@ Detector: TypeAlias = Callable[[Image.Image], Sequence[Face]]
 
 
 def yunet(file: Path, score: float) -> Detector:
-    """Returns the detector of an ONNX file. It can be pickled: another process reads the file again.
-
-    Args:
-        file: YuNet, as published on the hub.
-        score: the least confidence of a face.
-
-    Raises:
-        InputError: the file is missing, or OpenCV cannot read it.
-    """
+    """Returns the detector of YuNet's ONNX file. It can be pickled: another process reads the file again."""
     _network(file, score)
     return partial(_detect, file, score)
 
 
 def fetch_yunet(otherwise: str) -> Path:
-    """Returns YuNet's file in the hub's cache, which the first call downloads.
-
-    Args:
-        otherwise: advice for the message if the file is not available.
-
-    Raises:
-        InputError: the file is neither cached nor can it be downloaded.
-    """
+    """Returns YuNet's file in the hub's cache, which the first call downloads; `otherwise` is advice."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(REPOSITORY, FILE))
     except (OSError, ValueError) as error:  # errors of hub and network derive from these
         why = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"face detection: {FILE} cannot be fetched from {REPOSITORY} ({why}); {otherwise}"
-        ) from None
+        what = f"{FILE} cannot be fetched from {REPOSITORY} ({why})"
+        raise InputError(f"face detection: {what}; {otherwise}") from None
 
 
 def check_opencv(otherwise: str = "") -> None:
-    """Refuses to start without OpenCV.
-
-    Args:
-        otherwise: the alternative to installing it, appended to the message.
-
-    Raises:
-        InputError: OpenCV is not installed.
-    """
+    """Refuses to start without OpenCV; `otherwise` names the alternative to installing it."""
     try:
         import cv2  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        raise InputError(
-            "face detection: OpenCV is not installed; run pip install 'hyperdreambooth[faces]'" + otherwise
-        ) from None
+        advice = f"run pip install 'hyperdreambooth[faces]'{otherwise}"
+        raise InputError(f"face detection: OpenCV is not installed; {advice}") from None
 
 
 @cache
 def _network(file: Path, score: float) -> Any:
-    """Returns OpenCV's detector."""
     import cv2
 
     try:
@@ -120,9 +95,7 @@ def _detect(file: Path, score: float, image: Image.Image) -> list[Face]:
 def faces_of_rows(rows: np.ndarray[Any, Any], zooms: tuple[float, float]) -> list[Face]:
     """Converts YuNet's rows `(n, 15)` (box, five points, score) into faces in pixels of the photo.
 
-    Args:
-        rows: in pixels of the picture that YuNet saw.
-        zooms: width and height of that picture over those of the photo.
+    `zooms` are width and height of the picture that YuNet saw over those of the photo.
     """
     scaled = rows[:, :14].reshape(-1, 7, 2) / np.asarray(zooms)
     return [

@@ -29,32 +29,19 @@ _TURNS = {
 
 
 def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
-    """Reads a photo as viewers show it.
+    """Reads a photo as viewers show it, or refuses it in a line that names the file.
 
     EXIF rotation is applied, 16-bit and CMYK become 8-bit RGB, transparency becomes white, and an animation
-    gives its first frame.
-
-    Args:
-        path: a PNG, JPEG, WebP, BMP, TIFF or GIF file.
-        content: the bytes of a photo that has no file of its own; `path` is then only its name.
-
-    Returns:
-        An RGB picture whose sides have at least `MIN_SIDE` pixels.
-
-    Raises:
-        InputError: the file, which the message names, is missing, unreadable, truncated, too large or too
-            small.
+    gives its first frame. `path` is only a name if `content` holds the bytes of a photo without a file.
     """
     if content is None and not path.is_file():
-        raise InputError(
-            f"{path}: {'expected a photo, found a folder' if path.is_dir() else 'no such photo'}"
-        )
+        what = "expected a photo, found a folder" if path.is_dir() else "no such photo"
+        raise InputError(f"{path}: {what}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures before our check refuses them
             with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
-                _check_size(path, image)
-                return _rgb(_upright(image))
+                return to_rgb(path, image)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -68,15 +55,7 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
 
 
 def to_rgb(name: Path, image: Image.Image) -> Image.Image:
-    """Converts a picture in memory as `open_photo` does a file: upright, 8-bit RGB.
-
-    Args:
-        name: the picture's name for messages.
-        image: the picture, in any mode.
-
-    Raises:
-        InputError: the picture is too large or too small.
-    """
+    """Converts a picture in memory like `open_photo`; messages call it `name`."""
     _check_size(name, image)
     return _rgb(_upright(image))
 
@@ -100,7 +79,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB."""
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
@@ -128,15 +106,7 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """Returns the centre square of a picture as a tensor.
-
-    Args:
-        image: a picture of any size.
-        size: pixels per side.
-
-    Returns:
-        `(3, size, size)`, float32 in [-1, 1].
-    """
+    """Returns the centre square of a picture as `(3, size, size)`, float32 in [-1, 1]."""
     square = centre_square(image.convert("RGB"), size)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
 

@@ -17,25 +17,15 @@ DO UPDATE SET ever_kept = max(ever_kept, excluded.ever_kept), record = excluded.
 
 @dataclass(frozen=True)
 class Record:
-    """The outcome for one photo.
+    """The outcome for one photo."""
 
-    Attributes:
-        name: the crop's name, without folder and extension.
-        photo: where the photo came from.
-        content: fingerprint of photo, caption and landmarks.
-        reason: why the photo was dropped; empty if it was kept.
-        caption: the caption, or None.
-        landmarks: in pixels of the crop, or None.
-        thumb: a small base64 JPEG of a dropped photo; empty if it could not be opened.
-    """
-
-    name: str
-    photo: str
-    content: str
-    reason: str = ""
+    name: str  # the crop's, without folder and extension
+    photo: str  # where the photo came from
+    content: str  # fingerprint of photo, caption and landmarks
+    reason: str = ""  # why the photo was dropped; empty if it was kept
     caption: str | None = None
-    landmarks: Landmarks | None = None
-    thumb: str = ""
+    landmarks: Landmarks | None = None  # in pixels of the crop
+    thumb: str = ""  # a small base64 JPEG of a dropped photo; empty if it could not be opened
 
     @property
     def kept(self) -> bool:
@@ -46,15 +36,7 @@ class Record:
 class Journal:
     """The newest record of every photo of an output folder. Several runs may use it at the same time.
 
-    Args:
-        file: the database; created if it is missing.
-
-    Attributes:
-        known: name → its newest record from earlier runs.
-        ever_kept: names that had a crop after any earlier run.
-
-    Raises:
-        InputError: the file is something else, or damaged.
+    `known` are the records of earlier runs by name, `ever_kept` the names that had a crop after any of them.
     """
 
     def __init__(self, file: Path) -> None:
@@ -72,11 +54,7 @@ class Journal:
         self.ever_kept = {name for name, ever_kept, _ in rows if ever_kept}
 
     def add(self, record: Record) -> None:
-        """Replaces a photo's record, so that a later kill cannot lose it.
-
-        Raises:
-            OSError: the record cannot be written, for example because the disk is full.
-        """
+        """Replaces a photo's record, so that a later kill cannot lose it; a full disk is an `OSError`."""
         try:
             self._database.execute(_ADD, (record.name, record.kept, json.dumps(asdict(record))))
         except sqlite3.OperationalError as error:

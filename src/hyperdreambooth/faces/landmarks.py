@@ -1,8 +1,7 @@
 """Five points of a face: the similarity that turns them upright, the crop around them, the oval of the head.
 
-The points are: left eye, right eye, tip of the nose, left and right corner of the mouth, left and right as
-seen in the picture. They are in pixels of the upright picture, whose upper left corner is `(0, 0)`. CelebA
-and YuNet use this order.
+Left and right eye, tip of the nose, left and right corner of the mouth, as seen in the picture and in its
+pixels; the upper left corner is `(0, 0)`. CelebA and YuNet use this order.
 """
 
 from __future__ import annotations
@@ -29,11 +28,7 @@ MOST_MISFIT = 0.6
 
 
 def as_landmarks(value: Any) -> Landmarks:
-    """Converts five pairs or ten numbers, as JSON has them, to landmarks.
-
-    Raises:
-        ValueError: the value is anything else.
-    """
+    """Converts five pairs or ten numbers, as JSON has them, to landmarks; anything else is a `ValueError`."""
     try:
         points = np.asarray(value, dtype=np.float64).reshape(5, 2)
     except (TypeError, ValueError, OverflowError):  # JSON may hold integers too large for a float
@@ -46,15 +41,7 @@ def as_landmarks(value: Any) -> Landmarks:
 # argmin over s, R, t of Σ ‖s R p + t - q‖²   (Umeyama 1991); in the plane s R is one complex number, and the
 # least squares have a closed form without an SVD
 def similarity(points: Points, onto: Points) -> tuple[complex, complex]:
-    """Returns turn `a` and shift `b` that bring `a · p + b` nearest to `q`: scale and rotation only.
-
-    Args:
-        points: `p`, read as `x + iy`.
-        onto: `q`, as many points.
-
-    Raises:
-        InputError: all points coincide.
-    """
+    """Returns turn `a` and shift `b` that bring `a · p + b` nearest to `q`: scale and rotation only."""
     p, q = _complex(points), _complex(onto)
     around = p - p.mean()
     spread = float(np.vdot(around, around).real)
@@ -92,15 +79,10 @@ def misfit(points: Landmarks) -> float:
 
 
 def check_face(points: Landmarks, width: int, height: int) -> None:
-    """Refuses points that lie outside the picture, or that no face has, for example with eyes swapped.
-
-    Raises:
-        InputError: one of the two.
-    """
+    """Refuses points that lie outside the picture, or that no face has, for example with eyes swapped."""
     if outside(points, width, height):
-        raise InputError(
-            f"landmarks outside the picture of {width}×{height}; expected pixels of the upright photo"
-        )
+        expected = "expected pixels of the upright photo"
+        raise InputError(f"landmarks outside the picture of {width}×{height}; {expected}")
     check_shape(points)
 
 
@@ -110,33 +92,12 @@ def outside(points: Landmarks, width: int, height: int) -> bool:
 
 
 def check_shape(points: Landmarks) -> None:
-    """Refuses points whose arrangement no face has, wherever they lie.
-
-    Raises:
-        InputError: the points are too far from the template's shape.
-    """
+    """Refuses points whose arrangement no face has, wherever they lie."""
     if misfit(points) > MOST_MISFIT:
+        order = "left eye, right eye, nose, left and right corner of the mouth"
         raise InputError(
-            "the landmarks make no face; expected left eye, right eye, nose, left and right corner of the "
-            "mouth, left and right as seen in the picture"
+            f"the landmarks make no face; expected {order}, left and right as seen in the picture"
         )
-
-
-def aligned(
-    image: Image.Image, points: Landmarks, size: int, margin: float = 0.0
-) -> tuple[Image.Image, Landmarks]:
-    """Crops the upright square around a face; beyond its edges the photo is mirrored.
-
-    Args:
-        image: an upright RGB picture.
-        points: of the face.
-        size: pixels per side of the crop.
-        margin: surroundings on every edge, in sides of the tightest crop.
-
-    Returns:
-        The crop, and the points in it.
-    """
-    return laid_onto(image, points, framed(size, margin), size)
 
 
 def laid_onto(
@@ -144,14 +105,8 @@ def laid_onto(
 ) -> tuple[Image.Image, Landmarks]:
     """Crops the square in which the points come nearest to the given places, by a similarity.
 
-    Args:
-        image: an upright RGB picture.
-        points: of the face.
-        places: where the points should be, in pixels of the crop.
-        size: pixels per side of the crop.
-
-    Returns:
-        The crop, and the points in it.
+    Returns the crop of `size` pixels per side, mirrored beyond the picture's edges, and the points in it;
+    `places` are in its pixels, too.
     """
     turn, shift = similarity(points, places)
     shrink = max(1, int(1 / abs(turn)))  # a box filter first: bicubic alone would skip pixels
@@ -188,15 +143,9 @@ def centred(image: Image.Image, points: Landmarks | None, size: int) -> tuple[Im
 
 
 def face_oval(height: int, width: int, points: Landmarks | None = None) -> Tensor:
-    """Returns a mask of the head in a square crop: 1 inside, 0 outside, with a soft edge.
+    """Returns a mask `(height, width)` of the head in a square crop: 1 inside, 0 outside, with a soft edge.
 
-    Args:
-        height: rows, usually of a latent.
-        width: columns.
-        points: of the face, in sides of the square; None for the place of the head in an aligned crop.
-
-    Returns:
-        `(height, width)`.
+    `points` of the face are in sides of the square; None for the place of the head in an aligned crop.
     """
     rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
     turn, shift = (1 + 0j, 0j) if points is None else similarity(points, TEMPLATE)

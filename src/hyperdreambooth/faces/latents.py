@@ -21,11 +21,9 @@ FORMAT = 2  # raise it when open_photo or to_pixels change
 
 
 def encoder_key(fingerprint: str, encoder: nn.Module) -> str:
-    """Returns the part of a cache folder's name that stands for the base and its VAE.
+    """Returns the part of a cache folder's name for the base and its VAE, of which weights and config count.
 
-    Args:
-        fingerprint: the base's fingerprint, which only covers the parts that adapters change.
-        encoder: the VAE, of which weights and config are hashed.
+    The base's fingerprint only covers the parts that adapters change.
     """
     config: dict[str, Any] = dict(getattr(encoder, "config", {}))
     settings = {name: value for name, value in config.items() if not name.startswith("_")}  # no paths
@@ -36,18 +34,6 @@ def encoder_key(fingerprint: str, encoder: nn.Module) -> str:
     return f"{fingerprint}-{digest.hexdigest()[:16]}"
 
 
-def cached_latents(
-    photos: Sequence[Photo],
-    size: int,
-    encode: Callable[[Tensor], Tensor],
-    cache: Path,
-    key: str,
-    batch: int = 32,
-) -> Tensor:
-    """Returns the latents `(m, c, h, w)` of photos, see `cached_photos`; `key` comes from `encoder_key`."""
-    return cached_photos(photos, size, lambda p: {"latents": encode(p)}, cache, key, batch)["latents"]
-
-
 def cached_photos(
     photos: Sequence[Photo],
     size: int,
@@ -56,34 +42,26 @@ def cached_photos(
     key: str,
     batch: int = 32,
 ) -> Rows:
-    """Returns what frozen encoders make of photos, read from the cache or encoded and added to it.
+    """Returns what frozen encoders make of `m` photos, in `m` rows, read from the cache or added to it.
 
     Each missing photo is decoded once, however many tensors `encode` returns. Decoding needs threads and no
     processes: Pillow releases the interpreter's lock while it decodes and resizes.
 
     Args:
-        photos: the `m` photos.
+        photos: at least one.
         size: the side at which they are encoded, in pixels.
         encode: pixels `(b, 3, size, size)` in [-1, 1] → named tensors with `b` rows each.
         cache: the cache folder, created when missing; it may serve many encoders and sizes.
         key: a name for everything that `encode` depends on. Key, size and content decide on a row.
         batch: the number of photos encoded at a time.
-
-    Returns:
-        Tensors on the CPU with `m` rows each.
-
-    Raises:
-        InputError: there is no photo, a photo is broken, or an encoder returns NaN for one.
     """
     if not photos:
         raise InputError("no photo to encode; expected at least one")
 
-    def read(place: int) -> Tensor:
-        return to_pixels(photos[place].open(), size)
-
     @torch.no_grad()
     def encode_batch(places: list[int]) -> Rows:
-        rows = encode(torch.stack(list(threads.map(read, places))))
+        pixels = threads.map(lambda place: to_pixels(photos[place].open(), size), places)
+        rows = encode(torch.stack(list(pixels)))
         for name, tensor in rows.items():
             for place, row in zip(places, tensor, strict=True):
                 if not row.isfinite().all():

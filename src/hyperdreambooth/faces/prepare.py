@@ -12,13 +12,14 @@ import json
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -38,17 +39,7 @@ THUMB = 160  # pixels per side of a dropped photo in the contact sheet
 FEW = 16  # for fewer photos, no processes are started
 _CROPPED = "--already-cropped for photos that are crops of faces"
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is left over from a kill
-
-
-@dataclass(frozen=True)
-class PhotoTask:
-    """One photo to crop, and all that a worker needs for it."""
-
-    item: Item
-    content: str
-    out: Path
-    config: PrepareConfig
-    detect: Detector | None
+Task: TypeAlias = Callable[[], Record]
 
 
 def prepare_folder(
@@ -58,7 +49,9 @@ def prepare_folder(
     workers: int | None = None,
     detect: Detector | None = None,
 ) -> list[Record]:
-    """Crops all photos of a source. A second run continues the first, and follows changes of the source.
+    """Crops all photos of a source; returns what became of each, in the source's order.
+
+    A second run continues the first, and follows changes of the source.
 
     Args:
         source: a source of photos, see `read_items`.
@@ -66,16 +59,11 @@ def prepare_folder(
         config: the settings; None for the defaults.
         workers: number of processes; None for one per core.
         detect: finds faces; None for YuNet. It is pickled for the workers.
-
-    Returns:
-        The outcome for every photo, in the source's order.
-
-    Raises:
-        InputError: the source is unusable or empty, the folder holds something else, or no detector is
-            available.
     """
     config, source = config or PrepareConfig(), str(source)
-    _check_out(source, out)
+    if not source.startswith(HUB):
+        check_apart(out, Path(source))
+    check_run(out)
     journal, records = Journal(out / ".journal.sqlite"), list[Record]()
     # an earlier run without any record may have had another source
     if not journal.known and (recorded_inputs(out) or {}).keys() == {"source"}:
@@ -98,20 +86,13 @@ def prepare_folder(
     return records
 
 
-def _check_out(source: str, out: Path) -> None:
-    """Refuses an output folder inside the photos, or one that holds something else."""
-    if not source.startswith(HUB):
-        check_apart(out, Path(source))
-    check_run(out)
-
-
 def _tasks(
     items: Iterable[Item],
     known: Mapping[str, Record],
     out: Path,
     config: PrepareConfig,
     detect: Detector | None,
-) -> Iterator[PhotoTask | Record]:
+) -> Iterator[Task | Record]:
     """Yields a task for each photo to crop, and a record for each photo that is done or refused."""
     names, depths = dict[str, str](), set[int]()
     for item in items:
@@ -120,9 +101,8 @@ def _tasks(
             continue
         depths.add(item.name.count("/"))
         if len(depths) > 1:
-            raise InputError(
-                f"{item.origin}: some photos have an identity and some do not; give it for all or for none"
-            )
+            advice = "give it for all or for none"
+            raise InputError(f"{item.origin}: some photos have an identity and some do not; {advice}")
         try:
             _claim(item, names)
             content = item.fingerprint()
@@ -130,15 +110,14 @@ def _tasks(
             yield Record(item.name, item.origin, "", _reason(error, item))
             continue
         record = known.get(item.name)
-        if record and record.content == content and _is_there(record, out):
+        if record and record.content == content and (not record.kept or _place(out, record.name).is_file()):
             yield record
             continue
         if detect is None and item.landmarks is None and not config.already_cropped:
             check_opencv(f", or pass {_CROPPED}")
-            detect = yunet(
-                config.detector or fetch_yunet(f"pass --detector FILE, or {_CROPPED}"), config.score
-            )
-        yield PhotoTask(item, content, out, config, detect)
+            file = config.detector or fetch_yunet(f"pass --detector FILE, or {_CROPPED}")
+            detect = yunet(file, config.score)
+        yield partial(prepare_photo, item, content, out, config, detect)
 
 
 def _claim(item: Item, names: dict[str, str]) -> None:
@@ -166,34 +145,35 @@ def _path(item: Item) -> Path:
     return item.content if isinstance(item.content, Path) else Path(item.origin)
 
 
-def _is_there(record: Record, out: Path) -> bool:
-    return not record.kept or (out / f"{record.name}.png").is_file()
+def _place(out: Path, name: str) -> Path:
+    return out / f"{name}.png"
 
 
-def prepare_photo(task: PhotoTask) -> Record:
+def prepare_photo(
+    item: Item, content: str, out: Path, config: PrepareConfig, detect: Detector | None
+) -> Record:
     """Crops one photo and writes it, after its caption, so that no crop is ever without it."""
-    item, image = task.item, None
+    image = None
     try:
         image = open_photo(_path(item), None if isinstance(item.content, Path) else item.content)
-        crop, points = crop_face(image, item.landmarks, task.config, task.detect)
+        crop, points = crop_face(image, item.landmarks, config, detect)
     except InputError as error:
-        return Record(item.name, item.origin, task.content, _reason(error, item), thumb=_thumb(image))
-    caption = item.caption or task.config.caption
-    place = task.out / f"{item.name}.png"
+        return Record(item.name, item.origin, content, _reason(error, item), thumb=_thumb(image))
+    caption, place = item.caption or config.caption, _place(out, item.name)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _write_caption(place, caption)
+    _write(place.with_suffix(".txt"), "" if caption is None else caption + "\n")
     with whole_file(place) as part:
         crop.save(part, format="PNG")
-    return Record(item.name, item.origin, task.content, caption=caption, landmarks=points)
+    return Record(item.name, item.origin, content, caption=caption, landmarks=points)
 
 
-def _write_caption(place: Path, caption: str | None) -> None:
-    words = place.with_suffix(".txt")
-    if caption is None:
-        words.unlink(missing_ok=True)
+def _write(file: Path, text: str) -> None:
+    """Writes a file whole; without a text, there is to be no file."""
+    if not text:
+        file.unlink(missing_ok=True)
         return
-    with whole_file(words) as part:
-        part.write_text(caption + "\n", encoding="utf-8")
+    with whole_file(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _thumb(image: Image.Image | None) -> str:
@@ -206,28 +186,24 @@ def _thumb(image: Image.Image | None) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-# ---- processes -----------------------------------------------------------------------------------------
-
-
-def _each(tasks: Iterator[PhotoTask | Record], workers: int) -> Iterator[Record]:
+def _each(tasks: Iterator[Task | Record], workers: int) -> Iterator[Record]:
     """Yields the records in the order of the tasks."""
     first = list(islice(tasks, FEW))
     todo = chain(first, tasks)
     if workers == 1 or len(first) < FEW:
-        yield from (task if isinstance(task, Record) else prepare_photo(task) for task in todo)
+        yield from (task if isinstance(task, Record) else task() for task in todo)
         return
     window: deque[Record | Future[Record]] = deque()
     with pool(workers) as side_by_side:
         try:
             for task in todo:
-                window.append(task if isinstance(task, Record) else side_by_side.submit(prepare_photo, task))
+                window.append(task if isinstance(task, Record) else side_by_side.submit(task))
                 if len(window) > 4 * workers:
                     yield _result(window.popleft())
             yield from (_result(one) for one in window)
         except BrokenProcessPool:
-            raise OSError(
-                "a worker process died, perhaps for lack of memory; run again with fewer --workers"
-            ) from None
+            advice = "run again with fewer --workers"
+            raise OSError(f"a worker process died, perhaps for lack of memory; {advice}") from None
         finally:
             side_by_side.shutdown(cancel_futures=True)
 
@@ -236,38 +212,27 @@ def _result(one: Record | Future[Record]) -> Record:
     return one if isinstance(one, Record) else one.result()
 
 
-# ---- the rest of the folder ------------------------------------------------------------------------------
-
-
 def _describe(out: Path, kept: Iterable[Record]) -> None:
     """Writes metadata.jsonl into every folder of crops whose landmarks are known."""
     lines: dict[Path, list[str]] = {}
     for record in kept:
-        place = out / f"{record.name}.png"
-        entry: dict[str, object] = {"file_name": place.name, "text": record.caption}
-        if record.caption is None:
-            del entry["text"]
+        place = _place(out, record.name)
         known = lines.setdefault(place.parent, [])
         if record.landmarks is not None:
-            known.append(json.dumps(entry | {"landmarks": record.landmarks}, ensure_ascii=False) + "\n")
+            text = {} if record.caption is None else {"text": record.caption}
+            entry = {"file_name": place.name, **text, "landmarks": record.landmarks}
+            known.append(json.dumps(entry, ensure_ascii=False) + "\n")
     for folder, known in lines.items():
-        if not known:
-            (folder / "metadata.jsonl").unlink(missing_ok=True)
-            continue
-        with whole_file(folder / "metadata.jsonl") as part:
-            part.write_text("".join(known), encoding="utf-8")
+        _write(folder / "metadata.jsonl", "".join(known))
 
 
 def _remove(out: Path, ever: set[str], kept: set[str]) -> None:
     """Deletes crops whose photo is gone or dropped by now, and old half-written files of a killed run."""
-    folded = {_folded(name): out / f"{name}.png" for name in kept}
+    folded = {_folded(name): _place(out, name) for name in kept}
     for name in ever - kept:
-        place = out / f"{name}.png"
-        renamed = folded.get(_folded(name))
-        if (
-            renamed and place.exists() and place.samefile(renamed)
-        ):  # Ana.png is ana.png where case does not count
-            continue
+        place, renamed = _place(out, name), folded.get(_folded(name))
+        if renamed and place.exists() and place.samefile(renamed):
+            continue  # Ana.png is ana.png where case does not count
         place.unlink(missing_ok=True)
         place.with_suffix(".txt").unlink(missing_ok=True)
         if place.parent != out and not any(place.parent.glob("[!.]*.png")):

@@ -22,7 +22,6 @@ from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.dataset import (
     EXTENSIONS,
     Note,
-    Photo,
     note_of,
     photo_hash,
     printable,
@@ -40,30 +39,17 @@ LARGEST = 2**30  # bytes read of one file in an archive, which may claim any siz
 
 @dataclass(frozen=True)
 class Item:
-    """One photo of a stream.
+    """One photo of a stream."""
 
-    Attributes:
-        name: the name of its crop, `IDENTITY/PHOTO`, or `PHOTO` if each photo is an identity of its own.
-        origin: the photo's name in messages.
-        content: the file, or the bytes of a photo without a file.
-        caption: the caption, or None.
-        landmarks: of the face, or None.
-        refused: why the photo is not available; empty if it is.
-    """
-
-    name: str
-    origin: str
-    content: Path | bytes
+    name: str  # of its crop: `IDENTITY/PHOTO`, or `PHOTO` if each photo is an identity of its own
+    origin: str  # the photo's name in messages
+    content: Path | bytes  # the file, or the bytes of a photo without a file
     caption: str | None
     landmarks: Landmarks | None = None
-    refused: str = ""
+    refused: str = ""  # why the photo is not available; empty if it is
 
     def fingerprint(self) -> str:
-        """Returns 32 hex digits of everything that the crop depends on.
-
-        Raises:
-            InputError: the photo cannot be read.
-        """
+        """Returns 32 hex digits of everything that the crop depends on."""
         photo = self.content
         content = photo_hash(photo) if isinstance(photo, Path) else hashlib.sha256(photo).hexdigest()[:32]
         return hashlib.sha256(repr((content, self.caption, self.landmarks)).encode()).hexdigest()[:32]
@@ -72,20 +58,13 @@ class Item:
 def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
     """Returns the photos of any source in its own order; a list if they are files, else a stream.
 
-    Args:
-        source: a photo, a folder of photos (`identity/*.jpg` or flat), a shard or a folder of shards
-            (`*.tar`), a folder made by `datasets` (`save_to_disk`, or Parquet files), or `hf:NAME[:split]`.
-        config: the names of columns in data sets and keys in shards.
-
-    Raises:
-        InputError: the source holds nothing usable.
+    A source is a photo, a folder of photos (`identity/*.jpg` or flat), a shard or a folder of them (`*.tar`),
+    a folder made by `datasets` (`save_to_disk`, or Parquet files), or `hf:NAME[:split]`.
     """
     folder = Path(source)
     if source.startswith(HUB):
         return _of_hub(source, config)
-    if folder.suffix == ".tar":
-        return _of_shards([folder], config)
-    if shards := _within(folder, "*.tar"):
+    if shards := [folder] if folder.suffix == ".tar" else _within(folder, "*.tar"):
         return _of_shards(shards, config)
     if any(_within(folder, name) for name in ("state.json", "dataset_dict.json", "**/*.parquet")):
         return _of_saved(folder, config)
@@ -104,17 +83,12 @@ def _of_folder(folder: Path) -> list[Item]:
         home, photos = folder.parent, read_person([folder])
     else:
         home, photos = folder, [photo for group in read_faces(folder).values() for photo in group]
-    return [_of_file(photo, home) for photo in photos]
-
-
-def _of_file(photo: Photo, home: Path) -> Item:
-    name = photo.path.relative_to(home).with_suffix("").as_posix()
-    refused = "" if name == printable(name) else "the file's name is not UTF-8; rename it"
-    origin = printable(str(photo.path))
-    return Item(printable(name), origin, photo.path, photo.caption, photo.landmarks, refused)
-
-
-# ---- webdataset: consecutive files with the same stem in a tar are one sample -----------------------------
+    items: list[Item] = []
+    for photo in photos:
+        name, origin = photo.path.relative_to(home).with_suffix("").as_posix(), printable(str(photo.path))
+        refused = "" if name == printable(name) else "the file's name is not UTF-8; rename it"
+        items.append(Item(printable(name), origin, photo.path, photo.caption, photo.landmarks, refused))
+    return items
 
 
 def _of_shards(shards: Sequence[Path], config: PrepareConfig) -> Generator[Item]:
@@ -131,7 +105,10 @@ def _of_shards(shards: Sequence[Path], config: PrepareConfig) -> Generator[Item]
 
 
 def _samples(tar: tarfile.TarFile) -> Generator[tuple[str, dict[str, bytes]]]:
-    """Yields key, and extension → content. As in webdataset, the key ends at the file name's first dot."""
+    """Yields key, and extension → content, of consecutive files with one key.
+
+    As in webdataset, a key ends at the file name's first dot.
+    """
     wanted = {*(ending[1:] for ending in EXTENSIONS), "txt", "caption", "json", "cls"}
     key, files = "", dict[str, bytes]()
     for member in tar:
@@ -157,33 +134,24 @@ def _sample(
     if not pictures:
         return None
     try:
-        identity, note = _labels(files, config)
+        fields = json.loads(files.get("json", b"{}"))
+        text = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
+        note = note_of(text or _pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
+        identity = _pick(fields, IDENTITIES, config.identity_column)
+        if identity is None and "cls" in files:
+            identity = files["cls"].decode().strip()
     except (ValueError, AttributeError, RecursionError) as error:
-        reason = f"expected UTF-8 text and a JSON object beside the photo ({error})"
-        return _refused(str(key), origin, reason)
+        return _refused(str(key), origin, f"expected UTF-8 text and a JSON object beside the photo ({error})")
     folder = str(key.parent) if identity is None and len(key.parts) > 1 else identity
     return _item(folder, prefix + key.name, origin, pictures[0], note)
-
-
-def _labels(files: Mapping[str, bytes], config: PrepareConfig) -> tuple[Any, Note]:
-    """Returns a sample's identity, or None, with its caption and landmarks."""
-    fields = json.loads(files.get("json", b"{}"))
-    text = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
-    note = note_of(text or _pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
-    identity = _pick(fields, IDENTITIES, config.identity_column)
-    return files["cls"].decode().strip() if identity is None and "cls" in files else identity, note
-
-
-# ---- Hugging Face datasets -----------------------------------------------------------------------------
 
 
 def _datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise InputError(
-            "data sets: run pip install 'hyperdreambooth[data]', or prepare a folder of photos"
-        ) from None
+        advice = "run pip install 'hyperdreambooth[data]', or prepare a folder of photos"
+        raise InputError(f"data sets: {advice}") from None
     return datasets
 
 
@@ -196,9 +164,8 @@ def _of_hub(source: str, config: PrepareConfig) -> Iterator[Item]:
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
     except Exception as error:  # network, hub and splits raise errors of their own
-        raise InputError(
-            f"{source}: cannot be loaded ({_first_line(error)}); expected hf:NAME or hf:NAME:split"
-        ) from None
+        advice = "expected hf:NAME or hf:NAME:split"
+        raise InputError(f"{source}: cannot be loaded ({_first_line(error)}); {advice}") from None
     items = _rows(rows, source, split or "train", config)
     return _streamed(items, source, "run the same command again to go on")
 
@@ -227,9 +194,8 @@ def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
         else:
             loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise InputError(
-            f"{folder}: cannot be read as a data set ({_first_line(error)}); get it again"
-        ) from None
+        reason = f"cannot be read as a data set ({_first_line(error)})"
+        raise InputError(f"{folder}: {reason}; get it again") from None
     parts: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {str(loaded.split or "data"): loaded}
     rows = (item for split, part in parts.items() for item in _rows(part, str(folder), split, config))
     return _streamed(rows, str(folder), "get its files again")
@@ -241,9 +207,8 @@ def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator
     features: Mapping[str, Any] = rows.features or {}
     column = next((name for name, kind in features.items() if isinstance(kind, image_type)), None)
     if column is None:
-        raise InputError(
-            f"{source}: expected a column of images, found {', '.join(features) or 'no columns'}"
-        )
+        found = ", ".join(features) or "no columns"
+        raise InputError(f"{source}: expected a column of images, found {found}")
     for asked in (config.identity_column, config.caption_column):
         if asked is not None and asked not in features:
             raise InputError(f"{source}: no column '{asked}'; expected one of {', '.join(features)}")
@@ -259,11 +224,7 @@ def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator
 
 
 def _stored(picture: Mapping[str, Any]) -> Path | bytes:
-    """Returns a picture's bytes or file. In a stream, files have URLs, such as `zip://1.png::https://…`.
-
-    Raises:
-        InputError: the URL leads to nothing, or to a damaged archive.
-    """
+    """Returns a picture's bytes or file. In a stream, files have URLs, such as `zip://1.png::https://…`."""
     path = picture.get("path") or ""
     if picture.get("bytes") or not path:
         return picture.get("bytes") or b""

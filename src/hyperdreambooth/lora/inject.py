@@ -1,16 +1,14 @@
-"""Wearing adapters: ordinary PEFT LoRA layers whose factors may differ from sample to sample.
+"""Wearing adapters: PEFT's own LoRA layers, put into the frozen base, so that diffusers' controls still work.
 
-`wear` puts PEFT's own LoRA layers into the frozen base, so that diffusers' controls (`set_adapters`,
-`fuse_lora`, `disable_lora`, scales) keep working. A single adapter without gradients is stored in PEFT's own
-weights. Otherwise each layer holds tensors `(n, r, i)` and `(n, o, r)`, and every sample of a batch is
-changed by its own identity, so that `n` people share one frozen forward and backward pass (paper, section
-4.1). The hook is PEFT's `lora_variant`, the table through which a LoRA layer delegates its low-rank term.
+A single adapter without gradients is stored in PEFT's own weights. Otherwise each layer holds tensors
+`(n, r, i)` and `(n, o, r)`, and every sample of a batch is changed by its own identity: `n` people share one
+frozen forward and backward pass (paper, section 4.1), by PEFT's hook for low-rank terms, `lora_variant`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,19 +25,10 @@ from hyperdreambooth.sites import locate
 
 
 def routing(batch: int, n: int, images: int) -> int:
-    """Returns how many consecutive samples belong to one identity.
+    """Returns how many consecutive samples are one identity's: `images`, or 1 for a text encoder's prompts.
 
-    A batch lists `images` samples of the first identity, then of the second, and so on; for guidance the
-    whole list is repeated in diffusers' order `[negative, positive]`. A text encoder sees one prompt per
-    identity, whatever `images` is.
-
-    Args:
-        batch: the number of samples `b`.
-        n: the number of identities worn.
-        images: samples per identity, as passed to `wear` or `set`.
-
-    Raises:
-        ValueError: the batch cannot be divided evenly.
+    A batch of `b` samples lists `images` of the first of `n` identities, then of the second, and so on; for
+    guidance the whole list is repeated in diffusers' order `[negative, positive]`.
     """
     for run in (images, 1):
         if batch % (n * run) == 0:
@@ -52,16 +41,8 @@ def add_delta(
 ) -> Float[Tensor, "b *t o"]:
     """Adds every sample's own `x @ down.T @ up.T` to the frozen layer's result, in one fused pass.
 
-    Args:
-        result: `(b, …, o)`, the frozen layer's output for `x`.
-        x: `(b, …, i)`.
-        down: `(n, r, i)`.
-        up: `(n, o, r)`.
-        images: consecutive samples of one identity, see `routing`.
-
-    Returns:
-        `(b, …, o)` in the number format of `result`. Factors are cast, not activations, because they are
-        small.
+    Factors `(n, r, i)` and `(n, o, r)` are cast, not activations, because they are small: the outcome has the
+    number format of `result`. `images` is as in `routing`.
     """
     down, up = down.to(x.device, x.dtype), up.to(x.device, result.dtype)
     n, run = len(down), routing(len(x), len(down), images)
@@ -77,14 +58,10 @@ def add_delta(
 
 
 class SiteWear:
-    """What one LoRA layer wears under one adapter name; an entry of PEFT's `layer.lora_variant`.
-
-    Attributes:
-        factors: down `(n, r, i)` and up `(n, o, r)`; None stands for the layer's own `lora_A` and `lora_B`.
-        images: consecutive samples of one identity.
-    """
+    """What one LoRA layer wears under one adapter name; an entry of PEFT's `layer.lora_variant`."""
 
     def __init__(self) -> None:
+        # down (n, r, i), up (n, o, r); None stands for the layer's own `lora_A` and `lora_B`
         self.factors: tuple[Tensor, Tensor] | None = None
         self.images = 1
         self._unfused: Tensor | None = None
@@ -99,9 +76,8 @@ class SiteWear:
         """Returns the weight `(o, i)` with the adapter fused. A copy of the old one makes unfusing exact."""
         down, up = self.factors or _own_weights(module, active_adapter)
         if len(down) != 1:
-            raise ValueError(
-                f"adapter {active_adapter!r} wears {len(down)} identities: only one can be fused"
-            )
+            worn = f"adapter {active_adapter!r} wears {len(down)} identities"
+            raise ValueError(f"{worn}: only one can be fused")
         self._unfused = orig_weight.detach().clone()
         delta = up[0].detach().float() @ down[0].detach().float() * module.scaling[active_adapter]
         return (self._unfused.float() + delta).to(orig_weight.dtype)
@@ -129,13 +105,15 @@ class WornLinear(LoraLinear):
         return x if ours else super()._cast_input_dtype(x, dtype)
 
 
-class Worn:
+class Worn(AbstractContextManager["Worn"]):
     """An adapter on a base. `set` replaces the factors; `take_off`, or the end of `with`, removes it."""
 
     def __init__(self, components: Mapping[str, nn.Module], factors: Factors, name: str) -> None:
         self.name, self._components = name, dict(components)
         self._paths = _paths(components, factors)
-        self._before = {part: _Before(components[part]) for part in self._paths}
+        self._trainable = [
+            p for part in self._paths for p in components[part].parameters() if p.requires_grad
+        ]
         self._layers: dict[str, Any] = {}
         self._sites = {site: SiteWear() for site in factors}
         rank = next(iter(factors.values()))[0].shape[1]
@@ -147,14 +125,10 @@ class Worn:
                 variants[name] = self._sites[site]
 
     def set(self, factors: Factors, images: int = 1) -> None:
-        """Replaces the factors in place.
+        """Replaces the factors in place: of the sites and the rank given to `wear`.
 
         Factors that need gradients must stay worn until the backward pass has ended: gradient checkpointing
         reads them again, and would silently use whatever is worn by then.
-
-        Args:
-            factors: the sites given to `wear`, down `(n, r, i)` and up `(n, o, r)`, of the same rank.
-            images: consecutive samples of one identity in every batch.
 
         Raises:
             ValueError: the sites or the rank differ, the adapter is fused, or several identities or gradients
@@ -175,10 +149,8 @@ class Worn:
 
     def _check(self, factors: Factors) -> None:
         if factors.keys() != self._layers.keys():
-            odd = min(factors.keys() ^ self._layers.keys())
-            raise ValueError(
-                f"adapter {self.name!r} is worn at other sites ({odd} differs); take it off and wear it anew"
-            )
+            odd = f"is worn at other sites ({min(factors.keys() ^ self._layers.keys())} differs)"
+            raise ValueError(f"adapter {self.name!r} {odd}; take it off and wear it anew")
         for site, (down, _) in factors.items():
             layer = self._layers[site]
             if down.shape[1] != layer.r[self.name]:
@@ -197,14 +169,11 @@ class Worn:
             for site, path in paths.items():
                 if site in layers:
                     _strip(component, path, layers[site], self.name)
-            self._before[part].restore(component, self.name)
+            _forget(component, self.name)
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
 
-    def __enter__(self) -> Worn:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.take_off()
 
 
@@ -216,11 +185,8 @@ def wear(
     Args:
         components: the base's adaptable parts, such as `unet` and `text_encoder`.
         factors: site → down `(n, r, i)`, up `(n, o, r)`, all of one rank. Other sites stay bare.
-        name: the adapter's name in PEFT and diffusers; adapters worn at the same time need different names.
+        name: in PEFT and diffusers; adapters worn at the same time need different names.
         images: consecutive samples of one identity in every batch.
-
-    Raises:
-        ValueError: a site is unknown, the ranks differ, there is no site, or the name is taken.
     """
     if len({down.shape[1] for down, _ in factors.values()}) != 1:
         raise ValueError(f"adapter {name!r}: expected factors of one rank at one or more sites")
@@ -236,21 +202,13 @@ def wear(
     return worn
 
 
-class _Before:
-    """Notes what wearing changes on a component besides its layers, to put it back."""
-
-    def __init__(self, component: nn.Module) -> None:
-        self.trainable = [p for p in component.parameters() if p.requires_grad]
-
-    def restore(self, component: Any, name: str) -> None:
-        """Removes PEFT's notes about the adapter, and unfreezes what was trainable."""
-        configs = getattr(component, "peft_config", {})
-        configs.pop(name, None)
-        if not configs:
-            component.__dict__.pop("peft_config", None)
-            component.__dict__.pop("_hf_peft_config_loaded", None)
-        for parameter in self.trainable:
-            parameter.requires_grad_(True)
+def _forget(component: Any, name: str) -> None:
+    """Removes PEFT's notes about an adapter from a component."""
+    configs = getattr(component, "peft_config", {})
+    configs.pop(name, None)
+    if not configs:
+        component.__dict__.pop("peft_config", None)
+        component.__dict__.pop("_hf_peft_config_loaded", None)
 
 
 def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, dict[str, str]]:
@@ -258,9 +216,8 @@ def _paths(components: Mapping[str, nn.Module], factors: Factors) -> dict[str, d
     found = {part: locate(part, component) for part, component in components.items()}
     unknown = sorted(site for site in factors if site not in found.get(site.split(".", 1)[0], {}))
     if unknown:
-        raise ValueError(
-            f"the base has no linear layer {unknown[0]} ({len(unknown)} of {len(factors)} unknown)"
-        )
+        how_many = f"{len(unknown)} of {len(factors)} unknown"
+        raise ValueError(f"the base has no linear layer {unknown[0]} ({how_many})")
     chosen = {part: {s: path for s, path in sites.items() if s in factors} for part, sites in found.items()}
     return {part: sites for part, sites in chosen.items() if sites}
 
@@ -275,13 +232,10 @@ def _lora_layers(component: nn.Module) -> list[LoraLayer]:
 
 
 def _inject(component: Any, sites: Mapping[str, str], rank: int, name: str) -> dict[str, Any]:
-    """Puts a frozen LoRA layer at each path, leaving the global random state alone.
+    """Puts a frozen LoRA layer at each path; returns site → layer. The global random state stays as it is.
 
     The outcome is that of PEFT's `inject_adapter_in_model`, which is slow: it compares every module with
     every path, and initialises weights that are overwritten at once.
-
-    Returns:
-        Site → its LoRA layer.
     """
     active = next((list(layer.active_adapters) for layer in _lora_layers(component)), [])
     paths = list(sites.values())

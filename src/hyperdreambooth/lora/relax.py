@@ -1,10 +1,8 @@
 """Changing the rank of an adapter without changing ΔW (paper, section 4.3, "rank-relaxed").
 
-Merging a zero-initialised LoRA before training leaves the old rank, and padding *both* factors with zeros
-leaves rows and columns that never receive a gradient. Two ways are exact at step 0 and trainable everywhere:
-`relax` fills the spare rows of `down` with an orthonormal complement while `up` stays zero there;
-`concatenate` puts a trainable LoRA beside the frozen one, and `truncate` merges both after training. All of
-it uses a thin SVD of the factors; the full `(o, i)` matrix is never formed.
+Padding *both* factors with zeros leaves rows and columns that never receive a gradient. Two ways are exact at
+step 0 and trainable everywhere: `relax` fills the spare rows of `down` with an orthonormal complement;
+`concatenate` puts a trainable LoRA beside the frozen one, and `truncate` merges both after training.
 """
 
 from __future__ import annotations
@@ -26,14 +24,9 @@ def thin_svd(
 ) -> tuple[Float[Tensor, "n o k"], Float[Tensor, "n k"], Float[Tensor, "n k i"]]:
     """Returns the SVD of `up @ down` from two thin QR decompositions, in float64 on the CPU.
 
-    Args:
-        down: `(n, r, i)`.
-        up: `(n, o, r)`.
-
-    Returns:
-        `U (n, o, k)`, `S (n, k)` in descending order and `Vh (n, k, i)`, with `k = min(r, o, i)`, in the
-        format and on the device of `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is
-        zero. `S` is NaN for an identity whose factors are not finite.
+    That is `U (n, o, k)`, `S (n, k)` in descending order and `Vh (n, k, i)`, `k = min(r, o, i)`, in format
+    and device like `down`. Columns of `U` and rows of `Vh` are orthonormal even where `S` is zero. `S` is NaN
+    for an identity whose factors are not finite. The full `(o, i)` matrix is never formed.
     """
     left, left_core = torch.linalg.qr(up.double().cpu())
     right, right_core = torch.linalg.qr(down.double().cpu().mT)
@@ -46,19 +39,12 @@ def thin_svd(
 
 def inner_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     """Returns `⟨ΔW, ΔW'⟩ = ⟨upᵀ up', down down'ᵀ⟩` of one identity at one site, in float64."""
-    (down, up), (down2, up2) = (
-        [factor[0].detach().double().cpu() for factor in pair] for pair in (one, other)
-    )
+    (down, up), (down2, up2) = ([half[0].detach().double().cpu() for half in pair] for pair in (one, other))
     return float(((up.T @ up2) * (down @ down2.T)).sum())
 
 
 def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """Returns `‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 if both are zero.
-
-    Args:
-        one: down `(1, r, i)`, up `(1, o, r)`.
-        other: the same site, any rank.
-    """
+    """Returns `‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 if both are zero."""
     size = inner_product(one, one)
     apart = size + inner_product(other, other) - 2 * inner_product(one, other)
     return (max(apart, 0.0) / size) ** 0.5 if size else float(apart > 0)
@@ -66,21 +52,12 @@ def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
 
 @torch.no_grad()
 def relax(factors: Factors, rank: int, seed: int = 0) -> Factors:
-    """Raises the rank: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`. ΔW stays the same.
+    """Raises the rank to `rank`: `up = [U S | 0]`, `down = [Vh ; orthonormal complement]`. ΔW stays the same.
 
     A site whose in_features are fewer than `rank` has no further directions: there, and only there, both
-    factors are padded with zeros, because files need one rank for all sites.
-
-    Args:
-        factors: down `(n, r, i)`, up `(n, o, r)`.
-        rank: the new rank, at least the numeric rank of every ΔW.
-        seed: names the generator of the complement.
-
-    Returns:
-        Detached factors of the new rank, in the number format and on the device of the given ones.
-
-    Raises:
-        ValueError: a ΔW has a higher rank.
+    factors are padded with zeros, because files need one rank for all sites. `seed` names the generator of
+    the complement; formats and devices stay those of the factors, which are detached. A ΔW of a higher rank
+    is refused.
     """
     return {site: _relax_site(down, up, rank, f"{seed}/{site}") for site, (down, up) in factors.items()}
 
@@ -112,13 +89,7 @@ def _pad(columns: Float[Tensor, "n o k"], rank: int) -> Float[Tensor, "n o rank"
 
 
 def fresh(sites: Sequence[Site], rank: int, seed: int = 0) -> Factors:
-    """Returns a LoRA to train from scratch: one identity, random `down` rows of norm about 1, `up` zero.
-
-    Args:
-        sites: the sites to adapt.
-        rank: the rank at every site.
-        seed: names the generator.
-    """
+    """Returns a LoRA to train from scratch: one identity, random `down` rows of norm about 1, `up` zero."""
     made: Factors = {}
     for site in sites:
         rows = torch.randn(1, rank, site.in_features, generator=rng("fresh", seed, site.name))
@@ -127,14 +98,9 @@ def fresh(sites: Sequence[Site], rank: int, seed: int = 0) -> Factors:
 
 
 def concatenate(a: Factors, b: Factors) -> Factors:
-    """Joins two adapters to one of rank `r_a + r_b`: ΔW is the sum, and gradients flow to both.
+    """Joins two adapters of the same sites and identities: ΔW is the sum, and gradients flow to both.
 
-    Args:
-        a: down `(n, r_a, i)`, up `(n, o, r_a)`; detach it to freeze it.
-        b: the same sites and identities.
-
-    Raises:
-        ValueError: the sites differ.
+    Down `(n, r_a, i)` and `(n, r_b, i)` become `(n, r_a + r_b, i)`; detach one to freeze it.
     """
     if a.keys() != b.keys():
         raise ValueError(f"expected two adapters of the same sites; only one has {min(a.keys() ^ b.keys())}")
@@ -142,13 +108,9 @@ def concatenate(a: Factors, b: Factors) -> Factors:
 
 
 def add_up(many: Sequence[Factors]) -> Factors:
-    """Joins adapters to one whose ΔW is exactly their sum, at all of their sites; the ranks add up.
+    """Joins adapters of the same identities to one whose ΔW is exactly their sum, at all of their sites.
 
-    Args:
-        many: factors of the same identities, each at its own sites; weights are already in `up` (`scaled`).
-
-    Returns:
-        Factors of one rank, the largest sum at any site; the others are zero-padded.
+    Its rank is the largest sum of ranks at any site; the others are zero-padded.
     """
     made: Factors = {}
     for site in sorted({site for factors in many for site in factors}):
@@ -159,25 +121,17 @@ def add_up(many: Sequence[Factors]) -> Factors:
 
 
 def padded(many: Sequence[Factors]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Adapters side by side, one identity after the other: of one rank, zero at sites that they do not
-    change.
+    """Lays adapters of one identity each side by side, zero where one has no such site, or a smaller rank.
 
-    Args:
-        many: factors of one identity each, down `(1, r, i)`, up `(1, o, r)`, of any ranks and sites.
-
-    Returns:
-        down `(n, r, i)`, up `(n, o, r)` at the sites of any of them, `r` their largest rank.
+    The outcome is down `(n, r, i)`, up `(n, o, r)` at the sites of any of them, `r` their largest rank.
     """
     shapes = {site: pair for factors in many for site, pair in factors.items()}
     rank = max(down.shape[1] for factors in many for down, _ in factors.values())
-    made: dict[str, tuple[Tensor, Tensor]] = {}
+    made: Factors = {}
     for site, (down, up) in shapes.items():
         nothing = down.new_zeros(1, 0, down.shape[2]), up.new_zeros(1, up.shape[1], 0)
-        pairs = [factors.get(site, nothing) for factors in many]
-        made[site] = (
-            torch.cat([_pad(one.mT, rank).mT for one, _ in pairs]),
-            torch.cat([_pad(other, rank) for _, other in pairs]),
-        )
+        downs, ups = zip(*(factors.get(site, nothing) for factors in many), strict=True)
+        made[site] = torch.cat([_pad(d.mT, rank).mT for d in downs]), torch.cat([_pad(u, rank) for u in ups])
     return made
 
 
@@ -190,12 +144,8 @@ def scaled(factors: Factors, weight: float) -> Factors:
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     """Returns the best adapter of a given rank, with singular values absorbed into `up` (paper, section 4.3).
 
-    Args:
-        factors: down `(n, r, i)`, up `(n, o, r)`.
-        rank: the new rank; sites of smaller rank are zero-padded to it.
-
-    Returns:
-        The factors, and the relative error `‖ΔW − ΔW'‖ / ‖ΔW‖` over all sites and identities.
+    The second value is the relative error `‖ΔW − ΔW'‖ / ‖ΔW‖` over all sites and identities. Sites of smaller
+    rank are zero-padded.
     """
     kept: Factors = {}
     lost = total = 0.0

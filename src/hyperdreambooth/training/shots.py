@@ -16,7 +16,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
-from hyperdreambooth.faces.latents import cached_latents, encoder_key
+from hyperdreambooth.faces.latents import cached_photos, encoder_key
 from hyperdreambooth.files import InputError
 from hyperdreambooth.training.config import TrainConfig
 
@@ -128,8 +128,10 @@ def shots_of(
     parts: Sequence[Tensor | None] = [None] * len(people)
     if cache is not None:
         photos, key = [photo for one in people for photo in one], encoder_key(base.fingerprint, base.pipe.vae)
-        latents = cached_latents(photos, base.resolution, base.encode_images, cache, key)
-        parts = latents.to(base.device).split([len(one) for one in people])
+        rows = cached_photos(
+            photos, base.resolution, lambda x: {"latents": base.encode_images(x)}, cache, key
+        )
+        parts = rows["latents"].to(base.device).split([len(one) for one in people])
     shots = [
         photo_shots(base, photos, config.prompt, config.background, part)
         for photos, part in zip(people, parts, strict=True)

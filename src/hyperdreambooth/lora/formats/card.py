@@ -26,8 +26,8 @@ def model_card(
         info: the metadata of the adapter.
         subject: what prompts call the person: the trigger and the class word.
         files: form → file name, for `diffusers`, `kohya` and, if the prediction is there, `lidb`.
-        rank: the rank of the LoRA.
-        picture: the file name of a picture in the same folder; None if there is none.
+        rank: of the LoRA.
+        picture: the file name of a picture in the same folder.
         setup: a line of Python that sets `base` to the folder or hub id of the base.
         licence: the base's licence, as the hub abbreviates it; a LoRA inherits it.
     """

@@ -1,8 +1,7 @@
-"""The header of a LoRA file, checked before any tensor is read.
+"""The header of a LoRA file, checked before any tensor is read: files come from strangers.
 
-Files come from strangers. safetensors itself refuses headers that do not fit the file: gaps, overlaps, wrong
-sizes, unknown number formats, anything that is not JSON. It accepts a name that occurs twice, integers, and
-headers that take fifty times their size in memory; these are refused here.
+safetensors itself refuses headers that do not fit the file, or are not JSON. It accepts a name that occurs
+twice, integers, and headers that take fifty times their size in memory; these are refused here.
 """
 
 from __future__ import annotations
@@ -28,18 +27,7 @@ class Entry:
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Reads the header of a safetensors file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The entries of the tensors by name, and the metadata.
-
-    Raises:
-        InputError: the file is missing, truncated, damaged or of another kind, a name occurs twice, or a
-            number format is none of `FLOATS`.
-    """
+    """Reads a safetensors file's header: the entries of the tensors by name, and the metadata."""
     check_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -54,8 +42,6 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise broken_tensors(path, "a tensor name occurs twice in the header")
     for name, entry in entries.items():
         if entry.dtype not in FLOATS:
-            raise InputError(
-                f"{path}: tensor {name[:80]!r} has number format {entry.dtype!r}, expected one of "
-                f"{', '.join(FLOATS)}; convert the file"
-            )
+            wanted = f"expected one of {', '.join(FLOATS)}; convert the file"
+            raise InputError(f"{path}: tensor {name[:80]!r} has number format {entry.dtype!r}, {wanted}")
     return entries, metadata

@@ -24,23 +24,14 @@ _SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024}
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """What interfaces show of a LoRA.
+    """What interfaces show of a LoRA."""
 
-    Attributes:
-        trigger: the word that means this person in prompts.
-        base: the base it was made for.
-        resolution: side of its pictures in pixels; None for the side that its family was made for.
-        title: a name for people.
-        steps: it was finetuned for.
-        base_fingerprint: of the weights of that base; empty where nobody knows.
-    """
-
-    trigger: str
-    base: str
-    resolution: int | None
-    title: str
-    steps: int = 0
-    base_fingerprint: str = ""
+    trigger: str  # the word that means this person in prompts
+    base: str  # the base it was made for
+    resolution: int | None  # side of its pictures in pixels; None for the side that its family was made for
+    title: str  # a name for people
+    steps: int = 0  # of the finetune
+    base_fingerprint: str = ""  # of the weights of that base; empty where nobody knows
 
 
 def peft_config(sites: Sequence[Site], rank: int) -> str:
@@ -55,11 +46,7 @@ def peft_config(sites: Sequence[Site], rank: int) -> str:
 def model_spec(info: LoraInfo, family: LoraFamily, implementation: str, digest: str) -> dict[str, str]:
     """ModelSpec 1.0.1 (github.com/Stability-AI/ModelSpec).
 
-    Args:
-        info: of the adapter.
-        family: of its base.
-        implementation: whose names the keys are.
-        digest: SHA-256 of everything behind the header.
+    `implementation` is whose names the keys are, `digest` the SHA-256 of everything behind the header.
     """
     side = info.resolution or _SIDES[family.name]
     architecture = "stable-diffusion-v2-768-v" if _is_768_v(family, side) else family.architecture
@@ -77,15 +64,7 @@ def model_spec(info: LoraInfo, family: LoraFamily, implementation: str, digest: 
 
 
 def kohya_fields(info: LoraInfo, family: LoraFamily, name: str, rank: int, digest: str) -> dict[str, str]:
-    """What A1111, Forge and kohya's own tools show; strings only.
-
-    Args:
-        info: of the adapter.
-        family: of its base.
-        name: the file's, without its ending: A1111's alias.
-        rank: of every site.
-        digest: SHA-256 of everything behind the header.
-    """
+    """What A1111, Forge and kohya's own tools show; `name` is the file's stem, A1111's alias for it."""
     side = info.resolution or _SIDES[family.name]
     return {
         "ss_v2": str(family is SD2),

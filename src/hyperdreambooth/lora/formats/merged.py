@@ -17,17 +17,9 @@ from hyperdreambooth.sites import locate
 
 @contextmanager
 def merged_into(components: Mapping[str, nn.Module], factors: Factors) -> Generator[dict[str, Tensor]]:
-    """Adds ΔW to the weights inside the `with` block, and restores them bit for bit at its end.
+    """Adds one identity's ΔW to the weights inside the `with` block, and restores them bit for bit after it.
 
-    Args:
-        components: the base's adaptable parts, wearing nothing.
-        factors: one identity: down `(1, r, i)`, up `(1, o, r)`.
-
-    Yields:
-        Site → its weight `(o, i)` with ΔW in it.
-
-    Raises:
-        ValueError: the base does not have a site, or there are several identities.
+    Yields site → its weight `(o, i)` with ΔW in it.
     """
     weights = _weights(components, factors)
     before = {site: weight.clone() for site, weight in weights.items()}
@@ -35,10 +27,9 @@ def merged_into(components: Mapping[str, nn.Module], factors: Factors) -> Genera
         for site, (down, up) in factors.items():
             if len(down) != 1:
                 raise ValueError(f"a merged pipeline holds one identity, not {len(down)}")
-            delta = (up[0].detach().float() @ down[0].detach().float()).to(weights[site].device)
-            weights[site].copy_(
-                (weights[site].float() + delta.view(weights[site].shape)).to(weights[site].dtype)
-            )
+            weight = weights[site]
+            delta = (up[0].detach().float() @ down[0].detach().float()).to(weight.device)
+            weight.copy_((weight.float() + delta.view(weight.shape)).to(weight.dtype))
         yield weights
     finally:
         for site, weight in before.items():
@@ -52,24 +43,19 @@ def save_merged(
     factors: Factors,
     about: Mapping[str, str] = {},
 ) -> None:
-    """Writes a pipeline with the adapter merged in, and compares every adapted weight with the file's.
+    """Writes a pipeline with one identity merged in, and compares every adapted weight with the file's.
 
     Args:
-        folder: the new pipeline folder.
+        folder: the new pipeline folder; on an error, none is left.
         pipe: the diffusers pipeline; its weights are restored afterwards.
         components: its adaptable parts.
-        factors: one identity.
+        factors: down `(1, r, i)`, up `(1, o, r)`.
         about: what a pipeline has no place for (trigger, class word); written to `hyperdreambooth.json`.
-
-    Raises:
-        InputError: a merged weight is too large for the base's number format.
-        RuntimeError: a weight read back differs from the one written; no folder is left.
     """
     with whole_folder(folder) as part, merged_into(components, factors) as weights:
         if bad := [site for site, weight in weights.items() if not weight.isfinite().all()]:
-            raise InputError(
-                f"{bad[0]}: the merged weight is too large for the base's number format; pass --dtype float32"
-            )
+            limit = "the merged weight is too large for the base's number format; pass --dtype float32"
+            raise InputError(f"{bad[0]}: {limit}")
         pipe.save_pretrained(part)
         write_json(part / "hyperdreambooth.json", about)
         for name in sorted({site.partition(".")[0] for site in factors}):

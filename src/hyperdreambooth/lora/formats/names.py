@@ -16,23 +16,14 @@ from hyperdreambooth.shapes import Site, canonical
 
 @dataclass(frozen=True)
 class LoraFamily:
-    """A family of bases: the header fields of its LoRA files, and the prefixes of its text encoders.
-
-    Attributes:
-        name: a short name to show.
-        architecture: ModelSpec's architecture, without `/lora`.
-        version: kohya's `ss_base_model_version`; A1111 shows an SDXL LoRA only if it starts with `sdxl_`.
-        network: kohya's `ss_network_module`.
-        origin: ModelSpec's implementation: the model whose names kohya's form uses.
-        text: text encoder → kohya's prefix.
-    """
+    """A family of bases: the header fields of its LoRA files, and the prefixes of its text encoders."""
 
     name: str
-    architecture: str
-    version: str
-    network: str
-    origin: str
-    text: Mapping[str, str]
+    architecture: str  # ModelSpec's, without `/lora`
+    version: str  # kohya's `ss_base_model_version`; A1111 shows an SDXL LoRA only if it starts with `sdxl_`
+    network: str  # kohya's `ss_network_module`
+    origin: str  # ModelSpec's implementation: the model whose names kohya's form uses
+    text: Mapping[str, str]  # text encoder → kohya's prefix
 
 
 _BOTH = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
@@ -50,13 +41,7 @@ FLUX = LoraFamily(
 
 @dataclass(frozen=True)
 class Rows:
-    """A site's place in a file: rows `start` to `start + o` of a module of `total` rows.
-
-    Attributes:
-        module: the module's name in the file.
-        start: the site's first row; 0 in a module of its own.
-        total: the module's rows; more than the site's own `o` if several sites share it.
-    """
+    """A site's rows `start` to `start + o` of a module; its `total` rows are more if sites share it."""
 
     module: str
     start: int
@@ -70,11 +55,8 @@ def family_of(sites: Iterable[Site]) -> LoraFamily:
     no SD3 is.
     """
     names = {site.name for site in sites}
-    widths = {
-        site.in_features
-        for site in sites
-        if site.name.endswith(("attn2.to_k", "self_attn.q_proj", "attn.to_q"))
-    }
+    readers = ("attn2.to_k", "self_attn.q_proj", "attn.to_q")
+    widths = {site.in_features for site in sites if site.name.endswith(readers)}
     parts = {site.component for site in sites}
     if "transformer" in parts:
         single = any(name.startswith("transformer.single_transformer_blocks.") for name in names)
@@ -85,36 +67,26 @@ def family_of(sites: Iterable[Site]) -> LoraFamily:
     return SD2 if 1024 in widths else SD1
 
 
-# -- the original models' names ------------------------------------------------------------------------------
-
-_FLUX = (
-    (r"transformer_blocks\.(\d+)\.attn\.to_([qkv])", r"double_blocks.\1.img_attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj", r"double_blocks.\1.txt_attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"double_blocks.\1.img_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"double_blocks.\1.img_mlp.2"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"double_blocks.\1.txt_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"double_blocks.\1.txt_mlp.2"),
-    (r"transformer_blocks\.(\d+)\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
-    (r"transformer_blocks\.(\d+)\.norm1_context\.linear", r"double_blocks.\1.txt_mod.lin"),
-    (r"single_transformer_blocks\.(\d+)\.(?:attn\.to_([qkv])|proj_(mlp))", r"single_blocks.\1.linear1"),
-    (r"single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2"),
-    (r"single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
+# A layer of a block for picture and text: its name in diffusers, in Flux's own model and in SD3's.
+_JOINT = (
+    (r"attn\.to_([qkv])", "img_attn.qkv", "x_block.attn.qkv"),
+    (r"attn2\.to_([qkv])", None, "x_block.attn2.qkv"),
+    (r"attn\.add_([qkv])_proj", "txt_attn.qkv", "context_block.attn.qkv"),
+    (r"attn\.to_out\.0", "img_attn.proj", "x_block.attn.proj"),
+    (r"attn2\.to_out\.0", None, "x_block.attn2.proj"),
+    (r"attn\.to_add_out", "txt_attn.proj", "context_block.attn.proj"),
+    (r"ff\.net\.0\.proj", "img_mlp.0", "x_block.mlp.fc1"),
+    (r"ff\.net\.2", "img_mlp.2", "x_block.mlp.fc2"),
+    (r"ff_context\.net\.0\.proj", "txt_mlp.0", "context_block.mlp.fc1"),
+    (r"ff_context\.net\.2", "txt_mlp.2", "context_block.mlp.fc2"),
+    (r"norm1\.linear", "img_mod.lin", None),
+    (r"norm1_context\.linear", "txt_mod.lin", None),
 )
-_SD3 = (
-    (r"transformer_blocks\.(\d+)\.attn\.to_([qkv])", r"joint_blocks.\1.x_block.attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn2\.to_([qkv])", r"joint_blocks.\1.x_block.attn2.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj", r"joint_blocks.\1.context_block.attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"joint_blocks.\1.x_block.attn.proj"),
-    (r"transformer_blocks\.(\d+)\.attn2\.to_out\.0", r"joint_blocks.\1.x_block.attn2.proj"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"joint_blocks.\1.context_block.attn.proj"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"joint_blocks.\1.x_block.mlp.fc1"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"joint_blocks.\1.x_block.mlp.fc2"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"joint_blocks.\1.context_block.mlp.fc1"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"joint_blocks.\1.context_block.mlp.fc2"),
+_SINGLE = (
+    (r"(?:attn\.to_([qkv])|proj_(mlp))", "linear1", None),
+    (r"proj_out", "linear2", None),
+    (r"norm\.linear", "modulation.lin", None),
 )
-_DIT = {"flux": _FLUX, "sd3": _SD3}
 
 
 def _unet(inner: str, per_block: int) -> str | None:
@@ -135,10 +107,16 @@ def _original(site: Site, family: LoraFamily, per_block: int) -> Rows | None:
     if site.component == "unet":
         module = _unet(inner, per_block)
         return Rows(module, 0, site.out_features) if module else None
-    for pattern, name in _DIT.get(family.name, ()):
-        if found := re.fullmatch(pattern, inner):
-            fused = [part for part in found.groups()[1:] if part]
-            return _rows_of(found.expand(name), fused[0] if fused else "", site)
+    block = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", inner)
+    if block is None or family not in (FLUX, SD3):
+        return None
+    single, number, layer = block.groups()
+    blocks = "joint_blocks" if family is SD3 else "single_blocks" if single else "double_blocks"
+    for pattern, flux, sd3 in _SINGLE if single else _JOINT:
+        name = flux if family is FLUX else sd3
+        if name and (found := re.fullmatch(pattern, layer)):
+            letter = next((part for part in found.groups() if part), "")
+            return _rows_of(f"{blocks}.{number}.{name}", letter, site)
     return None
 
 
@@ -162,16 +140,10 @@ def _per_block(sites: Iterable[Site]) -> int:
     return max((int(match[1]) for match in found if match), default=2)
 
 
-# -- spelling ------------------------------------------------------------------------------------------------
-
-
 def kohya_rows(sites: Sequence[Site]) -> dict[str, Rows]:
     """Places every site in kohya's form, by the original models' names, which all of its readers know.
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
-
-    Raises:
-        InputError: the form has no name for a site.
     """
     family, per_block = family_of(sites), _per_block(sites)
     made: dict[str, Rows] = {}

@@ -15,6 +15,7 @@ from torch import Tensor
 from hyperdreambooth.files import InputError, check_finite, open_tensors, read_json
 from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.lora.formats.names import Rows, lookup, plain
+from hyperdreambooth.lora.relax import padded
 from hyperdreambooth.shapes import Factors, Site
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # the header field that diffusers hands to LoraConfig, unfiltered
@@ -42,35 +43,16 @@ class Module:
 
 @dataclass
 class LoraFile:
-    """A LoRA file whose tensors have not been read yet.
-
-    Attributes:
-        path: the file.
-        entries: key → number format and shape.
-        metadata: the strings of the header.
-        modules: the name of a layer in the file, without wrappers → its keys.
-    """
+    """A LoRA file whose tensors have not been read yet: layers by name, without wrappers → their keys."""
 
     path: Path
     entries: dict[str, Entry]
     metadata: dict[str, str]
     modules: dict[str, Module] = field(default_factory=dict[str, Module])
 
-    def rank(self, module: Module) -> int:
-        """Returns the rank of one layer."""
-        return self.entries[module.down].shape[0]
-
 
 def open_lora(path: Path) -> LoraFile:
-    """Reads the header of a LoRA file and sorts its keys into layers.
-
-    Args:
-        path: a safetensors file.
-
-    Raises:
-        InputError: the file is damaged, holds keys that no LoRA has, or matrices that are single or do not
-            fit each other.
-    """
+    """Reads the header of a LoRA file and sorts its keys into layers; refuses keys that no LoRA has."""
     file = LoraFile(path, *read_header(path))
     unknown = [key for key, entry in file.entries.items() if not _sort(file, key, entry)]
     if unknown:
@@ -87,14 +69,10 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
 
     Args:
         path: a safetensors file; for PEFT's `adapter_model`, `adapter_config.json` beside it gives alpha.
-        layers: the base's layers. The file may adapt fewer of them, but no others.
+        layers: the base's layers. The file may adapt fewer of them; one that adapts others is refused.
 
     Returns:
         Float32 factors with n = 1 and one rank (smaller ones are zero-padded), and the file's metadata.
-
-    Raises:
-        InputError: the file is damaged, a key fits no layer, a matrix is single or has the wrong shape, or a
-            number is not finite.
     """
     file = open_lora(path)
     places = lookup(layers)
@@ -113,29 +91,16 @@ def read_lora(path: Path, layers: Sequence[Site]) -> tuple[Factors, dict[str, st
                 scale = _scale(path, config, site.name, len(down), alpha)
                 matrices[site.name] = _share(down, up * scale, site, rows)
     if overflown := [site for site, pair in matrices.items() if not pair[1].isfinite().all()]:
-        raise InputError(
-            f"{path}: {overflown[0]}: alpha times up is too large for float32; get the file again"
-        )
-    return even(dict(sorted(matrices.items()))), file.metadata
+        too_large = "alpha times up is too large for float32"
+        raise InputError(f"{path}: {overflown[0]}: {too_large}; get the file again")
+    factors = {name: (down[None], up[None]) for name, (down, up) in sorted(matrices.items())}
+    return padded([factors]), file.metadata
 
 
 def check_numbers(file: LoraFile, tensors: Any) -> None:
     """Refuses a file, as opened by `open_tensors`, that holds NaN or infinite numbers."""
     for key in file.entries:
         check_finite(file.path, key, tensors.get_tensor(key))
-
-
-def even(matrices: Matrices) -> Factors:
-    """Returns the same ΔW at one rank, with n = 1: matrices are zero-padded to the largest rank."""
-    rank = max(len(down) for down, _ in matrices.values())
-    pad = torch.nn.functional.pad
-    return {
-        name: (pad(down, (0, 0, 0, rank - len(down)))[None], pad(up, (0, rank - len(down)))[None])
-        for name, (down, up) in matrices.items()
-    }
-
-
-# -- the file ------------------------------------------------------------------------------------------------
 
 
 def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
@@ -150,9 +115,8 @@ def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
     module = file.modules.setdefault(plain(match["module"]), Module())
     half = "down" if match["down"] else "up"
     if getattr(module, half):
-        raise InputError(
-            f"{file.path}: two {half} matrices for {match['module'][:200]}; expected one adapter per file"
-        )
+        what = f"two {half} matrices for {match['module'][:200]}"
+        raise InputError(f"{file.path}: {what}; expected one adapter per file")
     setattr(module, half, key)
     return True
 
@@ -163,10 +127,8 @@ def _check_halves(file: LoraFile, name: str, module: Module) -> None:
         raise InputError(f"{file.path}: {name[:200]} has only its {has} matrix; get the file again")
     down, up = (_matrix(file.entries[key].shape) for key in (module.down, module.up))
     if down is None or up is None or not 0 < down[0] == up[1]:
-        raise InputError(
-            f"{file.path}: {name[:200]}: expected down (r, i) and up (o, r), "
-            f"got {file.entries[module.down].shape} and {file.entries[module.up].shape}"
-        )
+        got = f"{file.entries[module.down].shape} and {file.entries[module.up].shape}"
+        raise InputError(f"{file.path}: {name[:200]}: expected down (r, i) and up (o, r), got {got}")
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -179,24 +141,19 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(key[:120] for key in sorted(keys)[:5]) + more
 
 
-# -- its meaning on a base -----------------------------------------------------------------------------------
-
-
 def _check_shapes(file: LoraFile, places: Mapping[str, Sequence[tuple[Site, Rows]]]) -> None:
     taken: set[str] = set()
     for name, module in file.modules.items():
         down, up = file.entries[module.down].shape, file.entries[module.up].shape
         for site, rows in places[name]:
+            where = f"{file.path}: {site.name}"
             if (down[1], up[0]) != (site.in_features, rows.total):
                 fits = f"down (r, {site.in_features}) and up ({rows.total}, r)"
                 raise InputError(
-                    f"{file.path}: {site.name}: expected {fits}, got {down} and {up}; "
-                    "it was made for another base"
+                    f"{where}: expected {fits}, got {down} and {up}; it was made for another base"
                 )
             if down[0] > site.in_features + rows.total:
-                raise InputError(
-                    f"{file.path}: {site.name}: rank {down[0]} exceeds the layer's size; get the file again"
-                )
+                raise InputError(f"{where}: rank {down[0]} exceeds the layer's size; get the file again")
             if site.name in taken:
                 raise InputError(
                     f"{file.path}: two down matrices for {site.name}; expected one adapter per file"
@@ -220,31 +177,26 @@ def _check_rest(path: Path, name: str, up: Tensor, parts: Sequence[tuple[Site, R
     for site, rows in parts:
         rest[rows.start : rows.start + site.out_features] = False
     if bool(up[rest].any()):
-        raise InputError(
-            f"{path}: {name} changes rows that no layer of this base has; pass the base that it was made for"
-        )
+        advice = "pass the base that it was made for"
+        raise InputError(f"{path}: {name} changes rows that no layer of this base has; {advice}")
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Reads PEFT's configuration of the file: diffusers keeps it in the header, PEFT in a file beside it."""
-    beside = path.with_name("adapter_config.json")
+    beside, header = path.with_name("adapter_config.json"), f"{path}: header field {ADAPTER_METADATA}"
     if path.name == "adapter_model.safetensors" and beside.is_file():
         config = read_json(beside)
     else:
         text = metadata.get(ADAPTER_METADATA, "{}")
         if len(text) > MAX_CONFIG:
-            raise InputError(
-                f"{path}: header field {ADAPTER_METADATA}: expected at most {MAX_CONFIG} characters, got "
-                f"{len(text)}; get the file again"
-            )
+            limit = f"expected at most {MAX_CONFIG} characters, got {len(text)}; get the file again"
+            raise InputError(f"{header}: {limit}")
         try:
             config = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: header field {ADAPTER_METADATA} is not JSON ({error})") from None
+            raise InputError(f"{header} is not JSON ({error})") from None
     if not isinstance(config, dict):
-        raise InputError(
-            f"{path}: header field {ADAPTER_METADATA}: expected an object, got {str(config)[:80]}"
-        )
+        raise InputError(f"{header}: expected an object, got {str(config)[:80]}")
     return config
 
 
@@ -264,7 +216,6 @@ def _scale(path: Path, config: Mapping[str, Any], site: str, rank: int, alpha: f
         if not abs(alpha) <= MAX_ALPHA:
             raise ValueError
     except (TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError(
-            f"{path}: {part}: lora_alpha or alpha_pattern holds no usable number; correct the header"
-        ) from None
+        what = "lora_alpha or alpha_pattern holds no usable number; correct the header"
+        raise InputError(f"{path}: {part}: {what}") from None
     return alpha / (rank**0.5 if fields.get("use_rslora") else rank)

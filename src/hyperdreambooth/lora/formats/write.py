@@ -1,8 +1,7 @@
 """Writing a LoRA so that every tool loads it, and reading it back before the file appears.
 
-The scale is folded into `up`, all sites have one rank, and alpha equals it. So readers that ignore alpha, or
-that scale sites of different alphas wrongly, still get the same ΔW. Where the original model has one layer
-for q, k and v, their factors become one block-diagonal LoRA of rank 3r with the same ΔW.
+The scale is in `up`, all sites have one rank, and alpha equals it: readers that ignore alpha get the same ΔW.
+Where the original model has one layer for q, k and v, these become one block-diagonal LoRA of rank 3r.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from hyperdreambooth.lora.formats.names import (
     kohya_rows,
 )
 from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, Matrices, read_lora
-from hyperdreambooth.lora.relax import relative_distance
+from hyperdreambooth.lora.relax import padded, relative_distance
 from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya"]
@@ -44,20 +43,14 @@ TOLERANCE = 1e-5  # relative, of a site's ΔW
 def write_lora(
     path: Path, factors: Factors, form: Form, info: LoraInfo, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Writes a standard LoRA file and checks that it can be read back.
+    """Writes a standard LoRA file and checks that it can be read back; if it cannot, no file is left.
 
     Args:
-        path: a `.safetensors` file.
+        path: a `.safetensors` file, of a name that diffusers does not ignore.
         factors: one identity, down `(1, r, i)` and up `(1, o, r)`; smaller ranks are zero-padded.
         form: `diffusers` for `pipe.load_lora_weights`, `kohya` for ComfyUI, A1111 and Forge.
         info: what the header says about the adapter.
-        dtype: number format in the file.
-
-    Raises:
-        InputError: diffusers ignores files of this name, `dtype` cannot hold a number, or `form` has no name
-            for a site.
-        ValueError: there are several identities.
-        RuntimeError: what is read back differs from what was written; no file is left.
+        dtype: number format in the file; refused if it cannot hold a number.
     """
     check_name(path)
     flat = _flatten(factors, dtype)
@@ -78,26 +71,13 @@ def write_lora(
 
 
 def state_dict(factors: Factors, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The tensors that diffusers loads, as `write_lora` writes them.
-
-    Args:
-        factors: one identity: down `(1, r, i)`, up `(1, o, r)`.
-        dtype: number format of the tensors.
-
-    Raises:
-        InputError: numbers that `dtype` cannot hold.
-        ValueError: several identities.
-    """
+    """Returns the tensors of one identity that diffusers loads, as `write_lora` writes them."""
     flat = _flatten(factors, dtype)
     return _diffusers_tensors(flat, [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()])
 
 
 def check_name(path: Path) -> None:
-    """Refuses a file name that tools ignore; to be called before long work as well.
-
-    Raises:
-        InputError: the name is one of them.
-    """
+    """Refuses a file name that tools ignore; to be called before long work as well."""
     if path.suffix != ".safetensors" or any(word in path.name.lower() for word in UNFIT_NAMES):
         unfit = ", ".join(UNFIT_NAMES)
         raise InputError(f"{path}: expected a name that ends in .safetensors, without {unfit} in it")
@@ -105,19 +85,14 @@ def check_name(path: Path) -> None:
 
 def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
     """Returns one identity at one rank: site → down `(r, i)`, up `(o, r)`."""
-    rank = max(down.shape[1] for down, _ in factors.values())
+    if several := [len(down) for down, _ in factors.values() if len(down) != 1]:
+        raise ValueError(f"a LoRA file holds one identity, not {several[0]}")
     flat: Matrices = {}
-    for site, (down, up) in sorted(factors.items()):
-        if len(down) != 1:
-            raise ValueError(f"a LoRA file holds one identity, not {len(down)}")
-        spare = rank - down.shape[1]
-        rows = torch.nn.functional.pad(down.detach()[0], (0, 0, 0, spare)).to("cpu", dtype)
-        columns = torch.nn.functional.pad(up.detach()[0], (0, spare)).to("cpu", dtype)
-        if not (rows.isfinite().all() and columns.isfinite().all()):
-            raise InputError(
-                f"{site}: NaN or infinite numbers in {dtype}; use float32, or a lower learning rate"
-            )
-        flat[site] = rows.contiguous(), columns.contiguous()
+    for site, (down, up) in sorted(padded([factors]).items()):
+        flat[site] = down.detach()[0].to("cpu", dtype), up.detach()[0].to("cpu", dtype)
+        if not all(half.isfinite().all() for half in flat[site]):
+            advice = "use float32, or a lower learning rate"
+            raise InputError(f"{site}: NaN or infinite numbers in {dtype}; {advice}")
     return flat
 
 
