@@ -46,23 +46,13 @@ def drawable() -> bool:
 
 
 def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
-    """Draws the plots whose scores the report has.
-
-    Args:
-        report: of `report.summary`.
-        out: the folder.
-
-    Returns:
-        The files' names; none if matplotlib is not installed.
-    """
-    if not drawable():
-        return []
+    """Draws the plots whose scores the report has; returns the files' names, none without matplotlib."""
     likeness, following = axis(report, LIKENESS), axis(report, FOLLOWING)
-    files: list[str] = []
-    if likeness is not None:
-        files += _write(_against_steps(report, likeness), out / "steps")
-        if following is not None:
-            files += _write(_front(report, likeness, following), out / "front")
+    if likeness is None or not drawable():
+        return []
+    files = _write(_against_steps(report, likeness), out / "steps")
+    if following is not None:
+        files += _write(_front(report, likeness, following), out / "front")
     return files
 
 

@@ -136,10 +136,6 @@ def train_base(
 
     Args:
         pipe: from `assemble` or an earlier stage; trained in place.
-        pictures: the training data.
-        config: steps, batch size, learning rate.
-        folder: run folder.
-        device: torch device.
         focus: how much more the error counts in the middle of the picture, where faces are. Noise levels are
             then weighted for the shape of faces. None for the first stage, which learns scenes and styles.
     """
