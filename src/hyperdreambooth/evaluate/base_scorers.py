@@ -88,7 +88,7 @@ class Classifier:
 
 
 class BaseScorers:
-    """The identity encoder and the attribute reader of one base, in its folders `identity` and `attributes`."""
+    """The identity encoder and the attribute reader of one base, in folders `identity` and `attributes`."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.encoder = Classifier(folder / "identity", device)

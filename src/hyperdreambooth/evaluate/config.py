@@ -34,7 +34,6 @@ class Method(BaseModel):
             alone, `finetune` starts from its prediction, `scratch` is DreamBooth, `file` the user's adapter.
         start: of a finetune: the prediction, or the shared start of all training, where ΔW = 0.
         refinements: of the hypernetwork; None for the number it was trained with.
-        network: the hypernetwork, or the second one that `second` names.
         photos: reference photos a person.
         settings: of the finetune or of DreamBooth; those left out have their usual defaults.
     """
@@ -92,14 +91,12 @@ class EvaluateConfig(BaseModel):
         methods: method → settings that override those of `METHODS`; they may include fields of `Method`.
         against: the row that all others are compared with, person by person; None for the first finetune.
         second: another hypernetwork to compare with, for the row of that name.
-        draw_steps: denoising steps a picture.
-        guidance: classifier-free guidance scale.
         batch: pictures drawn together.
         together: people trained together.
         shown: people in the report's picture grids.
-        clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`; None for neither.
-        dino: folder or hub id of a DINOv2 model; None for none.
-        face: folder or hub id of an encoder of real faces (`glintr100.onnx`); None for none.
+        clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`.
+        dino: folder or hub id of a DINOv2 model.
+        face: folder or hub id of an encoder of real faces (`glintr100.onnx`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,22 +133,16 @@ class EvaluateConfig(BaseModel):
     def compared(self) -> str | None:
         """Returns the row that the others are compared with; None if there is none."""
         finetunes = [name for name in self.rows if method_of(name, self).kind == "finetune"]
-        whole = [name for name in finetunes if name in METHODS]  # the method itself before its variants
-        return self.against or next(iter([*whole, *finetunes]), None)
+        finetunes.sort(key=lambda name: name not in METHODS)  # the method itself before its variants
+        return self.against or next(iter(finetunes), None)
 
 
 def method_of(name: str, config: EvaluateConfig) -> Method:
-    """Returns the method of a row, with the config's settings for it.
-
-    Raises:
-        InputError: the row names no method, or a setting is bad.
-    """
+    """Returns the method of a row, with the config's settings for it; refuses an unknown one."""
     found = _ROW.fullmatch(name)
     if found is None or found["method"] not in METHODS:
-        names = ", ".join(METHODS)
-        raise InputError(
-            f"rows: expected one of {names}, NAME@STEPS or NAME:key=value,key=value, got {name!r}"
-        )
+        forms = f"{', '.join(METHODS)}, NAME@STEPS or NAME:key=value,key=value"
+        raise InputError(f"rows: expected one of {forms}, got {name!r}")
     method = METHODS[found["method"]]
     settings = {**method.settings, **config.methods.get(found["method"], {})}
     for change in filter(None, (found["changes"] or "").split(",")):
@@ -172,7 +163,6 @@ def methods_of(config: EvaluateConfig) -> dict[str, Method]:
     if strays := sorted(set(config.methods) - set(METHODS)):
         raise InputError(f"methods: expected one of {', '.join(METHODS)}, got {strays[0]!r}")
     if config.against is not None and config.against not in config.rows:
-        raise InputError(
-            f"against: expected one of the rows {', '.join(config.rows)}, got {config.against!r}"
-        )
+        rows = ", ".join(config.rows)
+        raise InputError(f"against: expected one of the rows {rows}, got {config.against!r}")
     return {name: method_of(name, config) for name in config.rows}

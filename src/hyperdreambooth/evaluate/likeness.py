@@ -23,7 +23,7 @@ def thumbnails(images: Sequence[Image.Image]) -> Tensor:
 
 
 def diversity(images: Sequence[Image.Image]) -> float | None:
-    """Computes the mean difference of every two pictures: 1 for black and white; None for a single picture."""
+    """Computes the mean difference of every two pictures, 1 for black and white; None for a single one."""
     if len(images) < 2:
         return None
     flat = thumbnails(images).flatten(1)

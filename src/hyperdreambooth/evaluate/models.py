@@ -35,16 +35,8 @@ ARCFACE: Landmarks = (
 _BATCH = 16
 
 
-def _embedded(model: Callable[[Tensor], Tensor], processor: Any, images: Sequence[Image.Image]) -> Tensor:
-    """Embeds the centre squares of pictures, a batch at a time, as unit vectors on the CPU."""
-    squares = [to_image(to_pixels(image, min(image.size))) for image in images]
-    batches = [squares[at : at + _BATCH] for at in range(0, len(squares), _BATCH)]
-    made = [model(processor(batch, return_tensors="pt").pixel_values) for batch in batches]
-    return normalize(torch.cat(made).float().cpu(), dim=1)
-
-
-class Dino:
-    """DINO's class token (the paper: DINO; here: DINOv2); `source` is a `Dinov2Model`'s folder or hub id."""
+class _Transformer:
+    """A model of transformers that embeds the centre squares of pictures."""
 
     def __init__(self, source: str, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel
@@ -52,36 +44,38 @@ class Dino:
         self.model: Any = AutoModel.from_pretrained(source).eval().to(device)
         self.processor: Any = AutoImageProcessor.from_pretrained(source)
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """Returns embeddings `(b, e)`, of any length, of the pixels that the processor gives."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """Returns unit embeddings `(m, e)` of pictures."""
+        squares = [to_image(to_pixels(image, min(image.size))) for image in images]
+        batches = [squares[at : at + _BATCH] for at in range(0, len(squares), _BATCH)]
+        pixels = [self.processor(batch, return_tensors="pt").pixel_values for batch in batches]
+        made = [self.features(part.to(self.model.device)) for part in pixels]
+        return normalize(torch.cat(made).float().cpu(), dim=1)
 
-        def class_tokens(pixels: Tensor) -> Tensor:
-            return self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0]
 
-        return _embedded(class_tokens, self.processor, images)
+class Dino(_Transformer):
+    """DINO's class token (the paper: DINO; here: DINOv2); `source` is a `Dinov2Model`'s folder or hub id."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
 
-class Clip:
+class Clip(_Transformer):
     """CLIP's embeddings of pictures and of texts; `source` is a `CLIPModel`'s folder or hub id."""
 
     def __init__(self, source: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoTokenizer
 
-        kind: Any = CLIPModel
-        self.model: Any = kind.from_pretrained(source).eval().to(device)
-        self.processor: Any = AutoImageProcessor.from_pretrained(source)
+        super().__init__(source, device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
 
-    @torch.no_grad()
-    def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Returns unit embeddings `(m, e)` of pictures."""
-
-        def projected(pixels: Tensor) -> Tensor:
-            seen = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
-            return self.model.visual_projection(seen)
-
-        return _embedded(projected, self.processor, images)
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

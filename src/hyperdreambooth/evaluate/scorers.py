@@ -42,7 +42,7 @@ _LOADED = frozenset({".json", ".txt", ".safetensors", ".bin", ".onnx"})  # files
 def mean_cosine(embed: Embed, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
     """Computes each picture's mean cosine with the other photos.
 
-    An embedding of zeros means that no face was found: None for such a picture, and for all if no photo has one.
+    Zeros as an embedding mean that no face was found: None for that picture, and for all if no photo has one.
     """
     seen, known = embed(images), embed(others)
     known = known[known.any(1)]

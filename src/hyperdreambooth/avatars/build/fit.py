@@ -102,9 +102,9 @@ def batches(batch_of: Callable[[int], Tensors], first: int, steps: int, device: 
     """Yields the batches in order. For a GPU, processes on idle cores make them; on a CPU no core is idle."""
     fed = torch.device(device).type == "cuda" and hasattr(os, "fork")
     workers = max(1, (os.cpu_count() or 1) - 2) if fed else 0
-    numbers: Any = range(first, steps)  # has all that a Dataset has
-    fork: dict[str, Any] = {"pin_memory": True, "multiprocessing_context": "fork"} if fed else {}
-    return DataLoader(numbers, batch_size=None, collate_fn=batch_of, num_workers=workers, **fork)
+    loader: Any = DataLoader  # a range has all that a Dataset needs
+    how = {"pin_memory": True, "multiprocessing_context": "fork"} if fed else {}
+    return loader(range(first, steps), batch_size=None, collate_fn=batch_of, num_workers=workers, **how)
 
 
 @torch.no_grad()

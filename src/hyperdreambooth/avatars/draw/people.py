@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPLITS: dict[str, range] = {
-    "base": range(0, 1_000_000),
-    "train": range(1_000_000, 2_000_000),
-    "val": range(2_000_000, 3_000_000),
-    "test": range(3_000_000, 4_000_000),
+_MILLION = 1_000_000
+SPLITS = {
+    name: range(k * _MILLION, (k + 1) * _MILLION) for k, name in enumerate(("base", "train", "val", "test"))
 }
 
 CONTINUOUS: tuple[str, ...] = (
@@ -111,12 +109,11 @@ def identity(seed: int) -> Identity:
 
 def _choose(rng: np.random.Generator, group: str) -> str:
     """Chooses a value of a context group; the first value has its own share in some groups."""
-    values = CHOICES[group]
-    if group not in _FIRST_SHARE:
+    values, share = CHOICES[group], _FIRST_SHARE.get(group)
+    if share is None:
         return _pick(rng, values)
-    share = _FIRST_SHARE[group]
-    rest = (1.0 - share) / (len(values) - 1)
-    return _pick(rng, values, (share, *(rest for _ in values[1:])))
+    others = len(values) - 1
+    return _pick(rng, values, (share, *[(1.0 - share) / others] * others))
 
 
 def _pose(rng: np.random.Generator, amount: float) -> dict[str, float]:
@@ -145,13 +142,9 @@ def plain_context(seed: int) -> Context:
 
 
 def photo_context(person: int, number: int, seed: int = 0, album: bool = True) -> Context:
-    """Returns the context of a person's photo.
+    """Returns the context of a person's photo `number`.
 
-    Args:
-        person: the person's seed.
-        number: of the photo, from 0.
-        seed: of the set of contexts.
-        album: makes every second photo a plain one, from photo 0 on, because accessories hide the person.
+    An album has a plain photo every second time, from photo 0 on, because accessories hide the person.
     """
     drawn_from = (seed << 40) + person * MOST_PHOTOS + number
     return plain_context(drawn_from) if album and number % 2 == 0 else context(drawn_from)

@@ -8,7 +8,7 @@ from hyperdreambooth.avatars.draw import clothes, face, hair
 from hyperdreambooth.avatars.draw.pen import Pen
 from hyperdreambooth.avatars.draw.people import Context, Identity
 from hyperdreambooth.avatars.draw.scenery import scenery
-from hyperdreambooth.avatars.draw.shape import FaceShape, shape
+from hyperdreambooth.avatars.draw.shape import FaceShape
 from hyperdreambooth.avatars.draw.styles import stylise
 
 SIZE = 128
@@ -18,18 +18,9 @@ _CLOSE_UP, _LOWER = 1.15, 3.0
 
 
 def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
-    """Draws a person in a context.
-
-    Args:
-        identity: the person.
-        context: expression, accessories, background, style, light and pose.
-        size: width and height of the picture in pixels.
-
-    Returns:
-        An RGB picture.
-    """
+    """Draws a person in a context; returns a square RGB picture of `size` pixels a side."""
     large = scenery(context.background, context.scene, size * _SUPER)
-    measures = shape(identity, context)
+    measures = FaceShape(identity, context)
     body, head = _pens(large, context)
     _draw_body(body, head, measures, context)
     _draw_head(head, measures, context)

@@ -9,12 +9,6 @@ from PIL import Image, ImageFilter
 Floats = NDArray[np.float32]
 
 
-def stylise(picture: Image.Image, style: str, light: str) -> Image.Image:
-    """Returns the picture in a style and under a light."""
-    # Light comes last, so that it shows in a grey sketch and in neon too.
-    return _lit(_STYLES[style](picture) if style in _STYLES else picture, light)
-
-
 def _floats(picture: Image.Image) -> Floats:
     return np.asarray(picture, dtype=np.float32) / 255.0
 
@@ -103,17 +97,12 @@ def _vivid(values: Floats) -> Floats:
 
 
 _STYLES = {"pencil sketch": _sketch, "watercolour": _watercolour, "pixel art": _pixel_art, "neon": _neon}
-
-_LIGHTS: dict[str, tuple[float, float, float]] = {
-    "warm": (1.06, 0.93, 0.72),
-    "cool": (0.83, 0.95, 1.12),
-    "dark": (0.56, 0.55, 0.64),
-}
+_LIGHTS = {"warm": (1.06, 0.93, 0.72), "cool": (0.83, 0.95, 1.12), "dark": (0.56, 0.55, 0.64)}
 
 
-def _lit(picture: Image.Image, light: str) -> Image.Image:
-    """Returns the picture under a coloured or a dim light."""
+def stylise(picture: Image.Image, style: str, light: str) -> Image.Image:
+    """Returns the picture in a style and under a light, which comes last to show in a sketch and in neon."""
+    styled = _STYLES[style](picture) if style in _STYLES else picture
     if light not in _LIGHTS:
-        return picture
-    table = [min(255, round(value * gain)) for gain in _LIGHTS[light] for value in range(256)]
-    return picture.point(table)
+        return styled
+    return styled.point([min(255, round(value * gain)) for gain in _LIGHTS[light] for value in range(256)])
