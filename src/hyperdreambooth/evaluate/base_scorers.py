@@ -94,9 +94,8 @@ class BaseScorers:
         self.encoder = Classifier(folder / "identity", device)
         self.reader = Classifier(folder / "attributes", device)
         self.phrases: dict[str, str] = self.reader.field("phrases")
-        self.trait_names = [
-            name.removeprefix(_TRAIT) for name in self.reader.labels if name.startswith(_TRAIT)
-        ]
+        traits = [label for label in self.reader.labels if label.startswith(_TRAIT)]
+        self.trait_names = tuple(label.removeprefix(_TRAIT) for label in traits)
         try:
             self.calibration = Calibration.model_validate(self.encoder.field("calibration"))
         except ValidationError as error:

@@ -137,14 +137,13 @@ def paired_table(report: Mapping[str, Any]) -> list[list[str]]:
     """Returns the table of differences, person by person; only a head if there are none."""
     paired = report["paired"]
     scores = [name for name in shown_scores(report) if ":" not in name]
-    rows = [
-        [name, *(cell(row.get(s), difference=True) for s in scores)] for name, row in paired["rows"].items()
-    ]
-    return [[f"{paired['against']} minus", *scores], *rows]
+    rows = paired["rows"].items()
+    lines = [[name, *(cell(row.get(score), difference=True) for score in scores)] for name, row in rows]
+    return [[f"{paired['against']} minus", *scores], *lines]
 
 
 def cell(value: Interval | None, difference: bool = False) -> str:
-    """Formats an interval as `.453 [.360, .560]`, null as a dash; a difference with a sign, and a star if not 0."""
+    """Formats an interval as `.453 [.360, .560]`; a difference gets a sign, and a star if 0 is outside."""
     if value is None:
         return "–"
     mean, low, high = value["mean"], value["low"], value["high"]

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
 from hyperdreambooth.avatars.build.readers import ATTRIBUTE_LABELS, ATTRIBUTE_SIZES, KIND_SIZES, TRAIT_LABELS
-from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES
 
 
 @torch.no_grad()

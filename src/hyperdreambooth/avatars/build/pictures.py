@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.avatars.draw import people as persons
-from hyperdreambooth.avatars.draw.people import CATEGORICAL, CONTINUOUS, SPLITS, Context, Identity
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CONTINUOUS, SPLITS, Context, Identity
 from hyperdreambooth.avatars.draw.render import draw
 from hyperdreambooth.avatars.folder import in_processes
 from hyperdreambooth.files import whole_file

@@ -15,8 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
 from hyperdreambooth.avatars.build.untyped import transformers
-from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.draw.people import CATEGORICAL, CONTINUOUS
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CONTINUOUS
 from hyperdreambooth.avatars.draw.render import SIZE
 from hyperdreambooth.runs import rng
 

@@ -23,7 +23,7 @@ from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures, pictures
 from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
 from hyperdreambooth.avatars.build.untyped import diffusers
-from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES
 from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
 

@@ -22,7 +22,10 @@ def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
     large = scenery(context.background, context.scene, size * _SUPER)
     measures = FaceShape(identity, context)
     body, head = _pens(large, context)
-    _draw_body(body, head, measures, context)
+    clothes.shirt(body, context.shirt)
+    hair.back_hair(head, measures)  # over the shirt, behind the neck
+    face.neck(body, measures)
+    clothes.neckwear(body, measures, context.neckwear)
     _draw_head(head, measures, context)
     picture = large.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return stylise(picture, context.style, context.light)
@@ -36,14 +39,6 @@ def _pens(large: Image.Image, context: Context) -> tuple[Pen, Pen]:
     zoom = unit * context.scale * _CLOSE_UP
     body = Pen(canvas, zoom, origin)
     return body, Pen(canvas, zoom, origin, math.radians(context.tilt), context.turn)
-
-
-def _draw_body(body: Pen, head: Pen, s: FaceShape, context: Context) -> None:
-    """Draws shoulders and neck; back hair is over the shirt and behind the neck."""
-    clothes.shirt(body, context.shirt)
-    hair.back_hair(head, s)
-    face.neck(body, s)
-    clothes.neckwear(body, s, context.neckwear)
 
 
 def _draw_head(pen: Pen, s: FaceShape, context: Context) -> None:

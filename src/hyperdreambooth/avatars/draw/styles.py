@@ -68,8 +68,7 @@ def _margin(size: int) -> Floats:
 
 def _pixel_art(picture: Image.Image) -> Image.Image:
     """Reduces to coarse cells in a small palette; two cells span a latent, so they can stay crisp."""
-    cells = 32
-    small = picture.resize((cells, cells), Image.Resampling.HAMMING)
+    small = picture.resize((32, 32), Image.Resampling.HAMMING)
     small = small.filter(ImageFilter.UnsharpMask(radius=1, percent=75, threshold=0))
     few = small.quantize(colors=28, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
     return few.resize(picture.size, Image.Resampling.NEAREST)
@@ -92,8 +91,7 @@ def _neon(picture: Image.Image) -> Image.Image:
 def _vivid(values: Floats) -> Floats:
     """Returns the same hues, bright and saturated."""
     low, high = values.min(axis=2, keepdims=True), values.max(axis=2, keepdims=True)
-    spread = (values - 0.75 * low) / (high - 0.75 * low + 0.02)
-    return 0.1 + 0.9 * spread
+    return 0.1 + 0.9 * ((values - 0.75 * low) / (high - 0.75 * low + 0.02))
 
 
 _STYLES = {"pencil sketch": _sketch, "watercolour": _watercolour, "pixel art": _pixel_art, "neon": _neon}
