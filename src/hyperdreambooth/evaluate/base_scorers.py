@@ -118,11 +118,9 @@ class BaseScorers:
         return identity_scores(self.embed(generated), self.embed(others), self.calibration).tolist()
 
     def prompt(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float | None]]:
-        """Scores each picture by the attributes that its own prompt asks for.
+        """Returns for each picture the share of the attributes of its own prompt that the reader finds.
 
-        Returns:
-            `prompt` → the share of the attributes that the reader finds in each picture, and `prompt:GROUP` →
-            the same of one group of attributes; None where a prompt asks for none.
+        `prompt` is of all of them, `prompt:GROUP` of one group; None where a prompt asks for none.
         """
         logits, labels = self.reader.logits(images), self.reader.labels
         wanted = [asked(prompt, self.phrases) for prompt in prompts]

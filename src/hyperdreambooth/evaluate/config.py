@@ -48,10 +48,8 @@ class Method(BaseModel):
     settings: dict[str, Any] = {}
 
 
-def _scratch(**settings: Any) -> Method:
-    return Method(kind="scratch", settings=settings)
-
-
+# The paper's rows (its table 1 and its ablation) and their bounds. Learning rates and steps that are not
+# given here are those of `finetune.config.USUAL`; presets have others.
 METHODS: Mapping[str, Method] = {
     "another-photo": Method(kind="photo"),
     "somebody-else": Method(kind="stranger"),
@@ -61,20 +59,16 @@ METHODS: Mapping[str, Method] = {
     "no-hypernetwork": Method(kind="finetune", start="shared"),
     "no-refinement": Method(kind="finetune", refinements=1),
     "second": Method(kind="prediction", network="second"),
-    "dreambooth": _scratch(method="full", prior_weight=1.0, prior_images=100),
-    "dreambooth-agg-400": _scratch(method="full", steps=400, lr=1e-5),
-    "dreambooth-agg-40": _scratch(method="full", steps=40, lr=5e-5),
-    "dreambooth-lora": _scratch(method="lora"),
-    "lidb": _scratch(method="lidb"),
-    "textual-inversion": _scratch(method="textual-inversion"),
+    "dreambooth": Method(
+        kind="scratch", settings={"method": "full", "prior_weight": 1.0, "prior_images": 100}
+    ),
+    "dreambooth-agg-400": Method(kind="scratch", settings={"method": "full", "steps": 400, "lr": 1e-5}),
+    "dreambooth-agg-40": Method(kind="scratch", settings={"method": "full", "steps": 40, "lr": 5e-5}),
+    "dreambooth-lora": Method(kind="scratch", settings={"method": "lora"}),
+    "lidb": Method(kind="scratch", settings={"method": "lidb"}),
+    "textual-inversion": Method(kind="scratch", settings={"method": "textual-inversion"}),
     "adapter": Method(kind="file"),
 }
-"""The paper's rows (its table 1 and its ablation) and their bounds.
-
-Learning rates and steps that are not given here are those of `finetune.config.USUAL`; presets have others.
-"""
-
-
 _ROW = re.compile(r"(?P<method>[\w-]+)(?::(?P<changes>[^@]+))?(?:@(?P<steps>\d+))?")
 _OWN = Method.model_fields.keys() - {"kind", "settings"}
 

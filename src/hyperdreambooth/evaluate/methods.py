@@ -89,9 +89,8 @@ class Makers:
         found = self._network(method)
         if found is None:
             expected = "second: expected another" if method.network == "second" else "hypernet: expected a"
-            raise InputError(
-                f"{expected} hypernetwork's folder for a row that predicts, got none; or leave that row out"
-            )
+            got = "hypernetwork's folder for a row that predicts, got none; or leave that row out"
+            raise InputError(f"{expected} {got}")
         return found
 
     def predictor(self, method: Method) -> Predictor:
@@ -139,8 +138,7 @@ def _tensors(person: TrainedPerson | None) -> list[Tensor]:
 def diverged(person: TrainedPerson | None) -> bool:
     """Returns whether a training, or its last loss, ended in NaN or infinity.
 
-    The loss counts as well because float16's scaler skips steps without finite gradients: the numbers then
-    stay finite, but are untrained.
+    Float16's scaler skips steps without finite gradients: the numbers then stay finite, but are untrained.
     """
     if person is not None and person.metadata.get("loss") in ("nan", "inf", "-inf"):
         return True

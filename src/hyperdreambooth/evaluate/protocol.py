@@ -1,8 +1,7 @@
 """The paper's experiment (section 5): people × prompts × seeds, a method a row, scored and kept.
 
-A picture is a cell. Its file is named by a hash of everything that it depends on (base, hypernetwork,
-settings, photo, prompt, seed). So a finished cell is not made again, a changed input makes a new cell, and a
-run with more people, prompts or rows adds to what is there.
+A picture is a cell. Its file is named by a hash of everything that it depends on: a finished cell is not made
+again, a changed input makes a new one, and more people, prompts or rows add to what is there.
 """
 
 from __future__ import annotations
@@ -98,10 +97,8 @@ class Protocol:
         self.drawn_by = {n: _drawn_by(makers.base_for(method), vae) for n, method in self.methods.items()}
         self.references = max(method.photos for method in self.methods.values())
         if few := [name for name, photos in self.people.items() if len(photos) < self.references]:
-            raise InputError(
-                f"rows: expected {self.references} photos a person for one of the rows, {few[0]} has fewer; "
-                "add photos, or leave that row out"
-            )
+            expected = f"rows: expected {self.references} photos a person for one of the rows"
+            raise InputError(f"{expected}, {few[0]} has fewer; add photos, or leave that row out")
 
     def others(self, person: str) -> list[Path]:
         """Returns the photos that likeness is scored against: no row's reference, nor the bound."""
@@ -115,8 +112,7 @@ class Protocol:
     def row(self, name: str) -> Row:
         """Finishes one row."""
         method, settings, who = self.methods[name], self.settings[name], list(self.people)
-        cells = {person: self.cells(name, person) for person in who}
-        costs: dict[str, Cost] = {}
+        cells, costs = {person: self.cells(name, person) for person in who}, dict[str, Cost]()
         size = 1 if self._alone(name) else self.config.together
         missing = sum(not cell.file.is_file() for some in cells.values() for cell in some)
         with Progress(name, missing) as bar:
@@ -201,9 +197,7 @@ class Protocol:
         """Draws the missing cells in batches, which are the same whether the run was interrupted or not."""
         for at in range(0, len(cells), self.config.batch):
             wanted = [cell for cell in cells[at : at + self.config.batch] if not cell.file.is_file()]
-            if not wanted:
-                continue
-            drawn = draw_people(base, [made[c.person] for c in wanted], wanted, self.config)
+            drawn = draw_people(base, [made[c.person] for c in wanted], wanted, self.config) if wanted else []
             for cell, picture in zip(wanted, drawn, strict=True):
                 _save(picture, cell.file)
             bar.update(len(wanted))
@@ -213,19 +207,17 @@ class Protocol:
         if method.kind == "stranger":
             who = list(self.everybody)
             other = who[(who.index(person) + 1) % len(who)]
-            return self.everybody[other][-1].path if len(who) > 1 else None
+            return self.everybody[other][-1].path if other != person else None
         photos = self.people[person]
         return photos[-1].path if len(photos) > self.references + 1 else None
 
     def _write_bounds(self, method: Method, part: Mapping[str, list[Cell]], bar: Progress) -> None:
         """Writes photos after the base's autoencoder: no picture of the base can be closer to the person."""
-        for person, cells in part.items():
-            source = self._bound(method, person)
-            for cell in cells:
-                if source is not None and not cell.file.is_file():
-                    pixels = to_pixels(open_photo(source), self.base.resolution)[None]
-                    _save(to_image(self.base.decode_latents(self.base.encode_images(pixels))[0]), cell.file)
-                    bar.update(1)
+        for cell in (cell for cells in part.values() for cell in cells if not cell.file.is_file()):
+            if source := self._bound(method, cell.person):
+                pixels = to_pixels(open_photo(source), self.base.resolution)[None]
+                _save(to_image(self.base.decode_latents(self.base.encode_images(pixels))[0]), cell.file)
+                bar.update(1)
 
     def _scored(self, cells: Sequence[Cell]) -> dict[str, Values]:
         """Returns the scores of one person's pictures, in a file named by scorers, pictures and photos."""

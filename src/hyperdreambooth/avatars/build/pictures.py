@@ -22,13 +22,9 @@ CHUNK = 500
 
 @dataclass
 class Pictures:
-    """Rendered pictures of `people × each`, person by person.
+    """`m` rendered pictures, `each` of every person, person by person.
 
-    Attributes:
-        pixels: `(m, h, w, 3)` uint8, memory-mapped.
-        identities: the person in each of the `m` pictures.
-        contexts: the context of each of the `m` pictures.
-        each: pictures a person.
+    Their pixels are uint8, memory-mapped in chunks `(CHUNK, h, w, 3)`; each has an identity and a context.
     """
 
     pixels: list[npt.NDArray[np.uint8]]
@@ -49,8 +45,6 @@ def pictures(split: str, people: int, each: int, cache: Path, album: bool) -> Pi
     """Renders `each` pictures of the first `people` of a split, or reads them from the cache.
 
     Args:
-        split: `base`, `train`, `val` or `test`.
-        each: pictures a person, each in a context of its own.
         cache: folder of chunks; each is written whole, so the same call continues an interrupted one.
         album: makes every second picture a plain one, the first included, as in a photo folder.
     """
