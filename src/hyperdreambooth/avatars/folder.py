@@ -72,13 +72,11 @@ def _check(out: Path, split: str, identities: int, photos: int, seed: int) -> No
     check_writable(out)
     if (out / "traits.json").is_file():
         found: Any = read_json(out / "traits.json")
-        one, other = (
-            f"split {has.get('split')} and seed {has.get('seed')}"
-            for has in ({"split": split, "seed": seed}, found)
-        )
-        if one != other:
-            advice = "use another --out or delete it"
-            raise InputError(f"{out}: expected avatars of {one}, got {other}; {advice}")
+        if (found.get("split"), found.get("seed")) != (split, seed):
+            raise InputError(
+                f"{out}: expected avatars of split {split} and seed {seed}, got split {found.get('split')} "
+                f"and seed {found.get('seed')}; use another --out or delete it"
+            )
 
 
 def _complete(folder: Path, photos: int) -> bool:
