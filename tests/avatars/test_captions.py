@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from hyperdreambooth.avatars.captions import ATTRIBUTES, caption, words
-from hyperdreambooth.avatars.draw.people import CATEGORICAL, CHOICES, Context, context
+from hyperdreambooth.avatars.captions import caption, words
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CHOICES, Context, context
 
 
 def test_groups_and_values_are_those_that_are_drawn() -> None:

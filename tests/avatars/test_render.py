@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyperdreambooth.avatars.captions import ATTRIBUTES
 from hyperdreambooth.avatars.draw.people import (
+    ATTRIBUTES,
     CATEGORICAL,
     CHOICES,
     CONTINUOUS,

@@ -157,7 +157,7 @@ def _protocol(
     own, base = settings.own, load(settings.base)
     makers = _makers(own, base, hypernet)
     if adapter is not None:
-        makers = makers.with_adapter(open_adapter(adapter, base, hypernet))
+        makers = replace(makers, adapter=open_adapter(adapter, base, hypernet))
     return Protocol(makers, load_scorers(base, own.clip, own.dino, own.face), people, own, out)
 
 

@@ -6,47 +6,7 @@ import re
 
 import numpy as np
 
-from hyperdreambooth.avatars.draw.people import Context
-
-ATTRIBUTES: dict[str, dict[str, str]] = {
-    "style": {
-        "photo": "a photo of",
-        "pencil sketch": "a pencil sketch of",
-        "watercolour": "a watercolour painting of",
-        "pixel art": "a pixel art picture of",
-        "neon": "a neon drawing of",
-    },
-    "expression": {
-        "neutral": "with a neutral face",
-        "smiling": "smiling",
-        "laughing": "laughing",
-        "sad": "sad",
-        "surprised": "surprised",
-        "angry": "angry",
-        "winking": "winking",
-    },
-    "headwear": {
-        "none": "",
-        "cap": "wearing a red cap",
-        "top hat": "wearing a black top hat",
-        "crown": "wearing a golden crown",
-        "beanie": "wearing a green beanie",
-        "headphones": "wearing headphones",
-    },
-    "eyewear": {"none": "", "sunglasses": "wearing sunglasses"},
-    "neckwear": {"none": "", "scarf": "wearing a red scarf", "bow tie": "wearing a blue bow tie"},
-    "background": {
-        "studio": "in a grey studio",
-        "beach": "on a beach",
-        "forest": "in a forest",
-        "city": "in a city",
-        "night sky": "under a starry night sky",
-        "snow": "in the snow",
-        "living room": "in a living room",
-        "brick wall": "in front of a brick wall",
-    },
-    "light": {"normal": "", "warm": "in warm light", "cool": "in cool light", "dark": "in dim light"},
-}
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, Context
 
 # Words that no caption uses but that users type: the tokenizer gets a token for each.
 _SYNONYMS = (

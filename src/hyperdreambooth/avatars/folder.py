@@ -32,7 +32,7 @@ def render_folder(
 
     Args:
         out: the folder; a call with larger counts adds what is missing.
-        split: `base`, `train`, `val` or `test`.
+        split: a name of `SPLITS`.
         identities: how many people, from the first of the split on.
         photos: photos a person; every second one, the first included, is a plain reference photo.
         seed: of the contexts.
@@ -51,11 +51,8 @@ def render_folder(
     manifest = {"split": split, "seed": seed, "photos": photos, "identities": traits}
     if not (out / "traits.json").is_file() or read_json(out / "traits.json") != manifest:
         write_json(out / "traits.json", manifest)
-    tasks = [
-        (out / name, person, photos, seed)
-        for name, person in people.items()
-        if not _complete(out / name, photos)
-    ]
+    tasks = [(out / name, person, photos, seed) for name, person in people.items()]
+    tasks = [task for task in tasks if not _complete(task[0], photos)]
     with Progress("render", len(people)) as bar:
         bar.update(len(people) - len(tasks))
         for _ in in_processes(_render_person, tasks, workers if len(tasks) >= 16 else 1, chunk=4):
@@ -66,10 +63,8 @@ def render_folder(
 def _check(out: Path, split: str, identities: int, photos: int, seed: int) -> None:
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    for name, count, most in (
-        ("identities", identities, len(SPLITS[split])),
-        ("photos", photos, MOST_PHOTOS),
-    ):
+    limits = (("identities", identities, len(SPLITS[split])), ("photos", photos, MOST_PHOTOS))
+    for name, count, most in limits:
         if not 1 <= count <= most:
             raise InputError(f"{name}: expected 1 to {most}, got {count}")
     if seed < 0:
@@ -92,14 +87,7 @@ def _complete(folder: Path, photos: int) -> bool:
 def in_processes(
     work: Callable[[T], None], tasks: Sequence[T], workers: int | None, chunk: int = 1
 ) -> Iterable[None]:
-    """Does the tasks in several processes, and yields after each one.
-
-    Args:
-        work: does one task; importable by other processes.
-        tasks: the tasks, in order.
-        workers: processes; None for one per core, 1 for none besides this one.
-        chunk: tasks that a process takes at a time.
-    """
+    """Does the tasks in processes (`workers` None: one per core, 1: no other), and yields after each one."""
     count = processes(workers)
     if count == 1 or len(tasks) < 2:
         yield from map(work, tasks)

@@ -7,7 +7,6 @@ training. A base without that folder has no such scorers, and their scores are n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,19 +45,14 @@ def identity_scores(generated: Tensor, others: Tensor, calibration: Calibration)
         calibration: the cosines that score 1 and 0.
 
     Returns:
-        `(m,)`, means over the person's photos; not clipped, so that means over pictures stay unbiased.
+        `(m,)`, means over the photos; not clipped, so that means over pictures stay unbiased.
     """
     cosine = (generated @ others.T).mean(dim=1)
     return (cosine - calibration.stranger) / (calibration.same - calibration.stranger)
 
 
 class Classifier:
-    """One transformers image classifier: pixels `(3, size, size)` in [-1, 1] → logits.
-
-    Attributes:
-        config: the transformers config, with the fields that the scorer adds to it.
-        labels: the name of every logit.
-    """
+    """One transformers image classifier: pixels `(3, size, size)` in [-1, 1] → logits, named by `labels`."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoModelForImageClassification
@@ -74,7 +68,7 @@ class Classifier:
         self.config: Any = model.config
         self.device, self.folder = device, folder
         self.size: int = getattr(model.config, "image_size", 128)
-        self.labels = [model.config.id2label[k] for k in range(len(model.config.id2label))]
+        self.labels: list[str] = [name for _, name in sorted(model.config.id2label.items())]
 
     @torch.no_grad()
     def logits(self, images: Sequence[Image.Image]) -> Tensor:
@@ -94,17 +88,14 @@ class Classifier:
 
 
 class BaseScorers:
-    """The identity encoder and the attribute reader of one base.
-
-    Args:
-        folder: holds `identity` and `attributes`.
-        device: where both run.
-    """
+    """The identity encoder and the attribute reader of one base, in folders `identity` and `attributes`."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.encoder = Classifier(folder / "identity", device)
         self.reader = Classifier(folder / "attributes", device)
         self.phrases: dict[str, str] = self.reader.field("phrases")
+        traits = [label for label in self.reader.labels if label.startswith(_TRAIT)]
+        self.trait_names = tuple(label.removeprefix(_TRAIT) for label in traits)
         try:
             self.calibration = Calibration.model_validate(self.encoder.field("calibration"))
         except ValidationError as error:
@@ -116,39 +107,20 @@ class BaseScorers:
                 f"{', '.join(strays)}; download the scorer again"
             )
 
-    @cached_property
-    def trait_names(self) -> tuple[str, ...]:
-        """The traits that `traits` reads, in order."""
-        return tuple(label.removeprefix(_TRAIT) for label in self.reader.labels if label.startswith(_TRAIT))
-
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """Returns unit identity embeddings `(m, e)`."""
         return normalize(self.encoder.logits(images), dim=1)
 
     def identity(self, generated: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
-        """Scores each generated picture: 0 shows a stranger, 1 the person.
-
-        Args:
-            generated: the pictures to score.
-            others: real photos of the person, without the reference photo.
-
-        Raises:
-            ValueError: `others` is empty, so there is nothing to compare with.
-        """
+        """Scores each generated picture by `identity_scores`; `others` are photos besides the reference."""
         if not others:
             raise ValueError("the identity score needs at least one photo besides the reference photo")
         return identity_scores(self.embed(generated), self.embed(others), self.calibration).tolist()
 
     def prompt(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float | None]]:
-        """Scores each picture by the attributes that its prompt asks for.
+        """Returns for each picture the share of the attributes of its own prompt that the reader finds.
 
-        Args:
-            images: the pictures to score.
-            prompts: the prompt of each picture.
-
-        Returns:
-            `prompt` → the share of the attributes that the reader finds in each picture, and `prompt:GROUP` →
-            the same of one group of attributes; None where a prompt asks for none.
+        `prompt` is of all of them, `prompt:GROUP` of one group; None where a prompt asks for none.
         """
         logits, labels = self.reader.logits(images), self.reader.labels
         wanted = [asked(prompt, self.phrases) for prompt in prompts]

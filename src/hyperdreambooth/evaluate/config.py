@@ -34,7 +34,6 @@ class Method(BaseModel):
             alone, `finetune` starts from its prediction, `scratch` is DreamBooth, `file` the user's adapter.
         start: of a finetune: the prediction, or the shared start of all training, where ΔW = 0.
         refinements: of the hypernetwork; None for the number it was trained with.
-        network: the hypernetwork, or the second one that `second` names.
         photos: reference photos a person.
         settings: of the finetune or of DreamBooth; those left out have their usual defaults.
     """
@@ -49,10 +48,8 @@ class Method(BaseModel):
     settings: dict[str, Any] = {}
 
 
-def _scratch(**settings: Any) -> Method:
-    return Method(kind="scratch", settings=settings)
-
-
+# The paper's rows (its table 1 and its ablation) and their bounds. Learning rates and steps that are not
+# given here are those of `finetune.config.USUAL`; presets have others.
 METHODS: Mapping[str, Method] = {
     "another-photo": Method(kind="photo"),
     "somebody-else": Method(kind="stranger"),
@@ -62,20 +59,16 @@ METHODS: Mapping[str, Method] = {
     "no-hypernetwork": Method(kind="finetune", start="shared"),
     "no-refinement": Method(kind="finetune", refinements=1),
     "second": Method(kind="prediction", network="second"),
-    "dreambooth": _scratch(method="full", prior_weight=1.0, prior_images=100),
-    "dreambooth-agg-400": _scratch(method="full", steps=400, lr=1e-5),
-    "dreambooth-agg-40": _scratch(method="full", steps=40, lr=5e-5),
-    "dreambooth-lora": _scratch(method="lora"),
-    "lidb": _scratch(method="lidb"),
-    "textual-inversion": _scratch(method="textual-inversion"),
+    "dreambooth": Method(
+        kind="scratch", settings={"method": "full", "prior_weight": 1.0, "prior_images": 100}
+    ),
+    "dreambooth-agg-400": Method(kind="scratch", settings={"method": "full", "steps": 400, "lr": 1e-5}),
+    "dreambooth-agg-40": Method(kind="scratch", settings={"method": "full", "steps": 40, "lr": 5e-5}),
+    "dreambooth-lora": Method(kind="scratch", settings={"method": "lora"}),
+    "lidb": Method(kind="scratch", settings={"method": "lidb"}),
+    "textual-inversion": Method(kind="scratch", settings={"method": "textual-inversion"}),
     "adapter": Method(kind="file"),
 }
-"""The paper's rows (its table 1 and its ablation) and their bounds.
-
-Learning rates and steps that are not given here are those of `finetune.config.USUAL`; presets have others.
-"""
-
-
 _ROW = re.compile(r"(?P<method>[\w-]+)(?::(?P<changes>[^@]+))?(?:@(?P<steps>\d+))?")
 _OWN = Method.model_fields.keys() - {"kind", "settings"}
 
@@ -92,14 +85,12 @@ class EvaluateConfig(BaseModel):
         methods: method → settings that override those of `METHODS`; they may include fields of `Method`.
         against: the row that all others are compared with, person by person; None for the first finetune.
         second: another hypernetwork to compare with, for the row of that name.
-        draw_steps: denoising steps a picture.
-        guidance: classifier-free guidance scale.
         batch: pictures drawn together.
         together: people trained together.
         shown: people in the report's picture grids.
-        clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`; None for neither.
-        dino: folder or hub id of a DINOv2 model; None for none.
-        face: folder or hub id of an encoder of real faces (`glintr100.onnx`); None for none.
+        clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`.
+        dino: folder or hub id of a DINOv2 model.
+        face: folder or hub id of an encoder of real faces (`glintr100.onnx`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,22 +127,16 @@ class EvaluateConfig(BaseModel):
     def compared(self) -> str | None:
         """Returns the row that the others are compared with; None if there is none."""
         finetunes = [name for name in self.rows if method_of(name, self).kind == "finetune"]
-        whole = [name for name in finetunes if name in METHODS]  # the method itself before its variants
-        return self.against or next(iter([*whole, *finetunes]), None)
+        finetunes.sort(key=lambda name: name not in METHODS)  # the method itself before its variants
+        return self.against or next(iter(finetunes), None)
 
 
 def method_of(name: str, config: EvaluateConfig) -> Method:
-    """Returns the method of a row, with the config's settings for it.
-
-    Raises:
-        InputError: the row names no method, or a setting is bad.
-    """
+    """Returns the method of a row, with the config's settings for it; refuses an unknown one."""
     found = _ROW.fullmatch(name)
     if found is None or found["method"] not in METHODS:
-        names = ", ".join(METHODS)
-        raise InputError(
-            f"rows: expected one of {names}, NAME@STEPS or NAME:key=value,key=value, got {name!r}"
-        )
+        forms = f"{', '.join(METHODS)}, NAME@STEPS or NAME:key=value,key=value"
+        raise InputError(f"rows: expected one of {forms}, got {name!r}")
     method = METHODS[found["method"]]
     settings = {**method.settings, **config.methods.get(found["method"], {})}
     for change in filter(None, (found["changes"] or "").split(",")):
@@ -172,7 +157,6 @@ def methods_of(config: EvaluateConfig) -> dict[str, Method]:
     if strays := sorted(set(config.methods) - set(METHODS)):
         raise InputError(f"methods: expected one of {', '.join(METHODS)}, got {strays[0]!r}")
     if config.against is not None and config.against not in config.rows:
-        raise InputError(
-            f"against: expected one of the rows {', '.join(config.rows)}, got {config.against!r}"
-        )
+        rows = ", ".join(config.rows)
+        raise InputError(f"against: expected one of the rows {rows}, got {config.against!r}")
     return {name: method_of(name, config) for name in config.rows}

@@ -23,11 +23,7 @@ def thumbnails(images: Sequence[Image.Image]) -> Tensor:
 
 
 def diversity(images: Sequence[Image.Image]) -> float | None:
-    """Computes the mean absolute difference of every two pictures.
-
-    Returns:
-        0 if all are the same, 1 for black and white; None for a single picture.
-    """
+    """Computes the mean difference of every two pictures, 1 for black and white; None for a single one."""
     if len(images) < 2:
         return None
     flat = thumbnails(images).flatten(1)
@@ -37,13 +33,7 @@ def diversity(images: Sequence[Image.Image]) -> float | None:
 def copied(images: Sequence[Image.Image], reference: Image.Image, where: Tensor) -> list[float]:
     """Computes Pearson's correlation of each picture's brightness with the reference photo's.
 
-    Args:
-        images: pictures of the person.
-        reference: the photo that the person was made from.
-        where: the weight `(SIDE, SIDE)` of each place.
-
-    Returns:
-        A value a picture; 1 for the reference photo itself.
+    The places count by the weights `where`, `(SIDE, SIDE)`.
     """
     grey = thumbnails([reference, *images]).mean(1).flatten(1).double()
     weights = where.flatten().double() / where.sum()

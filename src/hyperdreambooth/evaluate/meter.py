@@ -17,10 +17,8 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Measured:
     """The measurements of a block, complete when the block has ended.
 
-    Attributes:
-        seconds: how long the block took.
-        megabytes: peak memory during the block, in MiB: of tensors on CUDA, of the whole process elsewhere
-            (Linux only); None if the system does not report it.
+    `megabytes` is the peak memory in MiB: of tensors on CUDA, of the whole process elsewhere (Linux only);
+    None if the system does not report it.
     """
 
     seconds: float = 0.0

@@ -36,9 +36,7 @@ class Cost:
 
     Attributes:
         seconds: from photo to person; a person's share of them where several are trained together.
-        steps: training steps.
-        megabytes: peak memory in MiB while the person was made, with all who were trained together; None if
-            unknown.
+        megabytes: peak memory in MiB while all of them were trained; None if unknown.
         bytes: the size of what has to be kept of the person, as float32.
         together: how many people were trained together.
     """
@@ -52,35 +50,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Makers:
-    """The models that make people.
-
-    Attributes:
-        base: the frozen base.
-        network: the hypernetwork; None if no row needs one.
-        second: another hypernetwork to compare with.
-        adapter: the user's adapter, for the row `adapter`.
-    """
+    """The models that make people; `second` is another hypernetwork, `adapter` the user's own."""
 
     base: Base
     network: Predictor | None
     second: Predictor | None
     adapter: Adapter | None
 
-    def with_adapter(self, adapter: Adapter) -> Makers:
-        """Returns the same makers with the user's adapter."""
-        return replace(self, adapter=adapter)
-
     def base_for(self, method: Method | None = None) -> Base:
-        """Returns the base with the words of a row's hypernetwork: its captions and prompts use them.
+        """Returns the base with the words of a row's hypernetwork, for its captions and prompts."""
+        found = self._network(method)
+        return self.base.with_words(found.info.trigger, found.info.class_word) if found else self.base
 
-        Args:
-            method: of the row. Rows of the second hypernetwork use its words; all others, None included, use
-                those of `network` if there is one.
-        """
-        network = self.second if method is not None and method.network == "second" else self.network
-        if network is None:
-            return self.base
-        return self.base.with_words(network.info.trigger, network.info.class_word)
+    def _network(self, method: Method | None) -> Predictor | None:
+        return self.second if method is not None and method.network == "second" else self.network
 
     def settings(self, method: Method) -> TrainConfig | None:
         """Returns all settings of a method, with their defaults; None for a method that trains nothing.
@@ -97,23 +80,17 @@ class Makers:
         if method.kind == "scratch":
             return load_config(DreamboothConfig, **method.settings)
         if method.settings:
-            raise InputError(
-                f"methods: a row of kind {method.kind} has no settings, got {', '.join(method.settings)}"
-            )
+            got = ", ".join(method.settings)
+            raise InputError(f"methods: a row of kind {method.kind} has no settings, got {got}")
         return None
 
     def source(self, method: Method) -> Predictor:
-        """Returns the hypernetwork of a row.
-
-        Raises:
-            InputError: there is none.
-        """
-        found = self.second if method.network == "second" else self.network
+        """Returns the hypernetwork of a row, or refuses if there is none."""
+        found = self._network(method)
         if found is None:
             expected = "second: expected another" if method.network == "second" else "hypernet: expected a"
-            raise InputError(
-                f"{expected} hypernetwork's folder for a row that predicts, got none; or leave that row out"
-            )
+            got = "hypernetwork's folder for a row that predicts, got none; or leave that row out"
+            raise InputError(f"{expected} {got}")
         return found
 
     def predictor(self, method: Method) -> Predictor:
@@ -127,11 +104,7 @@ class Makers:
         return changed
 
     def make(self, method: Method, people: Sequence[Photos]) -> tuple[list[TrainedPerson | None], list[Cost]]:
-        """Makes several people together, each from photos.
-
-        Args:
-            method: how.
-            people: the reference photos of each.
+        """Makes several people together, each from reference photos.
 
         Returns:
             The people, None for the bare base, and the cost of each.
@@ -140,11 +113,10 @@ class Makers:
             made = _KINDS[method.kind](self, method, people)
         share = round(found.seconds / len(people), 3)
         memory = None if found.megabytes is None else round(found.megabytes)
-        return [*made], [Cost(share, _steps(one), memory, _nbytes(one), len(people)) for one in made]
-
-
-def _steps(person: TrainedPerson | None) -> int:
-    return 0 if person is None else int(person.metadata.get("steps", 0))
+        steps = [0 if one is None else int(one.metadata.get("steps", 0)) for one in made]
+        sizes = [_nbytes(one) for one in made]
+        costs = zip(steps, sizes, strict=True)
+        return [*made], [Cost(share, n, memory, size, len(people)) for n, size in costs]
 
 
 def _nbytes(person: TrainedPerson | None) -> int:
@@ -166,8 +138,7 @@ def _tensors(person: TrainedPerson | None) -> list[Tensor]:
 def diverged(person: TrainedPerson | None) -> bool:
     """Returns whether a training, or its last loss, ended in NaN or infinity.
 
-    The loss counts as well because float16's scaler skips steps without finite gradients: the numbers then
-    stay finite, but are untrained.
+    Float16's scaler skips steps without finite gradients: the numbers then stay finite, but are untrained.
     """
     if person is not None and person.metadata.get("loss") in ("nan", "inf", "-inf"):
         return True
@@ -190,10 +161,8 @@ def _shared(makers: Makers, method: Method) -> Adapter:
 def _finetuned(makers: Makers, method: Method, people: Sequence[Photos]) -> Sequence[TrainedPerson]:
     config, base = makers.settings(method), makers.base_for(method)
     assert isinstance(config, FinetuneConfig)
-    if method.start == "shared":
-        starts = [_shared(makers, method)] * len(people)
-    else:
-        starts = _predicted(makers, method, people)
+    shared = method.start == "shared"
+    starts = [_shared(makers, method)] * len(people) if shared else _predicted(makers, method, people)
     return finetune_adapters(base, starts, people, config)
 
 
@@ -213,13 +182,7 @@ _KINDS: Mapping[str, Callable[[Makers, Method, Sequence[Photos]], Sequence[Train
 
 
 def keep(person: TrainedPerson | None, cost: Cost, stem: Path) -> None:
-    """Writes the cost of a person and, unless it is a whole set of weights, the person.
-
-    Args:
-        person: as made.
-        cost: of that person.
-        stem: the file without its ending.
-    """
+    """Writes the cost of a person and, unless it is a whole set of weights, the person."""
     if isinstance(person, Adapter):
         tensors = {f"{site}|{end}": pair[end] for site, pair in person.factors.items() for end in (0, 1)}
     elif isinstance(person, Word):
@@ -231,11 +194,7 @@ def keep(person: TrainedPerson | None, cost: Cost, stem: Path) -> None:
 
 
 def kept(stem: Path, base: Base) -> tuple[TrainedPerson | None, Cost, bool] | None:
-    """Reads what `keep` wrote.
-
-    Args:
-        stem: the file without its ending.
-        base: the base that the person was made for.
+    """Reads what `keep` wrote for a base.
 
     Returns:
         The person, the cost, and whether the person was kept; None if there is no file.

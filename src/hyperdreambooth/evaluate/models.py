@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -34,21 +35,8 @@ ARCFACE: Landmarks = (
 _BATCH = 16
 
 
-def _embedded(model: Callable[[Tensor], Tensor], processor: Any, images: Sequence[Image.Image]) -> Tensor:
-    """Embeds the centre squares of pictures, a batch at a time, as unit vectors on the CPU."""
-    squares = [to_image(to_pixels(image, min(image.size))) for image in images]
-    batches = [squares[at : at + _BATCH] for at in range(0, len(squares), _BATCH)]
-    made = [model(processor(batch, return_tensors="pt").pixel_values) for batch in batches]
-    return normalize(torch.cat(made).float().cpu(), dim=1)
-
-
-class Dino:
-    """DINO's class token (the paper: DINO; here: DINOv2).
-
-    Args:
-        source: folder or hub id of a `Dinov2Model`.
-        device: where it runs.
-    """
+class _Transformer:
+    """A model of transformers that embeds the centre squares of pictures."""
 
     def __init__(self, source: str, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel
@@ -56,41 +44,38 @@ class Dino:
         self.model: Any = AutoModel.from_pretrained(source).eval().to(device)
         self.processor: Any = AutoImageProcessor.from_pretrained(source)
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """Returns embeddings `(b, e)`, of any length, of the pixels that the processor gives."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """Returns unit embeddings `(m, e)` of pictures."""
+        squares = [to_image(to_pixels(image, min(image.size))) for image in images]
+        batches = [squares[at : at + _BATCH] for at in range(0, len(squares), _BATCH)]
+        pixels = [self.processor(batch, return_tensors="pt").pixel_values for batch in batches]
+        made = [self.features(part.to(self.model.device)) for part in pixels]
+        return normalize(torch.cat(made).float().cpu(), dim=1)
 
-        def class_tokens(pixels: Tensor) -> Tensor:
-            return self.model(pixel_values=pixels.to(self.model.device)).last_hidden_state[:, 0]
 
-        return _embedded(class_tokens, self.processor, images)
+class Dino(_Transformer):
+    """DINO's class token (the paper: DINO; here: DINOv2); `source` is a `Dinov2Model`'s folder or hub id."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
 
-class Clip:
-    """CLIP's embeddings of pictures and of texts.
-
-    Args:
-        source: folder or hub id of a `CLIPModel`.
-        device: where it runs.
-    """
+class Clip(_Transformer):
+    """CLIP's embeddings of pictures and of texts; `source` is a `CLIPModel`'s folder or hub id."""
 
     def __init__(self, source: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoTokenizer
 
-        kind: Any = CLIPModel
-        self.model: Any = kind.from_pretrained(source).eval().to(device)
-        self.processor: Any = AutoImageProcessor.from_pretrained(source)
+        super().__init__(source, device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
 
-    @torch.no_grad()
-    def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Returns unit embeddings `(m, e)` of pictures."""
-
-        def projected(pixels: Tensor) -> Tensor:
-            seen = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
-            return self.model.visual_projection(seen)
-
-        return _embedded(projected, self.processor, images)
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -113,9 +98,8 @@ class Face:
         try:
             import onnxruntime
         except ImportError:
-            raise InputError(
-                "the face encoder needs onnxruntime: pip install 'hyperdreambooth[eval]'"
-            ) from None
+            advice = "pip install 'hyperdreambooth[eval]'"
+            raise InputError(f"the face encoder needs onnxruntime: {advice}") from None
         beside = Path(source) / FACE_FILE
         file = beside if beside.is_file() else Path(hf_hub_download(source, FACE_FILE))
         try:
@@ -131,21 +115,15 @@ class Face:
         pixels = torch.stack([to_pixels(crop or Image.new("RGB", (112, 112)), 112) for crop in crops])
         made = [self.session.run(None, {self.input: part.numpy()})[0] for part in pixels.split(_BATCH)]
         has_face = torch.tensor([crop is not None for crop in crops])[:, None]
-        return normalize(torch.cat([torch.from_numpy(part) for part in made]), dim=1) * has_face
+        return normalize(torch.from_numpy(np.concatenate(made)), dim=1) * has_face
 
     def _crop(self, image: Image.Image) -> Image.Image | None:
-        faces = self.detect(image)
-        if not faces:
-            return None
-        return laid_onto(image, max(faces, key=lambda face: face.area).landmarks, ARCFACE, 112)[0]
+        face = max(self.detect(image), key=lambda face: face.area, default=None)
+        return face and laid_onto(image, face.landmarks, ARCFACE, 112)[0]
 
 
 def _yunet_beside(folder: Path) -> Detector:
-    """Loads YuNet from the encoder's folder, else from the hub.
-
-    Raises:
-        InputError: neither has it, or OpenCV is missing.
-    """
+    """Loads YuNet from the encoder's folder, else from the hub."""
     check_opencv()
     beside = folder / YUNET_FILE
     file = beside if beside.is_file() else fetch_yunet(f"put it beside {FACE_FILE}")
@@ -158,15 +136,7 @@ Model = TypeVar("Model", Dino, Clip, Face)
 def load_model(
     kind: type[Model], scores: str, source: str | None, device: torch.device, missing: list[str]
 ) -> Model | None:
-    """Loads a model, or adds a line to `missing` that says why its scores will be null.
-
-    Args:
-        kind: `Dino`, `Clip` or `Face`.
-        scores: the names of its scores.
-        source: folder or hub id; None if it was not asked for.
-        device: where it runs.
-        missing: receives the line.
-    """
+    """Loads a model that was asked for, or adds a line to `missing` that says why its `scores` are null."""
     if source is None:
         return None
     try:

@@ -21,14 +21,7 @@ SIDE, CELL = 128, 64  # pixels of a picture on the page, on a sheet
 
 
 def write_page(protocol: Protocol, rows: Mapping[str, Row], report: Mapping[str, Any], out: Path) -> None:
-    """Writes `out/report.html`.
-
-    Args:
-        protocol: the experiment; its config says how many people are shown.
-        rows: the finished rows.
-        report: of `report.summary`.
-        out: the folder, with the plots if there are any.
-    """
+    """Writes `out/report.html` from `report.summary`, with the plots that are in `out`."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -76,17 +69,9 @@ def _data(content: bytes, kind: str) -> str:
 
 
 def write_sheets(protocol: Protocol, rows: Mapping[str, Row], out: Path) -> list[str]:
-    """Writes a sheet for every row that draws.
+    """Writes a sheet for every row that draws and returns the files, relative to `out`.
 
     Each line shows one person: the reference photo, then the first seed's pictures.
-
-    Args:
-        protocol: the experiment.
-        rows: the finished rows.
-        out: the experiment's folder.
-
-    Returns:
-        The files, relative to `out`.
     """
     files: list[str] = []
     for name, row in rows.items():

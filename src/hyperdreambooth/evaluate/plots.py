@@ -46,23 +46,13 @@ def drawable() -> bool:
 
 
 def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
-    """Draws the plots whose scores the report has.
-
-    Args:
-        report: of `report.summary`.
-        out: the folder.
-
-    Returns:
-        The files' names; none if matplotlib is not installed.
-    """
-    if not drawable():
-        return []
+    """Draws the plots whose scores the report has; returns the files' names, none without matplotlib."""
     likeness, following = axis(report, LIKENESS), axis(report, FOLLOWING)
-    files: list[str] = []
-    if likeness is not None:
-        files += _write(_against_steps(report, likeness), out / "steps")
-        if following is not None:
-            files += _write(_front(report, likeness, following), out / "front")
+    if likeness is None or not drawable():
+        return []
+    files = _write(_against_steps(report, likeness), out / "steps")
+    if following is not None:
+        files += _write(_front(report, likeness, following), out / "front")
     return files
 
 
@@ -135,18 +125,14 @@ def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
             xs, ys = ([one["mean"] for one in side] for side in zip(*there, strict=True))
             plot.plot(xs, ys, color=colour, marker="o", markersize=6, linewidth=1, label=method)
             for x, y in there:
-                _cross(plot, x, y, colour)
+                across, up = (x["low"], x["high"]), (y["low"], y["high"])
+                if None not in (*across, *up):
+                    plot.plot(across, [y["mean"]] * 2, color=colour, linewidth=0.8, alpha=0.6)
+                    plot.plot([x["mean"]] * 2, up, color=colour, linewidth=0.8, alpha=0.6)
         elif level := next((y for _, y in pairs if y is not None), None):
             plot.axhline(level["mean"], color=colour, linestyle=":", linewidth=1.5, label=method)
     _legend(plot)
     return figure
-
-
-def _cross(plot: Any, x: Interval, y: Interval, colour: str) -> None:
-    """Draws both intervals of one point."""
-    if x["low"] is not None and y["low"] is not None:
-        plot.plot([x["low"], x["high"]], [y["mean"]] * 2, color=colour, linewidth=0.8, alpha=0.6)
-        plot.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.8, alpha=0.6)
 
 
 def _legend(plot: Any) -> None:

@@ -1,8 +1,7 @@
 """The paper's experiment (section 5): people × prompts × seeds, a method a row, scored and kept.
 
-A picture is a cell. Its file is named by a hash of everything that it depends on (base, hypernetwork,
-settings, photo, prompt, seed). So a finished cell is not made again, a changed input makes a new cell, and a
-run with more people, prompts or rows adds to what is there.
+A picture is a cell. Its file is named by a hash of everything that it depends on: a finished cell is not made
+again, a changed input makes a new one, and more people, prompts or rows add to what is there.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class Cell:
     """One picture.
 
     Attributes:
-        person: the person it shows.
         prompt: the prompt it is drawn from; None for a bound, which is a photo.
         seed: of the noise; each person has seeds of their own, the same for every method.
         file: its path, whether the file exists yet or not.
@@ -62,9 +60,7 @@ class Row:
     """A finished row.
 
     Attributes:
-        cells: person → pictures.
         scores: person → score → a value a picture.
-        costs: person → cost.
         settings: of the method, defaults included.
         diverged: people whose training ended in NaN or infinity; they have no pictures, scores or costs.
     """
@@ -79,13 +75,8 @@ class Row:
 class Protocol:
     """One experiment in one folder.
 
-    Args:
-        makers: the models that make people.
-        scorers: score the pictures.
-        people: name → photos. The first photo is the reference (the first few, if a row takes several), the
-            last one is the bound if two or more are left, and likeness is scored against those between.
-        config: what is compared.
-        out: the folder.
+    `people` are name → photos. The first photo is the reference (the first few, if a row takes several), the
+    last one is the bound if two or more are left, and likeness is scored against those between.
     """
 
     def __init__(
@@ -106,10 +97,8 @@ class Protocol:
         self.drawn_by = {n: _drawn_by(makers.base_for(method), vae) for n, method in self.methods.items()}
         self.references = max(method.photos for method in self.methods.values())
         if few := [name for name, photos in self.people.items() if len(photos) < self.references]:
-            raise InputError(
-                f"rows: expected {self.references} photos a person for one of the rows, {few[0]} has fewer; "
-                "add photos, or leave that row out"
-            )
+            expected = f"rows: expected {self.references} photos a person for one of the rows"
+            raise InputError(f"{expected}, {few[0]} has fewer; add photos, or leave that row out")
 
     def others(self, person: str) -> list[Path]:
         """Returns the photos that likeness is scored against: no row's reference, nor the bound."""
@@ -122,21 +111,20 @@ class Protocol:
 
     def row(self, name: str) -> Row:
         """Finishes one row."""
-        method, who = self.methods[name], list(self.people)
-        cells = {person: self.cells(name, person) for person in who}
-        costs: dict[str, Cost] = {}
+        method, settings, who = self.methods[name], self.settings[name], list(self.people)
+        cells, costs = {person: self.cells(name, person) for person in who}, dict[str, Cost]()
         size = 1 if self._alone(name) else self.config.together
         missing = sum(not cell.file.is_file() for some in cells.values() for cell in some)
         with Progress(name, missing) as bar:
             for at in range(0, len(who), size):
                 part = {person: cells[person] for person in who[at : at + size]}
-                costs |= (
-                    self._bounds(method, part, bar) if method.kind in BOUNDS else self._made(name, part, bar)
-                )
+                if method.kind in BOUNDS:
+                    self._write_bounds(method, part, bar)
+                else:
+                    costs |= self._made(name, part, bar)
         lost = () if method.kind in BOUNDS else tuple(person for person in who if person not in costs)
         cells |= {person: [] for person in lost}
         scores = {person: self._scored(cells[person]) for person in who}
-        settings = self.settings[name]
         return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {}, lost)
 
     def _alone(self, name: str) -> bool:
@@ -156,11 +144,8 @@ class Protocol:
             source = self._bound(method, person)
             key = _key(base=self.drawn_by[name], photo=photo_hash(source)) if source else None
             return [Cell(person, None, 0, home / f"{key}.png")] if key else []
-        drawing = {
-            "steps": self.config.draw_steps,
-            "guidance": self.config.guidance,
-            "made": self.key(name, person),
-        }
+        made = self.key(name, person)
+        drawing = {"steps": self.config.draw_steps, "guidance": self.config.guidance, "made": made}
         return [
             Cell(person, prompt, noise, home / f"{_key(**drawing, prompt=prompt, seed=noise)}.png")
             for seed in self.config.seeds
@@ -186,11 +171,7 @@ class Protocol:
         )
 
     def _made(self, name: str, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
-        """Makes and draws, together, the people who lack a picture.
-
-        Returns:
-            The cost of each person; the diverged are left out.
-        """
+        """Makes and draws together who lacks a picture; returns everybody's cost, without the diverged."""
         stems = {person: self.out / "made" / person / self.key(name, person) for person in part}
         found = {person: kept(stem, self.base) for person, stem in stems.items()}
         lacking = [p for p, cells in part.items() if not all(cell.file.is_file() for cell in cells)]
@@ -216,9 +197,7 @@ class Protocol:
         """Draws the missing cells in batches, which are the same whether the run was interrupted or not."""
         for at in range(0, len(cells), self.config.batch):
             wanted = [cell for cell in cells[at : at + self.config.batch] if not cell.file.is_file()]
-            if not wanted:
-                continue
-            drawn = draw_people(base, [made[c.person] for c in wanted], wanted, self.config)
+            drawn = draw_people(base, [made[c.person] for c in wanted], wanted, self.config) if wanted else []
             for cell, picture in zip(wanted, drawn, strict=True):
                 _save(picture, cell.file)
             bar.update(len(wanted))
@@ -228,20 +207,17 @@ class Protocol:
         if method.kind == "stranger":
             who = list(self.everybody)
             other = who[(who.index(person) + 1) % len(who)]
-            return self.everybody[other][-1].path if len(who) > 1 else None
+            return self.everybody[other][-1].path if other != person else None
         photos = self.people[person]
         return photos[-1].path if len(photos) > self.references + 1 else None
 
-    def _bounds(self, method: Method, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
+    def _write_bounds(self, method: Method, part: Mapping[str, list[Cell]], bar: Progress) -> None:
         """Writes photos after the base's autoencoder: no picture of the base can be closer to the person."""
-        for person, cells in part.items():
-            source = self._bound(method, person)
-            for cell in cells:
-                if source is not None and not cell.file.is_file():
-                    pixels = to_pixels(open_photo(source), self.base.resolution)[None]
-                    _save(to_image(self.base.decode_latents(self.base.encode_images(pixels))[0]), cell.file)
-                    bar.update(1)
-        return {}
+        for cell in (cell for cells in part.values() for cell in cells if not cell.file.is_file()):
+            if source := self._bound(method, cell.person):
+                pixels = to_pixels(open_photo(source), self.base.resolution)[None]
+                _save(to_image(self.base.decode_latents(self.base.encode_images(pixels))[0]), cell.file)
+                bar.update(1)
 
     def _scored(self, cells: Sequence[Cell]) -> dict[str, Values]:
         """Returns the scores of one person's pictures, in a file named by scorers, pictures and photos."""
@@ -259,28 +235,21 @@ class Protocol:
             images = [open_photo(cell.file) for cell in cells]
             prompts, photos = [cell.prompt for cell in cells], [open_photo(path) for path in others]
             found = self.scorers(images, prompts, open_photo(reference), photos)
-            write_json(file, {name: [_rounded(v) for v in values] for name, values in found.items()})
+            places = {n: [v if v is None else round(v, PLACES) for v in vs] for n, vs in found.items()}
+            write_json(file, places)
         return read_json(file)
 
 
 def draw_people(
     base: Base, people: Sequence[TrainedPerson | None], cells: Sequence[Cell], config: EvaluateConfig
 ) -> list[Image.Image]:
-    """Draws a picture for each cell; cells of several adapters are drawn in one batch.
-
-    Args:
-        base: the frozen base.
-        people: the person of each cell; None for the bare base.
-        cells: the cells.
-        config: how they are drawn.
-    """
+    """Draws each cell of its own person, None for the bare base; several adapters are drawn in one batch."""
     adapters = [person for person in people if isinstance(person, Adapter)]
     if len(adapters) == len(people):
         return _drawn(base, cells, config, adapters)
     done: list[Image.Image] = []
     for _, group in groupby(zip(people, cells, strict=True), key=lambda pair: id(pair[0])):
-        same = list(group)
-        person, own = same[0][0], [cell for _, cell in same]
+        (person, *_), own = zip(*group, strict=True)
         if person is None or isinstance(person, Adapter):
             done += _drawn(base, own, config, person)
             continue
@@ -290,20 +259,11 @@ def draw_people(
 
 
 def _drawn(
-    base: Base,
-    cells: Sequence[Cell],
-    config: EvaluateConfig,
-    adapter: Adapter | Sequence[Adapter] | None = None,
+    base: Base, cells: Sequence[Cell], config: EvaluateConfig, worn: Adapter | Sequence[Adapter] | None = None
 ) -> list[Image.Image]:
-    return generate_images(
-        base,
-        [str(cell.prompt) for cell in cells],
-        adapter,
-        seed=[cell.seed for cell in cells],
-        steps=config.draw_steps,
-        guidance=config.guidance,
-        batch=config.batch,
-    )
+    prompts, seeds = [str(cell.prompt) for cell in cells], [cell.seed for cell in cells]
+    how: dict[str, Any] = {"steps": config.draw_steps, "guidance": config.guidance, "batch": config.batch}
+    return generate_images(base, prompts, worn, seed=seeds, **how)
 
 
 def _prompts(base: Base, config: EvaluateConfig) -> list[str]:
@@ -312,12 +272,7 @@ def _prompts(base: Base, config: EvaluateConfig) -> list[str]:
 
 
 def _drawn_by(base: Base, vae: str) -> str:
-    """Names a base as it was loaded, by everything that its pictures depend on except the adapter.
-
-    Args:
-        base: with the words of a row.
-        vae: fingerprint of its autoencoder.
-    """
+    """Names a base as it was loaded, by everything that its pictures depend on except the adapter."""
     pipe = base.pipe
     # whether a file spells a default out or not makes no difference
     scheduler = {k: value for k, value in pipe.scheduler.config.items() if k != "_use_default_values"}
@@ -349,10 +304,6 @@ def _probe(adapter: Adapter) -> str:
     factors = [factor.double() for pair in adapter.factors.values() for factor in pair]
     sums = [[float(factor.sum()), float(factor.square().sum())] for factor in factors]
     return _key(sites=list(adapter.factors), sums=sums)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, PLACES)
 
 
 def _save(picture: Image.Image, file: Path) -> None:

@@ -51,7 +51,7 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
         "prompts": protocol.prompts,
         "seeds": list(protocol.config.seeds),
         "scorers": dict(protocol.scorers.names),
-        "missing": [*protocol.scorers.missing, *_without_photos(protocol), *_diverged(rows)],
+        "missing": [*_missing(protocol, rows)],
         "base": {"source": protocol.base.source, "fingerprint": protocol.base.fingerprint},
         "network": network_summary(protocol.makers.network),
         "training": TRAINING,
@@ -63,42 +63,30 @@ def network_summary(network: Predictor | None) -> dict[str, Any] | None:
     return network and {"fingerprint": network.fingerprint, "strength": network.info.strength}
 
 
-def _diverged(rows: Mapping[str, Row]) -> list[str]:
-    """Returns a line for each row in which the training of some people diverged."""
-    return [
-        f"{name}: null for {', '.join(row.diverged)}: the training diverged; lower its lr"
-        for name, row in rows.items()
-        if row.diverged
-    ]
-
-
-def _without_photos(protocol: Protocol) -> list[str]:
-    """Returns a line if people have no photo besides the reference."""
-    alone = [person for person in protocol.people if not protocol.others(person)]
-    return [f"likeness: null for {', '.join(alone)}, who have one photo only"] if alone else []
+def _missing(protocol: Protocol, rows: Mapping[str, Row]) -> Iterable[str]:
+    """Yields lines that say which scores are null, and why."""
+    yield from protocol.scorers.missing
+    if alone := [person for person in protocol.people if not protocol.others(person)]:
+        yield f"likeness: null for {', '.join(alone)}, who have one photo only"
+    for name, row in rows.items():
+        if row.diverged:
+            yield f"{name}: null for {', '.join(row.diverged)}: the training diverged; lower its lr"
 
 
 def _paired(persons: Mapping[str, Persons], against: str | None, names: Sequence[str]) -> dict[str, Any]:
     """Returns the differences of the row `against` minus each other row."""
     if against is None or against not in persons:
         return {"against": None, "rows": {}}
-    ours = persons[against]
-    differences = {
-        name: {
-            score: found
-            for score in names
-            if (found := paired(ours.get(score, {}), theirs.get(score, {}))) is not None
-        }
-        for name, theirs in persons.items()
-        if name != against
-    }
+    ours, differences = persons[against], dict[str, dict[str, Interval]]()
+    for name in [name for name in persons if name != against]:
+        pairs = {score: paired(ours.get(score, {}), persons[name].get(score, {})) for score in names}
+        differences[name] = {score: found for score, found in pairs.items() if found is not None}
     return {"against": against, "rows": differences}
 
 
 def _cost(row: Row) -> dict[str, float | None]:
     """Returns the means over people; empty for a bound."""
-    costs = list(row.costs.values())
-    if not costs:
+    if not (costs := list(row.costs.values())):
         return {}
     memory = [cost.megabytes for cost in costs if cost.megabytes is not None]
     return {
@@ -149,29 +137,21 @@ def paired_table(report: Mapping[str, Any]) -> list[list[str]]:
     """Returns the table of differences, person by person; only a head if there are none."""
     paired = report["paired"]
     scores = [name for name in shown_scores(report) if ":" not in name]
-    lines = [[f"{paired['against']} minus", *scores]]
-    for name, row in paired["rows"].items():
-        lines.append([name, *(_difference(row.get(score)) for score in scores)])
-    return lines
+    rows = paired["rows"].items()
+    lines = [[name, *(cell(row.get(score), difference=True) for score in scores)] for name, row in rows]
+    return [[f"{paired['against']} minus", *scores], *lines]
 
 
-def cell(value: Interval | None) -> str:
-    """Formats an interval as `.453 [.360, .560]`; null as a dash."""
+def cell(value: Interval | None, difference: bool = False) -> str:
+    """Formats an interval as `.453 [.360, .560]`; a difference gets a sign, and a star if 0 is outside."""
     if value is None:
         return "–"
-    low, high = value["low"], value["high"]
+    mean, low, high = value["mean"], value["low"], value["high"]
+    text = ("+" if difference and mean > 0 else "") + short(mean)
     if low is None or high is None:
-        return short(value["mean"])
-    return f"{short(value['mean'])} [{short(low)}, {short(high)}]"
-
-
-def _difference(value: Interval | None) -> str:
-    """Formats a difference with its sign, and a star if the interval excludes 0."""
-    if value is None:
-        return "–"
-    low, high = value["low"], value["high"]
-    excludes_0 = low is not None and high is not None and (low > 0 or high < 0)
-    return ("+" if value["mean"] > 0 else "") + cell(value) + (" *" if excludes_0 else "")
+        return text
+    star = " *" if difference and (low > 0 or high < 0) else ""
+    return f"{text} [{short(low)}, {short(high)}]{star}"
 
 
 def short(value: float) -> str:

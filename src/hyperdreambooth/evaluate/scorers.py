@@ -42,13 +42,7 @@ _LOADED = frozenset({".json", ".txt", ".safetensors", ".bin", ".onnx"})  # files
 def mean_cosine(embed: Embed, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
     """Computes each picture's mean cosine with the other photos.
 
-    Args:
-        embed: gives a picture in which it finds no face an embedding of zeros.
-        images: generated pictures.
-        others: real photos of the person.
-
-    Returns:
-        A value a picture; None for a picture without a face, and for all if no photo has one.
+    Zeros as an embedding mean that no face was found: None for that picture, and for all if no photo has one.
     """
     seen, known = embed(images), embed(others)
     known = known[known.any(1)]
@@ -63,10 +57,6 @@ class Scorers:
     """Every scorer that is at hand. The scores of the others are null.
 
     Attributes:
-        base: the scorers that came with the base.
-        clip: for `clip_i` and `clip_t`.
-        dino: for `dino`.
-        face: for `face`.
         names: which scorers these are; part of the key of every score.
         missing: a line for each scorer that was asked for and could not be loaded.
     """
@@ -85,10 +75,9 @@ class Scorers:
         reference: Image.Image,
         others: Sequence[Image.Image],
     ) -> dict[str, Values]:
-        """Scores `m` pictures of one person by one method.
+        """Scores pictures of one person by one method.
 
         Args:
-            images: the pictures.
             prompts: the prompt that each was drawn from; None for a photo.
             reference: the photo that the method was given.
             others: further photos of the person.
@@ -127,14 +116,7 @@ class Scorers:
 
 
 def load_scorers(base: Base, clip: str | None, dino: str | None, face: str | None) -> Scorers:
-    """Loads every scorer that can be loaded.
-
-    Args:
-        base: brings its own scorers, if it has any.
-        clip: folder or hub id of a CLIP model; None for none.
-        dino: folder or hub id of a DINOv2 model; None for none.
-        face: folder or hub id of an encoder of real faces; None for none.
-    """
+    """Loads the base's own scorers, and those given by folder or hub id, as far as they can be loaded."""
     missing: list[str] = []
     own = load_base_scorers(base)
     if own is None:

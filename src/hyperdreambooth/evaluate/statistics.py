@@ -29,14 +29,7 @@ def resamples(n: int) -> torch.Tensor:
 
 # percentile bootstrap (Efron, 1979) over people, not over pictures: one person's pictures are not independent
 def interval(values: Sequence[float]) -> Interval | None:
-    """Computes the mean over people and its 95 % interval.
-
-    Args:
-        values: one value a person.
-
-    Returns:
-        None if there are no values.
-    """
+    """Computes the mean of one value a person and its 95 % interval; None if there are no values."""
     if not values:
         return None
     people = torch.tensor(values, dtype=torch.float64)
@@ -50,10 +43,5 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def paired(one: Mapping[str, float], other: Mapping[str, float]) -> Interval | None:
-    """Computes the mean difference `one - other` over the people who are in both.
-
-    Args:
-        one: person → value.
-        other: person → value, of another method.
-    """
+    """Computes the mean difference `one - other` of two methods over the people who are in both."""
     return interval([one[name] - other[name] for name in sorted(one.keys() & other.keys())])

@@ -9,15 +9,10 @@ from torch import Tensor
 
 
 def asked(prompt: str, phrases: Mapping[str, str]) -> list[str]:
-    """Finds the attributes that a prompt asks for.
+    """Finds the labels (`hat:red`) whose phrase (`wearing a red hat`) is in a prompt, in the prompt's order.
 
-    Args:
-        prompt: any text.
-        phrases: label (`hat:red`) → the phrase that asks for it (`wearing a red hat`).
-
-    Returns:
-        The labels whose phrase is in the prompt as whole words, in the order of the prompt. Of two phrases
-        that overlap the longer one counts: "a red hat with a feather" does not ask for "a red hat" as well.
+    A phrase is whole words. Of two that overlap the longer one counts: "a red hat with a feather" does not
+    ask for "a red hat" as well.
     """
     found: list[tuple[int, int, str]] = []
     for label, phrase in sorted(phrases.items(), key=lambda item: (-len(item[1]), item[0])):
@@ -37,18 +32,14 @@ def groups(labels: Sequence[str]) -> dict[str, list[int]]:
 
 
 def found_share(logits: Tensor, labels: Sequence[str], wanted: Sequence[str]) -> float | None:
-    """Computes the share of the wanted labels that the reader finds in one picture.
+    """Computes the share of the wanted labels that the reader finds in one picture; None if none is wanted.
 
     Args:
         logits: `(l,)` of one picture.
         labels: the name of each column, `group:value`; the largest logit of a group is its value.
         wanted: the labels that the prompt asks for.
-
-    Returns:
-        0 to 1; None if nothing is wanted.
     """
     if not wanted:
         return None
-    columns = groups(labels)
-    found = {labels[own[int(logits[own].argmax())]] for own in columns.values()}
+    found = {labels[own[int(logits[own].argmax())]] for own in groups(labels).values()}
     return sum(label in found for label in wanted) / len(wanted)

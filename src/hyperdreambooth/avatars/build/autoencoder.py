@@ -68,9 +68,6 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
     """Trains the VAE on the absolute and squared error of pixels and a small KL term."""
     vae = new_vae(config.seed).to(device)
 
-    def batch_of(step: int) -> Tensors:
-        return {"pixels": crops(pictures, config, step)}
-
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         posterior = vae.encode(pixels).latent_dist
@@ -79,7 +76,7 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
         loss = absolute + 8 * squared + KL * kl
         return {"loss": loss, "absolute": absolute, "squared": squared, "kl": kl}
 
-    fit("vae", vae, batch_of, loss_of, config, folder, device)
+    fit("vae", vae, lambda step: {"pixels": crops(pictures, config, step)}, loss_of, config, folder, device)
     vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
     return vae
 
@@ -92,9 +89,6 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
     coarse = vae.requires_grad_(False).to(device).eval()
     wide, channels = widen(coarse, config.seed).to(device), coarse.config.latent_channels
 
-    def batch_of(step: int) -> Tensors:
-        return {"pixels": crops(pictures, config, step)}
-
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         posterior = wide.encode(pixels).latent_dist
@@ -106,7 +100,7 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
         loss = HOLD * drift + KL * kl - DECIBEL * decibel
         return {"loss": loss, "decibel": decibel, "drift": drift, "kl": kl}
 
-    fit("wide", wide, batch_of, loss_of, config, folder, device)
+    fit("wide", wide, lambda step: {"pixels": crops(pictures, config, step)}, loss_of, config, folder, device)
     wide.register_to_config(scaling_factor=coarse.config.scaling_factor)
     return wide
 

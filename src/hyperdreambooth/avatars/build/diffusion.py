@@ -27,10 +27,8 @@ SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 def new_tokenizer() -> Any:
     """Returns a CLIP tokenizer that has a token for the trigger and each caption word; the rest are bytes."""
-    vocab: dict[str, int] = {}
-    for ending in ("", "</w>"):
-        for byte in sorted(ByteLevel.alphabet()):
-            vocab[byte + ending] = len(vocab)
+    letters = [byte + ending for ending in ("", "</w>") for byte in sorted(ByteLevel.alphabet())]
+    vocab = {letter: number for number, letter in enumerate(letters)}
     merges: dict[tuple[str, str], None] = {}
     for word in sorted({*words(), TRIGGER}):
         left = word[0]
@@ -40,8 +38,7 @@ def new_tokenizer() -> Any:
             left += right
             vocab.setdefault(left, len(vocab))
     # Special tokens come last because transformers looks for the end of a text at the largest token number.
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
+    vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
     return transformers.CLIPTokenizer(
         vocab=vocab, merges=list(merges), model_max_length=MAX_TOKENS, pad_token="<|endoftext|>"
     )
@@ -136,10 +133,6 @@ def train_base(
 
     Args:
         pipe: from `assemble` or an earlier stage; trained in place.
-        pictures: the training data.
-        config: steps, batch size, learning rate.
-        folder: run folder.
-        device: torch device.
         focus: how much more the error counts in the middle of the picture, where faces are. Noise levels are
             then weighted for the shape of faces. None for the first stage, which learns scenes and styles.
     """
@@ -166,18 +159,12 @@ def train_base(
         answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
         error = ((answer - noise).square() * weight).mean(dim=(1, 2, 3))
         snr = (signal / (1 - signal)).flatten()
-        return {"loss": (error * _noise_weight(snr, focus is not None)).mean(), "error": error.mean()}
+        # Debiased (arXiv 2310.08442), which favours the noise levels at which the shape of a face is decided,
+        # or min-SNR (2303.09556, γ = 5), which keeps nearly clean latents from dominating.
+        counts = (5 / snr).clamp(max=1) if focus is None else snr.rsqrt().clamp(max=10)
+        return {"loss": (error * counts).mean(), "error": error.mean()}
 
     fit("base", model, batch_of, loss_of, config, folder, device)
-
-
-def _noise_weight(snr: Tensor, shape_counts: bool) -> Tensor:
-    """Returns a weight for each noise level: min-SNR (arXiv 2303.09556, γ = 5) or debiased (2310.08442).
-
-    Min-SNR keeps nearly clean latents from dominating; the debiased weights favour the noise levels at which
-    the shape of a face is decided.
-    """
-    return snr.rsqrt().clamp(max=10) if shape_counts else (5 / snr).clamp(max=1)
 
 
 def _middle(side: int, focus: float) -> Tensor:

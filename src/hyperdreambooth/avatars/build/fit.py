@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
@@ -24,15 +25,11 @@ class StageConfig(BaseModel):
     """How one model is trained.
 
     Attributes:
-        steps: optimiser steps.
-        batch: samples a step.
         lr: peak learning rate of AdamW, with a warm-up over 2 % of the steps and a cosine to a twentieth.
         ema: decay of the average of the weights, which is what ships.
-        precision: of the forward and backward pass.
         seed: of weights and samples.
         people: identities rendered for it.
         each: pictures an identity.
-        checkpoint_every: steps between two checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,14 +60,10 @@ def fit(
         model: trained in place.
         batch_of: step → tensors on the CPU; must depend on nothing but the step.
         loss_of: those tensors on the device → named losses; `loss` is minimised, the others are logged.
-        config: steps, batch size, learning rate.
         folder: run folder with config, log and checkpoints; the same call continues an interrupted one.
-        device: torch device.
     """
     run = Run(folder, config)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     first = 0
     if found := run.latest():
@@ -82,10 +75,9 @@ def fit(
     with Progress(name, config.steps) as bar:
         bar.update(first)
         for step, batch in enumerate(batches(batch_of, first, config.steps, device), first):
+            rate = learning_rate(0.95 * config.lr, step, config.steps, warmup=config.steps // 50)
             for group in optimizer.param_groups:
-                group["lr"] = 0.05 * config.lr + learning_rate(
-                    0.95 * config.lr, step, config.steps, warmup=config.steps // 50
-                )
+                group["lr"] = 0.05 * config.lr + rate
             with autocast(config.precision, torch.device(device)):
                 losses = loss_of({k: v.to(device, non_blocking=True) for k, v in batch.items()})
             optimizer.zero_grad(set_to_none=True)
@@ -100,36 +92,19 @@ def fit(
                 run.log(done, **figures)
                 bar.update(0, loss=figures["loss"])
             if done % config.checkpoint_every == 0 or last:
-                run.save(
-                    done,
-                    {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average},
-                    keep=1,
-                )
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                run.save(done, {**state, "average": average}, keep=1)
     model.load_state_dict(average)
     model.eval()
-
-
-class _Steps(Dataset[Tensors]):
-    """The batches of the steps from `first` on."""
-
-    def __init__(self, batch_of: Callable[[int], Tensors], first: int, steps: int) -> None:
-        self.batch_of, self.first, self.steps = batch_of, first, steps
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __getitem__(self, index: int) -> Tensors:
-        return self.batch_of(self.first + index)
 
 
 def batches(batch_of: Callable[[int], Tensors], first: int, steps: int, device: str) -> Iterable[Tensors]:
     """Yields the batches in order. For a GPU, processes on idle cores make them; on a CPU no core is idle."""
     fed = torch.device(device).type == "cuda" and hasattr(os, "fork")
     workers = max(1, (os.cpu_count() or 1) - 2) if fed else 0
-    return DataLoader(
-        _Steps(batch_of, first, steps), batch_size=None, num_workers=workers, pin_memory=fed,
-        multiprocessing_context="fork" if fed else None,
-    )  # fmt: skip
+    loader: Any = DataLoader  # a range has all that a Dataset needs
+    how = {"pin_memory": True, "multiprocessing_context": "fork"} if fed else {}
+    return loader(range(first, steps), batch_size=None, collate_fn=batch_of, num_workers=workers, **how)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from statistics import fmean
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
-from hyperdreambooth.avatars.build.readers import ATTRIBUTE_LABELS, KIND_LABELS, TRAIT_LABELS, columns
-from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.build.readers import ATTRIBUTE_LABELS, ATTRIBUTE_SIZES, KIND_SIZES, TRAIT_LABELS
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES
 
 
 @torch.no_grad()
@@ -39,8 +38,7 @@ def identity_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[
 def attribute_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[str, float]:
     """Measures the accuracy in each caption group, its mean, and the mean error of the continuous traits."""
     logits, first = read(model, pictures, device), len(ATTRIBUTE_LABELS)
-    targets, groups = attribute_targets(pictures.contexts), columns(ATTRIBUTE_LABELS).values()
-    right = _accuracies(logits, targets, groups)
+    right = _accuracies(logits[:, :first], attribute_targets(pictures.contexts), ATTRIBUTE_SIZES)
     off = (logits[:, first:].sigmoid() - trait_targets(pictures.identities)[0]).abs().mean()
     figures = {**dict(zip(ATTRIBUTES, right, strict=True)), "mean": fmean(right), "trait_error": float(off)}
     return {name: round(value, 4) for name, value in figures.items()}
@@ -51,12 +49,11 @@ def encoder_figures(model: nn.Module, pictures: Pictures, device: str) -> dict[s
     logits, first = read(model, pictures, device), len(TRAIT_LABELS)
     continuous, kinds = trait_targets(pictures.identities)
     off = (logits[:, :first].sigmoid() - continuous).abs().mean()
-    right = _accuracies(logits[:, first:], kinds, columns(KIND_LABELS).values())
+    right = _accuracies(logits[:, first:], kinds, KIND_SIZES)
     return {"trait_error": round(float(off), 4), "kinds_right": round(fmean(right), 4)}
 
 
-def _accuracies(logits: Tensor, targets: Tensor, groups: Iterable[list[int]]) -> list[float]:
-    """Returns the accuracy in each group of label columns; logits `(m, l)`, targets `(m, groups)`."""
-    return [
-        float((logits[:, cols].argmax(1) == targets[:, g]).float().mean()) for g, cols in enumerate(groups)
-    ]
+def _accuracies(logits: Tensor, targets: Tensor, sizes: list[int]) -> list[float]:
+    """Returns the accuracy in each group of labels; logits `(m, sum(sizes))`, targets `(m, groups)`."""
+    groups = enumerate(logits.split(sizes, dim=1))
+    return [float((group.argmax(1) == targets[:, g]).float().mean()) for g, group in groups]

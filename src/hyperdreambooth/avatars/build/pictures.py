@@ -10,16 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.draw.people import (
-    CATEGORICAL,
-    CONTINUOUS,
-    SPLITS,
-    Context,
-    Identity,
-    identity,
-    photo_context,
-)
+from hyperdreambooth.avatars.draw import people as persons
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CONTINUOUS, SPLITS, Context, Identity
 from hyperdreambooth.avatars.draw.render import draw
 from hyperdreambooth.avatars.folder import in_processes
 from hyperdreambooth.files import whole_file
@@ -30,13 +22,9 @@ CHUNK = 500
 
 @dataclass
 class Pictures:
-    """Rendered pictures of `people × each`, person by person.
+    """`m` rendered pictures, `each` of every person, person by person.
 
-    Attributes:
-        pixels: `(m, h, w, 3)` uint8, memory-mapped.
-        identities: the person in each of the `m` pictures.
-        contexts: the context of each of the `m` pictures.
-        each: pictures a person.
+    Their pixels are uint8, memory-mapped in chunks `(CHUNK, h, w, 3)`; each has an identity and a context.
     """
 
     pixels: list[npt.NDArray[np.uint8]]
@@ -53,21 +41,15 @@ class Pictures:
         return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def pictures(
-    split: str, people: int, each: int, cache: Path, album: bool = False, workers: int | None = None
-) -> Pictures:
+def pictures(split: str, people: int, each: int, cache: Path, album: bool) -> Pictures:
     """Renders `each` pictures of the first `people` of a split, or reads them from the cache.
 
     Args:
-        split: `base`, `train`, `val` or `test`.
-        people: how many people.
-        each: pictures a person, each in a context of its own.
         cache: folder of chunks; each is written whole, so the same call continues an interrupted one.
         album: makes every second picture a plain one, the first included, as in a photo folder.
-        workers: processes; None for one per core.
     """
     drawn = [
-        (identity(person), photo_context(person, number, album=album))
+        (persons.identity(person), persons.photo_context(person, number, album=album))
         for person in SPLITS[split][:people]
         for number in range(each)
     ]
@@ -77,7 +59,7 @@ def pictures(
     tasks = [(file, drawn[i * CHUNK : (i + 1) * CHUNK]) for i, file in enumerate(files)]
     missing = [task for task in tasks if not _complete(*task)]
     with Progress("render", len(missing)) as bar:
-        for _ in in_processes(_render, missing, workers):
+        for _ in in_processes(_render, missing, None):
             bar.update(1)
     maps = [np.load(file, mmap_mode="r") for file in files]
     return Pictures(maps, [who for who, _ in drawn], [scene for _, scene in drawn], each)

@@ -15,8 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures, attribute_targets, trait_targets
 from hyperdreambooth.avatars.build.untyped import transformers
-from hyperdreambooth.avatars.captions import ATTRIBUTES
-from hyperdreambooth.avatars.draw.people import CATEGORICAL, CONTINUOUS
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CONTINUOUS
 from hyperdreambooth.avatars.draw.render import SIZE
 from hyperdreambooth.runs import rng
 
@@ -24,7 +23,8 @@ EMBEDDING = 64
 TEMPERATURE = 0.1
 ATTRIBUTE_LABELS = [f"{group}:{value}" for group, values in ATTRIBUTES.items() for value in values]
 TRAIT_LABELS = [f"trait:{name}" for name in CONTINUOUS]
-KIND_LABELS = [f"{name}:{value}" for name, values in CATEGORICAL.items() for value in values]
+ATTRIBUTE_SIZES = [len(values) for values in ATTRIBUTES.values()]
+KIND_SIZES = [len(values) for values in CATEGORICAL.values()]
 
 
 def new_reader(labels: list[str], seed: int, sizes: tuple[int, ...] = (32, 64, 128, 160)) -> Any:
@@ -49,9 +49,7 @@ def blemish(pixels: Tensor, generator: torch.Generator) -> Tensor:
     soft = interpolate(interpolate(pixels, size // 2, mode="area"), size, mode="bilinear")
     share = (1.6 * torch.rand(count, 1, 1, 1, generator=generator) - 0.4).clamp(0, 1)
     fine = torch.randn(count, 3, size, size, generator=generator)
-    coarse = interpolate(
-        torch.randn(count, 3, size // 4, size // 4, generator=generator), size, mode="bilinear"
-    )
+    coarse = torch.randn(count, 3, size // 4, size // 4, generator=generator)
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
     grain = 0.04 * fine + 0.06 * interpolate(coarse, size, mode="bilinear")
     return torch.roll(torch.lerp(pixels, soft, share) + grain, shift, dims=(2, 3))
@@ -68,18 +66,10 @@ def contrastive(embedded: Tensor, people: Tensor) -> Tensor:
     return -((chances * same).sum(dim=1) / same.sum(dim=1).clamp_min(1)).mean()
 
 
-def grouped(logits: Tensor, targets: Tensor, groups: dict[str, list[int]]) -> Tensor:
-    """Returns the mean cross-entropy over groups of labels; targets `(b, groups)`."""
-    losses = [cross_entropy(logits[:, cols].float(), targets[:, g]) for g, cols in enumerate(groups.values())]
-    return torch.stack(losses).mean()
-
-
-def columns(labels: list[str]) -> dict[str, list[int]]:
-    """Returns group → its columns, in the order of the labels (`group:value`)."""
-    groups: dict[str, list[int]] = {}
-    for column, label in enumerate(labels):
-        groups.setdefault(label.split(":")[0], []).append(column)
-    return groups
+def grouped(logits: Tensor, targets: Tensor, sizes: list[int]) -> Tensor:
+    """Returns the mean cross-entropy of groups; logits `(b, sum(sizes))`, targets `(b, groups)`."""
+    groups = logits.float().split(sizes, dim=1)
+    return torch.stack([cross_entropy(group, targets[:, g]) for g, group in enumerate(groups)]).mean()
 
 
 def people_and_pictures(
@@ -111,7 +101,7 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
     labels = ATTRIBUTE_LABELS + TRAIT_LABELS
     model = new_reader(labels, config.seed + 1).to(device)
     named, traits = attribute_targets(pictures.contexts), trait_targets(pictures.identities)[0]
-    groups, first = columns(ATTRIBUTE_LABELS), len(ATTRIBUTE_LABELS)
+    first = len(ATTRIBUTE_LABELS)
 
     def batch_of(step: int) -> Tensors:
         rows, generator = people_and_pictures(pictures, config, "attributes", step)
@@ -120,7 +110,7 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         logits = model(batch["pixels"]).logits
-        read = grouped(logits, batch["named"], groups)
+        read = grouped(logits[:, :first], batch["named"], ATTRIBUTE_SIZES)
         traits_read = binary_cross_entropy_with_logits(logits[:, first:].float(), batch["traits"])
         return {"loss": read + traits_read, "attributes": read, "traits": traits_read}
 
@@ -134,28 +124,22 @@ class TraitReader(nn.Module):
     The head sees where things are. An average over the map, as in classifiers, hardly learns a face's width.
     """
 
-    def __init__(self, labels: int, seed: int) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
         self.resnet = new_reader(["unused"], seed, sizes=(32, 64, 128, 192)).resnet
-        self.head = nn.LazyLinear(labels)
+        self.head = nn.LazyLinear(len(TRAIT_LABELS) + sum(KIND_SIZES))
+        self(torch.zeros(2, 3, SIZE, SIZE))  # the head takes its size from the first batch
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Maps pixels `(b, 3, 128, 128)` to logits `(b, labels)`."""
         return self.head(self.resnet(pixels).last_hidden_state.flatten(1))
 
 
-def new_trait_reader(seed: int) -> TraitReader:
-    """Returns an untrained encoder with a head for every trait."""
-    reader = TraitReader(len(TRAIT_LABELS) + len(KIND_LABELS), seed)
-    reader(torch.zeros(2, 3, SIZE, SIZE))  # the head takes its size from the first batch
-    return reader
-
-
 def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> TraitReader:
     """Trains the hypernetwork's encoder to read every trait; it takes no part in scoring."""
-    model = new_trait_reader(config.seed + 2).to(device)
+    model = TraitReader(config.seed + 2).to(device)
     continuous, kinds = trait_targets(pictures.identities)
-    groups, first = columns(KIND_LABELS), len(TRAIT_LABELS)
+    first = len(TRAIT_LABELS)
 
     def batch_of(step: int) -> Tensors:
         rows, _ = people_and_pictures(pictures, config, "encoder", step)
@@ -165,7 +149,7 @@ def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device:
         logits = model(batch["pixels"]).float()
         # Cross-entropy towards a trait's value keeps a strong gradient where an absolute error stalls.
         traits = binary_cross_entropy_with_logits(logits[:, :first], batch["traits"])
-        kind = grouped(logits[:, first:], batch["kinds"], groups)
+        kind = grouped(logits[:, first:], batch["kinds"], KIND_SIZES)
         return {"loss": 4 * traits + kind, "traits": traits, "kinds": kind}
 
     fit("encoder", model, batch_of, loss_of, config, folder, device)

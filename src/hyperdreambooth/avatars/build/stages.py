@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from hyperdreambooth.avatars.build import STAGES, measure
+from hyperdreambooth.avatars.build import STAGES, diffusion, measure
 from hyperdreambooth.avatars.build.autoencoder import psnr, train_vae, train_wide_vae
-from hyperdreambooth.avatars.build.diffusion import (
-    CLASS_WORD,
-    TRIGGER,
-    assemble,
-    plain_attention,
-    train_base,
-    widen_base,
-)
 from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures, pictures
 from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
 from hyperdreambooth.avatars.build.untyped import diffusers
-from hyperdreambooth.avatars.captions import ATTRIBUTES
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES
 from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
-
-SHARD = "15MB"
 
 
 class BuildConfig(BaseModel):
@@ -47,9 +38,6 @@ class BuildConfig(BaseModel):
         wide: doubles the VAE's channels.
         details: goes on with the base on all channels, in the way of `faces`.
         focus: how much more the middle of a picture counts in `faces` and `details`.
-        identity: trains the identity scorer.
-        attributes: trains the attribute reader.
-        encoder: trains the hypernetwork's encoder.
         judged_people: validation people that the figures are measured on.
     """
 
@@ -72,8 +60,6 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
     Args:
         stage: one of `STAGES`, or `all`.
         out: working folder: pictures, run folders, finished models.
-        config: steps and sizes.
-        device: torch device.
 
     Returns:
         Stage → its figures.
@@ -87,82 +73,103 @@ def build(stage: str, out: Path, config: BuildConfig, device: str = "cpu") -> di
     for name in STAGES if stage == "all" else (stage,):
         done = out / f"{name}.json"
         if not done.is_file():
-            write_json(done, {**_RUNNERS[name](out, config, device), "made_by": environment()})
+            made = getattr(_Stages(out, config, device), name)()
+            write_json(done, {**made, "made_by": environment()})
         figures[name] = read_json(done)
         print(f"{name}: {json.dumps({k: v for k, v in figures[name].items() if k != 'made_by'})}", flush=True)
     return figures
 
 
-def _training(out: Path, config: StageConfig, album: bool = False) -> Pictures:
-    """Returns training pictures: all in contexts, to learn to draw, or half plain, to learn people."""
-    return pictures("base", config.people, config.each, out / "pictures", album=album)
+@dataclass(frozen=True)
+class _Stages:
+    """The stages, each a method of its name that returns its figures, in one working folder."""
 
+    out: Path
+    config: BuildConfig
+    device: str
 
-def _validation(out: Path, config: BuildConfig, album: bool = False) -> Pictures:
-    return pictures("val", config.judged_people, 4, out / "pictures", album=album)
+    def vae(self) -> dict[str, Any]:
+        return self._save_vae("vae", train_vae(*self._training("vae")))
 
+    def wide(self) -> dict[str, Any]:
+        return self._save_vae("wide", train_wide_vae(self._load_vae("faces/vae"), *self._training("wide")))
 
-def _vae(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    vae = train_vae(_training(out, config.vae), config.vae, out / "runs" / "vae", device)
-    return _save_vae(vae, "vae", out, config, device)
+    def base(self) -> dict[str, Any]:
+        return self._train(diffusion.assemble(self._load_vae("vae"), self.config.base.seed), "base")
 
+    def faces(self) -> dict[str, Any]:
+        return self._train(self._load_base("base"), "faces", self.config.focus)
 
-def _wide(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    vae, drawn = _load_vae(out, "faces/vae", device), _training(out, config.wide)
-    wide = train_wide_vae(vae, drawn, config.wide, out / "runs" / "wide", device)
-    return _save_vae(wide, "wide", out, config, device)
+    def details(self) -> dict[str, Any]:
+        pipe = diffusion.widen_base(self._load_base("faces"), self._load_vae("wide"))
+        return self._train(pipe, "details", self.config.focus)
 
+    def scorers(self) -> dict[str, Any]:
+        validation = self._validation()
+        identity = train_identity(*self._training("identity", album=True))
+        people = measure.identity_figures(identity, validation, self.device)
+        identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
+        reader = train_attributes(*self._training("attributes", album=True))
+        reader.config.phrases = {
+            f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase
+        }
+        read = measure.attribute_figures(reader, validation, self.device)
+        _save(self.out / "scorers" / "identity", identity.cpu().half().save_pretrained)
+        _save(self.out / "scorers" / "attributes", reader.cpu().half().save_pretrained)
+        return {"identity": people, "attributes": read}
 
-def _save_vae(vae: Any, stage: str, out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    _save(out / stage, vae.save_pretrained)
-    return {"psnr_db": round(psnr(vae, _validation(out, config), device), 2), "parameters": _size(vae)}
+    def encoder(self) -> dict[str, Any]:
+        encoder = train_encoder(*self._training("encoder", album=True))
+        figures = measure.encoder_figures(encoder, self._validation(album=True), self.device)
+        _save(self.out / "encoder", encoder.resnet.cpu().half().save_pretrained)
+        return figures
 
+    def _training(self, name: str, album: bool = False) -> tuple[Pictures, StageConfig, Path, str]:
+        """Returns what a training takes: pictures, config, run folder, device.
 
-def _load_vae(out: Path, folder: str, device: str) -> Any:
-    _check_built(out / folder, folder.split("/")[0])
-    return diffusers.AutoencoderKL.from_pretrained(out / folder).requires_grad_(False).to(device).eval()
+        The pictures are all in contexts, to learn to draw, or with `album` half plain, to learn people.
+        """
+        config: StageConfig = getattr(self.config, name)
+        drawn = pictures("base", config.people, config.each, self.out / "pictures", album)
+        return drawn, config, self.out / "runs" / name, self.device
 
+    def _validation(self, album: bool = False) -> Pictures:
+        return pictures("val", self.config.judged_people, 4, self.out / "pictures", album)
 
-def _load_base(out: Path, stage: str, device: str) -> Any:
-    _check_built(out / stage, stage)
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out / stage).to(device)
-    plain_attention(pipe.unet)
-    return pipe
+    def _built(self, name: str) -> Path:
+        if not (folder := self.out / name).is_dir():
+            stage = name.split("/")[0]
+            raise InputError(
+                f"{folder}: expected the model of the stage {stage}; run the stage {stage} first"
+            )
+        return folder
 
+    def _load_vae(self, name: str) -> Any:
+        vae = diffusers.AutoencoderKL.from_pretrained(self._built(name))
+        return vae.requires_grad_(False).to(self.device).eval()
 
-def _check_built(folder: Path, stage: str) -> None:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected the model of the stage {stage}; run the stage {stage} first")
+    def _load_base(self, stage: str) -> Any:
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(self._built(stage)).to(self.device)
+        diffusion.plain_attention(pipe.unet)
+        return pipe
 
+    def _save_vae(self, stage: str, vae: Any) -> dict[str, Any]:
+        _save(self.out / stage, vae.save_pretrained)
+        return {"psnr_db": round(psnr(vae, self._validation(), self.device), 2), "parameters": _size(vae)}
 
-def _base(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    pipe = assemble(_load_vae(out, "vae", device), config.base.seed)
-    return _train_pipeline(pipe, "base", None, out, config, device)
-
-
-def _faces(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    return _train_pipeline(_load_base(out, "base", device), "faces", config.focus, out, config, device)
-
-
-def _details(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    pipe = widen_base(_load_base(out, "faces", device), _load_vae(out, "wide", device))
-    return _train_pipeline(pipe, "details", config.focus, out, config, device)
-
-
-def _train_pipeline(
-    pipe: Any, stage: str, focus: float | None, out: Path, config: BuildConfig, device: str
-) -> dict[str, Any]:
-    settings: StageConfig = getattr(config, stage)
-    train_base(pipe, _training(out, settings), settings, out / "runs" / stage, device, focus)
-    sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
-    pipe.to("cpu", torch.float16)
-    _save(out / stage, lambda folder: _write_pipeline(pipe, folder))
-    return {"parameters": sizes}
+    def _train(self, pipe: Any, stage: str, focus: float | None = None) -> dict[str, Any]:
+        diffusion.train_base(pipe, *self._training(stage), focus)
+        sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
+        pipe.to("cpu", torch.float16)
+        _save(self.out / stage, lambda folder: _write_pipeline(pipe, folder))
+        return {"parameters": sizes}
 
 
 def _write_pipeline(pipe: Any, folder: Path) -> None:
-    pipe.save_pretrained(folder, max_shard_size=SHARD)
-    write_json(folder / "hyperdreambooth.json", {"trigger": TRIGGER, "class_word": CLASS_WORD})
+    pipe.save_pretrained(folder, max_shard_size="15MB")
+    write_json(
+        folder / "hyperdreambooth.json", {"trigger": diffusion.TRIGGER, "class_word": diffusion.CLASS_WORD}
+    )
     # stored in float16, used in float32: transformers would load it in float16 beside a float32 UNet
     text = folder / "text_encoder" / "config.json"
     write_json(text, {**read_json(text), "dtype": "float32"})
@@ -176,36 +183,6 @@ def _remove_key(config: Path, name: str) -> None:
     write_json(config, {key: value for key, value in read_json(config).items() if key != name})
 
 
-def _scorers(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    validation, runs = _validation(out, config), out / "runs"
-    drawn = _training(out, config.identity, album=True)
-    identity = train_identity(drawn, config.identity, runs / "identity", device)
-    people = measure.identity_figures(identity, validation, device)
-    identity.config.calibration = {"same": people["same"], "stranger": people["stranger"]}
-    drawn = _training(out, config.attributes, album=True)
-    reader = train_attributes(drawn, config.attributes, runs / "attributes", device)
-    reader.config.phrases = {
-        f"{g}:{v}": phrase for g, values in ATTRIBUTES.items() for v, phrase in values.items() if phrase
-    }
-    figures = {"identity": people, "attributes": measure.attribute_figures(reader, validation, device)}
-    _save(out / "scorers" / "identity", identity.cpu().half().save_pretrained)
-    _save(out / "scorers" / "attributes", reader.cpu().half().save_pretrained)
-    return figures
-
-
-def _encoder(out: Path, config: BuildConfig, device: str) -> dict[str, Any]:
-    drawn = _training(out, config.encoder, album=True)
-    encoder = train_encoder(drawn, config.encoder, out / "runs" / "encoder", device)
-    figures = measure.encoder_figures(encoder, _validation(out, config, album=True), device)
-    _save(out / "encoder", encoder.resnet.cpu().half().save_pretrained)
-    return figures
-
-
-_RUNNERS: dict[str, Callable[[Path, BuildConfig, str], dict[str, Any]]] = dict(
-    zip(STAGES, (_vae, _base, _faces, _wide, _details, _scorers, _encoder), strict=True)
-)
-
-
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
@@ -217,12 +194,7 @@ def _save(folder: Path, write: Callable[[Path], Any]) -> None:
 
 
 def pack(out: Path, pack_folder: Path) -> None:
-    """Copies the finished base, its scorers, figures and logs into the folder that ships.
-
-    Args:
-        out: working folder of `build`.
-        pack_folder: receives `base/` (with `base/scorers/`) and `logs/`.
-    """
+    """Copies base and scorers, and figures and logs, from the working folder into `base/` and `logs/`."""
     with whole_folder(pack_folder / "base") as part:
         shutil.copytree(out / "details", part, dirs_exist_ok=True)
         shutil.copytree(out / "scorers", part / "scorers")

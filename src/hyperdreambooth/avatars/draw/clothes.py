@@ -64,11 +64,9 @@ def glasses(pen: Pen, s: FaceShape) -> None:
 
 
 def _frame(pen: Pen, x: float, y: float, half: float, colour: Colour) -> None:
-    """Draws a square rim with round corners."""
     corners = [(-1, -0.8), (1, -0.8), (1, 0.62), (0.84, 0.82), (-0.84, 0.82), (-1, 0.62), (-1, -0.8)]
-    points = [(x + a * half, y + b * half) for a, b in corners]
-    for start, end in pairwise(points):
-        pen.stroke([start, end], 1.9, colour, taper=0)
+    for side in pairwise((x + a * half, y + b * half) for a, b in corners):
+        pen.stroke(side, 1.9, colour, taper=0)
 
 
 def sunglasses(pen: Pen, s: FaceShape) -> None:
@@ -155,9 +153,9 @@ def _beanie(pen: Pen, s: FaceShape, w: float) -> None:
         (0, TOP + 13.5),
     ]  # fmt: skip
     pen.blob(mirrored(cuff), dark)
+    rib = glaze((120, 200, 190), 0.7)
     for i in range(-4, 5):
-        rib = [(i * w * 0.235, TOP + 6), (i * w * 0.245, TOP + 13)]
-        pen.stroke(rib, 1.1, glaze((120, 200, 190), 0.7), taper=0)
+        pen.stroke([(i * w * 0.235, TOP + 6), (i * w * 0.245, TOP + 13)], 1.1, rib, taper=0)
 
 
 def _headphones(pen: Pen, s: FaceShape, w: float) -> None:

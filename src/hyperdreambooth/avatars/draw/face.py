@@ -55,10 +55,8 @@ def cheeks(pen: Pen, s: FaceShape) -> None:
 
 
 def _freckles(pen: Pen, s: FaceShape, x: float, y: float) -> None:
-    """Draws freckles on one cheek."""
-    count = {"none": 0, "some": 5, "many": 11}[s.kinds["freckles"]]
     tone = mix(s.shadow, (120, 40, 10), 0.4)
-    for i in range(count):
+    for i in range({"none": 0, "some": 5, "many": 11}[s.kinds["freckles"]]):
         # The golden angle spreads any number of dots evenly without a pattern.
         angle, radius = 2.4 * i, (i / 11) ** 0.5
         place = (x + 8 * radius * np.cos(angle), y + 5 * radius * np.sin(angle))
@@ -67,10 +65,8 @@ def _freckles(pen: Pen, s: FaceShape, x: float, y: float) -> None:
 
 def _eye_curves(s: FaceShape, side: int, lid: float) -> tuple[Points, Points, Points]:
     """Returns positions along an eye, and its upper and lower lid there, relative to its centre."""
-    rise = lerp(-2.2, 2.4, s.traits["eye_tilt"])
-    slope = -_X * side * rise * 0.8
-    arch = (1 - _X**2) ** 0.72
-    height = s.eye_rx * 0.70
+    slope = -_X * side * lerp(-2.2, 2.4, s.traits["eye_tilt"]) * 0.8
+    arch, height = (1 - _X**2) ** 0.72, s.eye_rx * 0.70
     return _X * s.eye_rx, slope - arch * height * lid, slope + (1 - _X**2) * height * 0.62 * min(lid, 1.1)
 
 
@@ -166,7 +162,6 @@ def _between(x: Points, top: Points, bottom: Points) -> Points:
 
 
 def _open_mouth(pen: Pen, x: Points, line: Points, gap: Points) -> None:
-    """Draws the inside of an open mouth."""
     pen.polygon(_between(x, line, line + gap), (92, 20, 32))
     wide, deep = float(x.max()), float(gap.max())
     if deep > 5 and wide > 6.5:
@@ -186,9 +181,8 @@ def beard(pen: Pen, s: FaceShape) -> None:
         _jaw_beard(pen.at(0.45), s, colour, 4.5)
     if kind == "goatee":
         y, chin = s.mouth_y, s.chin_y
-        pen.blob(
-            mirrored([(0, y + 3.6), (6.5, y + 3.2), (8.6, chin - 5), (6, chin + 2.5), (0, chin + 5)]), colour
-        )
+        right = [(0, y + 3.6), (6.5, y + 3.2), (8.6, chin - 5), (6, chin + 2.5), (0, chin + 5)]
+        pen.blob(mirrored(right), colour)
     if kind in ("moustache", "goatee", "full"):
         _moustache(pen.at(1.0), s, colour if kind != "full" else mix(colour, s.hair_dark, 0.35))
 
@@ -204,7 +198,6 @@ def _jaw_beard(pen: Pen, s: FaceShape, colour: Colour, extra: float) -> None:
 
 
 def _moustache(pen: Pen, s: FaceShape, colour: Colour) -> None:
-    """Draws a moustache between nose and mouth."""
     half = lerp(7.0, 12.0, s.traits["mouth_width"]) + 1.5
     # On a short face nose and lips nearly touch; the moustache then lies over the upper lip.
     top, low = s.nose_y + 2.6, max(s.mouth_y - 0.6, s.nose_y + 5.2)

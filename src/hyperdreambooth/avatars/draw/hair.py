@@ -10,16 +10,14 @@ from hyperdreambooth.avatars.draw.shape import TOP, FaceShape
 
 def back_hair(pen: Pen, s: FaceShape) -> None:
     """Draws the hair behind neck and face."""
-    style = s.kinds["hair_style"]
-    if style in _BACKS:
-        _BACKS[style](pen.at(-0.2), s)
+    if back := _BACKS.get(s.kinds["hair_style"]):
+        back(pen.at(-0.2), s)
 
 
 def front_hair(pen: Pen, s: FaceShape) -> None:
     """Draws the hair over the forehead and at the sides."""
-    style = s.kinds["hair_style"]
-    if style in _FRONTS:
-        _FRONTS[style](pen.at(0.35), s)
+    if front := _FRONTS.get(s.kinds["hair_style"]):
+        front(pen.at(0.35), s)
 
 
 def _fall(pen: Pen, s: FaceShape, low: float, flare: float, tips: float) -> None:
@@ -57,8 +55,7 @@ def _back_afro(pen: Pen, s: FaceShape) -> None:
 
 
 def _back_curly(pen: Pen, s: FaceShape) -> None:
-    radius = s.half_width + s.volume * 0.6
-    reach = lerp(0.1, 0.9, s.traits["hair_length"])
+    radius, reach = s.half_width + s.volume * 0.6, lerp(0.1, 0.9, s.traits["hair_length"])
     for i in range(15):
         angle = lerp(-math.pi - reach, reach, i / 14)
         x, y = math.cos(angle) * radius, -9 + math.sin(angle) * (radius + 3)
@@ -155,8 +152,7 @@ def _front_quiff(pen: Pen, s: FaceShape) -> None:
 
 
 def _front_curly(pen: Pen, s: FaceShape) -> None:
-    w, v = s.half_width, s.volume
-    low = lerp(-27, -20, s.traits["hair_length"])
+    w, v, low = s.half_width, s.volume, lerp(-27, -20, s.traits["hair_length"])
     _cap(pen, s, v, 0, mirrored([(w * 0.9, -8), (w * 0.75, low), (0, low - 3)]))
     for i in range(9):
         angle = math.pi * (1.04 + 0.115 * i)
@@ -187,8 +183,7 @@ def _front_bob(pen: Pen, s: FaceShape) -> None:
 
 def _front_long(pen: Pen, s: FaceShape) -> None:
     """Draws a middle parting and strands that frame the face."""
-    w, v = s.half_width, s.volume
-    low = lerp(18, 34, s.traits["hair_length"])
+    w, v, low = s.half_width, s.volume, lerp(18, 34, s.traits["hair_length"])
     line = mirrored([(w * 0.93, low * 0.4), (w * 0.86, -8), (w * 0.5, -21), (0.6, -31)])
     _cap(pen, s, v, low, line, thick=v)
     pen.stroke([(0, -31), (0, TOP - v + 1)], 1.2, s.hair_dark)

@@ -4,12 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPLITS: dict[str, range] = {
-    "base": range(0, 1_000_000),
-    "train": range(1_000_000, 2_000_000),
-    "val": range(2_000_000, 3_000_000),
-    "test": range(3_000_000, 4_000_000),
-}
+_STARTS = {"base": 0, "train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
+SPLITS = {name: range(start, start + 1_000_000) for name, start in _STARTS.items()}
 
 CONTINUOUS: tuple[str, ...] = (
     "skin_tone", "skin_warmth", "blush", "face_width", "face_length", "jaw", "chin", "eye_spacing",
@@ -18,37 +14,61 @@ CONTINUOUS: tuple[str, ...] = (
     "hair_length", "hair_volume",
 )  # fmt: skip
 
-CATEGORICAL: dict[str, tuple[str, ...]] = {
-    "hair_style": (
-        "bald", "buzz", "short", "side_part", "quiff", "curly", "afro", "bob", "long", "bun", "locs",
-    ),
-    "hair_tint": ("natural", "grey", "blue", "pink", "green"),
-    "beard": ("none", "stubble", "moustache", "goatee", "full"),
-    "lashes": ("plain", "long"),
-    "freckles": ("none", "some", "many"),
-    "mole": ("none", "left", "right", "chin"),
-    "glasses": ("none", "round", "square"),
-    "earrings": ("none", "stud", "hoop"),
+_SHARES: dict[str, dict[str, float]] = {
+    "hair_style": {
+        "bald": 0.05, "buzz": 0.07, "short": 0.11, "side_part": 0.11, "quiff": 0.10, "curly": 0.10,
+        "afro": 0.09, "bob": 0.11, "long": 0.11, "bun": 0.07, "locs": 0.08,
+    },
+    "hair_tint": {"natural": 0.78, "grey": 0.10, "blue": 0.04, "pink": 0.04, "green": 0.04},
+    "beard": {"none": 0.30, "stubble": 0.20, "moustache": 0.14, "goatee": 0.16, "full": 0.20},
+    "lashes": {"plain": 0.95, "long": 0.05},
+    "freckles": {"none": 0.66, "some": 0.17, "many": 0.17},
+    "mole": {"none": 0.64, "left": 0.12, "right": 0.12, "chin": 0.12},
+    "glasses": {"none": 0.70, "round": 0.15, "square": 0.15},
+    "earrings": {"none": 0.66, "stud": 0.17, "hoop": 0.17},
 }  # fmt: skip
+CATEGORICAL = {name: tuple(shares) for name, shares in _SHARES.items()}
+# of half of the people, so that few faces have a beard and long lashes
+_SMOOTH = {"beard": (0.97, 0.01, 0.01, 0.005, 0.005), "lashes": (0.25, 0.75)}
 
-_WEIGHTS: dict[str, tuple[float, ...]] = {
-    "hair_style": (0.05, 0.07, 0.11, 0.11, 0.10, 0.10, 0.09, 0.11, 0.11, 0.07, 0.08),
-    "hair_tint": (0.78, 0.10, 0.04, 0.04, 0.04),
-    "freckles": (0.66, 0.17, 0.17),
-    "mole": (0.64, 0.12, 0.12, 0.12),
-    "glasses": (0.70, 0.15, 0.15),
-    "earrings": (0.66, 0.17, 0.17),
+ATTRIBUTES: dict[str, dict[str, str]] = {
+    "style": {
+        "photo": "a photo of",
+        "pencil sketch": "a pencil sketch of",
+        "watercolour": "a watercolour painting of",
+        "pixel art": "a pixel art picture of",
+        "neon": "a neon drawing of",
+    },
+    "expression": {
+        "neutral": "with a neutral face",
+        **{mood: mood for mood in ("smiling", "laughing", "sad", "surprised", "angry", "winking")},
+    },
+    "headwear": {
+        "none": "",
+        "cap": "wearing a red cap",
+        "top hat": "wearing a black top hat",
+        "crown": "wearing a golden crown",
+        "beanie": "wearing a green beanie",
+        "headphones": "wearing headphones",
+    },
+    "eyewear": {"none": "", "sunglasses": "wearing sunglasses"},
+    "neckwear": {"none": "", "scarf": "wearing a red scarf", "bow tie": "wearing a blue bow tie"},
+    "background": {
+        "studio": "in a grey studio",
+        "beach": "on a beach",
+        "forest": "in a forest",
+        "city": "in a city",
+        "night sky": "under a starry night sky",
+        "snow": "in the snow",
+        "living room": "in a living room",
+        "brick wall": "in front of a brick wall",
+    },
+    "light": {"normal": "", "warm": "in warm light", "cool": "in cool light", "dark": "in dim light"},
 }
+"""Group → value of a context → its phrase in a caption."""
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "expression": ("neutral", "smiling", "laughing", "sad", "surprised", "angry", "winking"),
-    "headwear": ("none", "cap", "top hat", "crown", "beanie", "headphones"),
-    "eyewear": ("none", "sunglasses"),
-    "neckwear": ("none", "scarf", "bow tie"),
-    "background": ("studio", "beach", "forest", "city", "night sky", "snow", "living room", "brick wall"),
-    "style": ("photo", "pencil sketch", "watercolour", "pixel art", "neon"),
-    "light": ("normal", "warm", "cool", "dark"),
-}
+_DRAWN = ("expression", "headwear", "eyewear", "neckwear", "background", "style", "light")
+CHOICES = {group: tuple(ATTRIBUTES[group]) for group in _DRAWN}  # in the order in which they are drawn
 
 _FIRST_SHARE = {"headwear": 0.62, "eyewear": 0.65, "neckwear": 0.62, "style": 0.5, "light": 0.55}
 
@@ -93,30 +113,23 @@ def _pick(rng: np.random.Generator, values: tuple[str, ...], weights: tuple[floa
     return values[int(rng.choice(len(values), p=weights))]
 
 
-def _lean_weights(lean: float) -> dict[str, tuple[float, ...]]:
-    """Returns weights of beards and lashes by one number, so that few faces have a beard and long lashes."""
-    beard = (0.30, 0.20, 0.14, 0.16, 0.20) if lean < 0.5 else (0.97, 0.01, 0.01, 0.005, 0.005)
-    lashes = (0.95, 0.05) if lean < 0.5 else (0.25, 0.75)
-    return {"beard": beard, "lashes": lashes}
-
-
 def identity(seed: int) -> Identity:
     """Returns the person of a seed; the same on every machine."""
     rng = np.random.default_rng([seed, 1])
     traits = {name: float(value) for name, value in zip(CONTINUOUS, rng.random(len(CONTINUOUS)), strict=True)}
-    weights = _WEIGHTS | _lean_weights(rng.random())
+    other = {} if rng.random() < 0.5 else _SMOOTH
+    weights = {name: other.get(name, tuple(shares.values())) for name, shares in _SHARES.items()}
     kinds = {name: _pick(rng, values, weights[name]) for name, values in CATEGORICAL.items()}
     return Identity(seed, traits, kinds)
 
 
 def _choose(rng: np.random.Generator, group: str) -> str:
     """Chooses a value of a context group; the first value has its own share in some groups."""
-    values = CHOICES[group]
-    if group not in _FIRST_SHARE:
+    values, share = CHOICES[group], _FIRST_SHARE.get(group)
+    if share is None:
         return _pick(rng, values)
-    share = _FIRST_SHARE[group]
-    rest = (1.0 - share) / (len(values) - 1)
-    return _pick(rng, values, (share, *(rest for _ in values[1:])))
+    others = len(values) - 1
+    return _pick(rng, values, (share, *[(1.0 - share) / others] * others))
 
 
 def _pose(rng: np.random.Generator, amount: float) -> dict[str, float]:
@@ -145,13 +158,9 @@ def plain_context(seed: int) -> Context:
 
 
 def photo_context(person: int, number: int, seed: int = 0, album: bool = True) -> Context:
-    """Returns the context of a person's photo.
+    """Returns the context of a person's photo `number`.
 
-    Args:
-        person: the person's seed.
-        number: of the photo, from 0.
-        seed: of the set of contexts.
-        album: makes every second photo a plain one, from photo 0 on, because accessories hide the person.
+    An album has a plain photo every second time, from photo 0 on, because accessories hide the person.
     """
     drawn_from = (seed << 40) + person * MOST_PHOTOS + number
     return plain_context(drawn_from) if album and number % 2 == 0 else context(drawn_from)

@@ -8,7 +8,7 @@ from hyperdreambooth.avatars.draw import clothes, face, hair
 from hyperdreambooth.avatars.draw.pen import Pen
 from hyperdreambooth.avatars.draw.people import Context, Identity
 from hyperdreambooth.avatars.draw.scenery import scenery
-from hyperdreambooth.avatars.draw.shape import FaceShape, shape
+from hyperdreambooth.avatars.draw.shape import FaceShape
 from hyperdreambooth.avatars.draw.styles import stylise
 
 SIZE = 128
@@ -18,20 +18,14 @@ _CLOSE_UP, _LOWER = 1.15, 3.0
 
 
 def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
-    """Draws a person in a context.
-
-    Args:
-        identity: the person.
-        context: expression, accessories, background, style, light and pose.
-        size: width and height of the picture in pixels.
-
-    Returns:
-        An RGB picture.
-    """
+    """Draws a person in a context; returns a square RGB picture of `size` pixels a side."""
     large = scenery(context.background, context.scene, size * _SUPER)
-    measures = shape(identity, context)
+    measures = FaceShape(identity, context)
     body, head = _pens(large, context)
-    _draw_body(body, head, measures, context)
+    clothes.shirt(body, context.shirt)
+    hair.back_hair(head, measures)  # over the shirt, behind the neck
+    face.neck(body, measures)
+    clothes.neckwear(body, measures, context.neckwear)
     _draw_head(head, measures, context)
     picture = large.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return stylise(picture, context.style, context.light)
@@ -45,14 +39,6 @@ def _pens(large: Image.Image, context: Context) -> tuple[Pen, Pen]:
     zoom = unit * context.scale * _CLOSE_UP
     body = Pen(canvas, zoom, origin)
     return body, Pen(canvas, zoom, origin, math.radians(context.tilt), context.turn)
-
-
-def _draw_body(body: Pen, head: Pen, s: FaceShape, context: Context) -> None:
-    """Draws shoulders and neck; back hair is over the shirt and behind the neck."""
-    clothes.shirt(body, context.shirt)
-    hair.back_hair(head, s)
-    face.neck(body, s)
-    clothes.neckwear(body, s, context.neckwear)
 
 
 def _draw_head(pen: Pen, s: FaceShape, context: Context) -> None:

@@ -34,7 +34,6 @@ def _beach(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _palm(pen: Pen, x: float, side: int) -> None:
-    """Draws a palm tree that leans away from the middle."""
     pen.stroke([(x, 92), (x + side * 2, 60), (x - side * 1, 26)], 4.4, (136, 96, 60), taper=0.1)
     for dx, dy in ((-22, 6), (-17, -9), (0, -17), (17, -9), (22, 6)):
         pen.stroke([(x, 26), (x + dx * 0.6, 24 + dy), (x + dx, 30 + dy)], 6.0, (38, 134, 76), taper=0.8)
@@ -49,11 +48,9 @@ def _forest(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _fir(pen: Pen, x: float, base: float, height: float, tone: Colour) -> None:
-    """Draws a fir tree of three tiers."""
     pen.polygon([(x - 2, base), (x + 2, base), (x + 2, base + 30), (x - 2, base + 30)], (92, 66, 48))
     for k in range(3):
-        top = base - height * (0.42 + 0.29 * k)
-        wide = 13 - 3 * k
+        wide, top = 13 - 3 * k, base - height * (0.42 + 0.29 * k)
         low = top + height * 0.46
         pen.polygon([(x, top), (x + wide, low), (x - wide, low)], mix(tone, (220, 240, 160), 0.07 * k))
 
@@ -62,8 +59,7 @@ def _city(pen: Pen, rng: np.random.Generator) -> None:
     for base, tone in ((30, (176, 150, 186)), (52, (104, 98, 148))):
         x = -rng.uniform(0, 12)
         while x < 128:
-            wide = rng.uniform(15, 24)
-            top = base + rng.uniform(-18, 16)
+            wide, top = rng.uniform(15, 24), base + rng.uniform(-18, 16)
             pen.polygon([(x, top), (x + wide - 1.5, top), (x + wide - 1.5, 128), (x, 128)], tone)
             if base > 40:
                 _windows(pen, x, top, wide)
@@ -71,7 +67,6 @@ def _city(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def _windows(pen: Pen, x: float, top: float, wide: float) -> None:
-    """Draws the lit windows of one building."""
     for column in range(int((wide - 3) // 7)):
         for row in range(5):
             left, y = x + 3 + 7.5 * column, top + 5 + 12 * row
@@ -79,9 +74,8 @@ def _windows(pen: Pen, x: float, top: float, wide: float) -> None:
 
 
 def _night(pen: Pen, rng: np.random.Generator) -> None:
-    for x, y, size in zip(
-        rng.uniform(0, 128, 22), rng.uniform(0, 112, 22), rng.uniform(1.2, 2.2, 22), strict=True
-    ):
+    stars = rng.uniform(0, 128, 22), rng.uniform(0, 112, 22), rng.uniform(1.2, 2.2, 22)
+    for x, y, size in zip(*stars, strict=True):
         pen.polygon([(x, y - 1.5 * size), (x + size, y), (x, y + 1.5 * size), (x - size, y)], (255, 250, 214))
     x = 20.0 if rng.random() < 0.5 else 108.0
     pen.oval(x, 22, 10, 10, (250, 240, 196))
@@ -90,10 +84,8 @@ def _night(pen: Pen, rng: np.random.Generator) -> None:
 
 def _snow(pen: Pen, rng: np.random.Generator) -> None:
     lift = rng.uniform(-6, 6)
-    pen.blob(
-        [(-20, 70 + lift), (24, 56 + lift), (60, 74), (104, 58 - lift), (150, 70), (150, 150), (-20, 150)],
-        (226, 236, 248),
-    )
+    hills = [(-20, 70 + lift), (24, 56 + lift), (60, 74), (104, 58 - lift), (150, 70)]
+    pen.blob([*hills, (150, 150), (-20, 150)], (226, 236, 248))
     for x in (10, 30, 98, 118):
         _fir(pen, x + rng.uniform(-5, 5), 84, 44, (150, 186, 196))
     pen.blob([(-20, 92), (40, 84), (90, 92), (150, 84), (150, 150), (-20, 150)], (250, 252, 255))

@@ -56,37 +56,6 @@ MOODS: dict[str, Mood] = {
 }
 
 
-@dataclass(frozen=True)
-class FaceShape:
-    """The measures of a head, in units of a 128-pixel frame, and its colours."""
-
-    kinds: dict[str, str]
-    traits: dict[str, float]
-    mood: Mood
-    half_width: float
-    chin_y: float
-    outline: Points
-    eye_x: float
-    eye_y: float
-    eye_rx: float
-    nose_y: float
-    mouth_y: float
-    volume: float
-    skin: Colour
-    shadow: Colour
-    hair: Colour
-    hair_dark: Colour
-    hair_light: Colour
-    iris: Colour
-    lips: Colour
-
-    def width_at(self, y: float) -> float:
-        """Returns half the width of the face at a height."""
-        right = self.outline[self.outline[:, 0] >= 0]
-        order = np.argsort(right[:, 1])
-        return float(np.interp(y, right[order, 1], right[order, 0]))
-
-
 def skin_colour(traits: dict[str, float]) -> Colour:
     """Returns the colour of the skin: from light to deep, rosier or more golden."""
     base = ramp(_SKIN, traits["skin_tone"])
@@ -118,32 +87,28 @@ def _outline(traits: dict[str, float], width: float, chin_y: float) -> Points:
     return curve(mirrored(right))
 
 
-def shape(person: Identity, context: Context) -> FaceShape:
-    """Measures a person's head in a context."""
-    t = person.traits
-    width, chin_y = lerp(23.0, 31.0, t["face_width"]), lerp(29.5, 40.0, t["face_length"])
-    eye_y = lerp(-5.0, -2.5, t["face_length"])
-    nose_y = eye_y + lerp(11.0, 17.5, t["nose_length"])
-    skin, hair = skin_colour(t), hair_colour(t, person.kinds)
-    dark = mix(skin, (70, 14, 30), lerp(0.22, 0.42, t["skin_tone"]))
-    return FaceShape(
-        kinds=person.kinds,
-        traits=t,
-        mood=MOODS[context.expression],
-        half_width=width,
-        chin_y=chin_y,
-        outline=_outline(t, width, chin_y),
-        eye_x=lerp(0.38, 0.54, t["eye_spacing"]) * lerp(26.0, width, 0.6),
-        eye_y=eye_y,
-        eye_rx=lerp(4.6, 7.4, t["eye_size"]),
-        nose_y=nose_y,
-        mouth_y=nose_y + (chin_y - nose_y) * 0.43,
-        volume=lerp(2.0, 7.5, t["hair_volume"]),
-        skin=skin,
-        shadow=dark,
-        hair=hair,
-        hair_dark=mix(hair, (16, 8, 24), 0.38),
-        hair_light=mix(hair, (255, 240, 220), 0.28),
-        iris=ramp(_EYES, t["eye_hue"]),
-        lips=mix(ramp(_LIPS, t["lip_colour"]), skin, lerp(0.30, 0.12, t["lip_colour"])),
-    )
+class FaceShape:
+    """The measures of a person's head in a context, in units of a 128-pixel frame, and its colours."""
+
+    def __init__(self, person: Identity, context: Context) -> None:
+        t = person.traits
+        self.kinds, self.traits, self.mood = person.kinds, t, MOODS[context.expression]
+        self.half_width, self.chin_y = lerp(23.0, 31.0, t["face_width"]), lerp(29.5, 40.0, t["face_length"])
+        self.outline = _outline(t, self.half_width, self.chin_y)
+        self.eye_x = lerp(0.38, 0.54, t["eye_spacing"]) * lerp(26.0, self.half_width, 0.6)
+        self.eye_y, self.eye_rx = lerp(-5.0, -2.5, t["face_length"]), lerp(4.6, 7.4, t["eye_size"])
+        self.nose_y = self.eye_y + lerp(11.0, 17.5, t["nose_length"])
+        self.mouth_y = self.nose_y + (self.chin_y - self.nose_y) * 0.43
+        self.volume = lerp(2.0, 7.5, t["hair_volume"])
+        self.skin, self.hair = skin_colour(t), hair_colour(t, person.kinds)
+        self.shadow = mix(self.skin, (70, 14, 30), lerp(0.22, 0.42, t["skin_tone"]))
+        self.hair_dark = mix(self.hair, (16, 8, 24), 0.38)
+        self.hair_light = mix(self.hair, (255, 240, 220), 0.28)
+        self.iris = ramp(_EYES, t["eye_hue"])
+        self.lips = mix(ramp(_LIPS, t["lip_colour"]), self.skin, lerp(0.30, 0.12, t["lip_colour"]))
+
+    def width_at(self, y: float) -> float:
+        """Returns half the width of the face at a height."""
+        right = self.outline[self.outline[:, 0] >= 0]
+        order = np.argsort(right[:, 1])
+        return float(np.interp(y, right[order, 1], right[order, 0]))

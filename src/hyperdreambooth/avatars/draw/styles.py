@@ -9,12 +9,6 @@ from PIL import Image, ImageFilter
 Floats = NDArray[np.float32]
 
 
-def stylise(picture: Image.Image, style: str, light: str) -> Image.Image:
-    """Returns the picture in a style and under a light."""
-    # Light comes last, so that it shows in a grey sketch and in neon too.
-    return _lit(_STYLES[style](picture) if style in _STYLES else picture, light)
-
-
 def _floats(picture: Image.Image) -> Floats:
     return np.asarray(picture, dtype=np.float32) / 255.0
 
@@ -74,8 +68,7 @@ def _margin(size: int) -> Floats:
 
 def _pixel_art(picture: Image.Image) -> Image.Image:
     """Reduces to coarse cells in a small palette; two cells span a latent, so they can stay crisp."""
-    cells = 32
-    small = picture.resize((cells, cells), Image.Resampling.HAMMING)
+    small = picture.resize((32, 32), Image.Resampling.HAMMING)
     small = small.filter(ImageFilter.UnsharpMask(radius=1, percent=75, threshold=0))
     few = small.quantize(colors=28, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
     return few.resize(picture.size, Image.Resampling.NEAREST)
@@ -98,22 +91,16 @@ def _neon(picture: Image.Image) -> Image.Image:
 def _vivid(values: Floats) -> Floats:
     """Returns the same hues, bright and saturated."""
     low, high = values.min(axis=2, keepdims=True), values.max(axis=2, keepdims=True)
-    spread = (values - 0.75 * low) / (high - 0.75 * low + 0.02)
-    return 0.1 + 0.9 * spread
+    return 0.1 + 0.9 * ((values - 0.75 * low) / (high - 0.75 * low + 0.02))
 
 
 _STYLES = {"pencil sketch": _sketch, "watercolour": _watercolour, "pixel art": _pixel_art, "neon": _neon}
-
-_LIGHTS: dict[str, tuple[float, float, float]] = {
-    "warm": (1.06, 0.93, 0.72),
-    "cool": (0.83, 0.95, 1.12),
-    "dark": (0.56, 0.55, 0.64),
-}
+_LIGHTS = {"warm": (1.06, 0.93, 0.72), "cool": (0.83, 0.95, 1.12), "dark": (0.56, 0.55, 0.64)}
 
 
-def _lit(picture: Image.Image, light: str) -> Image.Image:
-    """Returns the picture under a coloured or a dim light."""
+def stylise(picture: Image.Image, style: str, light: str) -> Image.Image:
+    """Returns the picture in a style and under a light, which comes last to show in a sketch and in neon."""
+    styled = _STYLES[style](picture) if style in _STYLES else picture
     if light not in _LIGHTS:
-        return picture
-    table = [min(255, round(value * gain)) for gain in _LIGHTS[light] for value in range(256)]
-    return picture.point(table)
+        return styled
+    return styled.point([min(255, round(value * gain)) for gain in _LIGHTS[light] for value in range(256)])
