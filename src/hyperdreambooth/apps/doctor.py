@@ -107,12 +107,13 @@ def _memory(
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
-    from hyperdreambooth.memory import SKELETON, advise, skeleton
+    from hyperdreambooth.memory import advise, skeleton
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
     settings = resolve(task, model, config, sets, {"base": base, "device": device})
     loading = settings.base
-    build = partial(skeleton, loading.base, **loading.model_dump(include=SKELETON))
+    without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
+    build = partial(skeleton, loading.base, **loading.model_dump(exclude=without))
     predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)
     fits = list[bool]()
