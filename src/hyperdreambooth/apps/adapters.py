@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, Weights, command, must_exist
 from hyperdreambooth.apps.report import Report, check_report
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
     from hyperdreambooth.base.load import Base
 
-LoraFile = Annotated[Path, typer.Option(help="The LoRA to write (.safetensors).")]
-LoraForm = Annotated[
-    Literal["diffusers", "kohya"], typer.Option("--format", help="The layout of the file's keys.")
-]
+LoraFile = Annotated[Path, Option(help="The LoRA to write (.safetensors).")]
+LoraForm = Annotated[Literal["diffusers", "kohya"], Option("--format", help="The layout of the file's keys.")]
 
 
 @command("hyperdreambooth.apps.settings:RelaxConfig", "rank", "seed")
 def relax(
     settings: Settings[RelaxConfig],
-    file: Annotated[Path, typer.Argument(help="A LiDB or a LoRA.")],
+    file: Annotated[Path, Argument(help="A LiDB or a LoRA.")],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -46,21 +44,21 @@ def relax(
         relaxed = adapter.relax(settings.own.rank, settings.own.seed)
     relaxed.save(out, form)
     report.write(out, source=str(file), rank=relaxed.rank, trigger=relaxed.trigger)
-    typer.echo(str(out))
+    echo(str(out))
 
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def export(
     settings: Settings[NoConfig],
-    source: Annotated[Path, typer.Argument(help="A bank or an adapter file.")],
-    out: Annotated[Path, typer.Option(help="The folder for the files.")],
-    identity: Annotated[str | None, typer.Option(help="The person to export from a bank.")] = None,
+    source: Annotated[Path, Argument(help="A bank or an adapter file.")],
+    out: Annotated[Path, Option(help="The folder for the files.")],
+    identity: Annotated[str | None, Option(help="The person to export from a bank.")] = None,
     form: Annotated[
         Literal["diffusers", "kohya", "lidb", "merged", "all"],
-        typer.Option("--format", help="merged writes a whole pipeline; all writes every form there is."),
+        Option("--format", help="merged writes a whole pipeline; all writes every form there is."),
     ] = "all",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="The number format of the files.")
+        Literal["float32", "bfloat16", "float16"], Option(help="The number format of the files.")
     ] = "float32",
     hypernet: HypernetName = None,
 ) -> None:
@@ -124,11 +122,11 @@ def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
 @command("hyperdreambooth.apps.settings:NoConfig")
 def merge(
     settings: Settings[NoConfig],
-    files: Annotated[list[Path], typer.Argument(help="Adapter files of any origin: LiDBs or LoRAs.")],
+    files: Annotated[list[Path], Argument(help="Adapter files of any origin: LiDBs or LoRAs.")],
     out: LoraFile,
     weight: Weights = None,
     rank: Annotated[
-        int | None, typer.Option(help="The rank of the result [the sum of the ranks, which is exact].")
+        int | None, Option(help="The rank of the result [the sum of the ranks, which is exact].")
     ] = None,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -153,4 +151,4 @@ def merge(
     merged.save(out, form)
     result = {"weights": weight or [1.0] * len(files), "rank": merged.rank, "relative_error": error}
     report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **result)
-    typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")
+    echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, Field
+from typer import Option, echo
 
 from hyperdreambooth.apps.options import Device, Workers, command
 from hyperdreambooth.apps.report import Report
@@ -41,7 +42,7 @@ class RenderConfig(BaseModel, extra="forbid"):
 )  # fmt: skip
 def render(
     settings: Settings[RenderConfig],
-    out: Annotated[Path, typer.Option(help="The photo folder.")],
+    out: Annotated[Path, Option(help="The photo folder.")],
     workers: Workers = None,
 ) -> None:
     """Draw avatars into a photo folder with captions."""
@@ -51,19 +52,17 @@ def render(
     with report.stage("render"):
         names = render_folder(out, own.split, own.identities, own.photos, own.seed, workers)
     report.write(out)
-    typer.echo(f"{out}: {len(names)} people, {own.photos} photos each")
+    echo(f"{out}: {len(names)} people, {own.photos} photos each")
 
 
 @app.command()
 @command("hyperdreambooth.avatars.build.stages:BuildConfig", name="avatars build", on_base=False)
 def build(
     settings: Settings[BuildConfig],
-    out: Annotated[Path, typer.Option(help="The working folder for photos, runs and finished models.")],
-    stage: Annotated[
-        str, typer.Option(help="vae, base, faces, wide, details, scorers, encoder or all.")
-    ] = "all",
+    out: Annotated[Path, Option(help="The working folder for photos, runs and finished models.")],
+    stage: Annotated[str, Option(help="vae, base, faces, wide, details, scorers, encoder or all.")] = "all",
     pack: Annotated[
-        Path | None, typer.Option(help="Also copy the models that are shipped into this folder.")
+        Path | None, Option(help="Also copy the models that are shipped into this folder.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -77,4 +76,4 @@ def build(
     if pack is not None:
         stages.pack(out, pack)
     report.write(out, figures=figures)
-    typer.echo(str(pack or out))
+    echo(str(pack or out))

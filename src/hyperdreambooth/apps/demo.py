@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from hyperdreambooth.apps.options import HypernetName, as_recommended, command, named_path
 from hyperdreambooth.apps.settings import Settings
@@ -23,9 +23,9 @@ OTHERS = 6  # more photos of the person, for scores only
 def demo(
     settings: Settings[PersonalizeConfig],
     photo: Annotated[
-        Path | None, typer.Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
+        Path | None, Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder for all results.")] = Path("demo"),
+    out: Annotated[Path, Option(help="The folder for all results.")] = Path("demo"),
     hypernet: HypernetName = None,
 ) -> None:
     """Run the whole method on a drawn avatar, offline.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Option, echo
 
 from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets
 from hyperdreambooth.apps.settings import resolve
@@ -28,11 +29,11 @@ def doctor(
     base: BaseName = None,
     task: Annotated[
         Literal["train", "personalize"] | None,
-        typer.Option(help="Also estimate the memory that this task needs on --base."),
+        Option(help="Also estimate the memory that this task needs on --base."),
     ] = None,
     hypernet: Annotated[
         Path | None,
-        typer.Option(help="The hypernetwork's folder, for the estimate [the one of the embedded avatars]."),
+        Option(help="The hypernetwork's folder, for the estimate [the one of the embedded avatars]."),
     ] = None,
     device: Device = None,
     config: ConfigFile = None,
@@ -61,7 +62,7 @@ def doctor(
 
 
 def _line(name: str, text: str) -> None:
-    typer.echo(f"{name:18} {text}")
+    echo(f"{name:18} {text}")
 
 
 def _package(name: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command
 from hyperdreambooth.apps.report import Report, check_report
@@ -25,7 +25,7 @@ ROWS_OF_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
 
 PresetOrFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--config", "--preset", help="A TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper."
     ),
 ]
@@ -55,19 +55,15 @@ def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> S
 )  # fmt: skip
 def evaluate(
     settings: Settings[EvaluateConfig],
-    out: Annotated[Path, typer.Option(help="The folder for pictures, report.json, report.html and plots.")],
+    out: Annotated[Path, Option(help="The folder for pictures, report.json, report.html and plots.")],
     photos: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             help="A folder of photos with one sub-folder a person [for the embedded base: rendered people]."
         ),
     ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="Evaluate this adapter file instead of the methods.")
-    ] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="The person of --adapter: a sub-folder of PHOTOS.")
-    ] = None,
+    adapter: Annotated[Path | None, Option(help="Evaluate this adapter file instead of the methods.")] = None,
+    identity: Annotated[str | None, Option(help="The person of --adapter: a sub-folder of PHOTOS.")] = None,
     hypernet: HypernetName = None,
 ) -> None:
     """Run the paper's experiment: compare methods side by side.
@@ -211,7 +207,7 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
     scores = [name for name in (axis(results, LIKENESS), axis(results, FOLLOWING)) if name]
     for name, row in results["rows"].items():
         values = (f"{score} {cell(row['scores'].get(score))}" for score in scores)
-        typer.echo(f"{name:20} {'   '.join(values)}")
+        echo(f"{name:20} {'   '.join(values)}")
     for line in results["missing"]:
-        typer.echo(f"note: {line}")
-    typer.echo(f"see {out / 'report.html'}")
+        echo(f"note: {line}")
+    echo(f"see {out / 'report.html'}")

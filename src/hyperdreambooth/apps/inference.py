@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, Photos, Weights, as_recommended, command, must_exist
 from hyperdreambooth.apps.report import Report, check_report
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def predict(
     settings: Settings[NoConfig],
     photos: Photos,
-    out: Annotated[Path, typer.Option(help="The adapter to write (.safetensors).")],
+    out: Annotated[Path, Option(help="The adapter to write (.safetensors).")],
     form: Annotated[
-        Literal["diffusers", "kohya", "lidb"], typer.Option("--format", help="The form of the adapter.")
+        Literal["diffusers", "kohya", "lidb"], Option("--format", help="The form of the adapter.")
     ] = "lidb",
     hypernet: HypernetName = None,
 ) -> None:
@@ -40,7 +40,7 @@ def predict(
         adapter = personalizer.predict(person)
     adapter.save(out, form)
     report.write(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
-    typer.echo(str(out))
+    echo(str(out))
 
 
 @command(
@@ -50,7 +50,7 @@ def predict(
 def personalize(
     settings: Settings[PersonalizeConfig],
     photos: Photos,
-    out: Annotated[Path, typer.Option(help="The folder for adapters, pictures and report.json.")],
+    out: Annotated[Path, Option(help="The folder for adapters, pictures and report.json.")],
     hypernet: HypernetName = None,
 ) -> None:
     """Make a LoRA of a person from photos.
@@ -66,9 +66,9 @@ def personalize(
 @command("hyperdreambooth.apps.settings:GenerateConfig", "seed")
 def generate(
     settings: Settings[GenerateConfig],
-    prompt: Annotated[list[str], typer.Option(help="A prompt; [V] stands for the person; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="The folder for the images.")],
-    adapter: Annotated[list[Path] | None, typer.Option(help="An adapter file; may be repeated.")] = None,
+    prompt: Annotated[list[str], Option(help="A prompt; [V] stands for the person; may be repeated.")],
+    out: Annotated[Path, Option(help="The folder for the images.")],
+    adapter: Annotated[list[Path] | None, Option(help="An adapter file; may be repeated.")] = None,
     weight: Weights = None,
     hypernet: HypernetName = None,
 ) -> None:
@@ -98,4 +98,4 @@ def generate(
 
         generate_images(base, prompt, worn, drawn=save, **own.model_dump())
     report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
-    typer.echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")
+    echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command, must_exist
 from hyperdreambooth.apps.settings import NoConfig, Settings
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 @command("hyperdreambooth.apps.settings:NoConfig")
 def inspect(
     settings: Settings[NoConfig],
-    file: Annotated[Path, typer.Argument(help="An adapter file.")],
-    against: Annotated[Path | None, typer.Option(help="Another adapter file to compare it with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    file: Annotated[Path, Argument(help="An adapter file.")],
+    against: Annotated[Path | None, Option(help="Another adapter file to compare it with.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
     hypernet: HypernetName = None,
 ) -> None:
     """Show what an adapter file is, and whether it fits the base.
@@ -44,7 +44,7 @@ def inspect(
             other = open_adapter(against, base, hypernet)
             entries["against"] = {"file": str(against), **_compare(adapter, other)}
     if as_json:
-        return typer.echo(json.dumps(_finite(entries), indent=2, ensure_ascii=False))
+        return echo(json.dumps(_finite(entries), indent=2, ensure_ascii=False))
     _print(entries)
 
 
@@ -106,20 +106,20 @@ def _print(entries: Mapping[str, Any]) -> None:
     lines = {key: value for key, value in entries.items() if key not in ("norms", "against", "metadata")}
     lines |= {f"against {key}": value for key, value in against.items() if key != "distances"}
     for key, value in lines.items():
-        typer.echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
+        echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
     metadata, norms, distances = (
         table.get(key, {})
         for table, key in ((entries, "metadata"), (entries, "norms"), (against, "distances"))
     )
     if metadata:
-        typer.echo("\nmetadata of the file")
+        echo("\nmetadata of the file")
     for key, value in sorted(metadata.items()):
-        typer.echo(f"  {key:32} {_text(value)[:120]}")
+        echo(f"  {key:32} {_text(value)[:120]}")
     if norms:
-        typer.echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
+        echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
     for name, norm in norms.items():
         distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
-        typer.echo(f"{norm:9.3g}  {distance}{name}")
+        echo(f"{norm:9.3g}  {distance}{name}")
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, TypeAlias
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from hyperdreambooth.apps.settings import Settings, resolve
 
@@ -27,14 +27,14 @@ Adjust: TypeAlias = Callable[[Settings[Any], Mapping[str, Any]], Settings[Any]]
 def steps_or_auto(text: str) -> str:
     """Checks a number of steps, or `auto`; pydantic's message would name its own types."""
     if text != "auto" and not text.isdecimal():
-        raise typer.BadParameter(f"expected a whole number or auto, got {text!r}")
+        raise BadParameter(f"expected a whole number or auto, got {text!r}")
     return text
 
 
 def named_path(text: str) -> Path:
     """Makes a path; refuses an empty text, which a shell makes of an unset variable."""
     if not text:
-        raise typer.BadParameter("expected a file or a folder, got ''")
+        raise BadParameter("expected a file or a folder, got ''")
     return Path(text)
 
 
@@ -46,58 +46,57 @@ def must_exist(*paths: Path) -> None:
     """
     for path in paths:
         if not path.exists():
-            raise typer.BadParameter(f"{path}: no such file")
+            raise BadParameter(f"{path}: no such file")
 
 
-Flag = typer.Option
 ConfigFile: TypeAlias = Annotated[
-    Path | None, Flag("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
+    Path | None, Option("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
 ]
 Sets: TypeAlias = Annotated[
     list[str] | None,
-    Flag("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated."),
+    Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated."),
 ]
-DryRun: TypeAlias = Annotated[bool, Flag("--dry-run", help="Print the resolved config and stop.")]
+DryRun: TypeAlias = Annotated[bool, Option("--dry-run", help="Print the resolved config and stop.")]
 BaseName: TypeAlias = Annotated[
-    str | None, Flag("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
+    str | None, Option("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
 ]
-Device: TypeAlias = Annotated[str | None, Flag(help="auto, cpu, cuda or mps.")]
+Device: TypeAlias = Annotated[str | None, Option(help="auto, cpu, cuda or mps.")]
 HypernetName: TypeAlias = Annotated[
-    str | None, Flag(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
+    str | None, Option(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
 ]
 Photos: TypeAlias = Annotated[
-    list[Path], typer.Argument(help="Photos of one person: files or folders.", parser=named_path)
+    list[Path], Argument(help="Photos of one person: files or folders.", parser=named_path)
 ]
 People: TypeAlias = Annotated[
-    Path, typer.Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)
+    Path, Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)
 ]
 Weights: TypeAlias = Annotated[
-    list[float] | None, Flag("--weight", help="The weight of each adapter, in the same order [1].")
+    list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
 ]
-Workers: TypeAlias = Annotated[int | None, Flag(min=1, help="Worker processes [one a core].")]
+Workers: TypeAlias = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
 
 FLAGS: Mapping[str, Any] = {
     "base": BaseName,
     "device": Device,
-    "rank": Annotated[int | None, Flag(help="The rank of the LoRA.")],
-    "seed": Annotated[int | None, Flag(help="The seed of all random numbers.")],
-    "steps": Annotated[int | None, Flag(help="Training steps.")],
+    "rank": Annotated[int | None, Option(help="The rank of the LoRA.")],
+    "seed": Annotated[int | None, Option(help="The seed of all random numbers.")],
+    "steps": Annotated[int | None, Option(help="Training steps.")],
     "steps|auto": Annotated[
         str | None,
-        Flag(help="Training steps; auto stops when the loss stops falling.", parser=steps_or_auto,
+        Option(help="Training steps; auto stops when the loss stops falling.", parser=steps_or_auto,
              metavar="INTEGER|auto"),
     ],
-    "method": Annotated[str | None, Flag(help="lidb, lora, full or textual-inversion.")],
+    "method": Annotated[str | None, Option(help="lidb, lora, full or textual-inversion.")],
     "prompts": Annotated[
-        list[str] | None, Flag("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
+        list[str] | None, Option("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
     ],
-    "identities": Annotated[int | None, Flag(help="How many people.")],
-    "photos": Annotated[int | None, Flag(help="How many photos of each person.")],
-    "split": Annotated[str | None, Flag(help="base, train, val or test.")],
-    "size": Annotated[int | None, Flag(help="The side of the crops in pixels [512].")],
-    "detector": Annotated[Path | None, Flag(help="The ONNX file of YuNet [downloaded once].")],
+    "identities": Annotated[int | None, Option(help="How many people.")],
+    "photos": Annotated[int | None, Option(help="How many photos of each person.")],
+    "split": Annotated[str | None, Option(help="base, train, val or test.")],
+    "size": Annotated[int | None, Option(help="The side of the crops in pixels [512].")],
+    "detector": Annotated[Path | None, Option(help="The ONNX file of YuNet [downloaded once].")],
     "already_cropped": Annotated[
-        bool | None, Flag("--already-cropped", help="Skip face detection and take the centre square.")
+        bool | None, Option("--already-cropped", help="Skip face detection and take the centre square.")
     ],
 }  # fmt: skip
 """Key of a config → the flag that sets it. What follows a bar tells apart two flags of one key."""

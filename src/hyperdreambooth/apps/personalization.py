@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import typer
 from PIL import Image
 from pydantic import Field
+from typer import echo
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.apps.loading import load_personalizer
@@ -142,8 +142,8 @@ def _print(out: Path, report: Mapping[str, Any], scored: bool) -> None:
     scores: Scores = report["scores"]
     for score, stages in scores.items():
         values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
-        typer.echo(f"{score:10} {'   '.join(values) or _NOT_SCORED[score if scored else 'no scorers']}")
+        echo(f"{score:10} {'   '.join(values) or _NOT_SCORED[score if scored else 'no scorers']}")
     seconds = [f"{stage} {value:.1f}" for stage, value in report["seconds"].items()]
-    typer.echo(f"{'seconds':10} {'   '.join(seconds)}")
+    echo(f"{'seconds':10} {'   '.join(seconds)}")
     for name, file in {**report["files"], "report": "report.json"}.items():
-        typer.echo(f"{name:10} {out / file}")
+        echo(f"{name:10} {out / file}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import Workers, command
 from hyperdreambooth.apps.report import Report
@@ -22,9 +22,9 @@ NAMED = 5  # dropped photos that are named on the terminal; the report names all
 def prepare(
     settings: Settings[PrepareConfig],
     photos: Annotated[
-        str, typer.Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
+        str, Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
     ],
-    out: Annotated[Path, typer.Option(help="The folder for the crops.")],
+    out: Annotated[Path, Option(help="The folder for the crops.")],
     workers: Workers = None,
 ) -> None:
     """Crop and align the faces of photos.
@@ -48,7 +48,7 @@ def prepare(
     counts = {"photos": len(records), "kept": len(kept), "dropped": len(dropped), "people": len(people)}
     report.write(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
     _print(out, records)
-    typer.echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")
+    echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")
 
 
 def _print(out: Path, records: list[Record]) -> None:
@@ -65,6 +65,6 @@ def _print(out: Path, records: list[Record]) -> None:
             f"{out}: none of {len(records)} photos was kept; the first: {dropped[0].reason}; see report.json"
         )
     for one in dropped[:NAMED]:
-        typer.echo(f"dropped    {one.photo}: {one.reason}")
+        echo(f"dropped    {one.photo}: {one.reason}")
     if len(dropped) > NAMED:
-        typer.echo(f"dropped    {len(dropped) - NAMED} more; see {out / 'report.json'}")
+        echo(f"dropped    {len(dropped) - NAMED} more; see {out / 'report.json'}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import typer
+from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
@@ -31,10 +31,7 @@ def check_file(out: Path) -> None:
 
 
 def save_forms(
-    adapter: Adapter,
-    out: Path,
-    form: Format | Literal["all"] = "all",
-    dtype: str = "float32",
+    adapter: Adapter, out: Path, form: Format | Literal["all"] = "all", dtype: str = "float32"
 ) -> dict[str, str]:
     """Writes one form of an adapter, or every form it has, into a folder: all of them or none.
 
@@ -70,4 +67,4 @@ def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32
 def print_files(out: Path, files: Mapping[str, str]) -> None:
     """Prints where each file is."""
     for name, file in files.items():
-        typer.echo(f"{name:12} {out / file}")
+        echo(f"{name:12} {out / file}")

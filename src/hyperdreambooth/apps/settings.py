@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import typer
 from pydantic import BaseModel, Field, create_model, model_validator
+from typer import echo
 
 Own = TypeVar("Own", bound=BaseModel)
 
@@ -110,7 +110,7 @@ class Settings(Generic[Own]):
         """Prints the settings as YAML."""
         import yaml
 
-        typer.echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
+        echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
 
 
 def resolve(

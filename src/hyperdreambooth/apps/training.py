@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.adapters import LoraFile, LoraForm
 from hyperdreambooth.apps.options import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def dreambooth(
     settings: Settings[DreamboothConfig],
     photos: Photos,
-    out: Annotated[Path, typer.Option(help="The run folder, which will hold the result.")],
+    out: Annotated[Path, Option(help="The run folder, which will hold the result.")],
 ) -> None:
     """Train one person from scratch.
 
@@ -61,10 +61,8 @@ def dreambooth(
 @command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)
 def finetune(
     settings: Settings[FinetuneConfig],
-    file: Annotated[Path, typer.Argument(help="The adapter to start from, usually a prediction.")],
-    photo: Annotated[
-        list[Path], typer.Option(help="A photo of the person; may be repeated.", parser=named_path)
-    ],
+    file: Annotated[Path, Argument(help="The adapter to start from, usually a prediction.")],
+    photo: Annotated[list[Path], Option(help="A photo of the person; may be repeated.", parser=named_path)],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -90,7 +88,7 @@ def finetune(
     trained.save(out, form)
     entries = {"source": str(file), "rank": trained.rank, "trigger": trained.trigger}
     report.write(out, **entries, **report_steps(trained.metadata))
-    typer.echo(str(out))
+    echo(str(out))
 
 
 def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -98,15 +96,13 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     entries: dict[str, Any] = {"steps": int(metadata.get("steps", 0))}
     if "stopped" in metadata:
         entries["stopped"] = metadata["stopped"]
-        typer.echo(f"{'steps':12} {entries['steps']}: {entries['stopped']}")
+        echo(f"{'steps':12} {entries['steps']}: {entries['stopped']}")
     return entries
 
 
 @command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
 def preoptimize(
-    settings: Settings[PreoptConfig],
-    photos: People,
-    out: Annotated[Path, typer.Option(help="The bank's folder.")],
+    settings: Settings[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
@@ -118,7 +114,7 @@ def preoptimize(
     with report.stage("train"):
         bank = run(base, photos, out, settings.own)
     report.write(out, identities=len(bank.identities), numbers=bank.layout.size)
-    typer.echo(f"{out}: {len(bank.identities)} people")
+    echo(f"{out}: {len(bank.identities)} people")
 
 
 def _check_finetune(settings: Settings[HypernetConfig], _own: Mapping[str, Any]) -> Settings[HypernetConfig]:
@@ -133,8 +129,8 @@ def _check_finetune(settings: Settings[HypernetConfig], _own: Mapping[str, Any])
 def train(
     settings: Settings[HypernetConfig],
     photos: People,
-    out: Annotated[Path, typer.Option(help="The hypernetwork's folder.")],
-    bank: Annotated[Path | None, typer.Option(help="The bank that preoptimize made.")] = None,
+    out: Annotated[Path, Option(help="The hypernetwork's folder.")],
+    bank: Annotated[Path | None, Option(help="The bank that preoptimize made.")] = None,
 ) -> None:
     """Train the hypernetwork on photos of many people.
 
@@ -153,4 +149,4 @@ def train(
         train_hypernet(base, photos, out, settings.own, bank, sample=sample, score=score)
     if os.environ.get("RANK", "0") == "0":  # the first process of `accelerate launch`
         report.write(out)
-        typer.echo(str(out))
+        echo(str(out))
