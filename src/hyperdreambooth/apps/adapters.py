@@ -69,9 +69,8 @@ def export(
     must_exist(source)
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.apps.saving import print_files, save_forms, save_pipeline
-    from hyperdreambooth.files import InputError, check_writable
+    from hyperdreambooth.files import InputError
 
-    check_writable(out)
     check_report(out, "export")
     if (out / "merged").exists() and not (out / "report.json").is_file():
         raise InputError(
@@ -81,8 +80,10 @@ def export(
     report = Report(settings)
     with report.stage("load"):
         base = load(settings.base)
-        in_bank = source.is_dir()
-        adapter = _from_bank(source, identity, base) if in_bank else open_adapter(source, base, hypernet)
+        if source.is_dir():
+            adapter = _from_bank(source, identity, base)
+        else:
+            adapter = open_adapter(source, base, hypernet)
     with report.stage("write"):
         if form == "merged":
             files = save_pipeline(adapter, out, base, dtype)
@@ -94,11 +95,7 @@ def export(
 
 
 def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
-    """Takes one identity out of a bank and checks it against the base.
-
-    Raises:
-        InputError: nobody is named, the bank does not know that person, or it was made for another base.
-    """
+    """Takes one identity out of a bank and checks it against the base."""
     from hyperdreambooth.adapter import Adapter
     from hyperdreambooth.files import InputError
     from hyperdreambooth.lidb.bank import Bank

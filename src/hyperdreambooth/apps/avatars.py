@@ -20,14 +20,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 class RenderConfig(BaseModel, extra="forbid"):
-    """The config of `avatars render`.
-
-    Attributes:
-        split: the split that the people belong to.
-        identities: people, the first of the split.
-        photos: photos of each person.
-        seed: the seed of the photos' contexts.
-    """
+    """The config of `avatars render`: the first people of a split, and the seed of the photos' contexts."""
 
     split: str = "train"
     identities: int = Field(100, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -23,18 +24,15 @@ NEEDED = (
 )  # fmt: skip
 EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "matplotlib": "plots"}
 """Module → the extra that installs it."""
+Task = Literal["train", "personalize"]
+_TASK_HELP = "Also estimate the memory that this task needs on --base."
+_HYPERNET_HELP = "The hypernetwork's folder, for the estimate [the one of the embedded avatars]."
 
 
 def doctor(
     base: BaseName = None,
-    task: Annotated[
-        Literal["train", "personalize"] | None,
-        Option(help="Also estimate the memory that this task needs on --base."),
-    ] = None,
-    hypernet: Annotated[
-        Path | None,
-        Option(help="The hypernetwork's folder, for the estimate [the one of the embedded avatars]."),
-    ] = None,
+    task: Annotated[Task | None, Option(help=_TASK_HELP)] = None,
+    hypernet: Annotated[Path | None, Option(help=_HYPERNET_HELP)] = None,
     device: Device = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -56,7 +54,7 @@ def doctor(
         if find_spec(module) is None:
             _line(module, f"not installed (optional): pip install 'hyperdreambooth[{extra}]'")
     if task is not None and not missing:
-        ready &= _memory(task, base, hypernet, device, config, sets)
+        ready &= _memory(task, hypernet, config, sets, base=base, device=device)
     if missing or not ready:
         raise typer.Exit(1)
 
@@ -94,14 +92,9 @@ def _devices() -> None:
 
 
 def _memory(
-    task: Literal["train", "personalize"], base: str | None, hypernet: Path | None, device: str | None,
-    config: Path | None, sets: list[str] | None,
-) -> bool:  # fmt: skip
-    """Prints what the task needs, and what it needs with settings that save memory.
-
-    Returns:
-        Whether the task fits as it is set.
-    """
+    task: Task, hypernet: Path | None, file: Path | None, sets: list[str] | None, **flags: str | None
+) -> bool:
+    """Prints what a task needs, also with settings that save memory; returns whether it fits as it is set."""
     from functools import partial
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
@@ -111,7 +104,7 @@ def _memory(
     from hyperdreambooth.memory import advise, skeleton
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
-    settings = resolve(task, model, config, sets, {"base": base, "device": device})
+    settings = resolve(task, model, file, sets, flags)
     loading = settings.base
     without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
     build = partial(skeleton, loading.base, **loading.model_dump(exclude=without))
@@ -143,11 +136,7 @@ def _gib(size: int) -> str:
 
 
 def _free_memory(device: str) -> tuple[str, int | None]:
-    """Returns a device and its free bytes; None where the device is not here, which an estimate allows.
-
-    Raises:
-        InputError: there is no device of that name.
-    """
+    """Returns a device and its free bytes; None where the device is not here, which an estimate allows."""
     import torch
 
     from hyperdreambooth.base.load import pick_device
@@ -165,12 +154,8 @@ def _free_memory(device: str) -> tuple[str, int | None]:
 def _available_memory() -> int | None:
     """Returns the free bytes of the machine's memory, or all of its bytes where that is unknown."""
     file = Path("/proc/meminfo")
-    if file.is_file():
-        return next(
-            int(line.split()[1]) * 1024
-            for line in file.read_text().splitlines()
-            if line.startswith("MemAvailable")
-        )
+    if file.is_file() and (found := re.search(r"MemAvailable: *(\d+)", file.read_text())):
+        return int(found[1]) * 1024
     return _total_memory()
 
 

@@ -14,29 +14,20 @@ from hyperdreambooth.apps.report import Report, check_report
 from hyperdreambooth.apps.settings import Settings
 
 if TYPE_CHECKING:
-    from hyperdreambooth.base.load import Base
     from hyperdreambooth.evaluate.config import EvaluateConfig
-    from hyperdreambooth.evaluate.methods import Makers
     from hyperdreambooth.evaluate.protocol import Protocol, Row
     from hyperdreambooth.faces.dataset import Photo
 
 PHOTOS = 8  # of each rendered person: one for the methods, one for the bound, six to compare with
 ROWS_OF_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
 
-PresetOrFile = Annotated[
-    Path | None,
-    Option(
-        "--config", "--preset", help="A TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper."
-    ),
-]
+_PHOTOS_HELP = "A folder of photos with one sub-folder a person [for the embedded base: rendered people]."
+_PRESET_HELP = "A TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper."
+PresetOrFile = Annotated[Path | None, Option("--config", "--preset", help=_PRESET_HELP)]
 
 
 def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> Settings[EvaluateConfig]:
-    """Checks the rows; with --adapter, chooses one person and rows without training.
-
-    Raises:
-        InputError: a row is unknown, or there is no such adapter file.
-    """
+    """Checks the rows; with --adapter, chooses one person and rows without training."""
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.files import InputError
 
@@ -56,12 +47,7 @@ def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> S
 def evaluate(
     settings: Settings[EvaluateConfig],
     out: Annotated[Path, Option(help="The folder for pictures, report.json, report.html and plots.")],
-    photos: Annotated[
-        Path | None,
-        Argument(
-            help="A folder of photos with one sub-folder a person [for the embedded base: rendered people]."
-        ),
-    ] = None,
+    photos: Annotated[Path | None, Argument(help=_PHOTOS_HELP)] = None,
     adapter: Annotated[Path | None, Option(help="Evaluate this adapter file instead of the methods.")] = None,
     identity: Annotated[str | None, Option(help="The person of --adapter: a sub-folder of PHOTOS.")] = None,
     hypernet: HypernetName = None,
@@ -73,9 +59,8 @@ def evaluate(
     seen; they are rendered into OUT/photos. Run it again to continue, or with more people, prompts, seeds or
     rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
-    from hyperdreambooth.files import check_apart, check_writable
+    from hyperdreambooth.files import check_apart
 
-    check_writable(out)
     check_report(out, "evaluate")
     if photos is not None:
         check_apart(out, photos)
@@ -90,11 +75,7 @@ def evaluate(
 
 
 def _rendered(settings: Settings[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
-    """Renders avatars that no training has seen, as many as the config asks for.
-
-    Raises:
-        InputError: an adapter is to be evaluated, or a base that was not trained on avatars.
-    """
+    """Renders avatars that no training has seen, as many as the config asks for."""
     from hyperdreambooth.avatars.folder import render_folder
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.files import InputError
@@ -109,16 +90,7 @@ def _rendered(settings: Settings[EvaluateConfig], out: Path, adapter: Path | Non
 
 
 def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Sequence[Photo]]:
-    """Reads the people of a folder, the named person first.
-
-    Args:
-        folder: sub-folders of photos, or nothing but photos.
-        identity: the name of a person; None for all.
-        alone: whether one person is to be evaluated. A folder of nothing but photos is then theirs.
-
-    Raises:
-        InputError: there is no photo, no such person, or one of several people must be named.
-    """
+    """Reads the people of a folder, the named one first; photos in no sub-folder are of one person alone."""
     from hyperdreambooth.faces.dataset import read_faces, read_person
     from hyperdreambooth.files import InputError
 
@@ -127,7 +99,7 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
     if alone and identity is None and flat:
         person = read_person(folder)
         return {person[0].identity: person}
-    names = f"{', '.join(list(people)[:5])}{', …' if len(people) > 5 else ''}"
+    names = ", ".join([*people][:5]) + (", …" if len(people) > 5 else "")
     if identity is None and alone and len(people) > 1:
         raise InputError(
             f"--identity: expected the person of the adapter, got none; {folder} has photos of "
@@ -145,25 +117,16 @@ def _protocol(
     adapter: Path | None,
     hypernet: str | None,
 ) -> Protocol:
-    """Loads everything that the experiment needs."""
+    """Loads everything that the experiment needs; of the hypernetworks, those that some row needs."""
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.evaluate.protocol import Protocol
-    from hyperdreambooth.evaluate.scorers import load_scorers
-
-    own, base = settings.own, load(settings.base)
-    makers = _makers(own, base, hypernet)
-    if adapter is not None:
-        makers = makers.with_adapter(open_adapter(adapter, base, hypernet))
-    return Protocol(makers, load_scorers(base, own.clip, own.dino, own.face), people, own, out)
-
-
-def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
-    """Loads the hypernetworks that some row needs."""
     from hyperdreambooth.base.load import EMBEDDED_NAME
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.evaluate.methods import Makers
+    from hyperdreambooth.evaluate.protocol import Protocol
+    from hyperdreambooth.evaluate.scorers import load_scorers
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
+    own, base = settings.own, load(settings.base)
     needed = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
     source = hypernet or (EMBEDDED_HYPERNET if base.source == EMBEDDED_NAME else None)
     first = load_hypernet(source, base.device) if "own" in needed and source else None
@@ -171,7 +134,9 @@ def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
     for predictor in (first, second):
         if predictor is not None:
             predictor.check_fits(base.fingerprint)
-    return Makers(base, first, second, None)
+    worn = None if adapter is None else open_adapter(adapter, base, hypernet)
+    scorers = load_scorers(base, own.clip, own.dino, own.face)
+    return Protocol(Makers(base, first, second, worn), scorers, people, own, out)
 
 
 def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:

@@ -1,20 +1,72 @@
-"""Commands that use a trained hypernetwork or an adapter: predict, personalize, generate."""
+"""Commands that use a trained hypernetwork or an adapter: demo, predict, personalize, generate."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option, echo
 
-from hyperdreambooth.apps.options import HypernetName, Photos, Weights, as_recommended, command, must_exist
+from hyperdreambooth.apps.options import (
+    HypernetName,
+    Photos,
+    Weights,
+    as_recommended,
+    command,
+    must_exist,
+    named_path,
+)
 from hyperdreambooth.apps.report import Report, check_report
 from hyperdreambooth.apps.settings import GenerateConfig, NoConfig, Settings
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL import Image
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
+
+OTHERS = 6  # more photos of a drawn person, for scores only
+
+
+@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=as_recommended)
+def demo(
+    settings: Settings[PersonalizeConfig],
+    photo: Annotated[
+        Path | None, Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
+    ] = None,
+    out: Annotated[Path, Option(help="The folder for all results.")] = Path("demo"),
+    hypernet: HypernetName = None,
+) -> None:
+    """Run the whole method on a drawn avatar, offline.
+
+    From a photo to a prediction, to a finetuned LoRA, to one picture that shows all stages.
+    """
+    from hyperdreambooth.apps.personalization import run_personalization
+    from hyperdreambooth.faces.dataset import read_person
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference, others = (photo, []) if photo else held_out(settings.own.seed, Path(folder))
+        run_personalization(settings, read_person(reference), others, out, hypernet)
+
+
+def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
+    """Draws a test avatar: the reference photo, a file in the folder, and more photos of the same avatar.
+
+    The reference photo gets a caption, as a user would write one: what a caption names (a smile, a beach) is
+    not learned as a part of the person.
+    """
+    from hyperdreambooth.avatars.draw.people import SPLITS
+    from hyperdreambooth.avatars.folder import photo
+    from hyperdreambooth.files import InputError
+
+    if not 0 <= seed < len(SPLITS["test"]):
+        raise InputError(f"seed: expected 0 to {len(SPLITS['test']) - 1}, got {seed}")
+    person = SPLITS["test"].start + seed
+    reference = folder / f"avatar-{person}.png"
+    image, caption = photo(person, 0)
+    image.save(reference)
+    reference.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return reference, [photo(person, number)[0] for number in range(1, OTHERS + 1)]
 
 
 @command("hyperdreambooth.apps.settings:NoConfig")
@@ -78,11 +130,10 @@ def generate(
     """
     must_exist(*adapter or [])
     from hyperdreambooth.apps.loading import load, open_sum
-    from hyperdreambooth.files import check_writable, whole_file
+    from hyperdreambooth.files import whole_file
     from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
-    check_writable(out)
     check_report(out, "generate")
     report, own = Report(settings), settings.own
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
@@ -91,7 +142,7 @@ def generate(
         worn = open_sum(adapter or [], weight or [], base, hypernet)
     with report.stage("generate"), Progress("generate", len(names)) as bar:
 
-        def save(at: int, picture: Image) -> None:
+        def save(at: int, picture: Image.Image) -> None:
             with whole_file(out / names[at]) as part:
                 picture.save(part, format="PNG")
             bar.update(1)

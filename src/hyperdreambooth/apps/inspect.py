@@ -30,7 +30,7 @@ def inspect(
 
     A file that does not fit is reported; only a damaged file is an error.
     """
-    must_exist(file, *([against] if against else []))
+    must_exist(file, *filter(None, [against]))
     from hyperdreambooth.adapter import summary
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
@@ -58,18 +58,16 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
     header = lidb_header(file)
     if header is not None:
         load_tensors(file)
-    metadata = {"format": "lidb", **header} if header is not None else describe(file)
+    metadata = describe(file) if header is None else {"format": "lidb", **header}
     entries = {"file": str(file), "bytes": file.stat().st_size, **metadata}
     here = f"{base.fingerprint} ({base.source})"
     made_for = entries.get("base_fingerprint")
     other = made_for not in (None, "", base.fingerprint)
     if other and header is not None:
         return {**entries, "fits": f"no: made for base {made_for}, this base is {here}"}, None
-    fits = f"yes: base {here}" + (
-        f", but made for base {made_for}: the person may look different" if other else ""
-    )
+    warning = f", but made for base {made_for}: the person may look different" if other else ""
     try:
-        return {**entries, "fits": fits}, open_adapter(file, base, hypernet)
+        return {**entries, "fits": f"yes: base {here}{warning}"}, open_adapter(file, base, hypernet)
     except InputError as error:
         if header is not None:
             raise
@@ -102,24 +100,21 @@ def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
 
 def _print(entries: Mapping[str, Any]) -> None:
     """Prints the entries; then the file's own metadata; then every site with its norm and its distance."""
-    against: Mapping[str, Any] = entries.get("against", {})
+    against: dict[str, Any] = dict(entries.get("against", {}))
+    distances = against.pop("distances", {})
     lines = {key: value for key, value in entries.items() if key not in ("norms", "against", "metadata")}
-    lines |= {f"against {key}": value for key, value in against.items() if key != "distances"}
+    lines |= {f"against {key}": value for key, value in against.items()}
     for key, value in lines.items():
         echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
-    metadata, norms, distances = (
-        table.get(key, {})
-        for table, key in ((entries, "metadata"), (entries, "norms"), (against, "distances"))
-    )
-    if metadata:
+    if metadata := entries.get("metadata"):
         echo("\nmetadata of the file")
-    for key, value in sorted(metadata.items()):
-        echo(f"  {key:32} {_text(value)[:120]}")
-    if norms:
+        for key, value in sorted(metadata.items()):
+            echo(f"  {key:32} {_text(value)[:120]}")
+    if norms := entries.get("norms"):
         echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
-    for name, norm in norms.items():
-        distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
-        echo(f"{norm:9.3g}  {distance}{name}")
+        for name, norm in norms.items():
+            distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
+            echo(f"{norm:9.3g}  {distance}{name}")
 
 
 def _text(value: Any) -> str:

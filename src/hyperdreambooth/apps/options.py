@@ -1,8 +1,7 @@
 """The options that commands share, and the decorator that adds them to a command.
 
-Typer builds a command line from the signature of a function. `command` makes that signature from the
-function's own parameters, from flags that stand for keys of the command's config, and from the options that
-every command has. So no command repeats them, and none has to read its config itself.
+Typer builds a command line from a function's signature. `command` makes it from the function's own
+parameters, flags that stand for keys of the command's config, and the options that every command has.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
 from hyperdreambooth.apps.settings import Settings, resolve
 
-Function: TypeAlias = Callable[..., None]
-Adjust: TypeAlias = Callable[[Settings[Any], Mapping[str, Any]], Settings[Any]]
+Function = Callable[..., None]
+Adjust = Callable[[Settings[Any], Mapping[str, Any]], Settings[Any]]
 
 
 def steps_or_auto(text: str) -> str:
@@ -39,42 +38,37 @@ def named_path(text: str) -> Path:
 
 
 def must_exist(*paths: Path) -> None:
-    """Refuses files that do not exist, before the imports and models that take seconds.
-
-    Raises:
-        typer.BadParameter: naming the first of them.
-    """
+    """Refuses files that do not exist, before the imports and models that take seconds."""
     for path in paths:
         if not path.exists():
             raise BadParameter(f"{path}: no such file")
 
 
-ConfigFile: TypeAlias = Annotated[
+ConfigFile = Annotated[
     Path | None, Option("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
 ]
-Sets: TypeAlias = Annotated[
+Sets = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated."),
 ]
-DryRun: TypeAlias = Annotated[bool, Option("--dry-run", help="Print the resolved config and stop.")]
-BaseName: TypeAlias = Annotated[
+DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and stop.")]
+BaseName = Annotated[
     str | None, Option("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
 ]
-Device: TypeAlias = Annotated[str | None, Option(help="auto, cpu, cuda or mps.")]
-HypernetName: TypeAlias = Annotated[
+Device = Annotated[str | None, Option(help="auto, cpu, cuda or mps.")]
+HypernetName = Annotated[
     str | None, Option(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
 ]
-Photos: TypeAlias = Annotated[
-    list[Path], Argument(help="Photos of one person: files or folders.", parser=named_path)
-]
-People: TypeAlias = Annotated[
-    Path, Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)
-]
-Weights: TypeAlias = Annotated[
+Photos = Annotated[list[Path], Argument(help="Photos of one person: files or folders.", parser=named_path)]
+People = Annotated[Path, Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)]
+Weights = Annotated[
     list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
 ]
-Workers: TypeAlias = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
+Workers = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
 
+PROMPT_HELP = "A prompt; [V] stands for the person; may be repeated."
+_STEPS_HELP = "Training steps; auto stops when the loss stops falling."
+_CROPPED_HELP = "Skip face detection and take the centre square."
 FLAGS: Mapping[str, Any] = {
     "base": BaseName,
     "device": Device,
@@ -82,23 +76,17 @@ FLAGS: Mapping[str, Any] = {
     "seed": Annotated[int | None, Option(help="The seed of all random numbers.")],
     "steps": Annotated[int | None, Option(help="Training steps.")],
     "steps|auto": Annotated[
-        str | None,
-        Option(help="Training steps; auto stops when the loss stops falling.", parser=steps_or_auto,
-             metavar="INTEGER|auto"),
+        str | None, Option(help=_STEPS_HELP, parser=steps_or_auto, metavar="INTEGER|auto")
     ],
     "method": Annotated[str | None, Option(help="lidb, lora, full or textual-inversion.")],
-    "prompts": Annotated[
-        list[str] | None, Option("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
-    ],
+    "prompts": Annotated[list[str] | None, Option("--prompt", help=PROMPT_HELP)],
     "identities": Annotated[int | None, Option(help="How many people.")],
     "photos": Annotated[int | None, Option(help="How many photos of each person.")],
     "split": Annotated[str | None, Option(help="base, train, val or test.")],
     "size": Annotated[int | None, Option(help="The side of the crops in pixels [512].")],
     "detector": Annotated[Path | None, Option(help="The ONNX file of YuNet [downloaded once].")],
-    "already_cropped": Annotated[
-        bool | None, Option("--already-cropped", help="Skip face detection and take the centre square.")
-    ],
-}  # fmt: skip
+    "already_cropped": Annotated[bool | None, Option("--already-cropped", help=_CROPPED_HELP)],
+}
 """Key of a config → the flag that sets it. What follows a bar tells apart two flags of one key."""
 
 
@@ -110,9 +98,7 @@ def command(
     on_base: bool = True,
     config_option: Any = ConfigFile,
 ) -> Callable[[Function], Function]:
-    """Makes a command of a function `f(settings, **own)`.
-
-    The command resolves its settings, stops there with `--dry-run`, and else calls the function.
+    """Makes a command of a function `f(settings, **own)`: it resolves the settings and calls the function.
 
     Args:
         config: `package.module:Class` of the command's config. It is imported when the command runs, because
@@ -146,8 +132,8 @@ def command(
             settings = replace(adjust(settings, given) if adjust else settings, began=began)
             return settings.show() if dry_run else function(settings, **given)
 
-        all_of_them = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (own | shared).values()]
-        run.__signature__ = inspect.Signature(all_of_them)  # type: ignore[attr-defined]
+        every = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (own | shared).values()]
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         run.__name__, run.__doc__, run.__annotations__ = function.__name__, function.__doc__, {}
         return run
 
@@ -155,11 +141,7 @@ def command(
 
 
 def as_recommended(settings: Settings[Any], own: Mapping[str, Any]) -> Settings[Any]:
-    """Uses what the hypernetwork's folder recommends for the finetune wherever the user set nothing.
-
-    Raises:
-        InputError: there is no such hypernetwork.
-    """
+    """Uses what the hypernetwork's folder recommends for the finetune wherever the user set nothing."""
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_info
 

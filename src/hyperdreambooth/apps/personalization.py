@@ -37,10 +37,7 @@ _NOT_SCORED = {
 class PersonalizeConfig(FinetuneConfig):
     """The config of `personalize` and `demo`: that of the finetune, and how pictures are generated.
 
-    Attributes:
-        prompts: the prompts of every stage; `[V]` is the person, `{class_word}` the base's class word.
-        draw_steps: denoising steps.
-        guidance: the scale of classifier-free guidance.
+    In the prompts `[V]` is the person and `{class_word}` the base's class word.
     """
 
     prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
@@ -87,26 +84,20 @@ def run_personalization(
         seconds={**personalizer.seconds, "total": time.perf_counter() - settings.began},
         scores=scores,
         seed=own.seed,
-        entries={
-            "command": settings.command,
-            "config": settings.flat(),
-            "prompts": prompts,
-            "base": base.source,
-            **steps,
-        },
+        command=settings.command,
+        config=settings.flat(),
+        prompts=prompts,
+        base=base.source,
+        **steps,
     )
     _print(out, report, scorers is not None)
 
 
 def _pictures(
-    personalizer: Personalizer,
-    prompts: Sequence[str],
-    own: PersonalizeConfig,
-    prediction: Adapter,
-    finetuned: Adapter,
+    personalizer: Personalizer, prompts: Sequence[str], own: PersonalizeConfig, *adapters: Adapter
 ) -> Pictures:
     """Draws the same prompts from the same noise at every stage."""
-    stages = {"base": None, "prediction": prediction, "finetuned": finetuned}
+    stages = dict(zip(("base", "prediction", "finetuned"), (None, *adapters), strict=True))
     with Progress("generate", len(stages) * len(prompts)) as bar:
         options: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
         options["drawn"] = lambda _at, _picture: bar.update(1)
@@ -117,11 +108,12 @@ def _scores(
     scorers: BaseScorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
 ) -> Scores:
     """Returns `identity` and `prompt` of every stage; None where nothing can be scored."""
-    found: Mapping[str, Mapping[str, float | None]] = {
-        stage: scorers.summary(images, prompts, others) if scorers else {}
+    nothing: Mapping[str, float | None] = {"identity": None, "prompt": None}
+    found = {
+        stage: scorers.summary(images, prompts, others) if scorers else nothing
         for stage, images in pictures.items()
     }
-    return {score: {stage: found[stage].get(score) for stage in pictures} for score in ("identity", "prompt")}
+    return {score: {stage: found[stage][score] for stage in pictures} for score in nothing}
 
 
 def _picture(

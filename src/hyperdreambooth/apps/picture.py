@@ -15,20 +15,10 @@ CELL, GAP, MARGIN = 192, 10, 28
 def table(
     photo: Image.Image, prompts: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]
 ) -> Image.Image:
-    """Draws the photo beside the pictures that were generated from it.
-
-    Args:
-        photo: the reference photo.
-        prompts: the prompt of each column.
-        rows: label of a row (see `grid`) → its pictures, one a prompt.
-
-    Returns:
-        An RGB image on a light ground.
-    """
+    """Draws the photo beside the pictures that were generated from it: label of a row → one a prompt."""
     heads = [shorten(prompt) for prompt in prompts]
-    right = grid(
-        [*rows.values()], cell=CELL, row_labels=[*rows], column_labels=heads, gap=GAP, margin=MARGIN
-    )  # fmt: skip
+    pictures, labels = [*rows.values()], [*rows]
+    right = grid(pictures, cell=CELL, row_labels=labels, column_labels=heads, gap=GAP, margin=MARGIN)
     cells = len(rows) * (CELL + GAP) - GAP
     side = min(2 * CELL, cells)
     sheet = Image.new("RGB", (MARGIN + side + right.width, right.height), PAPER)

@@ -52,11 +52,7 @@ def prepare(
 
 
 def _print(out: Path, records: list[Record]) -> None:
-    """Prints the first photos that were dropped.
-
-    Raises:
-        InputError: all of them were.
-    """
+    """Prints the first photos that were dropped; refuses if all of them were."""
     from hyperdreambooth.files import InputError
 
     dropped = [one for one in records if not one.kept]

@@ -12,13 +12,10 @@ from hyperdreambooth.apps.settings import Settings
 
 
 def check_report(out: Path, command: str) -> None:
-    """Refuses a folder that holds the report of another command, which would be overwritten.
+    """Refuses a folder that cannot be written to, or holds another command's report, which would be lost."""
+    from hyperdreambooth.files import InputError, check_writable, read_json
 
-    Raises:
-        InputError: naming the other command.
-    """
-    from hyperdreambooth.files import InputError, read_json
-
+    check_writable(out)
     file = out / "report.json"
     report = read_json(file) if file.is_file() else {"command": command}
     maker = report.get("command") if isinstance(report, dict) else None
@@ -30,11 +27,7 @@ def check_report(out: Path, command: str) -> None:
 
 
 class Report:
-    """Measures the stages of a command and writes the report beside its result.
-
-    Args:
-        settings: the settings of the command.
-    """
+    """Measures the stages of a command and writes the report beside its result."""
 
     def __init__(self, settings: Settings[Any]) -> None:
         self._settings, self._seconds = settings, dict[str, float]()
@@ -47,12 +40,7 @@ class Report:
         self._seconds[name] = round(self._seconds.get(name, 0.0) + time.perf_counter() - began, 3)
 
     def write(self, target: Path, **entries: Any) -> None:
-        """Writes `target/report.json` for a folder and `target.report.json` for a file.
-
-        Args:
-            target: the result.
-            entries: what the command adds to the report; JSON.
-        """
+        """Writes `target/report.json` for a folder and `target.report.json` for a file, with more entries."""
         from hyperdreambooth.files import write_json
         from hyperdreambooth.runs import environment
 

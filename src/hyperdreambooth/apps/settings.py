@@ -23,10 +23,7 @@ TABLES = (
 
 
 class BaseConfig(BaseModel, extra="forbid"):
-    """Which base a command works on and how it is loaded, in the words of `load_base`.
-
-    Every command that loads a base accepts these keys.
-    """
+    """Which base a command works on and how it is loaded, in the words of `load_base`."""
 
     base: str | None = None
     device: str = "auto"
@@ -48,29 +45,14 @@ class NoConfig(BaseModel, extra="forbid"):
 
 
 class RelaxConfig(BaseModel, extra="forbid"):
-    """The config of `relax`.
-
-    Attributes:
-        rank: the rank of the LoRA.
-        seed: the seed of the rows that are added.
-    """
+    """The config of `relax`: the rank of the LoRA, and the seed of the rows that are added."""
 
     rank: int = Field(4, ge=1)
     seed: int = 0
 
 
 class GenerateConfig(BaseModel, extra="forbid"):
-    """The config of `generate`.
-
-    Attributes:
-        seed: the seed of the starting noise.
-        steps: denoising steps.
-        guidance: the scale of classifier-free guidance; 1 turns it off.
-        images: images a prompt.
-        negative: the negative prompt.
-        size: the side of the images in pixels; None for the base's own.
-        batch: images generated together.
-    """
+    """The config of `generate`, in the words of `generate_images`."""
 
     seed: int = 0
     steps: int = Field(25, ge=1)
@@ -86,9 +68,7 @@ class Settings(Generic[Own]):
     """The resolved settings of a command.
 
     Attributes:
-        command: the command's name.
         own: the command's own config.
-        base: how the base is loaded.
         on_base: whether the command loads a base at all.
         began: when the command began, by `time.perf_counter`.
     """
@@ -101,10 +81,8 @@ class Settings(Generic[Own]):
 
     def flat(self) -> dict[str, Any]:
         """Returns one flat table, as `--dry-run` prints it and `--config` reads it."""
-        return {
-            **(self.base.model_dump(mode="json") if self.on_base else {}),
-            **self.own.model_dump(mode="json"),
-        }
+        base = self.base.model_dump(mode="json") if self.on_base else {}
+        return {**base, **self.own.model_dump(mode="json")}
 
     def show(self) -> None:
         """Prints the settings as YAML."""
@@ -143,8 +121,8 @@ def resolve(
     both = create_model(f"{command}Config", __base__=parts, __validators__={"flatten": flatten})
     merged = load_config(both, _preset(file), tuple(sets or ()), **(flags or {}))
     given = merged.model_dump(exclude_unset=True)
-    own = model(**{key: value for key, value in given.items() if key in model.model_fields})
-    base = BaseConfig(**{key: value for key, value in given.items() if key in BaseConfig.model_fields})
+    own = model(**{key: given[key] for key in given.keys() & model.model_fields})
+    base = BaseConfig(**{key: given[key] for key in given.keys() & BaseConfig.model_fields})
     return Settings(command, own, base, on_base)
 
 

@@ -40,8 +40,7 @@ def dreambooth(
     the base as in the DreamBooth paper (full), or the embedding of one word (textual-inversion).
     """
     from hyperdreambooth.apps.loading import load
-    from hyperdreambooth.apps.saving import print_files
-    from hyperdreambooth.apps.train_parts import save_trained
+    from hyperdreambooth.apps.saving import print_files, save_trained
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.dreambooth import dreambooth as run
     from hyperdreambooth.runs import check_run
@@ -137,8 +136,7 @@ def train(
     `--set learn_basis=true` learns the aux bases too and needs no bank. The `[finetune]` table of the config
     is saved in the folder, as the defaults for finetuning what the hypernetwork predicts.
     """
-    from hyperdreambooth.apps.loading import load
-    from hyperdreambooth.apps.train_parts import validation
+    from hyperdreambooth.apps.loading import load, validation
     from hyperdreambooth.hypernet.train import train_hypernet
 
     report = Report(settings)

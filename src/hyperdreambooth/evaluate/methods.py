@@ -66,10 +66,6 @@ class Makers:
     second: Predictor | None
     adapter: Adapter | None
 
-    def with_adapter(self, adapter: Adapter) -> Makers:
-        """Returns the same makers with the user's adapter."""
-        return replace(self, adapter=adapter)
-
     def base_for(self, method: Method | None = None) -> Base:
         """Returns the base with the words of a row's hypernetwork: its captions and prompts use them.
 
