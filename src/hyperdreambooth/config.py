@@ -66,11 +66,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: no such config file") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot read the config: {error}") from None
-    if data is None:  # an empty YAML file
-        return {}
-    if not isinstance(data, dict):
+    if not isinstance(data, dict | None):  # None is an empty YAML file
         raise InputError(f"{file}: expected keys and values, got {type(data).__name__}")
-    return data
+    return data or {}
 
 
 def _assignment(item: str) -> tuple[Key, str]:
@@ -134,11 +132,9 @@ def _explain(
 def _place(data: Any, loc: Key) -> Key:
     """Cuts a location to what the data has: pydantic appends which alternative of a union it tried."""
     for depth, name in enumerate(loc):
-        if isinstance(data, Mapping) and name in data:
-            data = data[name]
-        elif isinstance(data, list | tuple) and name.isdigit() and int(name) < len(data):
-            data = data[int(name)]
-        else:
+        try:
+            data = data[int(name) if isinstance(data, list | tuple) else name]
+        except (LookupError, TypeError, ValueError):
             return loc[:depth]
     return loc
 

@@ -35,8 +35,7 @@ def grid(
         column_labels: a text above each column.
         captions: a text below each picture, in the layout of `rows`.
         title: a text above everything.
-        gap: pixels between cells.
-        margin: pixels around the grid.
+        gap, margin: pixels between cells and around the grid.
 
     Returns:
         An RGB image on a light ground. The rows of cells end at its bottom margin.

@@ -73,7 +73,7 @@ def need(
     Args:
         base: a skeleton.
         task: `train`, or `personalize`, whose finetune and pictures need most.
-        config: the config of the task.
+        config: of the task.
         offline: whether to look for the image encoder's config on this machine only.
         hypernet: the folder of the hypernetwork; None if it is unknown.
     """

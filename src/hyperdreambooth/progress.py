@@ -22,10 +22,7 @@ logger = logging.getLogger("hyperdreambooth")
 class Progress:
     """A bar on standard error or lines in the log, as a context manager.
 
-    Args:
-        name: what is being done.
-        total: the number of steps; None if it is unknown.
-        done: steps that a resumed job has behind it.
+    The total is None if it is unknown, and `done` steps are those that a resumed job has behind it.
     """
 
     def __init__(self, name: str, total: int | None, done: int = 0) -> None:

@@ -104,14 +104,14 @@ def _memory(
     from hyperdreambooth.memory import advise, skeleton
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
-    settings = resolve(task, model, file, sets, flags)
-    loading = settings.base
+    job = resolve(task, model, file, sets, flags)
+    loading = job.base
     without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
     build = partial(skeleton, loading.base, **loading.model_dump(exclude=without))
     predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)
     fits = list[bool]()
-    for options, needs in advise(build, task, settings.own, free or 0, predictor, loading.offline):
+    for options, needs in advise(build, task, job.own, free or 0, predictor, loading.offline):
         fits.append(free is None or sum(needs.values()) <= free)
         estimate = _estimate(needs, place, free)
         _line(task, f"with {options}: {estimate}" if options else estimate)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command
-from hyperdreambooth.apps.report import Report, check_report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.evaluate.config import EvaluateConfig
@@ -26,7 +25,7 @@ _PRESET_HELP = "A TOML, YAML or JSON file, or a preset: avatars-small, avatars, 
 PresetOrFile = Annotated[Path | None, Option("--config", "--preset", help=_PRESET_HELP)]
 
 
-def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> Settings[EvaluateConfig]:
+def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[EvaluateConfig]:
     """Checks the rows; with --adapter, chooses one person and rows without training."""
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.files import InputError
@@ -34,10 +33,10 @@ def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> S
     if adapter := own["adapter"]:
         if not adapter.exists():
             raise InputError(f"{adapter}: no such file")
-        rows = settings.own.rows if "adapter" in settings.own.rows else ROWS_OF_A_FILE
-        settings = replace(settings, own=settings.own.model_copy(update={"rows": rows, "identities": 1}))
-    methods_of(settings.own)
-    return settings
+        rows = job.own.rows if "adapter" in job.own.rows else ROWS_OF_A_FILE
+        job = replace(job, own=job.own.model_copy(update={"rows": rows, "identities": 1}))
+    methods_of(job.own)
+    return job
 
 
 @command(
@@ -45,7 +44,7 @@ def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> S
     adjust=_check_rows, config_option=PresetOrFile,
 )  # fmt: skip
 def evaluate(
-    settings: Settings[EvaluateConfig],
+    job: Job[EvaluateConfig],
     out: Annotated[Path, Option(help="The folder for pictures, report.json, report.html and plots.")],
     photos: Annotated[Path | None, Argument(help=_PHOTOS_HELP)] = None,
     adapter: Annotated[Path | None, Option(help="Evaluate this adapter file instead of the methods.")] = None,
@@ -59,33 +58,33 @@ def evaluate(
     seen; they are rendered into OUT/photos. Run it again to continue, or with more people, prompts, seeds or
     rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
+    from hyperdreambooth.apps.saving import check_report
     from hyperdreambooth.files import check_apart
 
     check_report(out, "evaluate")
     if photos is not None:
         check_apart(out, photos)
-    report = Report(settings)
     if photos is None:
-        with report.stage("render"):
-            photos = _rendered(settings, out, adapter)
-    with report.stage("load"):
+        with job.stage("render"):
+            photos = _rendered(job, out, adapter)
+    with job.stage("load"):
         people = _people(photos, identity, adapter is not None)
-        protocol = _protocol(settings, people, out, adapter, hypernet)
-    _run(protocol, report, out, photos, adapter)
+        protocol = _protocol(job, people, out, adapter, hypernet)
+    _run(protocol, job, out, photos, adapter)
 
 
-def _rendered(settings: Settings[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
+def _rendered(job: Job[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
     """Renders avatars that no training has seen, as many as the config asks for."""
     from hyperdreambooth.avatars.folder import render_folder
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.files import InputError
 
-    if adapter is not None or not is_embedded(settings.base.base):
+    if adapter is not None or not is_embedded(job.base.base):
         raise InputError(
             "PHOTOS: expected a folder of photos with one sub-folder a person, got none; only the methods of "
             "the embedded base can be evaluated without photos"
         )
-    render_folder(out / "photos", "test", settings.own.identities, PHOTOS)
+    render_folder(out / "photos", "test", job.own.identities, PHOTOS)
     return out / "photos"
 
 
@@ -111,7 +110,7 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
 
 
 def _protocol(
-    settings: Settings[EvaluateConfig],
+    job: Job[EvaluateConfig],
     people: Mapping[str, Sequence[Photo]],
     out: Path,
     adapter: Path | None,
@@ -126,7 +125,7 @@ def _protocol(
     from hyperdreambooth.evaluate.scorers import load_scorers
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
-    own, base = settings.own, load(settings.base)
+    own, base = job.own, load(job.base)
     needed = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
     source = hypernet or (EMBEDDED_HYPERNET if base.source == EMBEDDED_NAME else None)
     first = load_hypernet(source, base.device) if "own" in needed and source else None
@@ -139,7 +138,7 @@ def _protocol(
     return Protocol(Makers(base, first, second, worn), scorers, people, own, out)
 
 
-def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:
+def _run(protocol: Protocol, job: Job[EvaluateConfig], out: Path, photos: Path, adapter: Path | None) -> None:
     """Computes the rows and writes table, page, plots and sheets."""
     from hyperdreambooth.evaluate.page import write_page, write_sheets
     from hyperdreambooth.evaluate.plots import drawable, write_plots
@@ -148,7 +147,7 @@ def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: P
 
     rows: dict[str, Row] = {}
     for name in protocol.methods:
-        with report.stage(name):
+        with job.stage(name):
             rows[name] = protocol.row(name)
     results = summary(protocol, rows)
     plots = write_plots(results, out)
@@ -160,7 +159,7 @@ def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: P
     write_page(protocol, rows, results, out)
     sheets = write_sheets(protocol, rows, out)
     given = {"photos": str(photos), "adapter": adapter and str(adapter)}
-    report.write(out, files=["table.md", "report.html", *plots, *sheets], given=given, **results)
+    job.report(out, files=["table.md", "report.html", *plots, *sheets], given=given, **results)
     _print(results, out)
 
 

@@ -17,8 +17,7 @@ from hyperdreambooth.apps.options import (
     must_exist,
     named_path,
 )
-from hyperdreambooth.apps.report import Report, check_report
-from hyperdreambooth.apps.settings import GenerateConfig, NoConfig, Settings
+from hyperdreambooth.apps.settings import GenerateConfig, Job, NoConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +29,7 @@ OTHERS = 6  # more photos of a drawn person, for scores only
 
 @command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=as_recommended)
 def demo(
-    settings: Settings[PersonalizeConfig],
+    job: Job[PersonalizeConfig],
     photo: Annotated[
         Path | None, Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
     ] = None,
@@ -45,8 +44,8 @@ def demo(
     from hyperdreambooth.faces.dataset import read_person
 
     with tempfile.TemporaryDirectory() as folder:
-        reference, others = (photo, []) if photo else held_out(settings.own.seed, Path(folder))
-        run_personalization(settings, read_person(reference), others, out, hypernet)
+        reference, others = (photo, []) if photo else held_out(job.own.seed, Path(folder))
+        run_personalization(job, read_person(reference), others, out, hypernet)
 
 
 def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
@@ -71,7 +70,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def predict(
-    settings: Settings[NoConfig],
+    job: Job[NoConfig],
     photos: Photos,
     out: Annotated[Path, Option(help="The adapter to write (.safetensors).")],
     form: Annotated[
@@ -85,13 +84,13 @@ def predict(
     from hyperdreambooth.faces.dataset import read_person
 
     check_file(out)
-    report, person = Report(settings), read_person(photos)
-    with report.stage("load"):
-        personalizer = load_personalizer(settings.base, hypernet)
-    with report.stage("predict"):
+    person = read_person(photos)
+    with job.stage("load"):
+        personalizer = load_personalizer(job.base, hypernet)
+    with job.stage("predict"):
         adapter = personalizer.predict(person)
     adapter.save(out, form)
-    report.write(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
+    job.report(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
     echo(str(out))
 
 
@@ -100,7 +99,7 @@ def predict(
     "prompts", "rank", "steps|auto", "seed", adjust=as_recommended,
 )  # fmt: skip
 def personalize(
-    settings: Settings[PersonalizeConfig],
+    job: Job[PersonalizeConfig],
     photos: Photos,
     out: Annotated[Path, Option(help="The folder for adapters, pictures and report.json.")],
     hypernet: HypernetName = None,
@@ -112,12 +111,12 @@ def personalize(
     from hyperdreambooth.apps.personalization import run_personalization
     from hyperdreambooth.faces.dataset import read_person
 
-    run_personalization(settings, read_person(photos), [], out, hypernet)
+    run_personalization(job, read_person(photos), [], out, hypernet)
 
 
 @command("hyperdreambooth.apps.settings:GenerateConfig", "seed")
 def generate(
-    settings: Settings[GenerateConfig],
+    job: Job[GenerateConfig],
     prompt: Annotated[list[str], Option(help="A prompt; [V] stands for the person; may be repeated.")],
     out: Annotated[Path, Option(help="The folder for the images.")],
     adapter: Annotated[list[Path] | None, Option(help="An adapter file; may be repeated.")] = None,
@@ -130,17 +129,18 @@ def generate(
     """
     must_exist(*adapter or [])
     from hyperdreambooth.apps.loading import load, open_sum
+    from hyperdreambooth.apps.saving import check_report
     from hyperdreambooth.files import whole_file
     from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
     check_report(out, "generate")
-    report, own = Report(settings), settings.own
+    own = job.own
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
-    with report.stage("load"):
-        base = load(settings.base)
+    with job.stage("load"):
+        base = load(job.base)
         worn = open_sum(adapter or [], weight or [], base, hypernet)
-    with report.stage("generate"), Progress("generate", len(names)) as bar:
+    with job.stage("generate"), Progress("generate", len(names)) as bar:
 
         def save(at: int, picture: Image.Image) -> None:
             with whole_file(out / names[at]) as part:
@@ -148,5 +148,5 @@ def generate(
             bar.update(1)
 
         generate_images(base, prompt, worn, drawn=save, **own.model_dump())
-    report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
+    job.report(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
     echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command, must_exist
-from hyperdreambooth.apps.settings import NoConfig, Settings
+from hyperdreambooth.apps.settings import Job, NoConfig
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def inspect(
-    settings: Settings[NoConfig],
+    job: Job[NoConfig],
     file: Annotated[Path, Argument(help="An adapter file.")],
     against: Annotated[Path | None, Option(help="Another adapter file to compare it with.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
@@ -35,7 +35,7 @@ def inspect(
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 
-    base = load(settings.base)
+    base = load(job.base)
     entries, adapter = _open(file, base, hypernet)
     if adapter is not None:
         norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
@@ -44,7 +44,8 @@ def inspect(
             other = open_adapter(against, base, hypernet)
             entries["against"] = {"file": str(against), **_compare(adapter, other)}
     if as_json:
-        return echo(json.dumps(_finite(entries), indent=2, ensure_ascii=False))
+        finite = json.loads(json.dumps(entries), parse_constant=lambda _: None)  # JSON has no NaN
+        return echo(json.dumps(finite, indent=2, ensure_ascii=False))
     _print(entries)
 
 
@@ -72,13 +73,6 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
         if header is not None:
             raise
         return {**entries, "fits": f"no: {str(error).removeprefix(f'{file}: ')}; this base is {here}"}, None
-
-
-def _finite(value: Any) -> Any:
-    """Replaces NaN and infinity, which JSON does not have, by null."""
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:

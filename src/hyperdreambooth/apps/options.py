@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from hyperdreambooth.apps.settings import Settings, resolve
+from hyperdreambooth.apps.settings import Job, resolve
 
 Function = Callable[..., None]
-Adjust = Callable[[Settings[Any], Mapping[str, Any]], Settings[Any]]
+Adjust = Callable[[Job[Any], Mapping[str, Any]], Job[Any]]
 
 
 def steps_or_auto(text: str) -> str:
@@ -98,14 +98,14 @@ def command(
     on_base: bool = True,
     config_option: Any = ConfigFile,
 ) -> Callable[[Function], Function]:
-    """Makes a command of a function `f(settings, **own)`: it resolves the settings and calls the function.
+    """Makes a command of a function `f(job, **own)`: it resolves the settings and calls the function.
 
     Args:
         config: `package.module:Class` of the command's config. It is imported when the command runs, because
             configs import torch and `--help` must not.
         flags: the keys of the config that have flags, as `FLAGS` names them.
         name: the command's name in reports, if it is not the function's.
-        adjust: `(settings, own) → settings`, called before `--dry-run` prints them.
+        adjust: `(job, own) → job`, called before `--dry-run` prints them.
         on_base: whether the command loads a base, and so has `--base` and `--device`.
         config_option: the type of the `--config` option.
     """
@@ -113,7 +113,7 @@ def command(
 
     def decorate(function: Function) -> Function:
         _, *parameters = inspect.signature(function).parameters.values()
-        # annotations are text here; that of `settings` names classes which only type checkers import
+        # annotations are text here; that of `job` names classes which only type checkers import
         own = {p.name: p.replace(annotation=eval(p.annotation, function.__globals__)) for p in parameters}
         optional = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
         shared = {key: optional(key, annotation=kind) for key, kind in kinds.items()}
@@ -128,9 +128,9 @@ def command(
             began = time.perf_counter()
             chosen = {key: value for key in kinds if (value := given.pop(key)) != []}
             model = resolve_name(config)
-            settings = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
-            settings = replace(adjust(settings, given) if adjust else settings, began=began)
-            return settings.show() if dry_run else function(settings, **given)
+            job = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
+            job = replace(adjust(job, given) if adjust else job, began=began)
+            return job.show() if dry_run else function(job, **given)
 
         every = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (own | shared).values()]
         run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
@@ -140,12 +140,12 @@ def command(
     return decorate
 
 
-def as_recommended(settings: Settings[Any], own: Mapping[str, Any]) -> Settings[Any]:
+def as_recommended(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
     """Uses what the hypernetwork's folder recommends for the finetune wherever the user set nothing."""
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_info
 
     hypernet = own["hypernet"]
-    if hypernet is None and not is_embedded(settings.base.base):
-        return settings  # an adapter from elsewhere, for which nobody recommends anything
-    return replace(settings, own=settings.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))
+    if hypernet is None and not is_embedded(job.base.base):
+        return job  # an adapter from elsewhere, for which nobody recommends anything
+    return replace(job, own=job.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))

@@ -14,9 +14,7 @@ from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
 
-COMMANDS = ("demo", "personalize")
-"""The commands that write such folders, as their reports name them."""
-
+COMMANDS = ("demo", "personalize")  # that write such folders, as their reports name them
 _OF_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # they leave these in every folder they show
 
 
@@ -63,18 +61,15 @@ def save_person(
     Args:
         out: the folder.
         base: the base that the adapters were made for.
-        prediction: the hypernetwork's prediction, saved as a LiDB.
+        prediction: saved as a LiDB.
         adapter: the finetuned LoRA, saved in kohya's form and in that of diffusers.
-        photo: the reference photo, saved as `photo.png`, and its caption, saved as `photo.txt`.
-        picture: the table of generated pictures, saved as `picture.png`.
+        photo: the reference photo, saved with its caption.
+        picture: the table of generated pictures.
         seconds: stage → seconds; `total` is their sum if it is missing.
         entries: what else belongs in the report (config, prompts, scores, …).
 
     Returns:
         The report, as written to `report.json`.
-
-    Raises:
-        InputError: `out` holds something else.
     """
     check_out(out)
     files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}

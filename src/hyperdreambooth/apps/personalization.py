@@ -11,17 +11,15 @@ from PIL import Image
 from pydantic import Field
 from typer import echo
 
-from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
 from hyperdreambooth.apps.picture import table
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
 from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.personalize import Personalizer
 from hyperdreambooth.progress import Progress
 
 Pictures = Mapping[str, Sequence[Image.Image]]
@@ -46,7 +44,7 @@ class PersonalizeConfig(FinetuneConfig):
 
 
 def run_personalization(
-    settings: Settings[PersonalizeConfig],
+    job: Job[PersonalizeConfig],
     photos: Sequence[Photo],
     others: Sequence[Image.Image],
     out: Path,
@@ -55,22 +53,26 @@ def run_personalization(
     """Writes adapters, pictures and `report.json`, and prints the scores and where everything is.
 
     Args:
-        settings: the settings of `demo` or `personalize`.
+        job: of `demo` or `personalize`.
         photos: the photos of the person.
         others: more photos of that person, for the identity score only.
         out: the folder, which appears when it is complete.
         hypernet: folder or hub id; None for the embedded hypernetwork.
     """
     check_out(out)
-    own = settings.own
-    personalizer = load_personalizer(settings.base, hypernet)
-    personalizer.seconds["load"] = time.perf_counter() - settings.began  # with the imports
+    own = job.own
+    personalizer = load_personalizer(job.base, hypernet)
+    personalizer.seconds["load"] = time.perf_counter() - job.began  # with the imports
     base = personalizer.base
     prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]
     prediction = personalizer.predict(photos)
     finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))
     adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
-    pictures = _pictures(personalizer, prompts, own, prediction, adapter)
+    stages = {"base": None, "prediction": prediction, "finetuned": adapter}
+    drawing: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
+    with Progress("generate", len(stages) * len(prompts)) as bar:
+        drawing["drawn"] = lambda _at, _picture: bar.update()
+        pictures = {stage: personalizer.generate(prompts, one, **drawing) for stage, one in stages.items()}
     scorers = load_base_scorers(base)
     scores = _scores(scorers, pictures, prompts, others)
     steps = report_steps(adapter.metadata)
@@ -81,27 +83,16 @@ def run_personalization(
         adapter,
         photo=photos[0],
         picture=_picture(photos[0].open(), prompts, pictures, scores, steps["steps"]),
-        seconds={**personalizer.seconds, "total": time.perf_counter() - settings.began},
+        seconds={**personalizer.seconds, "total": time.perf_counter() - job.began},
         scores=scores,
         seed=own.seed,
-        command=settings.command,
-        config=settings.flat(),
+        command=job.command,
+        config=job.flat(),
         prompts=prompts,
         base=base.source,
         **steps,
     )
     _print(out, report, scorers is not None)
-
-
-def _pictures(
-    personalizer: Personalizer, prompts: Sequence[str], own: PersonalizeConfig, *adapters: Adapter
-) -> Pictures:
-    """Draws the same prompts from the same noise at every stage."""
-    stages = dict(zip(("base", "prediction", "finetuned"), (None, *adapters), strict=True))
-    with Progress("generate", len(stages) * len(prompts)) as bar:
-        options: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
-        options["drawn"] = lambda _at, _picture: bar.update(1)
-        return {stage: personalizer.generate(prompts, one, **options) for stage, one in stages.items()}
 
 
 def _scores(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import Workers, command
-from hyperdreambooth.apps.report import Report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.faces.config import PrepareConfig
@@ -20,7 +19,7 @@ NAMED = 5  # dropped photos that are named on the terminal; the report names all
 
 @command("hyperdreambooth.faces.config:PrepareConfig", "already_cropped", "size", "detector", on_base=False)
 def prepare(
-    settings: Settings[PrepareConfig],
+    job: Job[PrepareConfig],
     photos: Annotated[
         str, Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
     ],
@@ -37,16 +36,15 @@ def prepare(
     from hyperdreambooth.faces.prepare import prepare_folder
     from hyperdreambooth.files import whole_file
 
-    report = Report(settings)
-    with report.stage("prepare"):
-        records = prepare_folder(photos, out, settings.own, workers)
-    with report.stage("sheet"), whole_file(out / SHEET) as part:
+    with job.stage("prepare"):
+        records = prepare_folder(photos, out, job.own, workers)
+    with job.stage("sheet"), whole_file(out / SHEET) as part:
         contact_sheet(out, records).save(part, format="PNG")
     kept = [{"photo": one.photo, "crop": f"{one.name}.png"} for one in records if one.kept]
     dropped = [{"photo": one.photo, "reason": one.reason} for one in records if not one.kept]
     people = {one.name.partition("/")[0] for one in records if one.kept}
     counts = {"photos": len(records), "kept": len(kept), "dropped": len(dropped), "people": len(people)}
-    report.write(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
+    job.report(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
     _print(out, records)
     echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")
 

@@ -13,7 +13,7 @@ from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.files import InputError, check_writable
+from hyperdreambooth.files import InputError, check_writable, read_json
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.lora.formats.merged import save_merged
@@ -28,6 +28,19 @@ def check_file(out: Path) -> None:
     if out.is_dir():
         raise InputError(f"out {out}: expected a file to write, found a folder; pass another --out")
     check_writable(out.parent)
+
+
+def check_report(out: Path, command: str) -> None:
+    """Refuses a folder that cannot be written to, or holds another command's report, which would be lost."""
+    check_writable(out)
+    file = out / "report.json"
+    report = read_json(file) if file.is_file() else {"command": command}
+    maker = report.get("command") if isinstance(report, dict) else None
+    if maker != command:
+        raise InputError(
+            f"out {out}: expected a new folder or a result of {command}, found a result of "
+            f"{maker or 'another program'}; pass another --out"
+        )
 
 
 def save_forms(

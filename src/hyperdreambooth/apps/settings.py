@@ -1,9 +1,10 @@
-"""The settings of a command: a config file, then `--set`, then its flags, each over the one before."""
+"""A command's job and its settings: a config file, then `--set`, then flags, each over the one before."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,8 +65,8 @@ class GenerateConfig(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Settings(Generic[Own]):
-    """The resolved settings of a command.
+class Job(Generic[Own]):
+    """A run of a command: its settings, and the seconds that its stages take.
 
     Attributes:
         own: the command's own config.
@@ -78,6 +79,7 @@ class Settings(Generic[Own]):
     base: BaseConfig = field(default_factory=BaseConfig)
     on_base: bool = True
     began: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     def flat(self) -> dict[str, Any]:
         """Returns one flat table, as `--dry-run` prints it and `--config` reads it."""
@@ -90,6 +92,24 @@ class Settings(Generic[Own]):
 
         echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
 
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Adds the seconds that the block takes to the stage `name`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+
+    def report(self, target: Path, **entries: Any) -> None:
+        """Writes what ran, and how long: `target/report.json` for a folder, else `target.report.json`."""
+        from hyperdreambooth.files import write_json
+        from hyperdreambooth.runs import environment
+
+        file = target / "report.json" if target.is_dir() else target.with_name(f"{target.name}.report.json")
+        config = self.flat()
+        seconds = {**self.seconds, "total": round(time.perf_counter() - self.began, 3)}
+        stamp = {"command": self.command, "config": config, "seed": config.get("seed")}
+        write_json(file, {**stamp, **entries, "seconds": seconds, "environment": environment()})
+
 
 def resolve(
     command: str,
@@ -99,20 +119,19 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     *,
     on_base: bool = True,
-) -> Settings[Own]:
+) -> Job[Own]:
     """Merges and checks the settings of a command.
 
+    A table of the command's name in the file counts as if its keys stood at the top. The tables of other
+    commands are ignored unless the model has a field of that name.
+
     Args:
-        command: the command's name. A table of that name in the file counts as if its keys stood at the top;
-            the tables of other commands are ignored unless the model has a field of that name.
+        command: the command's name.
         model: the command's own config.
         file: a config file or the name of a preset.
         sets: `key=value` assignments.
         flags: the values of flags, by key; None where a flag was not given.
         on_base: whether the command loads a base and so accepts the keys of `BaseConfig`.
-
-    Raises:
-        InputError: a value is wrong or a key unknown; the message names the key.
     """
     from hyperdreambooth.config import load_config
 
@@ -123,7 +142,7 @@ def resolve(
     given = merged.model_dump(exclude_unset=True)
     own = model(**{key: given[key] for key in given.keys() & model.model_fields})
     base = BaseConfig(**{key: given[key] for key in given.keys() & BaseConfig.model_fields})
-    return Settings(command, own, base, on_base)
+    return Job(command, own, base, on_base)
 
 
 def _flatten(command: str, model: type[BaseModel], on_base: bool, data: Mapping[str, Any]) -> dict[str, Any]:

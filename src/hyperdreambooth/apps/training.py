@@ -19,8 +19,7 @@ from hyperdreambooth.apps.options import (
     must_exist,
     named_path,
 )
-from hyperdreambooth.apps.report import Report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 @command("hyperdreambooth.finetune.config:DreamboothConfig", "method", "rank", "steps|auto", "seed")
 def dreambooth(
-    settings: Settings[DreamboothConfig],
+    job: Job[DreamboothConfig],
     photos: Photos,
     out: Annotated[Path, Option(help="The run folder, which will hold the result.")],
 ) -> None:
@@ -46,20 +45,20 @@ def dreambooth(
     from hyperdreambooth.runs import check_run
 
     check_run(out)
-    report, person = Report(settings), read_person(photos)
-    with report.stage("load"):
-        base = load(settings.base)
-    with report.stage("train"):
-        trained = run(base, person, out, settings.own)
+    person = read_person(photos)
+    with job.stage("load"):
+        base = load(job.base)
+    with job.stage("train"):
+        trained = run(base, person, out, job.own)
     files = save_trained(trained, out, base)
-    entries = {"files": files, "rank": settings.own.rank, "trigger": base.trigger}
-    report.write(out, **entries, **report_steps(trained.metadata))
+    entries = {"files": files, "rank": job.own.rank, "trigger": base.trigger}
+    job.report(out, **entries, **report_steps(trained.metadata))
     print_files(out, files)
 
 
 @command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)
 def finetune(
-    settings: Settings[FinetuneConfig],
+    job: Job[FinetuneConfig],
     file: Annotated[Path, Argument(help="The adapter to start from, usually a prediction.")],
     photo: Annotated[list[Path], Option(help="A photo of the person; may be repeated.", parser=named_path)],
     out: LoraFile,
@@ -75,18 +74,18 @@ def finetune(
     from hyperdreambooth.finetune.fast import finetune_adapter
 
     check_file(out)
-    report, person = Report(settings), read_person(photo)
-    with report.stage("load"):
-        base = load(settings.base)
+    person = read_person(photo)
+    with job.stage("load"):
+        base = load(job.base)
         adapter = open_adapter(file, base, hypernet)
         # captions use the trigger of the adapter's file
         base = base.with_words(adapter.trigger or base.trigger, base.class_word)
-        check_rank(settings.own.rank, adapter.factors)
-    with report.stage("finetune"):
-        trained = finetune_adapter(base, adapter, person, settings.own)
+        check_rank(job.own.rank, adapter.factors)
+    with job.stage("finetune"):
+        trained = finetune_adapter(base, adapter, person, job.own)
     trained.save(out, form)
     entries = {"source": str(file), "rank": trained.rank, "trigger": trained.trigger}
-    report.write(out, **entries, **report_steps(trained.metadata))
+    job.report(out, **entries, **report_steps(trained.metadata))
     echo(str(out))
 
 
@@ -101,32 +100,31 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 @command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
 def preoptimize(
-    settings: Settings[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
+    job: Job[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
     from hyperdreambooth.preopt.bank_training import preoptimize as run
 
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
-    with report.stage("train"):
-        bank = run(base, photos, out, settings.own)
-    report.write(out, identities=len(bank.identities), numbers=bank.layout.size)
+    with job.stage("load"):
+        base = load(job.base)
+    with job.stage("train"):
+        bank = run(base, photos, out, job.own)
+    job.report(out, identities=len(bank.identities), numbers=bank.layout.size)
     echo(f"{out}: {len(bank.identities)} people")
 
 
-def _check_finetune(settings: Settings[HypernetConfig], _own: Mapping[str, Any]) -> Settings[HypernetConfig]:
+def _check_finetune(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[HypernetConfig]:
     """Checks the `[finetune]` table, whose mistakes would otherwise show after the training."""
     from hyperdreambooth.finetune.config import FinetuneConfig
 
-    FinetuneConfig().over(settings.own.finetune)
-    return settings
+    FinetuneConfig().over(job.own.finetune)
+    return job
 
 
 @command("hyperdreambooth.hypernet.config:HypernetConfig", "steps", "seed", adjust=_check_finetune)
 def train(
-    settings: Settings[HypernetConfig],
+    job: Job[HypernetConfig],
     photos: People,
     out: Annotated[Path, Option(help="The hypernetwork's folder.")],
     bank: Annotated[Path | None, Option(help="The bank that preoptimize made.")] = None,
@@ -139,12 +137,11 @@ def train(
     from hyperdreambooth.apps.loading import load, validation
     from hyperdreambooth.hypernet.train import train_hypernet
 
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
+    with job.stage("load"):
+        base = load(job.base)
         sample, score = validation(base)
-    with report.stage("train"):
-        train_hypernet(base, photos, out, settings.own, bank, sample=sample, score=score)
+    with job.stage("train"):
+        train_hypernet(base, photos, out, job.own, bank, sample=sample, score=score)
     if os.environ.get("RANK", "0") == "0":  # the first process of `accelerate launch`
-        report.write(out)
+        job.report(out)
         echo(str(out))
