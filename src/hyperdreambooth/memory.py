@@ -44,8 +44,7 @@ from hyperdreambooth.lora.inject import wear
 
 Task = Literal["train", "personalize"]
 Config: TypeAlias = FinetuneConfig | HypernetConfig
-PROCESS = 700 * 2**20
-"""Bytes, measured, of Python with torch, diffusers and transformers; a CUDA context takes about as much."""
+PROCESS = 700 * 2**20  # bytes, measured, of Python with its libraries; a CUDA context takes about as much
 GENERATED = 8  # images generated together, the default of `generate`
 TOKENS = (257, 1280)  # tokens and channels of a large image encoder, the input of the hypernetwork
 
@@ -127,19 +126,15 @@ def advise(
     settings: list[str] = []
     options: dict[str, Any] = {}
     least: float = math.inf
-    for loading, training in (
-        ({}, {}),
-        ({"dtype": "bfloat16"}, {}),
-        ({"offload": True}, {}),
-        ({}, {"checkpointing": True}),
-        ({}, one_by_one),
-    ):
-        changed_options, changed = {**options, **loading}, config.model_copy(update=training)
+    for change in ({}, {"dtype": "bfloat16"}, {"offload": True}, {"checkpointing": True}, one_by_one):
+        trains = change.keys() <= type(config).model_fields.keys()
+        changed_options = options if trains else {**options, **change}
+        changed = config.model_copy(update=change) if trains else config
         needs = need(build(**changed_options), task, changed, offline, hypernet)
         if (total := sum(needs.values())) >= least:
             continue
         options, config, least = changed_options, changed, total
-        settings += [f"--set {key}={str(value).lower()}" for key, value in {**loading, **training}.items()]
+        settings += [f"--set {key}={str(value).lower()}" for key, value in change.items()]
         yield " ".join(settings), needs
         if total <= free:
             return

@@ -58,18 +58,9 @@ def save_person(
 ) -> dict[str, Any]:
     """Writes a personalization as one folder, whole or not at all; an earlier result there is replaced.
 
-    Args:
-        out: the folder.
-        base: the base that the adapters were made for.
-        prediction: saved as a LiDB.
-        adapter: the finetuned LoRA, saved in kohya's form and in that of diffusers.
-        photo: the reference photo, saved with its caption.
-        picture: the table of generated pictures.
-        seconds: stage → seconds; `total` is their sum if it is missing.
-        entries: what else belongs in the report (config, prompts, scores, …).
-
-    Returns:
-        The report, as written to `report.json`.
+    The prediction becomes a LiDB, and the adapter a LoRA in kohya's form and in that of diffusers. The total
+    of the seconds is their sum if it is missing. The entries are what else belongs in the report (config,
+    prompts, scores, …), which is returned as it is written.
     """
     check_out(out)
     files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}

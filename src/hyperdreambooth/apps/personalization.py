@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from pydantic import Field
 from typer import echo
 
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
-from hyperdreambooth.apps.picture import table
 from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
 from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.grid import INK, LABEL, PAPER, fit, font, grid
 from hyperdreambooth.progress import Progress
 
 Pictures = Mapping[str, Sequence[Image.Image]]
 Scores: TypeAlias = dict[str, dict[str, float | None]]
 
+CELL, GAP, MARGIN = 192, 10, 28  # pixels, of the table of pictures
 _NOT_SCORED = {
     "identity": "not scored: no other photo of the person; hdb evaluate --adapter takes a folder of them",
     "prompt": "not scored: no prompt asks for anything that the scorer knows",
@@ -52,12 +54,7 @@ def run_personalization(
 ) -> None:
     """Writes adapters, pictures and `report.json`, and prints the scores and where everything is.
 
-    Args:
-        job: of `demo` or `personalize`.
-        photos: the photos of the person.
-        others: more photos of that person, for the identity score only.
-        out: the folder, which appears when it is complete.
-        hypernet: folder or hub id; None for the embedded hypernetwork.
+    `others` are more photos of the same person, for the identity score only.
     """
     check_out(out)
     own = job.own
@@ -130,3 +127,28 @@ def _print(out: Path, report: Mapping[str, Any], scored: bool) -> None:
     echo(f"{'seconds':10} {'   '.join(seconds)}")
     for name, file in {**report["files"], "report": "report.json"}.items():
         echo(f"{name:10} {out / file}")
+
+
+def table(
+    photo: Image.Image, prompts: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]
+) -> Image.Image:
+    """Draws the photo beside the pictures that were generated from it: label of a row → one a prompt."""
+    heads = [shorten(prompt) for prompt in prompts]
+    pictures, labels = [*rows.values()], [*rows]
+    right = grid(pictures, cell=CELL, row_labels=labels, column_labels=heads, gap=GAP, margin=MARGIN)
+    cells = len(rows) * (CELL + GAP) - GAP
+    side = min(2 * CELL, cells)
+    sheet = Image.new("RGB", (MARGIN + side + right.width, right.height), PAPER)
+    sheet.paste(right, (MARGIN + side, 0))
+    top = sheet.height - MARGIN - (cells + side) // 2
+    sheet.paste(fit(photo, side), (MARGIN, top))
+    middle = (MARGIN + side // 2, top - GAP)
+    ImageDraw.Draw(sheet).text(middle, "the photo that was given", INK, font(LABEL), anchor="ms")
+    return sheet
+
+
+def shorten(prompt: str) -> str:
+    """Drops the words that every prompt has: `a photo of a [V] face, sad` → `sad`."""
+    short = re.sub(r"(a photo )?(of )?an? \[V\] ?\w*", ",", prompt)
+    parts = [part.strip() for part in short.split(",")]
+    return ", ".join(part for part in parts if part) or prompt

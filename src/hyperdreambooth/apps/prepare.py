@@ -12,7 +12,6 @@ from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.faces.config import PrepareConfig
-    from hyperdreambooth.faces.journal import Record
 
 NAMED = 5  # dropped photos that are named on the terminal; the report names all
 
@@ -34,7 +33,7 @@ def prepare(
     from hyperdreambooth.apps.sheet import contact_sheet
     from hyperdreambooth.faces.dataset import SHEET, printable
     from hyperdreambooth.faces.prepare import prepare_folder
-    from hyperdreambooth.files import whole_file
+    from hyperdreambooth.files import InputError, whole_file
 
     with job.stage("prepare"):
         records = prepare_folder(photos, out, job.own, workers)
@@ -45,20 +44,13 @@ def prepare(
     people = {one.name.partition("/")[0] for one in records if one.kept}
     counts = {"photos": len(records), "kept": len(kept), "dropped": len(dropped), "people": len(people)}
     job.report(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
-    _print(out, records)
-    echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")
-
-
-def _print(out: Path, records: list[Record]) -> None:
-    """Prints the first photos that were dropped; refuses if all of them were."""
-    from hyperdreambooth.files import InputError
-
-    dropped = [one for one in records if not one.kept]
-    if dropped and len(dropped) == len(records):
+    if dropped and not kept:
+        reason = dropped[0]["reason"]
         raise InputError(
-            f"{out}: none of {len(records)} photos was kept; the first: {dropped[0].reason}; see report.json"
+            f"{out}: none of {len(records)} photos was kept; the first: {reason}; see report.json"
         )
     for one in dropped[:NAMED]:
-        echo(f"dropped    {one.photo}: {one.reason}")
+        echo(f"dropped    {one['photo']}: {one['reason']}")
     if len(dropped) > NAMED:
         echo(f"dropped    {len(dropped) - NAMED} more; see {out / 'report.json'}")
+    echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")
