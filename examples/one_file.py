@@ -12,7 +12,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from hyperdreambooth import Adapter, Personalizer
-from hyperdreambooth.apps.demo import held_out
+from hyperdreambooth.apps.inference import held_out
 from hyperdreambooth.base.load import EMBEDDED
 from hyperdreambooth.grid import grid
 

@@ -131,7 +131,7 @@ def test_doctor_counts_a_single_file_by_the_configs_of_its_like(micro_dir: Path,
     code, output = doctor(*words, "--set", f"base_config={micro_dir}")
     assert code == 0 and ": fits (process" in output and "MISSING" not in output
     code, output = doctor(*words)
-    assert code == 2 and "set base_config to a pipeline folder like it" in output
+    assert code == 2 and "set base_config to a pipeline folder of the same architecture" in output
     code, output = doctor("--base", str(tmp_path / "nowhere"))
     assert code == 1 and "nowhere; name a diffusers pipeline folder" in output and "reproduce" not in output
 

@@ -129,7 +129,7 @@ def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Pat
             seconds=me.seconds,
             scores=scores,
             seed=0,
-            entries={"prompts": prompts},
+            prompts=prompts,
         )
 
     report = write(rows["finetuned"][0])
@@ -211,7 +211,6 @@ def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: P
         "seconds": {},
         "scores": {},
         "seed": 0,
-        "entries": {},
     }
     save_person(tmp_path / "out", me.base, prediction, adapter, **common)
     text = (tmp_path / "out" / "README.md").read_text()

@@ -35,17 +35,20 @@ def load_config(
             names every wrong key.
     """
     data = _read(file) if file else {}
-    texts: dict[Key, str] = {}
-    for item in sets:
-        key, text = _assignment(item)
-        texts[key] = text
+    assigned = [_assignment(item) for item in sets]
+    for key, text in assigned:
         _put(data, key, literal(text))
+    texts = dict(assigned)
     data.update({name: value for name, value in fields.items() if value is not None})
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        if not _restore_texts(data, error, texts):
-            raise InputError(_explain(model, data, error, file, texts)) from None
+        wrong = error
+    # what reads as a literal may be meant as a text (`--set title=2024`)
+    for each in wrong.errors():
+        key = tuple(map(str, each["loc"]))
+        if each["type"] in ("string_type", "path_type") and key in texts:
+            _put(data, key, texts[key])
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -63,11 +66,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: no such config file") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot read the config: {error}") from None
-    if data is None:  # an empty YAML file
-        return {}
-    if not isinstance(data, dict):
+    if not isinstance(data, dict | None):  # None is an empty YAML file
         raise InputError(f"{file}: expected keys and values, got {type(data).__name__}")
-    return data
+    return data or {}
 
 
 def _assignment(item: str) -> tuple[Key, str]:
@@ -96,71 +97,44 @@ def literal(text: str) -> Any:
 def _put(data: dict[str, Any], key: Key, value: Any) -> None:
     """Sets a nested key and makes the tables above it."""
     table: Any = data
-    for depth, name in enumerate(key, start=1):
+    for depth, name in enumerate(key[:-1], start=1):
+        table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            above = ".".join(key[: depth - 1])
+            above = ".".join(key[:depth])
             raise InputError(f"--set {'.'.join(key)}: '{above}' is a value, not a table of keys")
-        if depth == len(key):
-            table[name] = value
-        else:
-            table = table.setdefault(name, {})
-
-
-def _restore_texts(data: dict[str, Any], error: ValidationError, texts: Mapping[Key, str]) -> bool:
-    """Restores texts that were parsed as literals though a text is expected (`--set title=2024`).
-
-    Returns:
-        Whether there were any.
-    """
-    kinds = {"string_type", "path_type"}
-    keys = [tuple(map(str, each["loc"])) for each in error.errors() if each["type"] in kinds]
-    parsed = [key for key in keys if key in texts]
-    for key in parsed:
-        _put(data, key, texts[key])
-    return bool(parsed)
+    table[key[-1]] = value
 
 
 def _explain(
-    model: type[BaseModel],
-    data: Mapping[str, Any],
-    error: ValidationError,
-    file: Path | None,
-    texts: Mapping[Key, str],
+    model: type[BaseModel], data: Any, error: ValidationError, file: Path | None, texts: Mapping[Key, str]
 ) -> str:
     """Describes every mistake in one line."""
     lines: list[str] = []
     wrong: dict[str, tuple[list[str], str]] = {}
     for each in error.errors():
         loc = tuple(map(str, each["loc"]))
+        place = loc if each["type"] in ("extra_forbidden", "missing") else _place(data, loc)
+        source = "--set " if place in texts else f"{file}: " if file else ""
+        name = f"{source}{'.'.join(place) or 'config'}"
         if each["type"] == "extra_forbidden":
             allowed = _allowed(model, loc[:-1])
             near = difflib.get_close_matches(loc[-1], allowed, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            source = _source(loc, file, texts)
             lines.append(f"{source}unknown key '{'.'.join(loc)}' ({hint}allowed: {', '.join(allowed)})")
         elif each["type"] == "missing":
-            lines.append(f"{_source(loc, file, texts)}{'.'.join(loc)}: {each['msg']}")
+            lines.append(f"{name}: {each['msg']}")
         else:
-            place = _place(data, loc)
-            name = f"{_source(place, file, texts)}{'.'.join(place) or 'config'}"
             wrong.setdefault(name, ([], str(each["input"])[:80]))[0].append(each["msg"])
     lines += [f"{name}: {_any_of(messages)}, got {got!r}" for name, (messages, got) in wrong.items()]
     return "; ".join(lines)
 
 
-def _source(key: Key, file: Path | None, texts: Mapping[Key, str]) -> str:
-    """Says where a key was set."""
-    return "--set " if key in texts else f"{file}: " if file else ""
-
-
 def _place(data: Any, loc: Key) -> Key:
     """Cuts a location to what the data has: pydantic appends which alternative of a union it tried."""
     for depth, name in enumerate(loc):
-        if isinstance(data, Mapping) and name in data:
-            data = data[name]
-        elif isinstance(data, list | tuple) and name.isdigit() and int(name) < len(data):
-            data = data[int(name)]
-        else:
+        try:
+            data = data[int(name) if isinstance(data, list | tuple) else name]
+        except (LookupError, TypeError, ValueError):
             return loc[:depth]
     return loc
 

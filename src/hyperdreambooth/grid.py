@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, QUIET, EMPTY = (252, 251, 248), (28, 30, 36), (104, 108, 118), (226, 224, 218)
 LABEL, SMALL = 18, 13  # font sizes in pixels
@@ -35,8 +35,7 @@ def grid(
         column_labels: a text above each column.
         captions: a text below each picture, in the layout of `rows`.
         title: a text above everything.
-        gap: pixels between cells.
-        margin: pixels around the grid.
+        gap, margin: pixels between cells and around the grid.
 
     Returns:
         An RGB image on a light ground. The rows of cells end at its bottom margin.
@@ -48,9 +47,8 @@ def grid(
     above = margin + (2 * LABEL if title else 0)
     top = above + (max(map(_height, heads)) + gap // 2 if heads else 0)
     width = left + max(map(len, rows), default=0) * (cell + gap) - gap + margin
-    sheet = Image.new(
-        "RGB", (max(width, 2 * margin), top + len(rows) * pitch - gap * bool(rows) + margin), PAPER
-    )
+    height = top + len(rows) * pitch - gap * bool(rows) + margin
+    sheet = Image.new("RGB", (max(width, 2 * margin), height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, above - LABEL), title, INK, font(LABEL), anchor="ls")
     for column, lines in enumerate(heads):
@@ -69,10 +67,7 @@ def grid(
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
     """Crops a picture to its centre square and resizes it to `side` pixels."""
-    short = min(picture.size)
-    x, y = (picture.width - short) // 2, (picture.height - short) // 2
-    box = (x, y, x + short, y + short)
-    return picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS, box=box)
+    return ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
 
 
 @cache

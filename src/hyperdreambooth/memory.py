@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel
 
@@ -44,14 +44,9 @@ from hyperdreambooth.lora.inject import wear
 
 Task = Literal["train", "personalize"]
 Config: TypeAlias = FinetuneConfig | HypernetConfig
-PROCESS = 700 * 2**20
-"""Bytes, measured, of Python with torch, diffusers and transformers; a CUDA context takes about as much."""
+PROCESS = 700 * 2**20  # bytes, measured, of Python with its libraries; a CUDA context takes about as much
 GENERATED = 8  # images generated together, the default of `generate`
 TOKENS = (257, 1280)  # tokens and channels of a large image encoder, the input of the hypernetwork
-SKELETON = {
-    "dtype", "offline", "base_config", "leave_out", "resolution", "add_sites", "skip_sites", "offload",
-}  # fmt: skip
-"""The options of `load_base` that `skeleton` takes, too."""
 
 
 def skeleton(
@@ -61,60 +56,51 @@ def skeleton(
     offline: bool = False,
     base_config: str | None = None,
     leave_out: Collection[str] = (),
-    resolution: int | None = None,
-    add_sites: str | None = None,
-    skip_sites: str | None = None,
-    offload: bool = False,
+    **options: Any,
 ) -> Base:
     """Makes a base without weights, on the meta device; the arguments are those of `load_base`."""
     place = str(EMBEDDED if is_embedded(source) else source)
     pipe = open_skeleton(place, tuple(FAMILIES), dtype, offline, base_config, leave_out)
-    return Base.from_pipeline(
-        pipe, place, resolution=resolution, add_sites=add_sites, skip_sites=skip_sites, offload=offload
-    )
+    return Base.from_pipeline(pipe, place, **options)
 
 
 def need(
-    base: Base,
-    task: Task,
-    config: Config,
-    offline: bool = False,
-    hypernet: Path | None = None,
+    base: Base, task: Task, config: Config, offline: bool = False, hypernet: Path | None = None
 ) -> dict[str, int]:
     """Returns the bytes that a task needs on its device, part by part; their sum is the peak.
 
     Args:
         base: a skeleton.
         task: `train`, or `personalize`, whose finetune and pictures need most.
-        config: the config of the task.
+        config: of the task.
         offline: whether to look for the image encoder's config on this machine only.
         hypernet: the folder of the hypernetwork; None if it is unknown.
     """
     training = _training(base, task, config, _predictor(config, hypernet, offline))
-    return max(training, _generating(base, task, training), key=lambda needs: sum(needs.values()))
+    # while generating nothing is saved, and only the factors of a person are left
+    generating = {
+        **training,
+        "weights": _weights(base, training=False),
+        "trained": training["trained"] if task == "train" else training["trained"] // 4,
+        "saved": 0,
+        "work": 3 * _largest_map(base, 1 if base.pipe.vae.use_slicing else GENERATED),
+    }
+    return max(training, generating, key=lambda needs: sum(needs.values()))
 
 
 def _training(base: Base, task: Task, config: Config, encoder: int) -> dict[str, int]:
     """Returns the bytes of a training step, or of encoding a photo before the first one."""
-    trained, bytes_each, fixed = _trained(base, config)
+    trained, basis = _trained(base, config)
     saved, largest = _step(base, task, config)
     return {
         "process": PROCESS,
-        "weights": _weights(base),
+        "weights": _weights(base, training=True),
         "encoder": encoder,
-        "trained": trained * bytes_each,
-        "basis": fixed,
+        "trained": trained,
+        "basis": basis,
         "saved": saved,
         "work": 3 * max(largest, _largest_map(base, 1)),
     }
-
-
-def _generating(base: Base, task: Task, training: Mapping[str, int]) -> dict[str, int]:
-    """Returns the bytes of generating images: nothing is saved, and only the factors of a person are left."""
-    trained = training["trained"] if task == "train" else training["trained"] // 4
-    together = 1 if base.pipe.vae.use_slicing else GENERATED
-    changed = {"weights": _generating_weights(base), "trained": trained, "saved": 0}
-    return {**training, **changed, "work": 3 * _largest_map(base, together)}
 
 
 def advise(
@@ -129,35 +115,26 @@ def advise(
 
     Args:
         build: makes the skeleton, given `dtype` or `offload` (`functools.partial` of `skeleton`).
-        task: see `need`.
-        config: the config of the task.
+        task, config, hypernet, offline: see `need`.
         free: the bytes that are free.
-        hypernet: see `need`.
-        offline: see `need`.
 
     Yields:
         The added settings, as options of the command line, and what the task needs with them.
     """
-    changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        ("", {}, {}),
-        ("dtype=bfloat16", {"dtype": "bfloat16"}, {}),
-        ("offload=true", {"offload": True}, {}),
-        ("checkpointing=true", {}, {"checkpointing": True}),
-        # a hypernetwork's step must see many people; accumulated one by one they make the same step
-        (f"accumulation={config.batch}", {}, {"accumulation": config.batch})
-        if task == "train"
-        else ("batch=1", {}, {"batch": 1}),
-    ]
+    # a hypernetwork's step must see many people; accumulated one by one they make the same step
+    one_by_one = {"accumulation": config.batch} if task == "train" else {"batch": 1}
     settings: list[str] = []
     options: dict[str, Any] = {}
     least: float = math.inf
-    for text, loading, training in changes:
-        changed_options, changed = {**options, **loading}, config.model_copy(update=training)
+    for change in ({}, {"dtype": "bfloat16"}, {"offload": True}, {"checkpointing": True}, one_by_one):
+        trains = change.keys() <= type(config).model_fields.keys()
+        changed_options = options if trains else {**options, **change}
+        changed = config.model_copy(update=change) if trains else config
         needs = need(build(**changed_options), task, changed, offline, hypernet)
         if (total := sum(needs.values())) >= least:
             continue
         options, config, least = changed_options, changed, total
-        settings += [f"--set {text}"] if text else []
+        settings += [f"--set {key}={str(value).lower()}" for key, value in change.items()]
         yield " ".join(settings), needs
         if total <= free:
             return
@@ -197,36 +174,29 @@ def _networks(base: Base) -> dict[str, nn.Module]:
     return {name: part for name, part in base.pipe.components.items() if isinstance(part, nn.Module)}
 
 
-def _weights(base: Base) -> int:
-    """Returns the bytes of the networks that are on the device while training."""
-    adapted = {site.component for site in base.sites}
-    return sum(
-        _nbytes(part)
-        for name, part in _networks(base).items()
-        if not base.offload or part is base.denoiser or name in adapted
-    )
-
-
-def _generating_weights(base: Base) -> int:
-    """Returns the bytes of the networks that are on the device together while generating."""
+def _weights(base: Base, training: bool) -> int:
+    """Returns the bytes of the networks that are on the device together, while training or generating."""
     sizes = {name: _nbytes(part) for name, part in _networks(base).items()}
     if not base.offload:
         return sum(sizes.values())
+    if training:
+        kept = {base.family.DENOISER, *(site.component for site in base.sites)}
+        return sum(sizes[name] for name in kept)
     text_encoders = sum(size for name, size in sizes.items() if name.startswith("text_encoder"))
     return max(text_encoders, *sizes.values())
 
 
-def _trained(base: Base, config: Config) -> tuple[int, int, int]:
-    """Returns how many numbers are trained, the bytes of each, and the bytes of frozen aux bases."""
+def _trained(base: Base, config: Config) -> tuple[int, int]:
+    """Returns the bytes of all numbers that are trained, and those of the frozen aux bases."""
     if isinstance(config, FinetuneConfig):
-        return sum(config.rank * (s.in_features + s.out_features) for s in base.sites), 16, 0
+        return 16 * sum(config.rank * (s.in_features + s.out_features) for s in base.sites), 0
     sites = tuple(s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
     layout = Layout(sites, config.rank, config.down_dim, config.up_dim)
     shape = NetworkShape(*TOKENS, config.width, config.layers, config.heads, config.refinements)
     network = _network(layout, shape, config.learn_basis)
     numbers = sum(p.numel() for p in network.parameters())
     frozen = 2 * sum(b.nbytes for b in network.buffers())
-    return numbers, 20 if config.optimizer == "adamw" else 14, frozen
+    return numbers * (20 if config.optimizer == "adamw" else 14), frozen
 
 
 def _network(layout: Layout, shape: NetworkShape, learn_basis: bool) -> HyperNetwork:
@@ -261,35 +231,24 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """The tensors that autograd saves, each storage once, without the base's own weights."""
-
-    weights: set[int]
-    tensors: dict[int, Tensor]
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Counts a tensor; autograd calls it for every tensor that it saves."""
-        name = _storage(tensor)
-        if name not in self.weights:
-            self.tensors.setdefault(name, tensor)  # kept alive, or its address would be used again
-        return tensor
-
-    def sizes(self) -> list[int]:
-        """Returns the bytes of each storage."""
-        return [tensor.untyped_storage().nbytes() for tensor in self.tensors.values()] or [0]
-
-
 def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
     """Returns the bytes that autograd saves in one step, and those of the largest tensor."""
     people, images = (config.batch, getattr(config, "photos", 1)) if task == "train" else (1, config.batch)
     if isinstance(config, HypernetConfig):
         people //= config.accumulation
+    leaf = partial(torch.empty, device="meta", requires_grad=True)
     factors = {
-        s.name: (_leaf(people, config.rank, s.in_features), _leaf(people, s.out_features, config.rank))
+        s.name: (leaf(people, config.rank, s.in_features), leaf(people, s.out_features, config.rank))
         for s in base.sites
     }
-    saved = _Saved({_storage(p) for part in _networks(base).values() for p in part.parameters()}, {})
+    weights = {_storage(p) for part in _networks(base).values() for p in part.parameters()}
+    saved: dict[int, Tensor] = {}  # kept alive, or their storages' addresses would be used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            saved[_storage(tensor)] = tensor
+        return tensor
+
     batch, side = people * images, base.resolution // base.pipe.vae_scale_factor
     noise, timestep = sample_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
     tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
@@ -297,13 +256,14 @@ def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
         wear(base.components, factors, images=images),
         base.training(config.checkpointing),
         _FusedAttention(),
-        saved_tensors_hooks(saved.pack, lambda tensor: tensor),
+        saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         embeddings = base.family.encode_prompts(base.pipe, tokens)
         latents, times = noise.expand(batch, -1, -1, -1), timestep.expand(batch)
         loss = denoise_loss(base, latents, embeddings, latents, times)
         assert loss.requires_grad
-    return sum(saved.sizes()), max(saved.sizes())
+    sizes = [tensor.untyped_storage().nbytes() for tensor in saved.values()]
+    return sum(sizes), max(sizes)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -312,22 +272,13 @@ def _storage(tensor: Tensor) -> int:
     return storage._cdata
 
 
-def _leaf(*shape: int) -> Tensor:
-    return torch.empty(*shape, device="meta", requires_grad=True)
-
-
 @torch.no_grad()
 def _largest_map(base: Base, images: int) -> int:
     """Returns the bytes of the VAE's largest activation while it decodes that many images."""
-    largest: list[int] = [0]
+    sizes: list[int] = []
     vae, side = base.pipe.vae, base.resolution // base.pipe.vae_scale_factor
-    hooks = [
-        module.register_forward_hook(lambda _, __, output: largest.append(getattr(output, "nbytes", 0)))
-        for module in vae.modules()
-    ]
     latents = torch.empty(images, vae.config.latent_channels, side, side, device="meta", dtype=vae.dtype)
-    with _FusedAttention():
+    watch = register_module_forward_hook(lambda _, __, output: sizes.append(getattr(output, "nbytes", 0)))
+    with watch, _FusedAttention():
         vae.decode(latents)
-    for hook in hooks:
-        hook.remove()
-    return max(largest)
+    return max(sizes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from types import TracebackType
 from typing import Self
 
 import rich.progress
@@ -23,10 +22,7 @@ logger = logging.getLogger("hyperdreambooth")
 class Progress:
     """A bar on standard error or lines in the log, as a context manager.
 
-    Args:
-        name: what is being done.
-        total: the number of steps; None if it is unknown.
-        done: steps that a resumed job has behind it.
+    The total is None if it is unknown, and `done` steps are those that a resumed job has behind it.
     """
 
     def __init__(self, name: str, total: int | None, done: int = 0) -> None:
@@ -54,7 +50,8 @@ class Progress:
         """Counts `steps` more steps and shows the newest values, such as the loss."""
         self.done += steps
         if values:
-            self._values = " ".join(f"{name} {_short(value)}" for name, value in values.items())
+            texts = {name: v if isinstance(v, str) else f"{float(v):.4g}" for name, v in values.items()}
+            self._values = " ".join(f"{name} {text}" for name, text in texts.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, values=self._values)
         elif time.monotonic() - self._logged >= EVERY and self.done != self.total:
@@ -65,20 +62,13 @@ class Progress:
         self._logged = time.monotonic()
         seconds = self._logged - self._start
         total = "" if self.total is None else f"/{self.total}"
-        parts = [f"{self.name} {self.done}{total}", f"{seconds:.0f} s"]
-        if self.done > self._first and seconds > 0:
-            parts.append(f"{(self.done - self._first) / seconds:.3g}/s")
-        logger.info(", ".join([*parts, self._values] if self._values else parts))
+        steps = self.done - self._first
+        speed = f"{steps / seconds:.3g}/s" if steps > 0 and seconds > 0 else ""
+        parts = (f"{self.name} {self.done}{total}", f"{seconds:.0f} s", speed, self._values)
+        logger.info(", ".join(filter(None, parts)))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         else:
             self._log()
-
-
-def _short(value: float | str) -> str:
-    """Formats a number to four digits and leaves text as it is."""
-    return value if isinstance(value, str) else f"{float(value):.4g}"

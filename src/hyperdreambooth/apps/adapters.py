@@ -5,26 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, Weights, command, must_exist
-from hyperdreambooth.apps.report import Report, check_report
-from hyperdreambooth.apps.settings import NoConfig, RelaxConfig, Settings
+from hyperdreambooth.apps.settings import Job, NoConfig, RelaxConfig
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
     from hyperdreambooth.base.load import Base
 
-LoraFile = Annotated[Path, typer.Option(help="The LoRA to write (.safetensors).")]
-LoraForm = Annotated[
-    Literal["diffusers", "kohya"], typer.Option("--format", help="The layout of the file's keys.")
-]
+LoraFile = Annotated[Path, Option(help="The LoRA to write (.safetensors).")]
+LoraForm = Annotated[Literal["diffusers", "kohya"], Option("--format", help="The layout of the file's keys.")]
 
 
 @command("hyperdreambooth.apps.settings:RelaxConfig", "rank", "seed")
 def relax(
-    settings: Settings[RelaxConfig],
-    file: Annotated[Path, typer.Argument(help="A LiDB or a LoRA.")],
+    job: Job[RelaxConfig],
+    file: Annotated[Path, Argument(help="A LiDB or a LoRA.")],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -38,29 +35,28 @@ def relax(
     from hyperdreambooth.apps.saving import check_file
 
     check_file(out)
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
+    with job.stage("load"):
+        base = load(job.base)
         adapter = open_adapter(file, base, hypernet)
-    with report.stage("relax"):
-        relaxed = adapter.relax(settings.own.rank, settings.own.seed)
+    with job.stage("relax"):
+        relaxed = adapter.relax(job.own.rank, job.own.seed)
     relaxed.save(out, form)
-    report.write(out, source=str(file), rank=relaxed.rank, trigger=relaxed.trigger)
-    typer.echo(str(out))
+    job.report(out, source=str(file), rank=relaxed.rank, trigger=relaxed.trigger)
+    echo(str(out))
 
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def export(
-    settings: Settings[NoConfig],
-    source: Annotated[Path, typer.Argument(help="A bank or an adapter file.")],
-    out: Annotated[Path, typer.Option(help="The folder for the files.")],
-    identity: Annotated[str | None, typer.Option(help="The person to export from a bank.")] = None,
+    job: Job[NoConfig],
+    source: Annotated[Path, Argument(help="A bank or an adapter file.")],
+    out: Annotated[Path, Option(help="The folder for the files.")],
+    identity: Annotated[str | None, Option(help="The person to export from a bank.")] = None,
     form: Annotated[
         Literal["diffusers", "kohya", "lidb", "merged", "all"],
-        typer.Option("--format", help="merged writes a whole pipeline; all writes every form there is."),
+        Option("--format", help="merged writes a whole pipeline; all writes every form there is."),
     ] = "all",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="The number format of the files.")
+        Literal["float32", "bfloat16", "float16"], Option(help="The number format of the files.")
     ] = "float32",
     hypernet: HypernetName = None,
 ) -> None:
@@ -70,37 +66,33 @@ def export(
     """
     must_exist(source)
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.apps.saving import print_files, save_forms, save_pipeline
-    from hyperdreambooth.files import InputError, check_writable
+    from hyperdreambooth.apps.saving import check_report, print_files, save_forms, save_pipeline
+    from hyperdreambooth.files import InputError
 
-    check_writable(out)
     check_report(out, "export")
     if (out / "merged").exists() and not (out / "report.json").is_file():
         raise InputError(
             f"out {out}: expected a new folder or a result of export, found a pipeline from elsewhere; "
             "pass another --out"
         )
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
-        in_bank = source.is_dir()
-        adapter = _from_bank(source, identity, base) if in_bank else open_adapter(source, base, hypernet)
-    with report.stage("write"):
+    with job.stage("load"):
+        base = load(job.base)
+        if source.is_dir():
+            adapter = _from_bank(source, identity, base)
+        else:
+            adapter = open_adapter(source, base, hypernet)
+    with job.stage("write"):
         if form == "merged":
             files = save_pipeline(adapter, out, base, dtype)
         else:
             files = save_forms(adapter, out, form, dtype)
     person = {"rank": adapter.rank, "trigger": adapter.trigger, "identity": identity}
-    report.write(out, source=str(source), files=files, **person)
+    job.report(out, source=str(source), files=files, **person)
     print_files(out, files)
 
 
 def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
-    """Takes one identity out of a bank and checks it against the base.
-
-    Raises:
-        InputError: nobody is named, the bank does not know that person, or it was made for another base.
-    """
+    """Takes one identity out of a bank and checks it against the base."""
     from hyperdreambooth.adapter import Adapter
     from hyperdreambooth.files import InputError
     from hyperdreambooth.lidb.bank import Bank
@@ -123,12 +115,12 @@ def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def merge(
-    settings: Settings[NoConfig],
-    files: Annotated[list[Path], typer.Argument(help="Adapter files of any origin: LiDBs or LoRAs.")],
+    job: Job[NoConfig],
+    files: Annotated[list[Path], Argument(help="Adapter files of any origin: LiDBs or LoRAs.")],
     out: LoraFile,
     weight: Weights = None,
     rank: Annotated[
-        int | None, typer.Option(help="The rank of the result [the sum of the ranks, which is exact].")
+        int | None, Option(help="The rank of the result [the sum of the ranks, which is exact].")
     ] = None,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -142,15 +134,14 @@ def merge(
     from hyperdreambooth.apps.saving import check_file
 
     check_file(out)
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
+    with job.stage("load"):
+        base = load(job.base)
         merged, error = open_sum(files, weight or [], base, hypernet), 0.0
         assert merged is not None  # typer wants one file at least
     if rank is not None:
-        with report.stage("truncate"):
+        with job.stage("truncate"):
             merged, error = merged.truncate(rank)
     merged.save(out, form)
     result = {"weights": weight or [1.0] * len(files), "rank": merged.rank, "relative_error": error}
-    report.write(out, sources=[str(file) for file in files], trigger=merged.trigger, **result)
-    typer.echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")
+    job.report(out, sources=[str(file) for file in files], trigger=merged.trigger, **result)
+    echo(f"{out}: rank {merged.rank}, relative error {error:.2g}")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, Field
+from typer import Option, echo
 
 from hyperdreambooth.apps.options import Device, Workers, command
-from hyperdreambooth.apps.report import Report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.avatars.build.stages import BuildConfig
@@ -19,14 +19,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 class RenderConfig(BaseModel, extra="forbid"):
-    """The config of `avatars render`.
-
-    Attributes:
-        split: the split that the people belong to.
-        identities: people, the first of the split.
-        photos: photos of each person.
-        seed: the seed of the photos' contexts.
-    """
+    """The config of `avatars render`: the first people of a split, and the seed of the photos' contexts."""
 
     split: str = "train"
     identities: int = Field(100, ge=1)
@@ -40,30 +33,26 @@ class RenderConfig(BaseModel, extra="forbid"):
     "split", "identities", "photos", "seed", name="avatars render", on_base=False,
 )  # fmt: skip
 def render(
-    settings: Settings[RenderConfig],
-    out: Annotated[Path, typer.Option(help="The photo folder.")],
-    workers: Workers = None,
+    job: Job[RenderConfig], out: Annotated[Path, Option(help="The photo folder.")], workers: Workers = None
 ) -> None:
     """Draw avatars into a photo folder with captions."""
     from hyperdreambooth.avatars.folder import render_folder
 
-    report, own = Report(settings), settings.own
-    with report.stage("render"):
+    own = job.own
+    with job.stage("render"):
         names = render_folder(out, own.split, own.identities, own.photos, own.seed, workers)
-    report.write(out)
-    typer.echo(f"{out}: {len(names)} people, {own.photos} photos each")
+    job.report(out)
+    echo(f"{out}: {len(names)} people, {own.photos} photos each")
 
 
 @app.command()
 @command("hyperdreambooth.avatars.build.stages:BuildConfig", name="avatars build", on_base=False)
 def build(
-    settings: Settings[BuildConfig],
-    out: Annotated[Path, typer.Option(help="The working folder for photos, runs and finished models.")],
-    stage: Annotated[
-        str, typer.Option(help="vae, base, faces, wide, details, scorers, encoder or all.")
-    ] = "all",
+    job: Job[BuildConfig],
+    out: Annotated[Path, Option(help="The working folder for photos, runs and finished models.")],
+    stage: Annotated[str, Option(help="vae, base, faces, wide, details, scorers, encoder or all.")] = "all",
     pack: Annotated[
-        Path | None, typer.Option(help="Also copy the models that are shipped into this folder.")
+        Path | None, Option(help="Also copy the models that are shipped into this folder.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -71,10 +60,9 @@ def build(
     from hyperdreambooth.avatars.build import stages
     from hyperdreambooth.base.load import pick_device
 
-    report = Report(settings)
-    with report.stage(stage):
-        figures = stages.build(stage, out, settings.own, str(pick_device(device or "auto")))
+    with job.stage(stage):
+        figures = stages.build(stage, out, job.own, str(pick_device(device or "auto")))
     if pack is not None:
         stages.pack(out, pack)
-    report.write(out, figures=figures)
-    typer.echo(str(pack or out))
+    job.report(out, figures=figures)
+    echo(str(pack or out))

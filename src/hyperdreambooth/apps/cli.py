@@ -16,17 +16,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from hyperdreambooth.apps import (
-    adapters,
-    avatars,
-    demo,
-    doctor,
-    evaluate,
-    inference,
-    inspect,
-    prepare,
-    training,
-)  # fmt: skip
+from hyperdreambooth.apps import adapters, avatars, doctor, evaluate, inference, inspect, prepare, training
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
 _interrupts: list[int] = []  # signals that came: an import may turn a KeyboardInterrupt into any error
@@ -49,10 +39,6 @@ def explain(error: Any) -> tuple[str, int] | None:
         return f"error: the network failed: {message}; try again", 1
     if type(error).__name__ == "OutOfMemoryError":
         return "error: the device has too little memory; use a smaller batch, or --device cpu", 1
-    return _bad_input(error)
-
-
-def _bad_input(error: BaseException) -> tuple[str, int] | None:
     from pydantic import ValidationError
 
     from hyperdreambooth.files import InputError
@@ -114,9 +100,9 @@ def configure(
 
 
 for command in (
-    demo.demo, prepare.prepare, inference.personalize, inference.predict, adapters.relax, training.finetune,
-    inference.generate, adapters.export, adapters.merge, inspect.inspect, training.dreambooth,
-    training.preoptimize, training.train, evaluate.evaluate, doctor.doctor,
+    inference.demo, prepare.prepare, inference.personalize, inference.predict, adapters.relax,
+    training.finetune, inference.generate, adapters.export, adapters.merge, inspect.inspect,
+    training.dreambooth, training.preoptimize, training.train, evaluate.evaluate, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")

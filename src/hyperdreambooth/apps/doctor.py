@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Option, echo
 
 from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets
 from hyperdreambooth.apps.settings import resolve
@@ -22,18 +24,15 @@ NEEDED = (
 )  # fmt: skip
 EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "matplotlib": "plots"}
 """Module → the extra that installs it."""
+Task = Literal["train", "personalize"]
+_TASK_HELP = "Also estimate the memory that this task needs on --base."
+_HYPERNET_HELP = "The hypernetwork's folder, for the estimate [the one of the embedded avatars]."
 
 
 def doctor(
     base: BaseName = None,
-    task: Annotated[
-        Literal["train", "personalize"] | None,
-        typer.Option(help="Also estimate the memory that this task needs on --base."),
-    ] = None,
-    hypernet: Annotated[
-        Path | None,
-        typer.Option(help="The hypernetwork's folder, for the estimate [the one of the embedded avatars]."),
-    ] = None,
+    task: Annotated[Task | None, Option(help=_TASK_HELP)] = None,
+    hypernet: Annotated[Path | None, Option(help=_HYPERNET_HELP)] = None,
     device: Device = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -55,13 +54,13 @@ def doctor(
         if find_spec(module) is None:
             _line(module, f"not installed (optional): pip install 'hyperdreambooth[{extra}]'")
     if task is not None and not missing:
-        ready &= _memory(task, base, hypernet, device, config, sets)
+        ready &= _memory(task, hypernet, config, sets, base=base, device=device)
     if missing or not ready:
         raise typer.Exit(1)
 
 
 def _line(name: str, text: str) -> None:
-    typer.echo(f"{name:18} {text}")
+    echo(f"{name:18} {text}")
 
 
 def _package(name: str) -> bool:
@@ -93,30 +92,26 @@ def _devices() -> None:
 
 
 def _memory(
-    task: Literal["train", "personalize"], base: str | None, hypernet: Path | None, device: str | None,
-    config: Path | None, sets: list[str] | None,
-) -> bool:  # fmt: skip
-    """Prints what the task needs, and what it needs with settings that save memory.
-
-    Returns:
-        Whether the task fits as it is set.
-    """
+    task: Task, hypernet: Path | None, file: Path | None, sets: list[str] | None, **flags: str | None
+) -> bool:
+    """Prints what a task needs, also with settings that save memory; returns whether it fits as it is set."""
     from functools import partial
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
-    from hyperdreambooth.memory import SKELETON, advise, skeleton
+    from hyperdreambooth.memory import advise, skeleton
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
-    settings = resolve(task, model, config, sets, {"base": base, "device": device})
-    loading = settings.base
-    build = partial(skeleton, loading.base, **loading.model_dump(include=SKELETON))
+    job = resolve(task, model, file, sets, flags)
+    loading = job.base
+    without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
+    build = partial(skeleton, loading.base, **loading.model_dump(exclude=without))
     predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)
     fits = list[bool]()
-    for options, needs in advise(build, task, settings.own, free or 0, predictor, loading.offline):
+    for options, needs in advise(build, task, job.own, free or 0, predictor, loading.offline):
         fits.append(free is None or sum(needs.values()) <= free)
         estimate = _estimate(needs, place, free)
         _line(task, f"with {options}: {estimate}" if options else estimate)
@@ -141,11 +136,7 @@ def _gib(size: int) -> str:
 
 
 def _free_memory(device: str) -> tuple[str, int | None]:
-    """Returns a device and its free bytes; None where the device is not here, which an estimate allows.
-
-    Raises:
-        InputError: there is no device of that name.
-    """
+    """Returns a device and its free bytes; None where the device is not here, which an estimate allows."""
     import torch
 
     from hyperdreambooth.base.load import pick_device
@@ -163,12 +154,8 @@ def _free_memory(device: str) -> tuple[str, int | None]:
 def _available_memory() -> int | None:
     """Returns the free bytes of the machine's memory, or all of its bytes where that is unknown."""
     file = Path("/proc/meminfo")
-    if file.is_file():
-        return next(
-            int(line.split()[1]) * 1024
-            for line in file.read_text().splitlines()
-            if line.startswith("MemAvailable")
-        )
+    if file.is_file() and (found := re.search(r"MemAvailable: *(\d+)", file.read_text())):
+        return int(found[1]) * 1024
     return _total_memory()
 
 

@@ -7,46 +7,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command
-from hyperdreambooth.apps.report import Report, check_report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
-    from hyperdreambooth.base.load import Base
     from hyperdreambooth.evaluate.config import EvaluateConfig
-    from hyperdreambooth.evaluate.methods import Makers
     from hyperdreambooth.evaluate.protocol import Protocol, Row
     from hyperdreambooth.faces.dataset import Photo
 
 PHOTOS = 8  # of each rendered person: one for the methods, one for the bound, six to compare with
 ROWS_OF_A_FILE = ("another-photo", "somebody-else", "base", "adapter")
 
-PresetOrFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "--preset", help="A TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper."
-    ),
-]
+_PHOTOS_HELP = "A folder of photos with one sub-folder a person [for the embedded base: rendered people]."
+_PRESET_HELP = "A TOML, YAML or JSON file, or a preset: avatars-small, avatars, paper."
+PresetOrFile = Annotated[Path | None, Option("--config", "--preset", help=_PRESET_HELP)]
 
 
-def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> Settings[EvaluateConfig]:
-    """Checks the rows; with --adapter, chooses one person and rows without training.
-
-    Raises:
-        InputError: a row is unknown, or there is no such adapter file.
-    """
+def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[EvaluateConfig]:
+    """Checks the rows; with --adapter, chooses one person and rows without training."""
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.files import InputError
 
     if adapter := own["adapter"]:
         if not adapter.exists():
             raise InputError(f"{adapter}: no such file")
-        rows = settings.own.rows if "adapter" in settings.own.rows else ROWS_OF_A_FILE
-        settings = replace(settings, own=settings.own.model_copy(update={"rows": rows, "identities": 1}))
-    methods_of(settings.own)
-    return settings
+        rows = job.own.rows if "adapter" in job.own.rows else ROWS_OF_A_FILE
+        job = replace(job, own=job.own.model_copy(update={"rows": rows, "identities": 1}))
+    methods_of(job.own)
+    return job
 
 
 @command(
@@ -54,20 +44,11 @@ def _check_rows(settings: Settings[EvaluateConfig], own: Mapping[str, Any]) -> S
     adjust=_check_rows, config_option=PresetOrFile,
 )  # fmt: skip
 def evaluate(
-    settings: Settings[EvaluateConfig],
-    out: Annotated[Path, typer.Option(help="The folder for pictures, report.json, report.html and plots.")],
-    photos: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A folder of photos with one sub-folder a person [for the embedded base: rendered people]."
-        ),
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="Evaluate this adapter file instead of the methods.")
-    ] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="The person of --adapter: a sub-folder of PHOTOS.")
-    ] = None,
+    job: Job[EvaluateConfig],
+    out: Annotated[Path, Option(help="The folder for pictures, report.json, report.html and plots.")],
+    photos: Annotated[Path | None, Argument(help=_PHOTOS_HELP)] = None,
+    adapter: Annotated[Path | None, Option(help="Evaluate this adapter file instead of the methods.")] = None,
+    identity: Annotated[str | None, Option(help="The person of --adapter: a sub-folder of PHOTOS.")] = None,
     hypernet: HypernetName = None,
 ) -> None:
     """Run the paper's experiment: compare methods side by side.
@@ -77,52 +58,38 @@ def evaluate(
     seen; they are rendered into OUT/photos. Run it again to continue, or with more people, prompts, seeds or
     rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
-    from hyperdreambooth.files import check_apart, check_writable
+    from hyperdreambooth.apps.saving import check_report
+    from hyperdreambooth.files import check_apart
 
-    check_writable(out)
     check_report(out, "evaluate")
     if photos is not None:
         check_apart(out, photos)
-    report = Report(settings)
     if photos is None:
-        with report.stage("render"):
-            photos = _rendered(settings, out, adapter)
-    with report.stage("load"):
+        with job.stage("render"):
+            photos = _rendered(job, out, adapter)
+    with job.stage("load"):
         people = _people(photos, identity, adapter is not None)
-        protocol = _protocol(settings, people, out, adapter, hypernet)
-    _run(protocol, report, out, photos, adapter)
+        protocol = _protocol(job, people, out, adapter, hypernet)
+    _run(protocol, job, out, photos, adapter)
 
 
-def _rendered(settings: Settings[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
-    """Renders avatars that no training has seen, as many as the config asks for.
-
-    Raises:
-        InputError: an adapter is to be evaluated, or a base that was not trained on avatars.
-    """
+def _rendered(job: Job[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
+    """Renders avatars that no training has seen, as many as the config asks for."""
     from hyperdreambooth.avatars.folder import render_folder
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.files import InputError
 
-    if adapter is not None or not is_embedded(settings.base.base):
+    if adapter is not None or not is_embedded(job.base.base):
         raise InputError(
             "PHOTOS: expected a folder of photos with one sub-folder a person, got none; only the methods of "
             "the embedded base can be evaluated without photos"
         )
-    render_folder(out / "photos", "test", settings.own.identities, PHOTOS)
+    render_folder(out / "photos", "test", job.own.identities, PHOTOS)
     return out / "photos"
 
 
 def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Sequence[Photo]]:
-    """Reads the people of a folder, the named person first.
-
-    Args:
-        folder: sub-folders of photos, or nothing but photos.
-        identity: the name of a person; None for all.
-        alone: whether one person is to be evaluated. A folder of nothing but photos is then theirs.
-
-    Raises:
-        InputError: there is no photo, no such person, or one of several people must be named.
-    """
+    """Reads the people of a folder, the named one first; photos in no sub-folder are of one person alone."""
     from hyperdreambooth.faces.dataset import read_faces, read_person
     from hyperdreambooth.files import InputError
 
@@ -131,7 +98,7 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
     if alone and identity is None and flat:
         person = read_person(folder)
         return {person[0].identity: person}
-    names = f"{', '.join(list(people)[:5])}{', …' if len(people) > 5 else ''}"
+    names = ", ".join([*people][:5]) + (", …" if len(people) > 5 else "")
     if identity is None and alone and len(people) > 1:
         raise InputError(
             f"--identity: expected the person of the adapter, got none; {folder} has photos of "
@@ -143,31 +110,22 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
 
 
 def _protocol(
-    settings: Settings[EvaluateConfig],
+    job: Job[EvaluateConfig],
     people: Mapping[str, Sequence[Photo]],
     out: Path,
     adapter: Path | None,
     hypernet: str | None,
 ) -> Protocol:
-    """Loads everything that the experiment needs."""
+    """Loads everything that the experiment needs; of the hypernetworks, those that some row needs."""
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.evaluate.protocol import Protocol
-    from hyperdreambooth.evaluate.scorers import load_scorers
-
-    own, base = settings.own, load(settings.base)
-    makers = _makers(own, base, hypernet)
-    if adapter is not None:
-        makers = replace(makers, adapter=open_adapter(adapter, base, hypernet))
-    return Protocol(makers, load_scorers(base, own.clip, own.dino, own.face), people, own, out)
-
-
-def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
-    """Loads the hypernetworks that some row needs."""
     from hyperdreambooth.base.load import EMBEDDED_NAME
     from hyperdreambooth.evaluate.config import methods_of
     from hyperdreambooth.evaluate.methods import Makers
+    from hyperdreambooth.evaluate.protocol import Protocol
+    from hyperdreambooth.evaluate.scorers import load_scorers
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
+    own, base = job.own, load(job.base)
     needed = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
     source = hypernet or (EMBEDDED_HYPERNET if base.source == EMBEDDED_NAME else None)
     first = load_hypernet(source, base.device) if "own" in needed and source else None
@@ -175,10 +133,12 @@ def _makers(own: EvaluateConfig, base: Base, hypernet: str | None) -> Makers:
     for predictor in (first, second):
         if predictor is not None:
             predictor.check_fits(base.fingerprint)
-    return Makers(base, first, second, None)
+    worn = None if adapter is None else open_adapter(adapter, base, hypernet)
+    scorers = load_scorers(base, own.clip, own.dino, own.face)
+    return Protocol(Makers(base, first, second, worn), scorers, people, own, out)
 
 
-def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: Path | None) -> None:
+def _run(protocol: Protocol, job: Job[EvaluateConfig], out: Path, photos: Path, adapter: Path | None) -> None:
     """Computes the rows and writes table, page, plots and sheets."""
     from hyperdreambooth.evaluate.page import write_page, write_sheets
     from hyperdreambooth.evaluate.plots import drawable, write_plots
@@ -187,7 +147,7 @@ def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: P
 
     rows: dict[str, Row] = {}
     for name in protocol.methods:
-        with report.stage(name):
+        with job.stage(name):
             rows[name] = protocol.row(name)
     results = summary(protocol, rows)
     plots = write_plots(results, out)
@@ -199,7 +159,7 @@ def _run(protocol: Protocol, report: Report, out: Path, photos: Path, adapter: P
     write_page(protocol, rows, results, out)
     sheets = write_sheets(protocol, rows, out)
     given = {"photos": str(photos), "adapter": adapter and str(adapter)}
-    report.write(out, files=["table.md", "report.html", *plots, *sheets], given=given, **results)
+    job.report(out, files=["table.md", "report.html", *plots, *sheets], given=given, **results)
     _print(results, out)
 
 
@@ -211,7 +171,7 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
     scores = [name for name in (axis(results, LIKENESS), axis(results, FOLLOWING)) if name]
     for name, row in results["rows"].items():
         values = (f"{score} {cell(row['scores'].get(score))}" for score in scores)
-        typer.echo(f"{name:20} {'   '.join(values)}")
+        echo(f"{name:20} {'   '.join(values)}")
     for line in results["missing"]:
-        typer.echo(f"note: {line}")
-    typer.echo(f"see {out / 'report.html'}")
+        echo(f"note: {line}")
+    echo(f"see {out / 'report.html'}")

@@ -1,29 +1,80 @@
-"""Commands that use a trained hypernetwork or an adapter: predict, personalize, generate."""
+"""Commands that use a trained hypernetwork or an adapter: demo, predict, personalize, generate."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Option, echo
 
-from hyperdreambooth.apps.options import HypernetName, Photos, Weights, as_recommended, command, must_exist
-from hyperdreambooth.apps.report import Report, check_report
-from hyperdreambooth.apps.settings import GenerateConfig, NoConfig, Settings
+from hyperdreambooth.apps.options import (
+    HypernetName,
+    Photos,
+    Weights,
+    as_recommended,
+    command,
+    must_exist,
+    named_path,
+)
+from hyperdreambooth.apps.settings import GenerateConfig, Job, NoConfig
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL import Image
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
+
+OTHERS = 6  # more photos of a drawn person, for scores only
+
+
+@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=as_recommended)
+def demo(
+    job: Job[PersonalizeConfig],
+    photo: Annotated[
+        Path | None, Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
+    ] = None,
+    out: Annotated[Path, Option(help="The folder for all results.")] = Path("demo"),
+    hypernet: HypernetName = None,
+) -> None:
+    """Run the whole method on a drawn avatar, offline.
+
+    From a photo to a prediction, to a finetuned LoRA, to one picture that shows all stages.
+    """
+    from hyperdreambooth.apps.personalization import run_personalization
+    from hyperdreambooth.faces.dataset import read_person
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference, others = (photo, []) if photo else held_out(job.own.seed, Path(folder))
+        run_personalization(job, read_person(reference), others, out, hypernet)
+
+
+def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
+    """Draws a test avatar: the reference photo, a file in the folder, and more photos of the same avatar.
+
+    The reference photo gets a caption, as a user would write one: what a caption names (a smile, a beach) is
+    not learned as a part of the person.
+    """
+    from hyperdreambooth.avatars.draw.people import SPLITS
+    from hyperdreambooth.avatars.folder import photo
+    from hyperdreambooth.files import InputError
+
+    if not 0 <= seed < len(SPLITS["test"]):
+        raise InputError(f"seed: expected 0 to {len(SPLITS['test']) - 1}, got {seed}")
+    person = SPLITS["test"].start + seed
+    reference = folder / f"avatar-{person}.png"
+    image, caption = photo(person, 0)
+    image.save(reference)
+    reference.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return reference, [photo(person, number)[0] for number in range(1, OTHERS + 1)]
 
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def predict(
-    settings: Settings[NoConfig],
+    job: Job[NoConfig],
     photos: Photos,
-    out: Annotated[Path, typer.Option(help="The adapter to write (.safetensors).")],
+    out: Annotated[Path, Option(help="The adapter to write (.safetensors).")],
     form: Annotated[
-        Literal["diffusers", "kohya", "lidb"], typer.Option("--format", help="The form of the adapter.")
+        Literal["diffusers", "kohya", "lidb"], Option("--format", help="The form of the adapter.")
     ] = "lidb",
     hypernet: HypernetName = None,
 ) -> None:
@@ -33,14 +84,14 @@ def predict(
     from hyperdreambooth.faces.dataset import read_person
 
     check_file(out)
-    report, person = Report(settings), read_person(photos)
-    with report.stage("load"):
-        personalizer = load_personalizer(settings.base, hypernet)
-    with report.stage("predict"):
+    person = read_person(photos)
+    with job.stage("load"):
+        personalizer = load_personalizer(job.base, hypernet)
+    with job.stage("predict"):
         adapter = personalizer.predict(person)
     adapter.save(out, form)
-    report.write(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
-    typer.echo(str(out))
+    job.report(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
+    echo(str(out))
 
 
 @command(
@@ -48,9 +99,9 @@ def predict(
     "prompts", "rank", "steps|auto", "seed", adjust=as_recommended,
 )  # fmt: skip
 def personalize(
-    settings: Settings[PersonalizeConfig],
+    job: Job[PersonalizeConfig],
     photos: Photos,
-    out: Annotated[Path, typer.Option(help="The folder for adapters, pictures and report.json.")],
+    out: Annotated[Path, Option(help="The folder for adapters, pictures and report.json.")],
     hypernet: HypernetName = None,
 ) -> None:
     """Make a LoRA of a person from photos.
@@ -60,15 +111,15 @@ def personalize(
     from hyperdreambooth.apps.personalization import run_personalization
     from hyperdreambooth.faces.dataset import read_person
 
-    run_personalization(settings, read_person(photos), [], out, hypernet)
+    run_personalization(job, read_person(photos), [], out, hypernet)
 
 
 @command("hyperdreambooth.apps.settings:GenerateConfig", "seed")
 def generate(
-    settings: Settings[GenerateConfig],
-    prompt: Annotated[list[str], typer.Option(help="A prompt; [V] stands for the person; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="The folder for the images.")],
-    adapter: Annotated[list[Path] | None, typer.Option(help="An adapter file; may be repeated.")] = None,
+    job: Job[GenerateConfig],
+    prompt: Annotated[list[str], Option(help="A prompt; [V] stands for the person; may be repeated.")],
+    out: Annotated[Path, Option(help="The folder for the images.")],
+    adapter: Annotated[list[Path] | None, Option(help="An adapter file; may be repeated.")] = None,
     weight: Weights = None,
     hypernet: HypernetName = None,
 ) -> None:
@@ -78,24 +129,24 @@ def generate(
     """
     must_exist(*adapter or [])
     from hyperdreambooth.apps.loading import load, open_sum
-    from hyperdreambooth.files import check_writable, whole_file
+    from hyperdreambooth.apps.saving import check_report
+    from hyperdreambooth.files import whole_file
     from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
-    check_writable(out)
     check_report(out, "generate")
-    report, own = Report(settings), settings.own
+    own = job.own
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
-    with report.stage("load"):
-        base = load(settings.base)
+    with job.stage("load"):
+        base = load(job.base)
         worn = open_sum(adapter or [], weight or [], base, hypernet)
-    with report.stage("generate"), Progress("generate", len(names)) as bar:
+    with job.stage("generate"), Progress("generate", len(names)) as bar:
 
-        def save(at: int, picture: Image) -> None:
+        def save(at: int, picture: Image.Image) -> None:
             with whole_file(out / names[at]) as part:
                 picture.save(part, format="PNG")
             bar.update(1)
 
         generate_images(base, prompt, worn, drawn=save, **own.model_dump())
-    report.write(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
-    typer.echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")
+    job.report(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
+    echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command, must_exist
-from hyperdreambooth.apps.settings import NoConfig, Settings
+from hyperdreambooth.apps.settings import Job, NoConfig
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @command("hyperdreambooth.apps.settings:NoConfig")
 def inspect(
-    settings: Settings[NoConfig],
-    file: Annotated[Path, typer.Argument(help="An adapter file.")],
-    against: Annotated[Path | None, typer.Option(help="Another adapter file to compare it with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    job: Job[NoConfig],
+    file: Annotated[Path, Argument(help="An adapter file.")],
+    against: Annotated[Path | None, Option(help="Another adapter file to compare it with.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
     hypernet: HypernetName = None,
 ) -> None:
     """Show what an adapter file is, and whether it fits the base.
 
     A file that does not fit is reported; only a damaged file is an error.
     """
-    must_exist(file, *([against] if against else []))
+    must_exist(file, *filter(None, [against]))
     from hyperdreambooth.adapter import summary
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 
-    base = load(settings.base)
+    base = load(job.base)
     entries, adapter = _open(file, base, hypernet)
     if adapter is not None:
         norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
@@ -44,7 +44,8 @@ def inspect(
             other = open_adapter(against, base, hypernet)
             entries["against"] = {"file": str(against), **_compare(adapter, other)}
     if as_json:
-        return typer.echo(json.dumps(_finite(entries), indent=2, ensure_ascii=False))
+        finite = json.loads(json.dumps(entries), parse_constant=lambda _: None)  # JSON has no NaN
+        return echo(json.dumps(finite, indent=2, ensure_ascii=False))
     _print(entries)
 
 
@@ -58,29 +59,20 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
     header = lidb_header(file)
     if header is not None:
         load_tensors(file)
-    metadata = {"format": "lidb", **header} if header is not None else describe(file)
+    metadata = describe(file) if header is None else {"format": "lidb", **header}
     entries = {"file": str(file), "bytes": file.stat().st_size, **metadata}
     here = f"{base.fingerprint} ({base.source})"
     made_for = entries.get("base_fingerprint")
     other = made_for not in (None, "", base.fingerprint)
     if other and header is not None:
         return {**entries, "fits": f"no: made for base {made_for}, this base is {here}"}, None
-    fits = f"yes: base {here}" + (
-        f", but made for base {made_for}: the person may look different" if other else ""
-    )
+    warning = f", but made for base {made_for}: the person may look different" if other else ""
     try:
-        return {**entries, "fits": fits}, open_adapter(file, base, hypernet)
+        return {**entries, "fits": f"yes: base {here}{warning}"}, open_adapter(file, base, hypernet)
     except InputError as error:
         if header is not None:
             raise
         return {**entries, "fits": f"no: {str(error).removeprefix(f'{file}: ')}; this base is {here}"}, None
-
-
-def _finite(value: Any) -> Any:
-    """Replaces NaN and infinity, which JSON does not have, by null."""
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
@@ -102,24 +94,21 @@ def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
 
 def _print(entries: Mapping[str, Any]) -> None:
     """Prints the entries; then the file's own metadata; then every site with its norm and its distance."""
-    against: Mapping[str, Any] = entries.get("against", {})
+    against: dict[str, Any] = dict(entries.get("against", {}))
+    distances = against.pop("distances", {})
     lines = {key: value for key, value in entries.items() if key not in ("norms", "against", "metadata")}
-    lines |= {f"against {key}": value for key, value in against.items() if key != "distances"}
+    lines |= {f"against {key}": value for key, value in against.items()}
     for key, value in lines.items():
-        typer.echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
-    metadata, norms, distances = (
-        table.get(key, {})
-        for table, key in ((entries, "metadata"), (entries, "norms"), (against, "distances"))
-    )
-    if metadata:
-        typer.echo("\nmetadata of the file")
-    for key, value in sorted(metadata.items()):
-        typer.echo(f"  {key:32} {_text(value)[:120]}")
-    if norms:
-        typer.echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
-    for name, norm in norms.items():
-        distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
-        typer.echo(f"{norm:9.3g}  {distance}{name}")
+        echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
+    if metadata := entries.get("metadata"):
+        echo("\nmetadata of the file")
+        for key, value in sorted(metadata.items()):
+            echo(f"  {key:32} {_text(value)[:120]}")
+    if norms := entries.get("norms"):
+        echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
+        for name, norm in norms.items():
+            distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
+            echo(f"{norm:9.3g}  {distance}{name}")
 
 
 def _text(value: Any) -> str:

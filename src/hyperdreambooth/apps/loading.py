@@ -1,39 +1,43 @@
-"""Loads what commands work on: the base, the hypernetwork, adapter files."""
+"""Loads what commands work on: the base, the hypernetwork, adapter files, the judge of a training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 
 import diffusers
 import huggingface_hub.utils
 import transformers
+from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, load_adapter
 from hyperdreambooth.apps.settings import BaseConfig
 from hyperdreambooth.base.load import Base, is_embedded, load_base
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.files import InputError
+from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, hypernet_folder, load_hypernet, load_info
+from hyperdreambooth.hypernet.validate import PersonSampler, Score
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.personalize import Personalizer
+from hyperdreambooth.shapes import Factors
+from hyperdreambooth.training.trainable import each
 
 
 def load(config: BaseConfig) -> Base:
-    """Loads the base that a command's config names."""
-    _hide_loading_bars()
+    """Loads the base that a command's config names, without the bars of libraries that read local files."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # of downloads
     return load_base(config.base, **config.model_dump(exclude={"base"}))
 
 
 def load_personalizer(config: BaseConfig, hypernet: str | None) -> Personalizer:
-    """Loads the base and its hypernetwork; None stands for the hypernetwork of the embedded avatars.
-
-    Raises:
-        InputError: no hypernetwork for another base than the embedded one, two that do not belong together,
-            or another trigger or class word than that of the training.
-    """
+    """Loads the base and its hypernetwork; None stands for the hypernetwork of the embedded avatars."""
     if hypernet is None and not is_embedded(config.base):
         raise InputError(
             f"hypernet: expected the one trained for base {config.base}, got none; name its folder or hub id"
@@ -50,23 +54,10 @@ def load_personalizer(config: BaseConfig, hypernet: str | None) -> Personalizer:
     return Personalizer(base, load_hypernet(folder, base.device))
 
 
-def _hide_loading_bars() -> None:
-    """Hides the bars that other libraries show while they read local files; downloads keep theirs."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()
-
-
 def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter:
-    """Opens an adapter file of any format and checks it against the base.
+    """Opens an adapter file of any format and checks it against the base that will wear it.
 
-    Args:
-        file: the adapter.
-        base: the base that will wear it.
-        hypernet: the hypernetwork that predicted it, which holds the aux bases if they were learned.
-
-    Raises:
-        InputError: the file is damaged, or was made for another base or other aux bases.
+    The hypernetwork is the one that predicted it, and holds the aux bases if they were learned.
     """
 
     def basis_of(source: str) -> Basis:
@@ -84,14 +75,7 @@ def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter
 def open_sum(
     files: Sequence[Path], weights: Sequence[float], base: Base, hypernet: str | None = None
 ) -> Adapter | None:
-    """Opens adapter files and adds them up with their weights, which are 1 where none are given.
-
-    Returns:
-        The sum, or None where there are no files.
-
-    Raises:
-        InputError: the numbers of weights and files differ, a weight is not finite, or a file does not fit.
-    """
+    """Adds adapter files up with their weights, 1 where none are given; None where there are no files."""
     if strange := [weight for weight in weights if not math.isfinite(weight)]:
         raise InputError(f"--weight: expected finite numbers, got {strange[0]}")
     if len(weights) not in (0, len(files)):
@@ -101,3 +85,31 @@ def open_sum(
     adapters = [open_adapter(file, base, hypernet) for file in files]
     weighted = [weight * one for one, weight in zip(adapters, weights, strict=True)] if weights else adapters
     return reduce(add, weighted) if weighted else None
+
+
+def validation(base: Base) -> tuple[PersonSampler, Score | None]:
+    """Returns what generates a hypernetwork's validation pictures, and what scores them if the base can."""
+
+    def sample(prompts: Sequence[str], factors: Factors) -> list[Image.Image]:
+        people = [Adapter(one, base.trigger, base.fingerprint, base.source) for one in each(factors)]
+        return generate_images(base, prompts, people)
+
+    scorers = load_base_scorers(base)
+    return sample, partial(_mean_scores, scorers) if scorers is not None else None
+
+
+def _mean_scores(
+    scorers: BaseScorers,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    others: Sequence[Sequence[Path]],
+) -> dict[str, float]:
+    """Returns the mean `identity` of people with other photos, and the mean `prompt`, if any is scored."""
+    likeness = [
+        scorers.identity([image], [open_photo(path) for path in paths])[0]
+        for image, paths in zip(images, others, strict=True)
+        if paths
+    ]
+    identity = sum(likeness) / len(likeness) if likeness else None
+    scores = {"identity": identity, "prompt": scorers.summary(images, prompts)["prompt"]}
+    return {name: value for name, value in scores.items() if value is not None}

@@ -1,8 +1,7 @@
 """The options that commands share, and the decorator that adds them to a command.
 
-Typer builds a command line from the signature of a function. `command` makes that signature from the
-function's own parameters, from flags that stand for keys of the command's config, and from the options that
-every command has. So no command repeats them, and none has to read its config itself.
+Typer builds a command line from a function's signature. `command` makes it from the function's own
+parameters, flags that stand for keys of the command's config, and the options that every command has.
 """
 
 from __future__ import annotations
@@ -14,92 +13,80 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, BadParameter, Option
 
-from hyperdreambooth.apps.settings import Settings, resolve
+from hyperdreambooth.apps.settings import Job, resolve
 
-Function: TypeAlias = Callable[..., None]
-Adjust: TypeAlias = Callable[[Settings[Any], Mapping[str, Any]], Settings[Any]]
+Function = Callable[..., None]
+Adjust = Callable[[Job[Any], Mapping[str, Any]], Job[Any]]
 
 
 def steps_or_auto(text: str) -> str:
     """Checks a number of steps, or `auto`; pydantic's message would name its own types."""
     if text != "auto" and not text.isdecimal():
-        raise typer.BadParameter(f"expected a whole number or auto, got {text!r}")
+        raise BadParameter(f"expected a whole number or auto, got {text!r}")
     return text
 
 
 def named_path(text: str) -> Path:
     """Makes a path; refuses an empty text, which a shell makes of an unset variable."""
     if not text:
-        raise typer.BadParameter("expected a file or a folder, got ''")
+        raise BadParameter("expected a file or a folder, got ''")
     return Path(text)
 
 
 def must_exist(*paths: Path) -> None:
-    """Refuses files that do not exist, before the imports and models that take seconds.
-
-    Raises:
-        typer.BadParameter: naming the first of them.
-    """
+    """Refuses files that do not exist, before the imports and models that take seconds."""
     for path in paths:
         if not path.exists():
-            raise typer.BadParameter(f"{path}: no such file")
+            raise BadParameter(f"{path}: no such file")
 
 
-Flag = typer.Option
-ConfigFile: TypeAlias = Annotated[
-    Path | None, Flag("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
+ConfigFile = Annotated[
+    Path | None, Option("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
 ]
-Sets: TypeAlias = Annotated[
+Sets = Annotated[
     list[str] | None,
-    Flag("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated."),
+    Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated."),
 ]
-DryRun: TypeAlias = Annotated[bool, Flag("--dry-run", help="Print the resolved config and stop.")]
-BaseName: TypeAlias = Annotated[
-    str | None, Flag("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
+DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and stop.")]
+BaseName = Annotated[
+    str | None, Option("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
 ]
-Device: TypeAlias = Annotated[str | None, Flag(help="auto, cpu, cuda or mps.")]
-HypernetName: TypeAlias = Annotated[
-    str | None, Flag(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
+Device = Annotated[str | None, Option(help="auto, cpu, cuda or mps.")]
+HypernetName = Annotated[
+    str | None, Option(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
 ]
-Photos: TypeAlias = Annotated[
-    list[Path], typer.Argument(help="Photos of one person: files or folders.", parser=named_path)
+Photos = Annotated[list[Path], Argument(help="Photos of one person: files or folders.", parser=named_path)]
+People = Annotated[Path, Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)]
+Weights = Annotated[
+    list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
 ]
-People: TypeAlias = Annotated[
-    Path, typer.Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)
-]
-Weights: TypeAlias = Annotated[
-    list[float] | None, Flag("--weight", help="The weight of each adapter, in the same order [1].")
-]
-Workers: TypeAlias = Annotated[int | None, Flag(min=1, help="Worker processes [one a core].")]
+Workers = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
 
+PROMPT_HELP = "A prompt; [V] stands for the person; may be repeated."
+_STEPS_HELP = "Training steps; auto stops when the loss stops falling."
+_CROPPED_HELP = "Skip face detection and take the centre square."
 FLAGS: Mapping[str, Any] = {
     "base": BaseName,
     "device": Device,
-    "rank": Annotated[int | None, Flag(help="The rank of the LoRA.")],
-    "seed": Annotated[int | None, Flag(help="The seed of all random numbers.")],
-    "steps": Annotated[int | None, Flag(help="Training steps.")],
+    "rank": Annotated[int | None, Option(help="The rank of the LoRA.")],
+    "seed": Annotated[int | None, Option(help="The seed of all random numbers.")],
+    "steps": Annotated[int | None, Option(help="Training steps.")],
     "steps|auto": Annotated[
-        str | None,
-        Flag(help="Training steps; auto stops when the loss stops falling.", parser=steps_or_auto,
-             metavar="INTEGER|auto"),
+        str | None, Option(help=_STEPS_HELP, parser=steps_or_auto, metavar="INTEGER|auto")
     ],
-    "method": Annotated[str | None, Flag(help="lidb, lora, full or textual-inversion.")],
-    "prompts": Annotated[
-        list[str] | None, Flag("--prompt", help="A prompt; [V] stands for the person; may be repeated.")
-    ],
-    "identities": Annotated[int | None, Flag(help="How many people.")],
-    "photos": Annotated[int | None, Flag(help="How many photos of each person.")],
-    "split": Annotated[str | None, Flag(help="base, train, val or test.")],
-    "size": Annotated[int | None, Flag(help="The side of the crops in pixels [512].")],
-    "detector": Annotated[Path | None, Flag(help="The ONNX file of YuNet [downloaded once].")],
-    "already_cropped": Annotated[
-        bool | None, Flag("--already-cropped", help="Skip face detection and take the centre square.")
-    ],
-}  # fmt: skip
+    "method": Annotated[str | None, Option(help="lidb, lora, full or textual-inversion.")],
+    "prompts": Annotated[list[str] | None, Option("--prompt", help=PROMPT_HELP)],
+    "identities": Annotated[int | None, Option(help="How many people.")],
+    "photos": Annotated[int | None, Option(help="How many photos of each person.")],
+    "split": Annotated[str | None, Option(help="base, train, val or test.")],
+    "size": Annotated[int | None, Option(help="The side of the crops in pixels [512].")],
+    "detector": Annotated[Path | None, Option(help="The ONNX file of YuNet [downloaded once].")],
+    "already_cropped": Annotated[bool | None, Option("--already-cropped", help=_CROPPED_HELP)],
+}
 """Key of a config → the flag that sets it. What follows a bar tells apart two flags of one key."""
 
 
@@ -111,16 +98,14 @@ def command(
     on_base: bool = True,
     config_option: Any = ConfigFile,
 ) -> Callable[[Function], Function]:
-    """Makes a command of a function `f(settings, **own)`.
-
-    The command resolves its settings, stops there with `--dry-run`, and else calls the function.
+    """Makes a command of a function `f(job, **own)`: it resolves the settings and calls the function.
 
     Args:
         config: `package.module:Class` of the command's config. It is imported when the command runs, because
             configs import torch and `--help` must not.
         flags: the keys of the config that have flags, as `FLAGS` names them.
         name: the command's name in reports, if it is not the function's.
-        adjust: `(settings, own) → settings`, called before `--dry-run` prints them.
+        adjust: `(job, own) → job`, called before `--dry-run` prints them.
         on_base: whether the command loads a base, and so has `--base` and `--device`.
         config_option: the type of the `--config` option.
     """
@@ -128,7 +113,7 @@ def command(
 
     def decorate(function: Function) -> Function:
         _, *parameters = inspect.signature(function).parameters.values()
-        # annotations are text here; that of `settings` names classes which only type checkers import
+        # annotations are text here; that of `job` names classes which only type checkers import
         own = {p.name: p.replace(annotation=eval(p.annotation, function.__globals__)) for p in parameters}
         optional = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
         shared = {key: optional(key, annotation=kind) for key, kind in kinds.items()}
@@ -143,28 +128,24 @@ def command(
             began = time.perf_counter()
             chosen = {key: value for key in kinds if (value := given.pop(key)) != []}
             model = resolve_name(config)
-            settings = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
-            settings = replace(adjust(settings, given) if adjust else settings, began=began)
-            return settings.show() if dry_run else function(settings, **given)
+            job = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
+            job = replace(adjust(job, given) if adjust else job, began=began)
+            return job.show() if dry_run else function(job, **given)
 
-        all_of_them = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (own | shared).values()]
-        run.__signature__ = inspect.Signature(all_of_them)  # type: ignore[attr-defined]
+        every = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (own | shared).values()]
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         run.__name__, run.__doc__, run.__annotations__ = function.__name__, function.__doc__, {}
         return run
 
     return decorate
 
 
-def as_recommended(settings: Settings[Any], own: Mapping[str, Any]) -> Settings[Any]:
-    """Uses what the hypernetwork's folder recommends for the finetune wherever the user set nothing.
-
-    Raises:
-        InputError: there is no such hypernetwork.
-    """
+def as_recommended(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
+    """Uses what the hypernetwork's folder recommends for the finetune wherever the user set nothing."""
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_info
 
     hypernet = own["hypernet"]
-    if hypernet is None and not is_embedded(settings.base.base):
-        return settings  # an adapter from elsewhere, for which nobody recommends anything
-    return replace(settings, own=settings.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))
+    if hypernet is None and not is_embedded(job.base.base):
+        return job  # an adapter from elsewhere, for which nobody recommends anything
+    return replace(job, own=job.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))

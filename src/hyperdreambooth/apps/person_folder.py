@@ -14,19 +14,12 @@ from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
 
-COMMANDS = ("demo", "personalize")
-"""The commands that write such folders, as their reports name them."""
-
+COMMANDS = ("demo", "personalize")  # that write such folders, as their reports name them
 _OF_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # they leave these in every folder they show
 
 
 def check_out(folder: Path) -> None:
-    """Refuses to replace a folder that is not an earlier result. Commands ask before the work, too.
-
-    Raises:
-        InputError: it is a file, a folder with other things in it, the current folder or a mounted one, or
-            lies where nothing can be written.
-    """
+    """Refuses to replace a folder that is not an earlier result. Commands ask before the work, too."""
     if folder.exists() and not _is_replaceable(folder):
         raise InputError(
             f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
@@ -56,33 +49,18 @@ def save_person(
     base: Base,
     prediction: Adapter,
     adapter: Adapter,
+    /,
     *,
     photo: Photo,
     picture: Image.Image,
     seconds: Mapping[str, float],
-    scores: Mapping[str, Mapping[str, float | None]],
-    seed: int,
-    entries: Mapping[str, Any],
+    **entries: Any,
 ) -> dict[str, Any]:
-    """Writes a personalization as one folder, whole or not at all.
+    """Writes a personalization as one folder, whole or not at all; an earlier result there is replaced.
 
-    Args:
-        out: the folder; an earlier result there is replaced.
-        base: the base that the adapters were made for.
-        prediction: the hypernetwork's prediction, saved as a LiDB.
-        adapter: the finetuned LoRA, saved in kohya's form and in that of diffusers.
-        photo: the reference photo, saved as `photo.png`, and its caption, saved as `photo.txt`.
-        picture: the table of generated pictures, saved as `picture.png`.
-        seconds: stage → seconds; `total` is their sum if it is missing.
-        scores: `identity` and `prompt` → stage → score; None where nothing could be scored.
-        seed: the seed of everything.
-        entries: what else belongs in the report (config, prompts, …).
-
-    Returns:
-        The report, as written to `report.json`.
-
-    Raises:
-        InputError: `out` holds something else.
+    The prediction becomes a LiDB, and the adapter a LoRA in kohya's form and in that of diffusers. The total
+    of the seconds is their sum if it is missing. The entries are what else belongs in the report (config,
+    prompts, scores, …), which is returned as it is written.
     """
     check_out(out)
     files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}
@@ -91,12 +69,10 @@ def save_person(
     totalled = {**seconds, "total": seconds.get("total", sum(seconds.values()))}
     report: dict[str, Any] = {
         "seconds": {stage: round(value, 3) for stage, value in totalled.items()},
-        "scores": dict(scores),
         "files": files,
         "steps": int(adapter.metadata.get("steps", 0)),
         "rank": adapter.rank,
         "trigger": adapter.trigger,
-        "seed": seed,
         "command": "personalize",
         **entries,
         "environment": environment(),

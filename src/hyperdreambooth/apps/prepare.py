@@ -5,26 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import Workers, command
-from hyperdreambooth.apps.report import Report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.faces.config import PrepareConfig
-    from hyperdreambooth.faces.journal import Record
 
 NAMED = 5  # dropped photos that are named on the terminal; the report names all
 
 
 @command("hyperdreambooth.faces.config:PrepareConfig", "already_cropped", "size", "detector", on_base=False)
 def prepare(
-    settings: Settings[PrepareConfig],
+    job: Job[PrepareConfig],
     photos: Annotated[
-        str, typer.Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
+        str, Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
     ],
-    out: Annotated[Path, typer.Option(help="The folder for the crops.")],
+    out: Annotated[Path, Option(help="The folder for the crops.")],
     workers: Workers = None,
 ) -> None:
     """Crop and align the faces of photos.
@@ -35,36 +33,24 @@ def prepare(
     from hyperdreambooth.apps.sheet import contact_sheet
     from hyperdreambooth.faces.dataset import SHEET, printable
     from hyperdreambooth.faces.prepare import prepare_folder
-    from hyperdreambooth.files import whole_file
+    from hyperdreambooth.files import InputError, whole_file
 
-    report = Report(settings)
-    with report.stage("prepare"):
-        records = prepare_folder(photos, out, settings.own, workers)
-    with report.stage("sheet"), whole_file(out / SHEET) as part:
+    with job.stage("prepare"):
+        records = prepare_folder(photos, out, job.own, workers)
+    with job.stage("sheet"), whole_file(out / SHEET) as part:
         contact_sheet(out, records).save(part, format="PNG")
     kept = [{"photo": one.photo, "crop": f"{one.name}.png"} for one in records if one.kept]
     dropped = [{"photo": one.photo, "reason": one.reason} for one in records if not one.kept]
     people = {one.name.partition("/")[0] for one in records if one.kept}
     counts = {"photos": len(records), "kept": len(kept), "dropped": len(dropped), "people": len(people)}
-    report.write(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
-    _print(out, records)
-    typer.echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")
-
-
-def _print(out: Path, records: list[Record]) -> None:
-    """Prints the first photos that were dropped.
-
-    Raises:
-        InputError: all of them were.
-    """
-    from hyperdreambooth.files import InputError
-
-    dropped = [one for one in records if not one.kept]
-    if dropped and len(dropped) == len(records):
+    job.report(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
+    if dropped and not kept:
+        reason = dropped[0]["reason"]
         raise InputError(
-            f"{out}: none of {len(records)} photos was kept; the first: {dropped[0].reason}; see report.json"
+            f"{out}: none of {len(records)} photos was kept; the first: {reason}; see report.json"
         )
     for one in dropped[:NAMED]:
-        typer.echo(f"dropped    {one.photo}: {one.reason}")
+        echo(f"dropped    {one['photo']}: {one['reason']}")
     if len(dropped) > NAMED:
-        typer.echo(f"dropped    {len(dropped) - NAMED} more; see {out / 'report.json'}")
+        echo(f"dropped    {len(dropped) - NAMED} more; see {out / 'report.json'}")
+    echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")

@@ -1,4 +1,4 @@
-"""Writes adapters: in one form, in every form, or folded into a whole pipeline."""
+"""Writes adapters and what else was trained: in one form, in every form, or as a whole pipeline."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import typer
+from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.files import InputError, check_writable
+from hyperdreambooth.files import InputError, check_writable, read_json
+from hyperdreambooth.finetune.dreambooth import TrainedPerson
+from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.lora.formats.merged import save_merged
 from hyperdreambooth.lora.formats.write import check_name
 
+WORD = "learned_embeds.safetensors"  # as diffusers names the file of a textual inversion
+
 
 def check_file(out: Path) -> None:
-    """Refuses an output that cannot become a safetensors file, before the work.
-
-    Raises:
-        InputError: it has another ending, is a folder, or lies where nothing can be written.
-    """
+    """Refuses an output that cannot become a safetensors file, before the work."""
     check_name(out)
     if out.is_dir():
         raise InputError(f"out {out}: expected a file to write, found a folder; pass another --out")
     check_writable(out.parent)
 
 
-def save_forms(
-    adapter: Adapter,
-    out: Path,
-    form: Format | Literal["all"] = "all",
-    dtype: str = "float32",
-) -> dict[str, str]:
-    """Writes one form of an adapter, or every form it has, into a folder: all of them or none.
+def check_report(out: Path, command: str) -> None:
+    """Refuses a folder that cannot be written to, or holds another command's report, which would be lost."""
+    check_writable(out)
+    file = out / "report.json"
+    report = read_json(file) if file.is_file() else {"command": command}
+    maker = report.get("command") if isinstance(report, dict) else None
+    if maker != command:
+        raise InputError(
+            f"out {out}: expected a new folder or a result of {command}, found a result of "
+            f"{maker or 'another program'}; pass another --out"
+        )
 
-    Returns:
-        form → file name.
-    """
+
+def save_forms(
+    adapter: Adapter, out: Path, form: Format | Literal["all"] = "all", dtype: str = "float32"
+) -> dict[str, str]:
+    """Writes one form of an adapter, or every form it has, into a folder; returns form → file name."""
     every: list[Format] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
     forms: list[Format] = every if form == "all" else [form]
     files: dict[Format, str] = {one: FILES[one] for one in forms}
@@ -48,17 +54,13 @@ def save_forms(
     with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
         for one, name in files.items():
             adapter.save(Path(part) / name, one, getattr(torch, dtype))
-        for name in files.values():
+        for name in files.values():  # all of them or none
             os.replace(Path(part) / name, out / name)
     return {str(one): name for one, name in files.items()}
 
 
 def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32") -> dict[str, str]:
-    """Writes the base with the adapter folded in, as a folder that is a base itself.
-
-    Returns:
-        form → folder name.
-    """
+    """Writes the base with the adapter folded in, as a folder that is a base itself; form → folder name."""
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))  # diffusers' own `to` warns about float16
@@ -67,7 +69,18 @@ def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32
     return {"merged": "merged"}
 
 
+def save_trained(person: TrainedPerson, out: Path, base: Base) -> dict[str, str]:
+    """Writes an adapter's forms, a whole pipeline, or a word's embedding; returns form → file or folder."""
+    if isinstance(person, Adapter):
+        return save_forms(person, out)
+    if isinstance(person, Word):
+        person.save(out / WORD)
+        return {"textual-inversion": WORD}
+    person.save(out / "pipeline", base)
+    return {"pipeline": "pipeline"}
+
+
 def print_files(out: Path, files: Mapping[str, str]) -> None:
     """Prints where each file is."""
     for name, file in files.items():
-        typer.echo(f"{name:12} {out / file}")
+        echo(f"{name:12} {out / file}")

@@ -1,16 +1,17 @@
-"""The settings of a command: a config file, then `--set`, then its flags, each over the one before."""
+"""A command's job and its settings: a config file, then `--set`, then flags, each over the one before."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import typer
 from pydantic import BaseModel, Field, create_model, model_validator
+from typer import echo
 
 Own = TypeVar("Own", bound=BaseModel)
 
@@ -23,10 +24,7 @@ TABLES = (
 
 
 class BaseConfig(BaseModel, extra="forbid"):
-    """Which base a command works on and how it is loaded, in the words of `load_base`.
-
-    Every command that loads a base accepts these keys.
-    """
+    """Which base a command works on and how it is loaded, in the words of `load_base`."""
 
     base: str | None = None
     device: str = "auto"
@@ -48,29 +46,14 @@ class NoConfig(BaseModel, extra="forbid"):
 
 
 class RelaxConfig(BaseModel, extra="forbid"):
-    """The config of `relax`.
-
-    Attributes:
-        rank: the rank of the LoRA.
-        seed: the seed of the rows that are added.
-    """
+    """The config of `relax`: the rank of the LoRA, and the seed of the rows that are added."""
 
     rank: int = Field(4, ge=1)
     seed: int = 0
 
 
 class GenerateConfig(BaseModel, extra="forbid"):
-    """The config of `generate`.
-
-    Attributes:
-        seed: the seed of the starting noise.
-        steps: denoising steps.
-        guidance: the scale of classifier-free guidance; 1 turns it off.
-        images: images a prompt.
-        negative: the negative prompt.
-        size: the side of the images in pixels; None for the base's own.
-        batch: images generated together.
-    """
+    """The config of `generate`, in the words of `generate_images`."""
 
     seed: int = 0
     steps: int = Field(25, ge=1)
@@ -82,13 +65,11 @@ class GenerateConfig(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Settings(Generic[Own]):
-    """The resolved settings of a command.
+class Job(Generic[Own]):
+    """A run of a command: its settings, and the seconds that its stages take.
 
     Attributes:
-        command: the command's name.
         own: the command's own config.
-        base: how the base is loaded.
         on_base: whether the command loads a base at all.
         began: when the command began, by `time.perf_counter`.
     """
@@ -98,19 +79,36 @@ class Settings(Generic[Own]):
     base: BaseConfig = field(default_factory=BaseConfig)
     on_base: bool = True
     began: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     def flat(self) -> dict[str, Any]:
         """Returns one flat table, as `--dry-run` prints it and `--config` reads it."""
-        return {
-            **(self.base.model_dump(mode="json") if self.on_base else {}),
-            **self.own.model_dump(mode="json"),
-        }
+        base = self.base.model_dump(mode="json") if self.on_base else {}
+        return {**base, **self.own.model_dump(mode="json")}
 
     def show(self) -> None:
         """Prints the settings as YAML."""
         import yaml
 
-        typer.echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
+        echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Adds the seconds that the block takes to the stage `name`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+
+    def report(self, target: Path, **entries: Any) -> None:
+        """Writes what ran, and how long: `target/report.json` for a folder, else `target.report.json`."""
+        from hyperdreambooth.files import write_json
+        from hyperdreambooth.runs import environment
+
+        file = target / "report.json" if target.is_dir() else target.with_name(f"{target.name}.report.json")
+        config = self.flat()
+        seconds = {**self.seconds, "total": round(time.perf_counter() - self.began, 3)}
+        stamp = {"command": self.command, "config": config, "seed": config.get("seed")}
+        write_json(file, {**stamp, **entries, "seconds": seconds, "environment": environment()})
 
 
 def resolve(
@@ -121,20 +119,19 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     *,
     on_base: bool = True,
-) -> Settings[Own]:
+) -> Job[Own]:
     """Merges and checks the settings of a command.
 
+    A table of the command's name in the file counts as if its keys stood at the top. The tables of other
+    commands are ignored unless the model has a field of that name.
+
     Args:
-        command: the command's name. A table of that name in the file counts as if its keys stood at the top;
-            the tables of other commands are ignored unless the model has a field of that name.
+        command: the command's name.
         model: the command's own config.
         file: a config file or the name of a preset.
         sets: `key=value` assignments.
         flags: the values of flags, by key; None where a flag was not given.
         on_base: whether the command loads a base and so accepts the keys of `BaseConfig`.
-
-    Raises:
-        InputError: a value is wrong or a key unknown; the message names the key.
     """
     from hyperdreambooth.config import load_config
 
@@ -143,9 +140,9 @@ def resolve(
     both = create_model(f"{command}Config", __base__=parts, __validators__={"flatten": flatten})
     merged = load_config(both, _preset(file), tuple(sets or ()), **(flags or {}))
     given = merged.model_dump(exclude_unset=True)
-    own = model(**{key: value for key, value in given.items() if key in model.model_fields})
-    base = BaseConfig(**{key: value for key, value in given.items() if key in BaseConfig.model_fields})
-    return Settings(command, own, base, on_base)
+    own = model(**{key: given[key] for key in given.keys() & model.model_fields})
+    base = BaseConfig(**{key: given[key] for key in given.keys() & BaseConfig.model_fields})
+    return Job(command, own, base, on_base)
 
 
 def _flatten(command: str, model: type[BaseModel], on_base: bool, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,24 +13,14 @@ from hyperdreambooth.faces.journal import Record
 from hyperdreambooth.grid import PAPER, grid
 
 CELL, COLUMNS, MOST = 144, 8, 64
-Cell = tuple[Image.Image | None, str]
 
 
 def contact_sheet(out: Path, records: Sequence[Record]) -> Image.Image:
-    """Draws what became of the photos.
-
-    Args:
-        out: the folder of crops.
-        records: all photos; the sheet shows the first 64 crops and the first 64 dropped photos.
-
-    Returns:
-        An RGB image.
-    """
+    """Draws what became of the photos: the first crops in the folder, and the first dropped photos."""
     kept, dropped = ([one for one in records if one.kept is kind] for kind in (True, False))
-    parts = [
-        _part(f"kept: {len(kept):,}", [(_crop(out, one), one.name) for one in kept[:MOST]]),
-        _part(f"dropped: {len(dropped):,}", [(_thumb(one), _reason(one)) for one in dropped[:MOST]]),
-    ]
+    crops = [(_crop(out / f"{one.name}.png"), one.name) for one in kept[:MOST]]
+    thumbs = [(_thumb(one), f"{Path(one.photo).name}: {one.reason}") for one in dropped[:MOST]]
+    parts = [_part(f"kept: {len(kept):,}", crops), _part(f"dropped: {len(dropped):,}", thumbs)]
     width = max(COLUMNS * CELL, *(part.width for part in parts))  # room for the titles of a few photos
     sheet = Image.new("RGB", (width, sum(part.height for part in parts)), PAPER)
     sheet.paste(parts[0], (0, 0))
@@ -38,19 +28,15 @@ def contact_sheet(out: Path, records: Sequence[Record]) -> Image.Image:
     return sheet
 
 
-def _part(title: str, cells: Sequence[Cell]) -> Image.Image:
+def _part(title: str, cells: Sequence[tuple[Image.Image | None, str]]) -> Image.Image:
     lines = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     pictures = [[picture for picture, _ in line] for line in lines]
     captions = [[caption for _, caption in line] for line in lines]
     return grid(pictures, cell=CELL, captions=captions, title=title)
 
 
-def _reason(record: Record) -> str:
-    return f"{Path(record.photo).name}: {record.reason}"
-
-
-def _crop(out: Path, record: Record) -> Image.Image:
-    with Image.open(out / f"{record.name}.png") as image:
+def _crop(file: Path) -> Image.Image:
+    with Image.open(file) as image:
         return image.convert("RGB")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.adapters import LoraFile, LoraForm
 from hyperdreambooth.apps.options import (
@@ -19,8 +19,7 @@ from hyperdreambooth.apps.options import (
     must_exist,
     named_path,
 )
-from hyperdreambooth.apps.report import Report
-from hyperdreambooth.apps.settings import Settings
+from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
     from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
 
 @command("hyperdreambooth.finetune.config:DreamboothConfig", "method", "rank", "steps|auto", "seed")
 def dreambooth(
-    settings: Settings[DreamboothConfig],
+    job: Job[DreamboothConfig],
     photos: Photos,
-    out: Annotated[Path, typer.Option(help="The run folder, which will hold the result.")],
+    out: Annotated[Path, Option(help="The run folder, which will hold the result.")],
 ) -> None:
     """Train one person from scratch.
 
@@ -40,31 +39,28 @@ def dreambooth(
     the base as in the DreamBooth paper (full), or the embedding of one word (textual-inversion).
     """
     from hyperdreambooth.apps.loading import load
-    from hyperdreambooth.apps.saving import print_files
-    from hyperdreambooth.apps.train_parts import save_trained
+    from hyperdreambooth.apps.saving import print_files, save_trained
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.dreambooth import dreambooth as run
     from hyperdreambooth.runs import check_run
 
     check_run(out)
-    report, person = Report(settings), read_person(photos)
-    with report.stage("load"):
-        base = load(settings.base)
-    with report.stage("train"):
-        trained = run(base, person, out, settings.own)
+    person = read_person(photos)
+    with job.stage("load"):
+        base = load(job.base)
+    with job.stage("train"):
+        trained = run(base, person, out, job.own)
     files = save_trained(trained, out, base)
-    entries = {"files": files, "rank": settings.own.rank, "trigger": base.trigger}
-    report.write(out, **entries, **report_steps(trained.metadata))
+    entries = {"files": files, "rank": job.own.rank, "trigger": base.trigger}
+    job.report(out, **entries, **report_steps(trained.metadata))
     print_files(out, files)
 
 
 @command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)
 def finetune(
-    settings: Settings[FinetuneConfig],
-    file: Annotated[Path, typer.Argument(help="The adapter to start from, usually a prediction.")],
-    photo: Annotated[
-        list[Path], typer.Option(help="A photo of the person; may be repeated.", parser=named_path)
-    ],
+    job: Job[FinetuneConfig],
+    file: Annotated[Path, Argument(help="The adapter to start from, usually a prediction.")],
+    photo: Annotated[list[Path], Option(help="A photo of the person; may be repeated.", parser=named_path)],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -78,19 +74,19 @@ def finetune(
     from hyperdreambooth.finetune.fast import finetune_adapter
 
     check_file(out)
-    report, person = Report(settings), read_person(photo)
-    with report.stage("load"):
-        base = load(settings.base)
+    person = read_person(photo)
+    with job.stage("load"):
+        base = load(job.base)
         adapter = open_adapter(file, base, hypernet)
         # captions use the trigger of the adapter's file
         base = base.with_words(adapter.trigger or base.trigger, base.class_word)
-        check_rank(settings.own.rank, adapter.factors)
-    with report.stage("finetune"):
-        trained = finetune_adapter(base, adapter, person, settings.own)
+        check_rank(job.own.rank, adapter.factors)
+    with job.stage("finetune"):
+        trained = finetune_adapter(base, adapter, person, job.own)
     trained.save(out, form)
     entries = {"source": str(file), "rank": trained.rank, "trigger": trained.trigger}
-    report.write(out, **entries, **report_steps(trained.metadata))
-    typer.echo(str(out))
+    job.report(out, **entries, **report_steps(trained.metadata))
+    echo(str(out))
 
 
 def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -98,59 +94,54 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     entries: dict[str, Any] = {"steps": int(metadata.get("steps", 0))}
     if "stopped" in metadata:
         entries["stopped"] = metadata["stopped"]
-        typer.echo(f"{'steps':12} {entries['steps']}: {entries['stopped']}")
+        echo(f"{'steps':12} {entries['steps']}: {entries['stopped']}")
     return entries
 
 
 @command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
 def preoptimize(
-    settings: Settings[PreoptConfig],
-    photos: People,
-    out: Annotated[Path, typer.Option(help="The bank's folder.")],
+    job: Job[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
     from hyperdreambooth.preopt.bank_training import preoptimize as run
 
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
-    with report.stage("train"):
-        bank = run(base, photos, out, settings.own)
-    report.write(out, identities=len(bank.identities), numbers=bank.layout.size)
-    typer.echo(f"{out}: {len(bank.identities)} people")
+    with job.stage("load"):
+        base = load(job.base)
+    with job.stage("train"):
+        bank = run(base, photos, out, job.own)
+    job.report(out, identities=len(bank.identities), numbers=bank.layout.size)
+    echo(f"{out}: {len(bank.identities)} people")
 
 
-def _check_finetune(settings: Settings[HypernetConfig], _own: Mapping[str, Any]) -> Settings[HypernetConfig]:
+def _check_finetune(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[HypernetConfig]:
     """Checks the `[finetune]` table, whose mistakes would otherwise show after the training."""
     from hyperdreambooth.finetune.config import FinetuneConfig
 
-    FinetuneConfig().over(settings.own.finetune)
-    return settings
+    FinetuneConfig().over(job.own.finetune)
+    return job
 
 
 @command("hyperdreambooth.hypernet.config:HypernetConfig", "steps", "seed", adjust=_check_finetune)
 def train(
-    settings: Settings[HypernetConfig],
+    job: Job[HypernetConfig],
     photos: People,
-    out: Annotated[Path, typer.Option(help="The hypernetwork's folder.")],
-    bank: Annotated[Path | None, typer.Option(help="The bank that preoptimize made.")] = None,
+    out: Annotated[Path, Option(help="The hypernetwork's folder.")],
+    bank: Annotated[Path | None, Option(help="The bank that preoptimize made.")] = None,
 ) -> None:
     """Train the hypernetwork on photos of many people.
 
     `--set learn_basis=true` learns the aux bases too and needs no bank. The `[finetune]` table of the config
     is saved in the folder, as the defaults for finetuning what the hypernetwork predicts.
     """
-    from hyperdreambooth.apps.loading import load
-    from hyperdreambooth.apps.train_parts import validation
+    from hyperdreambooth.apps.loading import load, validation
     from hyperdreambooth.hypernet.train import train_hypernet
 
-    report = Report(settings)
-    with report.stage("load"):
-        base = load(settings.base)
+    with job.stage("load"):
+        base = load(job.base)
         sample, score = validation(base)
-    with report.stage("train"):
-        train_hypernet(base, photos, out, settings.own, bank, sample=sample, score=score)
+    with job.stage("train"):
+        train_hypernet(base, photos, out, job.own, bank, sample=sample, score=score)
     if os.environ.get("RANK", "0") == "0":  # the first process of `accelerate launch`
-        report.write(out)
-        typer.echo(str(out))
+        job.report(out)
+        echo(str(out))
