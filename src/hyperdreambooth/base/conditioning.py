@@ -38,7 +38,7 @@ class Conditioner:
     """Encodes the captions of a training.
 
     Args:
-        base: the base that tokenizes and encodes.
+        base: tokenizes and encodes.
         captions: all captions of the training; many photos may share one.
         text_worn: whether the text encoders change during the training. If not, all captions are encoded at
             the first call, in the precision of that moment, and never again.
@@ -54,12 +54,7 @@ class Conditioner:
         self._once: Conditioning | None = None
 
     def __call__(self, captions: Sequence[str], images: int = 1) -> Conditioning:
-        """Returns the conditioning of the `b` samples of a batch, each encoded with what its person wears.
-
-        Args:
-            captions: the caption of each sample.
-            images: the samples in a row that belong to one person.
-        """
+        """Returns the conditioning of `b` captions, each encoded with what its person wears (`images` in a row)."""
         rows = [self._rows[caption] for caption in captions]
         if not self._text_worn:
             if self._once is None:
@@ -90,16 +85,9 @@ class Conditioner:
 
 
 def _distinct(rows: Sequence[int], images: int) -> tuple[list[int], list[int]]:
-    """Chooses the samples to encode, so that no caption is encoded twice for one person.
+    """Returns the samples to encode, no caption twice for one person, and each sample's place among them.
 
     A batch of people is shared out evenly by `inject.routing`, so it can only shrink to one caption a person.
-
-    Args:
-        rows: the caption of each sample, as a row of the tokens.
-        images: the samples in a row that belong to one person.
-
-    Returns:
-        The samples to encode, and for each sample of the batch its place among them.
     """
     people = [rows[at : at + images] for at in range(0, len(rows), images)]
     if len(people) > 1 and any(len(set(own)) > 1 for own in people):

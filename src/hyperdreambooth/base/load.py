@@ -40,12 +40,10 @@ class Base:
     """A frozen text-to-image pipeline, made by `load_base` or, of a pipeline in memory, by `from_pipeline`.
 
     Attributes:
-        pipe: the diffusers pipeline; no parameter requires a gradient.
         source: the folder or hub id it was loaded from, or `EMBEDDED_NAME`.
         family: what differs between Stable Diffusion, SDXL, SD 3 and Flux.
         components: the networks that an adapter may change: the denoiser and the text encoders.
         sites: the linear layers that an adapter changes, sorted by name.
-        fingerprint: sixteen hex digits of the weights.
         trigger: the rare word for "this person"; replaces `[V]` in prompts.
         class_word: what captions call a person (`face`, `person`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
@@ -78,20 +76,13 @@ class Base:
         stored: Path | None = None,
         variant: str | None = None,
     ) -> Base:
-        """Freezes a diffusers pipeline.
+        """Freezes a diffusers pipeline of one of `FAMILIES`; the other arguments are those of `load_base`.
 
         Args:
-            pipe: a pipeline of one of `FAMILIES`.
+            pipe: the pipeline.
             source: what files and cards call it.
-            trigger: the rare word for "this person".
-            class_word: what captions call a person.
-            resolution: pixels a side to work at; None for the pipeline's own.
-            add_sites: pattern of linear layers to adapt besides the attention's.
-            skip_sites: pattern of sites to leave out.
-            offload: keep the VAE and text encoders without an adapter on the CPU while training.
             stored: folder of the files, which the fingerprint is computed from where `pipe` holds their
                 numbers rounded to bfloat16.
-            variant: of these files, such as `fp16`.
 
         Raises:
             InputError: a scheduler that the family cannot train with, a bad pattern, or a bad resolution.
@@ -138,13 +129,9 @@ class Base:
     @property
     def run_inputs(self) -> dict[str, str]:
         """What a training has to find again when it goes on: weights, words, size and sites."""
-        return {
-            "base": self.fingerprint,
-            "trigger": self.trigger,
-            "class_word": self.class_word,
-            "resolution": str(self.resolution),
-            "sites": site_fingerprint(self.sites),
-        }
+        words = {"trigger": self.trigger, "class_word": self.class_word}
+        sizes = {"resolution": str(self.resolution), "sites": site_fingerprint(self.sites)}
+        return {"base": self.fingerprint, **words, **sizes}
 
     def check_side(self, field: str, side: int) -> None:
         """Refuses a side of pictures that this base cannot draw."""
@@ -194,20 +181,13 @@ class Base:
     ) -> list[Any]:
         """Pictures by the pipeline itself, a generator each; prompts are taken as they are."""
         told = self.family.sampling(self.pipe, prompts, negative, guidance)
-        call = {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
-        with self._in_turn():
-            return self.pipe(**told, **call).images
-
-    @contextmanager
-    def _in_turn(self) -> Generator[None]:
-        """With `offload`, the pipeline's networks come to the device one after the other for the block."""
+        told |= {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
         if not self.offload:
-            yield
-            return
+            return self.pipe(**told).images
         places = {module: next(module.parameters()).device for module in _networks(self.pipe).values()}
         try:
-            self.pipe.enable_model_cpu_offload(device=self.device)
-            yield
+            self.pipe.enable_model_cpu_offload(device=self.device)  # one network after the other
+            return self.pipe(**told).images
         finally:
             self.pipe.remove_all_hooks()
             for module, place in places.items():
@@ -232,9 +212,6 @@ class Base:
 
         Without cuDNN's attention: on Hopper GPUs its backward fails or gives NaN at some lengths (torch 2.11;
         github.com/pytorch/pytorch/issues/196678, and Flux at 1024 pixels, docs/LOG.md).
-
-        Args:
-            checkpointing: of gradients in the denoiser: less memory, a third slower.
         """
         allowed = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -254,13 +231,7 @@ def _networks(pipe: Any) -> dict[str, nn.Module]:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` → CUDA, else MPS, else CPU.
-
-    Of several GPUs it is the one of this process, the first one where there is only one process.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
+    """`auto` → CUDA (of several GPUs the one of this process), else MPS, else CPU."""
     found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     here = [kind for kind, count in found.items() if count]
     with suppress(RuntimeError):  # what torch says of a word that names none

@@ -39,18 +39,7 @@ def open_pipeline(
     revision: str | None = None,
     token: str | None = None,
 ) -> Any:
-    """Loads a pipeline on the CPU.
-
-    Args:
-        place: a folder, a hub id, or a `.safetensors` file of a whole checkpoint.
-        families: the names of the supported pipeline classes.
-        dtype: the number format of the weights.
-        variant: the variant of the files, such as `fp16`.
-        offline: whether to use only files on this machine.
-        base_config: the folder or hub id of a pipeline of the same architecture, for a single file.
-        leave_out: optional components not to load.
-        revision: a branch, tag or commit on the hub.
-        token: the access token of the hub.
+    """Loads a pipeline of one of the families on the CPU, with the arguments of `load_base`.
 
     Raises:
         InputError: there is no pipeline, or one of another class. Both are known before a large download.
@@ -155,11 +144,7 @@ def open_skeleton(
     base_config: str | None = None,
     leave_out: Collection[str] = (),
 ) -> Any:
-    """Builds the pipeline from its configs alone, without weights, on the meta device.
-
-    Raises:
-        InputError: there is no pipeline, or one of another class.
-    """
+    """Builds the pipeline from its configs alone, without weights, on the meta device."""
     try:
         folder = _like(place, base_config)
         index = _index(folder, offline)

@@ -16,10 +16,8 @@ _known: WeakKeyDictionary[nn.Module, OrderedDict[tuple[torch.dtype, bytes], Tens
 
 def token_numbers(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
     """Returns token ids `(b, length)`, padded and truncated."""
-    encoded = tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    return encoded.input_ids
+    padding = {"padding": "max_length", "max_length": length, "truncation": True}
+    return tokenizer(prompts, **padding, return_tensors="pt").input_ids
 
 
 def read(encoder: Any, tokens: Tensor) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -26,16 +27,13 @@ from hyperdreambooth.runs import rng
 
 @dataclass(frozen=True)
 class Faces:
-    """The photos of all identities, encoded once.
+    """The `m` photos of all identities, encoded once, one identity after the other.
 
     Attributes:
         names: the identities.
-        photos: the photos of all identities, one identity after the other.
         offsets: identity `k` owns photos `offsets[k]` to `offsets[k + 1]`.
         features: `(m, t, c)` float16, for reference photos.
         latents: `(m, c, h, w)`, for target photos.
-        captions: the `m` captions.
-        conditioner: captions → conditioning.
     """
 
     names: tuple[str, ...]
@@ -66,7 +64,6 @@ class TrainingBatch:
     """Examples as tensors on the base's device, one identity after the other: `b = n · photos`.
 
     Attributes:
-        identities: the `n` identities.
         features: `(n, t, c)` of the reference photos.
         latents: `(b, c, h, w)` of the target photos.
         keys: the names of the `b` draws of noise and timestep.
@@ -90,14 +87,12 @@ def load_faces(
         people: identity → photos.
         base: encodes latents and captions.
         encoder: encodes features, from pixels at the base's resolution as in a prediction.
-        prompt: the caption of photos without one; `{class_word}` is the base's.
+        prompt: the caption of photos without one.
         cache: the folder of the encoded photos and captions.
         text_worn: whether the text encoders wear what is trained.
     """
-    photos = tuple(photo for group in people.values() for photo in group)
-    offsets = [0]
-    for group in people.values():
-        offsets.append(offsets[-1] + len(group))
+    photos = tuple(chain.from_iterable(people.values()))
+    offsets = tuple(accumulate(map(len, people.values()), initial=0))
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     warn_unnamed(base, captions)
 
@@ -107,8 +102,7 @@ def load_faces(
     key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}"
     encoded = cached_photos(photos, base.resolution, encode, cache, key)
     conditioner = Conditioner(base, captions, text_worn, cache)
-    features, latents = encoded["features"], encoded["latents"]
-    return Faces(tuple(people), photos, tuple(offsets), features, latents, captions, conditioner)
+    return Faces(tuple(people), photos, offsets, captions=captions, conditioner=conditioner, **encoded)
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
@@ -119,16 +113,10 @@ def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Example:
-    """Draws an identity of the pool, a reference photo and target photos.
+    """Draws an identity of the pool, a reference photo and target photos; `key` is the name of the draw.
 
     The reference is never its own target if the identity has another photo. Otherwise the network would copy
     pose and light (training.md 5).
-
-    Args:
-        faces: the photos of all identities.
-        pool: the identities to draw from.
-        photos: the number of target photos.
-        key: the name of the draw.
     """
     generator = rng(*key)
     identity = pool[int(torch.randint(len(pool), (), generator=generator))]

@@ -7,9 +7,8 @@ input and output projection of its own width. Padded to the widest site, each is
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -25,16 +24,7 @@ HEAD_START = 1e-3  # training.md 3: a zero head on top of zero factors would nev
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """The size of the network.
-
-    Attributes:
-        tokens: `t` of the image features.
-        channels: `c` of the image features.
-        width: channels of the decoder.
-        layers: decoder blocks.
-        heads: attention heads.
-        refinements: `K`.
-    """
+    """The size of the network: `t` and `c` of the image features, the decoder's channels, …, and `K`."""
 
     tokens: int
     channels: int
@@ -52,7 +42,7 @@ class HyperNetwork(nn.Module):
         shape: the size of the network.
         basis: the aux bases, which are copied: parameters if they are learned, constants otherwise.
         learn_basis: whether they are learned (the published "pro" variant).
-        seed: the seed of the initial weights; the global random state stays as it is.
+        seed: of the initial weights; the global random state stays as it is.
     """
 
     mean: Tensor
@@ -118,10 +108,8 @@ class HyperNetwork(nn.Module):
     def named_basis(self) -> Basis:
         """Returns a copy of the bases with their source in files, `seed:N` or `hypernet:FINGERPRINT`."""
         now = self.basis()
-        down = {name: matrix.detach().clone() for name, matrix in now.down.items()}
-        up = {name: matrix.detach().clone() for name, matrix in now.up.items()}
         source = f"hypernet:{basis_fingerprint(now)}" if self.learn_basis else now.source
-        return Basis(source, down, up)
+        return replace(now.mapped(lambda matrix: matrix.detach().clone()), source=source)
 
     @torch.no_grad()
     def normalise(self, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"], features: Features) -> None:
@@ -135,32 +123,25 @@ class HyperNetwork(nn.Module):
         self.feature_std.copy_((square / features[..., 0].numel()).sqrt().clamp_min(1e-4))
 
     # θ_0 = 0; θ_k = θ_{k-1} + T(f, θ_{k-1}), k = 1..K   (paper, section 4.2)
-    def theta(self, features: Features) -> Float[Tensor, "b P"]:
-        """Returns the normalised numbers `(b, P)`, float32, of features `(b, t, c)`."""
+    def forward(self, features: Features) -> Float[Tensor, "b P"]:
+        """Returns the numbers `(b, P)`, float32, of features `(b, t, c)`."""
         clean = (features - self.feature_mean) / self.feature_std
         seen = self.seen_norm(self.see(clean) + self.position)
         overall = self.overall(clean.mean(1))[:, None]
         theta = torch.zeros(len(features), self.layout.size, device=features.device)
-        with _quick_attention(features.device):
+        # fused attention on CPUs has a slow backward, which took 60 % of this network's time (docs/LOG.md)
+        with sdpa_kernel(SDPBackend.MATH) if features.device.type == "cpu" else nullcontext():
             for _ in range(self.shape.refinements):
-                theta = theta + self.delta(seen, overall, theta)
-        return theta
+                theta = theta + self._delta(seen, overall, theta)
+        return self.mean + self.spread * theta.float()
 
-    def delta(
+    def _delta(
         self, seen: Float[Tensor, "b t w"], overall: Float[Tensor, "b 1 w"], theta: Float[Tensor, "b P"]
     ) -> Float[Tensor, "b P"]:
-        """Returns `T(f, θ)`: one pass of the decoder.
+        """Returns `T(f, θ)`, one pass of the decoder, float32.
 
-        Differs from the paper: the mean of the features is added to every token, so that every site sees the
-        photo before it has learned to attend.
-
-        Args:
-            seen: `(b, t, width)`.
-            overall: `(b, 1, width)`.
-            theta: `(b, P)`.
-
-        Returns:
-            `(b, P)` float32.
+        Differs from the paper: the mean of the features, `overall`, is added to every token, so that every
+        site sees the photo before it has learned to attend.
         """
         padded = torch.cat([theta, theta.new_zeros(len(theta), 1)], dim=1)[:, self._pack]
         tokens = self.site + torch.einsum("bsp,spw->bsw", padded, self.believe) + overall
@@ -168,15 +149,6 @@ class HyperNetwork(nn.Module):
             tokens = block(tokens, seen)
         wide = torch.einsum("bsw,swp->bsp", self.norm(tokens), self.head) + self.head_bias
         return wide.flatten(1)[:, self._unpack].float()
-
-    def forward(self, features: Features) -> Float[Tensor, "b P"]:
-        """Returns the numbers `(b, P)`, float32, of features `(b, t, c)`."""
-        return self.mean + self.spread * self.theta(features).float()
-
-
-def _quick_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """Avoids fused attention on CPUs, whose backward took 60 % of this network's time (docs/LOG.md)."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _padding(layout: Layout) -> tuple[Tensor, Tensor]:

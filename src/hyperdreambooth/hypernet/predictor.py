@@ -76,10 +76,8 @@ class HypernetInfo:
     """What a hypernetwork was trained for.
 
     Attributes:
-        base_fingerprint: the fingerprint of its base.
         base_source: the folder or hub id of its base, for information only.
-        trigger: the rare word of its captions.
-        class_word: the word for a person in its captions.
+        trigger, class_word: the rare word and the word for a person in its captions.
         resolution: the side in pixels to which photos are cropped.
         training: figures of the training; only `step` is used.
         finetune: settings that suit the finetune of its predictions, and are its defaults.
@@ -102,9 +100,6 @@ class Predictor:
     `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it.
 
     Attributes:
-        network: the decoder.
-        encoder: the frozen vision model.
-        info: base, trigger, resolution and more.
         layout: the places of each site's numbers.
         basis: the aux bases of the numbers, on the CPU.
     """
@@ -141,8 +136,7 @@ class Predictor:
     def average(self, pixels: Tensor) -> Tensor:
         """Predicts the numbers `(1, P)` of one person from several photos `(m, 3, h, w)`.
 
-        The predictions of all photos are averaged. What the photos have in common stays, and what only one of
-        them shows (pose, light) shrinks.
+        In the average, what only one photo shows (pose, light) shrinks.
         """
         return self.predict(pixels).mean(0, keepdim=True)
 
@@ -160,11 +154,7 @@ class Predictor:
         )  # fmt: skip
 
     def check_fits(self, base_fingerprint: str) -> None:
-        """Refuses a base that the hypernetwork was not trained on.
-
-        Raises:
-            InputError: with both fingerprints.
-        """
+        """Refuses a base that the hypernetwork was not trained on."""
         if base_fingerprint != self.info.base_fingerprint:
             raise InputError(
                 f"hypernetwork: expected base {self.info.base_fingerprint} ({self.info.base_source}), got "
@@ -174,17 +164,13 @@ class Predictor:
     def save(self, folder: str | Path, stored: Literal["float32", "float16"] = "float32") -> None:
         """Writes the folder, `config.json` last, so that a half-written folder is recognised.
 
-        Args:
-            folder: a new folder, or one with an earlier save.
-            stored: the number format of the weights. Learned bases stay float32, as their fingerprint needs.
+        `stored` is the format of the weights. Learned bases stay float32, as their fingerprint needs.
         """
-        folder = Path(folder)
+        folder, dtype = Path(folder), getattr(torch, stored)
         if self._copied:
             self._save_encoder(folder)
-        weights = {
-            name: tensor if name.startswith("basis_") else tensor.to(getattr(torch, stored))
-            for name, tensor in self.network.state_dict().items()
-        }
+        state = self.network.state_dict()
+        weights = {name: t if name.startswith("basis_") else t.to(dtype) for name, t in state.items()}
         save_tensors(folder / "model.safetensors", weights)
         with whole_file(folder / "README.md") as card:
             card.write_text(self._card(), encoding="utf-8")
@@ -206,19 +192,15 @@ class Predictor:
             private: whether a new repository is private; None for the owner's default.
             token: the access token of the hub; None for that of the user who is logged in.
             revision: the branch; None for `main`.
-            commit_message: the message of the commit.
-
-        Returns:
-            The URL of the commit.
+            commit_message: for the commit, whose URL is returned.
 
         Raises:
             InputError: the name is bad, the permission is missing, or the hub cannot be reached.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            self.save(folder)
+            self.save(name)
             return push_folder(
-                folder, repo_id, private=private, token=token, revision=revision, message=commit_message
+                Path(name), repo_id, private=private, token=token, revision=revision, message=commit_message
             )
 
     @property
@@ -276,8 +258,7 @@ def load_hypernet(
         source: a folder, or a hub id (`owner/name`).
         device: the device it runs on.
         revision: a branch, tag or commit on the hub.
-        token: the access token of the hub, for private repositories; None for that of the user who is logged
-            in.
+        token: of the hub, for private repositories; None for that of the user who is logged in.
 
     Raises:
         InputError: there is no such hypernetwork, it is damaged, half-written or of a newer format, or its
@@ -308,10 +289,7 @@ def load_hypernet(
 
 
 def load_info(source: str | Path) -> HypernetInfo:
-    """Reads what a hypernetwork was trained for, without its weights.
-
-    Args:
-        source: a folder, or a hub id.
+    """Reads what a hypernetwork, a folder or hub id, was trained for, without its weights.
 
     Raises:
         InputError: there is no such hypernetwork, or it is damaged or of a newer format.
@@ -326,18 +304,14 @@ def load_info(source: str | Path) -> HypernetInfo:
 
 
 def hypernet_folder(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Returns a hypernetwork's folder, after downloading it if `source` is a hub id.
-
-    Raises:
-        InputError: there is no such folder, and no such repository on the hub, or the hub cannot be reached.
-    """
+    """Returns a hypernetwork's folder, after downloading it if `source` is a hub id."""
     if Path(source).is_dir():
         return Path(source)
     if not is_hub_id(source):
         raise InputError(f"hypernetwork {source}: no such folder, and not a hub id (owner/name)")
-    patterns = ("*.json", "*.safetensors", "*.md")
     try:
-        return fetch_folder(str(source), patterns, revision=revision, token=token)
+        files = ("*.json", "*.safetensors", "*.md")
+        return fetch_folder(str(source), files, revision=revision, token=token)
     except InputError as error:
         raise InputError(f"hypernetwork {source}: no such folder; {error}") from error
 
@@ -345,8 +319,8 @@ def hypernet_folder(source: str | Path, revision: str | None = None, token: str 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Reads the folder's `config.json`."""
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
         raise InputError(
             f"{folder / 'config.json'}: expected a hypernetwork of format {FORMAT}, got {found}; get it again"
         )
@@ -357,9 +331,9 @@ def _network(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyperNetw
     """Builds the decoder with its weights. Seeded bases are drawn again and must be those of the training."""
     layout, source = Layout.from_json(config["layout"]), str(config["basis"]["source"])
     if config["learn_basis"]:
-        names = [site.name for site in layout.sites]
-        down = {name: tensors[f"basis_down_{k}"] for k, name in enumerate(names)}
-        basis = Basis(source, down, {name: tensors[f"basis_up_{k}"] for k, name in enumerate(names)})
+        names = [(k, site.name) for k, site in enumerate(layout.sites)]
+        down, up = ({name: tensors[f"basis_{side}_{k}"] for k, name in names} for side in ("down", "up"))
+        basis = Basis(source, down, up)
     else:
         basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, int(seed_of(source) or 0))
     network = HyperNetwork(layout, NetworkShape(**config["network"]), basis, bool(config["learn_basis"]))

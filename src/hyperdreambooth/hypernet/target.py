@@ -24,7 +24,6 @@ class Targets:
     """The space of the numbers, and the people of the bank.
 
     Attributes:
-        layout: the places of the numbers.
         basis: the aux bases; the initial ones if they are learned.
         mean: `(P,)`, the numbers at θ = 0.
         spread: `(P,)`, the scale of θ, the same for all numbers of a site.
@@ -48,14 +47,7 @@ def read_targets(
     """Reads start, scale and people from a bank, or takes start and scale from the config.
 
     If the bases are learned, a bank's numbers lose their meaning with the first step, so its people are no
-    targets.
-
-    Args:
-        base: the base whose sites are adapted.
-        config: the dims, if there is no bank.
-        names: all identities.
-        held: the held-out ones, which are never looked at.
-        bank: a bank of some of these identities, or of other people.
+    targets. Of all identities, `names`, those held out are never looked at.
 
     Raises:
         InputError: the bank belongs to another base, has nobody to train on, or contradicts the config.
@@ -84,10 +76,7 @@ def read_targets(
 
 
 def _statistics(layout: Layout, numbers: Tensor, default: float) -> tuple[Tensor, Tensor]:
-    """Returns the mean of numbers `(P,)` and each site's standard deviation from it, repeated to `(P,)`.
-
-    At sites where all people are equal, the standard deviation is `default`.
-    """
+    """Returns the mean `(P,)` and each site's deviation `(P,)`; `default` where all people are equal."""
     mean = numbers.double().mean(0)
     squares = (numbers.double() - mean).square().mean(0)
     sites = torch.stack([chunk.mean() for chunk in squares.split(layout.sizes)]).sqrt()
@@ -96,13 +85,8 @@ def _statistics(layout: Layout, numbers: Tensor, default: float) -> tuple[Tensor
 
 
 def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
-    """Returns the bank's basis seed.
-
-    Raises:
-        InputError: the bank belongs to another base, has learned bases, or contradicts the config.
-    """
-    made_for = bank.manifest["base_fingerprint"]
-    if made_for != base.fingerprint:
+    """Returns the basis seed of a bank that fits base and config; others are refused."""
+    if (made_for := bank.manifest["base_fingerprint"]) != base.fingerprint:
         raise InputError(
             f"{bank.folder}: expected a bank of base {base.fingerprint} ({base.source}), got one of "
             f"{made_for}; use a bank of this base"
@@ -117,11 +101,8 @@ def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
         "rank": layout.rank, "down_dim": layout.down_dim, "up_dim": layout.up_dim, "basis_seed": seed,
         "text_encoder": text,
     }  # fmt: skip
-    asked = {name: getattr(config, name) for name in has if name in config.model_fields_set}
-    if differing := [
-        f"{name} is {has[name]}, the config has {value}"
-        for name, value in asked.items()
-        if value != has[name]
-    ]:
+    asked = ((name, getattr(config, name)) for name in has if name in config.model_fields_set)
+    differing = [f"{name} is {has[name]}, the config has {v}" for name, v in asked if v != has[name]]
+    if differing:
         raise InputError(f"{bank.folder}: {'; '.join(differing)}; remove these settings, or use another bank")
     return seed

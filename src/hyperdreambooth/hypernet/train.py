@@ -50,15 +50,11 @@ def train_hypernet(
     Args:
         base: the frozen base; it is unchanged afterwards.
         photos: a folder with the photos of many people.
-        out: the hypernetwork's folder, which also has `run/` (log and checkpoints) and `cache/` (encoded
-            photos).
+        out: the hypernetwork's folder, which also has `run/` and `cache/`.
         config: all other settings.
-        bank: the pre-optimised LiDBs of some of the people, or their folder. They give start, scale and
-            targets.
-        sample: a function that draws validation pictures: prompts and factors, one identity for each prompt,
-            to images.
-        score: a function that scores them: images, prompts and other photos of the same people to named
-            scores.
+        bank: the pre-optimised LiDBs of some of the people, or their folder: start, scale and targets.
+        sample: draws validation pictures, see `PersonSampler`.
+        score: scores them, see `Score`.
 
     Returns:
         The averaged (EMA) network as in `out`; it is unfinished if `max_minutes` ended the training.
@@ -196,11 +192,7 @@ def _zero_factors(network: HyperNetwork) -> Factors:
 
 
 def _log(training: Training, done: int, totals: Tensor, norm: Any) -> float:
-    """Logs the means since the last log line over all processes, and returns the loss.
-
-    Raises:
-        InputError: the loss is not finite.
-    """
+    """Logs the means since the last log line over all processes, and returns the loss."""
     config = training.config
     everywhere: Any = training.accelerator.reduce(totals.clone(), "sum")
     loss, denoise, weights, size, known, parts = everywhere.tolist()
@@ -221,22 +213,16 @@ def _out_of_time(training: Training, started: float) -> bool:
     """Returns whether `max_minutes` are over for any process, so that all of them stop together."""
     if training.config.max_minutes is None:
         return False
-    over = torch.tensor(
-        float(time.monotonic() - started > training.config.max_minutes * 60),
-        device=training.accelerator.device,
-    )
-    everywhere: Any = training.accelerator.reduce(over, "sum")
+    over = float(time.monotonic() - started > training.config.max_minutes * 60)
+    mine = torch.tensor(over, device=training.accelerator.device)
+    everywhere: Any = training.accelerator.reduce(mine, "sum")
     return float(everywhere) > 0
 
 
 def _validate_and_save(
     training: Training, state: State, worn: Worn, done: int, last: bool
 ) -> dict[str, float]:
-    """Validates, exports and writes a checkpoint where it is time, in the first process only.
-
-    Returns:
-        `apart` for the progress bar if there was a validation.
-    """
+    """Validates, exports and saves when it is time, in the first process; returns figures for the bar."""
     base, faces, held, config = training.base, training.faces, training.held, training.config
     validate, save = last or done % config.validate_every == 0, last or done % config.save_every == 0
     if not training.accelerator.is_main_process or not (validate or save):
@@ -244,8 +230,7 @@ def _validate_and_save(
     figures: dict[str, float] = {}
     if validate and held:
         with training.accelerator.autocast():
-            together = len(_places(training, 0))
-            figures = tell_apart(base, faces, held, state.ema, worn, config, together)
+            figures = tell_apart(base, faces, held, state.ema, worn, config, len(_places(training, 0)))
         training.run.log(done, kind="validation", **figures)
         if training.sample is not None:
             worn.set(_zero_factors(state.ema))

@@ -44,14 +44,7 @@ def tell_apart(
 ) -> dict[str, float]:  # fmt: skip
     """Returns the mean denoising losses of held-out people with their own and with other predictions.
 
-    Args:
-        base: the base, which wears `worn`.
-        faces: the photos of all identities.
-        held: the held-out identities.
-        network: the averaged network.
-        worn: sets what the base wears.
-        config: the settings of the training. Timesteps are drawn without its bias.
-        together: people in one forward pass, at most as many as in a step of the training.
+    Timesteps are drawn without the bias of the training. `together` people share a forward pass.
 
     Returns:
         `own`, `mean` (everybody wears the mean) and `shuffled` (everybody wears another person's prediction);
@@ -81,11 +74,7 @@ def pictures(
     base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, config: HypernetConfig, file: Path,
     sample: PersonSampler, score: Score | None,
 ) -> dict[str, float]:  # fmt: skip
-    """Draws held-out people into `file`, below their reference photos; the base must be bare.
-
-    Returns:
-        The scores of `score`; empty without it.
-    """
+    """Draws held-out people into `file`, below their reference photos, and scores them; the base is bare."""
     chosen = examples(faces, held, config, 0)
     numbers = network(collect(base, faces, chosen).features)
     texts = [text.replace("{class_word}", base.class_word) for text in config.prompts]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,9 +27,7 @@ _GRID = 1000.0
 
 @dataclass(frozen=True)
 class Basis:
-    """The aux bases of every site, and where they come from.
-
-    Seeded bases are shared within a process: never write into the matrices.
+    """The aux bases of every site; seeded ones are shared within a process: never write into them.
 
     Attributes:
         source: `seed:N` for bases drawn from a seed, `hypernet:FINGERPRINT` for learned ones.
@@ -43,8 +41,12 @@ class Basis:
 
     def to(self, device: torch.device | str) -> Basis:
         """Returns the bases on a device, where they share the matrices that are there already."""
-        down = {name: matrix.to(device) for name, matrix in self.down.items()}
-        return Basis(self.source, down, {name: matrix.to(device) for name, matrix in self.up.items()})
+        return self.mapped(lambda matrix: matrix.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Basis:
+        """Returns the bases with every matrix changed."""
+        down = {name: change(matrix) for name, matrix in self.down.items()}
+        return Basis(self.source, down, {name: change(matrix) for name, matrix in self.up.items()})
 
 
 def site_dims(site: Site, down_dim: int, up_dim: int) -> tuple[int, int]:
@@ -55,17 +57,9 @@ def site_dims(site: Site, down_dim: int, up_dim: int) -> tuple[int, int]:
 def seeded_basis(
     sites: Sequence[Site], down_dim: int, up_dim: int, seed: int, device: torch.device | str = "cpu"
 ) -> Basis:
-    """Draws the bases of all sites, once in a process; those of a site do not depend on the other sites.
+    """Draws the float32 bases of all sites on the CPU, once in a process, and puts them on a device.
 
-    Args:
-        sites: the adapted layers.
-        down_dim: `a`, which shrinks to `i` at small sites.
-        up_dim: `d`, which shrinks to `o` at small sites.
-        seed: the name of the draw; the source is `seed:N`.
-        device: where the float32 result is put; the draw itself is always made on the CPU.
-
-    Returns:
-        Bases with orthonormal rows of `down` and orthonormal columns of `up`.
+    The bases of a site do not depend on the other sites. Their source is `seed:N`.
     """
     return _draw(tuple(sites), down_dim, up_dim, seed).to(device)
 
