@@ -24,9 +24,6 @@ def find_sites(
         components: the parts that may wear an adapter.
         add: a regular expression for further linear layers by canonical name, such as `ff\\.net`.
         skip: a regular expression for names to leave out, such as `^text_encoder`.
-
-    Raises:
-        InputError: a pattern is no regular expression, or matches nothing, or nothing is left.
     """
     linears = linear_sites(components)
     wanted = {site for site in linears if re.search(_ATTENTION, site.name)}
@@ -38,17 +35,16 @@ def find_sites(
 
 
 def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
-    """Returns every layer that a LoRA can change, sorted by name.
+    """Returns every layer that a LoRA can change, sorted by name: linear ones and 1×1 convolutions.
 
-    These are the linear layers, and the 1×1 convolutions, which compute the same: other people's LoRAs change
-    more than the attention projections that ours do.
+    Other people's LoRAs change more than the attention projections that ours do.
     """
-    return _sites(components, trainable=False)
+    return _sites(components, (nn.Linear, nn.Conv2d))
 
 
 def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
     """Returns the sites that can be trained: a convolution wears one identity only, without gradients."""
-    return _sites(components, trainable=True)
+    return _sites(components, (nn.Linear,))
 
 
 def locate(part: str, component: nn.Module) -> dict[str, str]:
@@ -56,12 +52,12 @@ def locate(part: str, component: nn.Module) -> dict[str, str]:
     return {canonical(part, path): path for path, _ in _layers(component)}
 
 
-def _sites(components: Mapping[str, nn.Module], trainable: bool) -> tuple[Site, ...]:
+def _sites(components: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> tuple[Site, ...]:
     found = [
         Site(canonical(part, path), layer.weight.shape[1], layer.weight.shape[0])
         for part, component in components.items()
         for path, layer in _layers(component)
-        if isinstance(layer, nn.Linear) or not trainable
+        if isinstance(layer, kinds)
     ]
     return tuple(sorted(found))
 

@@ -54,7 +54,7 @@ class Conditioner:
         self._once: Conditioning | None = None
 
     def __call__(self, captions: Sequence[str], images: int = 1) -> Conditioning:
-        """Returns the conditioning of `b` captions, each encoded with what its person wears (`images` in a row)."""
+        """Returns the conditioning of `b` captions, each as its person (of `images` in a row) is worn."""
         rows = [self._rows[caption] for caption in captions]
         if not self._text_worn:
             if self._once is None:

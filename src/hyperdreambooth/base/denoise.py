@@ -122,8 +122,8 @@ def sample_noises(
 ) -> tuple[Tensor, Tensor]:
     """Samples the noise `(b, c, h, w)` and the timesteps `(b,)`, each sample as a pure function of its key.
 
-    Of `bias` timesteps the noisiest is kept. A nearly clean picture already shows who it is, so a step spent on
-    it teaches next to nothing about a person (docs/LOG.md).
+    Of `bias` timesteps the noisiest is kept. A nearly clean picture already shows who it is, so a step spent
+    on it teaches next to nothing about a person (docs/LOG.md).
     """
     patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
     scheduler, noising = base.pipe.scheduler, base.family.NOISING

@@ -23,8 +23,8 @@ def weights_fingerprint(
     """Returns sixteen hex digits of the name, shape and first 64 numbers of every weight.
 
     The numbers are hashed as float16, so that float32 and float16 copies of a base accept the same adapters.
-    bfloat16 is less precise than float16, so the numbers of a bfloat16 copy are read from its files in `stored`,
-    the pipeline's folder; without it, such a copy has another fingerprint.
+    bfloat16 is less precise than float16, so the numbers of a bfloat16 copy are read from its files in
+    `stored`, the pipeline's folder; without it, such a copy has another fingerprint.
     """
     lines: list[str] = []
     probes: list[bytes] = []

@@ -37,7 +37,7 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
-    """Returns `hidden (b, t, c)`, CLIP states side by side and then T5's, and both projections `pooled (b, p)`."""
+    """Returns `hidden (b, t, c)`, padded CLIP states and then T5's, and both projections, `pooled (b, p)`."""
     first, second, third = tokens.split(_lengths(pipe), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
     clip = concatenate(one.hidden_states[-2], two.hidden_states[-2])

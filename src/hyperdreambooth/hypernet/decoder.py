@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
@@ -45,28 +46,23 @@ class HyperNetwork(nn.Module):
         seed: of the initial weights; the global random state stays as it is.
     """
 
-    mean: Tensor
-    spread: Tensor
-    feature_mean: Tensor
-    feature_std: Tensor
-    _pack: Tensor
-    _unpack: Tensor
-
     def __init__(
         self, layout: Layout, shape: NetworkShape, basis: Basis, learn_basis: bool = False, seed: int = 0
     ) -> None:  # fmt: skip
         super().__init__()
         self.layout, self.shape, self.learn_basis = layout, shape, learn_basis
-        self.register_buffer("mean", torch.zeros(layout.size))
-        self.register_buffer("spread", torch.ones(layout.size))
-        self.register_buffer("feature_mean", torch.zeros(shape.channels))
-        self.register_buffer("feature_std", torch.ones(shape.channels))
+        self.mean, self.spread = nn.Buffer(torch.zeros(layout.size)), nn.Buffer(torch.ones(layout.size))
+        self.feature_mean = nn.Buffer(torch.zeros(shape.channels))
+        self.feature_std = nn.Buffer(torch.ones(shape.channels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._add_decoder(shape, len(layout.sites), max(layout.sizes))
-        pack, unpack = _padding(layout)
-        self.register_buffer("_pack", pack, persistent=False)
-        self.register_buffer("_unpack", unpack, persistent=False)
+        # the number's index at each place of the padded rows `(s, widest)`, and the inverse `(P,)`; padding has
+        # the index after the last number, where a zero is appended
+        rows = list(torch.arange(layout.size).split(layout.sizes))
+        pack = pad_sequence(rows, batch_first=True, padding_value=layout.size)
+        self._pack = nn.Buffer(pack, persistent=False)
+        self._unpack = nn.Buffer((pack.flatten() < layout.size).nonzero().flatten(), persistent=False)
         self._add_basis(basis)
 
     def _add_decoder(self, shape: NetworkShape, sites: int, widest: int) -> None:
@@ -93,10 +89,8 @@ class HyperNetwork(nn.Module):
         for side, matrices in (("down", basis.down), ("up", basis.up)):
             for k, site in enumerate(self.layout.sites):
                 matrix = matrices[site.name].detach().clone()
-                if self.learn_basis:
-                    self.register_parameter(f"basis_{side}_{k}", nn.Parameter(matrix))
-                else:
-                    self.register_buffer(f"basis_{side}_{k}", matrix, persistent=False)
+                made = nn.Parameter(matrix) if self.learn_basis else nn.Buffer(matrix, persistent=False)
+                setattr(self, f"basis_{side}_{k}", made)
 
     def basis(self) -> Basis:
         """Returns the current aux bases; they get gradients if they are learned."""
@@ -149,17 +143,3 @@ class HyperNetwork(nn.Module):
             tokens = block(tokens, seen)
         wide = torch.einsum("bsw,swp->bsp", self.norm(tokens), self.head) + self.head_bias
         return wide.flatten(1)[:, self._unpack].float()
-
-
-def _padding(layout: Layout) -> tuple[Tensor, Tensor]:
-    """Returns the number's index at each place of the padded rows, `(s, widest)`, and its inverse, `(P,)`.
-
-    Padding has the index after the last number, where a zero is appended.
-    """
-    widest = max(layout.sizes)
-    pack = torch.full((len(layout.sites), widest), layout.size)
-    unpack = torch.empty(layout.size, dtype=torch.int64)
-    for k, (first, size) in enumerate(zip(layout.offsets, layout.sizes, strict=False)):
-        pack[k, :size] = torch.arange(first, first + size)
-        unpack[first : first + size] = torch.arange(size) + k * widest
-    return pack, unpack

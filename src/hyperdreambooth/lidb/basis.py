@@ -2,9 +2,8 @@
 
 Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`, where the aux matrices are random, orthonormal
 and frozen. They are drawn again from a seed and never stored (they take 60 MB for the UNet of SD 1.5), so the
-same seed must give the same bits on every machine. A float32 `qr` depends on the number of threads and a
-float32 `randn` on the CPU's instruction set. A float64 draw and a float64 QR with fixed signs, cast at the
-end, depend on neither.
+same seed must give the same bits on every machine. In float32 `qr` depends on the number of threads and
+`randn` on the CPU's instruction set. In float64 with fixed signs, cast at the end, neither matters.
 """
 
 from __future__ import annotations
@@ -66,13 +65,12 @@ def seeded_basis(
 
 @lru_cache(maxsize=4)  # bases of SD 1.5 take 60 MB and 2.7 s
 def _draw(sites: tuple[Site, ...], down_dim: int, up_dim: int, seed: int) -> Basis:
-    down: dict[str, Tensor] = {}
-    up: dict[str, Tensor] = {}
+    basis = Basis(f"seed:{seed}", {}, {})
     for site in sites:
         a, d = site_dims(site, down_dim, up_dim)
-        down[site.name] = _orthonormal(site.in_features, a, (seed, site.name, "down")).T.contiguous()
-        up[site.name] = _orthonormal(site.out_features, d, (seed, site.name, "up")).contiguous()
-    return Basis(f"seed:{seed}", down, up)
+        basis.down[site.name] = _orthonormal(site.in_features, a, (seed, site.name, "down")).T.contiguous()
+        basis.up[site.name] = _orthonormal(site.out_features, d, (seed, site.name, "up")).contiguous()
+    return basis
 
 
 def seed_of(source: str) -> int | None:
@@ -84,8 +82,7 @@ def seed_of(source: str) -> int | None:
 def basis_fingerprint(basis: Basis) -> str:
     """Returns sixteen hex digits of all matrices, each multiplied by a fixed random vector on both sides.
 
-    The products are rounded on purpose: bases that only differ by rounding (another LAPACK, another device)
-    have the same fingerprint.
+    The products are rounded, so that bases of another LAPACK or device have the same fingerprint.
     """
     digest = hashlib.sha256()
     for side, matrices in (("down", basis.down), ("up", basis.up)):

@@ -34,14 +34,10 @@ class Lidb:
 
     Attributes:
         numbers: `(P,)` float32.
-        layout: where each site's numbers lie.
         basis_source: `seed:N` or `hypernet:FINGERPRINT`.
-        basis_fingerprint: of the bases the numbers were trained over.
-        base_fingerprint: of the base they were trained on.
         trigger: the rare word that stands for this person.
-        base_source: folder or hub id of that base; information only.
-        resolution: side in pixels of the pictures that the numbers were trained on; None where an older file
-            does not say.
+        base_source: folder or hub id of the base; information only.
+        resolution: side in pixels of the training's pictures; None where an older file does not say.
     """
 
     numbers: Tensor
@@ -61,38 +57,26 @@ class Lidb:
 
     def plus(self, other: Lidb) -> Lidb | None:
         """The numbers of the sum of both ΔW, whose rank is the sum of their ranks; None over other bases."""
-        ours, theirs = (
-            (lidb.basis_fingerprint, lidb.layout.sites, lidb.layout.down_dim, lidb.layout.up_dim)
-            for lidb in (self, other)
-        )
-        if ours != theirs:
-            return None
         layout = replace(self.layout, rank=self.layout.rank + other.layout.rank)
+        if self.basis_fingerprint != other.basis_fingerprint or layout != replace(
+            other.layout, rank=layout.rank
+        ):
+            return None
         mine, more = self.layout.split(self.numbers[None]), other.layout.split(other.numbers[None])
         parts = {
             name: (torch.cat([a, more[name][0]], 1), torch.cat([b, more[name][1]], 2))
             for name, (a, b) in mine.items()
         }
-        return replace(
-            self,
-            numbers=layout.join(parts)[0],
-            layout=layout,
-            trigger=self.trigger or other.trigger,
-            resolution=self.resolution or other.resolution,
-        )
+        trigger, resolution = self.trigger or other.trigger, self.resolution or other.resolution
+        numbers = layout.join(parts)[0]
+        return replace(self, numbers=numbers, layout=layout, trigger=trigger, resolution=resolution)
 
 
 def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the file whole.
-
-    Args:
-        path: `NAME.lidb.safetensors`.
-        lidb: the person.
-        dtype: `torch.float32` or `torch.float16`, which halves the file.
+    """Writes `NAME.lidb.safetensors` whole, in float32 or in float16, which halves the file.
 
     Raises:
         InputError: another `dtype`, or numbers that are NaN, infinite or too large for it.
-        ValueError: the numbers are not `(P,)`.
     """
     if dtype not in (torch.float32, torch.float16):
         raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
@@ -118,14 +102,9 @@ def lidb_header(path: Path) -> dict[str, str] | None:
 
 
 def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
-    """Reads a LiDB file.
+    """Reads a LiDB file; whether base and basis fit is for `check_fits` to say.
 
-    Args:
-        path: the file.
-        sites: all sites of the base that is to wear it; a file made without the text encoder uses the others.
-
-    Returns:
-        The person, numbers in float32. Whether base and basis fit is for `check_fits` to say.
+    `sites` are all of the base that is to wear it; a file made without the text encoder uses the others.
 
     Raises:
         InputError: not a whole LiDB file, of a newer format, of another site list, or NaN or wrong shapes.
@@ -157,13 +136,9 @@ def check_fits(
 
     Args:
         lidb: the person.
-        base_fingerprint: of the base that is to wear it.
-        sites: all sites of that base.
+        base_fingerprint, sites: of the base that is to wear it.
         basis: the bases its numbers would be read over.
         name: what messages call it, usually its file.
-
-    Raises:
-        InputError: naming both fingerprints.
     """
     if lidb.base_fingerprint != base_fingerprint:
         raise InputError(
