@@ -43,10 +43,7 @@ def cached_rows(
         encode: positions in `names` → their rows, in this order.
         folder: the folder of the shards.
         batch: the number of rows encoded at a time.
-        title: the label of the progress bar.
-
-    Returns:
-        Tensors on the CPU with `m` rows each, in the order of `names`.
+        title: of the progress bar.
     """
     if (found := _open_exact(folder, names)) is not None:
         return found

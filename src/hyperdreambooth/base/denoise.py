@@ -23,7 +23,6 @@ class LossConfig(BaseModel):
     """The settings of every training on the denoising loss; subclasses only change the defaults.
 
     Attributes:
-        seed: the seed of all random draws.
         lr: the peak learning rate.
         clip: the largest norm of a gradient; larger gradients are scaled down to it.
         precision: the number format of the base's forward and backward; `auto` picks what is fast on this

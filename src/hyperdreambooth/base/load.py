@@ -270,7 +270,7 @@ def load_base(
     """Loads and freezes a pipeline.
 
     Args:
-        source: pipeline folder, hub id, or a `.safetensors` file that holds a whole checkpoint; None (or
+        source: pipeline folder, hub id, or a `.safetensors` file of a whole checkpoint; None (or
             `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
         dtype: number format of the frozen weights.
@@ -278,18 +278,15 @@ def load_base(
         offline: look at files on this machine only.
         base_config: folder or hub id of a pipeline like a single file's; None to tell from its weights.
         leave_out: components that the pipeline can do without, such as a third text encoder.
-        trigger: the rare word; None for the base's own, `sks` where it has none.
-        class_word: what a person is called; None for the base's own, `person` where it has none.
+        trigger, class_word: the rare word (`sks`) and what a person is called; None for the base's own.
         resolution: pixels a side to work at; None for the base's own.
         add_sites: pattern of linear layers to adapt besides the attention's, such as `ff\\.net`.
         skip_sites: pattern of sites to leave out, such as `^text_encoder`.
         offload: keep the VAE and text encoders without an adapter on the CPU while training.
-        revision: branch, tag or commit on the hub.
-        token: of the hub, for private repositories; None for the one that is logged in.
+        revision, token: branch, tag or commit on the hub, and an access token for private repositories.
 
     Raises:
-        InputError: no pipeline there, one of a family this package does not drive, or no such device or
-            number format.
+        InputError: no pipeline of a known family there, or no such device or number format.
     """
     where = pick_device(device)  # a mistake there would show after the loading
     dtype = str(dtype).removeprefix("torch.")

@@ -38,13 +38,11 @@ class HypernetConfig(LossConfig):
         prompts: the prompts of validation pictures, used in turn.
         max_minutes: stop cleanly after this time; the same command continues.
         start_from: a hypernetwork folder of the same shape whose weights to start from.
-        finetune: settings that suit the finetune of the predictions (`lr`, `steps`, `rank`, …). They are
-            stored in the folder and are the defaults of every finetune with this hypernetwork.
-        stored: the number format of the exported weights. float16 halves the folder and changes predictions
-            by less than a hundredth.
-        strength: the factor by which the trained network's predictions are multiplied. One photo leaves much
-            open, and the loss is lowest for a cautious prediction near the mean of all similar people. Above
-            1, predictions are bolder. Choose it on people that nobody trained on (docs/LOG.md).
+        finetune: settings of a finetune (`lr`, `steps`, `rank`, …) that become its defaults.
+        stored: of the exported weights; float16 changes predictions by less than a hundredth.
+        strength: the factor of the predictions. One photo leaves much open, and the loss is lowest for a
+            cautious prediction near the mean of all similar people. Above 1, predictions are bolder. Choose
+            it on people that nobody trained on (docs/LOG.md).
     """
 
     lr: float = Field(5e-4, gt=0)

@@ -27,20 +27,13 @@ from hyperdreambooth.runs import rng
 
 @dataclass(frozen=True)
 class Faces:
-    """The `m` photos of all identities, encoded once, one identity after the other.
-
-    Attributes:
-        names: the identities.
-        offsets: identity `k` owns photos `offsets[k]` to `offsets[k + 1]`.
-        features: `(m, t, c)` float16, for reference photos.
-        latents: `(m, c, h, w)`, for target photos.
-    """
+    """The `m` photos of all identities, encoded once, one identity after the other."""
 
     names: tuple[str, ...]
     photos: tuple[Photo, ...]
-    offsets: tuple[int, ...]
-    features: Tensor
-    latents: Tensor
+    offsets: tuple[int, ...]  # identity `k` owns photos `offsets[k]` to `offsets[k + 1]`
+    features: Tensor  # `(m, t, c)` float16, for reference photos
+    latents: Tensor  # `(m, c, h, w)`, for target photos
     captions: tuple[str, ...]
     conditioner: Conditioner
 
@@ -61,20 +54,13 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Examples as tensors on the base's device, one identity after the other: `b = n · photos`.
-
-    Attributes:
-        features: `(n, t, c)` of the reference photos.
-        latents: `(b, c, h, w)` of the target photos.
-        keys: the names of the `b` draws of noise and timestep.
-        conditioning: encodes the `b` captions with what the base wears when it is called.
-    """
+    """Examples as tensors on the base's device, one identity after the other: `b = n · photos`."""
 
     identities: tuple[int, ...]
-    features: Tensor
-    latents: Tensor
-    keys: tuple[Key, ...]
-    conditioning: Callable[[], Conditioning]
+    features: Tensor  # `(n, t, c)` of the reference photos
+    latents: Tensor  # `(b, c, h, w)` of the target photos
+    keys: tuple[Key, ...]  # of the draws of noise and timestep
+    conditioning: Callable[[], Conditioning]  # encodes the captions with what the base wears at that moment
 
 
 def load_faces(
@@ -83,13 +69,8 @@ def load_faces(
 ) -> Faces:  # fmt: skip
     """Encodes all photos, or reads them from the cache. Each photo is decoded once for latents and features.
 
-    Args:
-        people: identity → photos.
-        base: encodes latents and captions.
-        encoder: encodes features, from pixels at the base's resolution as in a prediction.
-        prompt: the caption of photos without one.
-        cache: the folder of the encoded photos and captions.
-        text_worn: whether the text encoders wear what is trained.
+    The encoder sees pixels at the base's resolution, as in a prediction. `prompt` is the caption of photos
+    without one, and `text_worn` says whether the text encoders wear what is trained.
     """
     photos = tuple(chain.from_iterable(people.values()))
     offsets = tuple(accumulate(map(len, people.values()), initial=0))

@@ -57,8 +57,8 @@ class HyperNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._add_decoder(shape, len(layout.sites), max(layout.sizes))
-        # the number's index at each place of the padded rows `(s, widest)`, and the inverse `(P,)`; padding has
-        # the index after the last number, where a zero is appended
+        # the number's index at each place of the padded rows `(s, widest)`, and the inverse `(P,)`; padding
+        # has the index after the last number, where a zero is appended
         rows = list(torch.arange(layout.size).split(layout.sizes))
         pack = pad_sequence(rows, batch_first=True, padding_value=layout.size)
         self._pack = nn.Buffer(pack, persistent=False)

@@ -28,10 +28,6 @@ class Preprocess:
 
     transformers' own processors are not used: they take 8-bit images one after the other on the CPU. At other
     sides than the model's they round to 8 bits, which moves features of the shipped encoder by 2 %.
-
-    Attributes:
-        size: the side of the square in pixels.
-        bicubic: whether the resize is bicubic; otherwise it is bilinear.
     """
 
     size: int
@@ -54,10 +50,8 @@ class Preprocess:
 class Encoder:
     """A frozen vision model with its preprocessing; of a model with two towers only the vision tower runs.
 
-    Attributes:
-        source: the folder or hub id it was loaded from.
-        layers: the hidden states that are concatenated along the channels; empty for the last one.
-        tokens, channels: `t` and `c` of the features.
+    `layers` are the hidden states that are concatenated along the channels, by default the last one; `tokens`
+    and `channels` are `t` and `c` of the features.
     """
 
     def __init__(self, model: Any, source: str, layers: Sequence[int], preprocess: Preprocess) -> None:
@@ -102,10 +96,6 @@ class Encoder:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    def nbytes(self) -> int:
-        """Returns the size of the weights, which decides whether a hypernetwork's folder has a copy."""
-        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
 
     def save(self, folder: Path) -> None:
         """Writes the model and its preprocessing as an ordinary transformers folder."""
@@ -152,8 +142,7 @@ def load_encoder(
 def _preprocess(settings: dict[str, Any], config: Any) -> Preprocess:
     """Reads size, mean and standard deviation from the model's own files; the defaults are 224 and 0.5.
 
-    Photos are already square crops. If the model's preprocessing resizes and then crops the centre, a photo
-    is resized to the size of the crop.
+    Photos are square already, so where a model crops the centre, they are resized to the size of the crop.
     """
     crop = settings.get("crop_size") if settings.get("do_center_crop", True) else None
     sizes = (crop, settings.get("size"), getattr(config, "image_size", None))

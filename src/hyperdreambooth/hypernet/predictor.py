@@ -1,8 +1,6 @@
 """A trained hypernetwork: photo → LiDB numbers, and the folder that stores it.
 
-The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the
-config names it), and `config.json`, which is written last, with a fingerprint of the weights. So a
-half-written folder is refused.
+`config.json` is written last, with a fingerprint of the weights, so that a half-written folder is refused.
 """
 
 from __future__ import annotations
@@ -73,25 +71,16 @@ Only `config.json`, `model.safetensors` and `encoder/` are read. `run/` and `cac
 
 @dataclass(frozen=True)
 class HypernetInfo:
-    """What a hypernetwork was trained for.
-
-    Attributes:
-        base_source: the folder or hub id of its base, for information only.
-        trigger, class_word: the rare word and the word for a person in its captions.
-        resolution: the side in pixels to which photos are cropped.
-        training: figures of the training; only `step` is used.
-        finetune: settings that suit the finetune of its predictions, and are its defaults.
-        strength: the factor of predicted ΔW, see `HypernetConfig.strength`.
-    """
+    """What a hypernetwork was trained for."""
 
     base_fingerprint: str
-    base_source: str
-    trigger: str
-    class_word: str
-    resolution: int
-    training: dict[str, Any] = field(default_factory=dict[str, Any])
-    finetune: dict[str, Any] = field(default_factory=dict[str, Any])
-    strength: float = 1.0
+    base_source: str  # the folder or hub id of its base, for information only
+    trigger: str  # the rare word of its captions
+    class_word: str  # the word for a person in its captions
+    resolution: int  # the side in pixels to which photos are cropped
+    training: dict[str, Any] = field(default_factory=dict[str, Any])  # figures; only `step` is used
+    finetune: dict[str, Any] = field(default_factory=dict[str, Any])  # the defaults of a finetune
+    strength: float = 1.0  # the factor of predicted ΔW, see `HypernetConfig.strength`
 
 
 class Predictor:
@@ -162,10 +151,7 @@ class Predictor:
             )
 
     def save(self, folder: str | Path, stored: Literal["float32", "float16"] = "float32") -> None:
-        """Writes the folder, `config.json` last, so that a half-written folder is recognised.
-
-        `stored` is the format of the weights. Learned bases stay float32, as their fingerprint needs.
-        """
+        """Writes the folder and its weights; learned bases stay float32, as their fingerprint needs."""
         folder, dtype = Path(folder), getattr(torch, stored)
         if self._copied:
             self._save_encoder(folder)
@@ -185,14 +171,10 @@ class Predictor:
         revision: str | None = None,
         commit_message: str = "Upload a hypernetwork",
     ) -> str:
-        """Uploads the hypernetwork, so that `load_hypernet(repo_id)` loads it.
+        """Uploads the hypernetwork, so that `load_hypernet(repo_id)` loads it, and returns the commit's URL.
 
-        Args:
-            repo_id: `owner/name`; the repository is created if there is none.
-            private: whether a new repository is private; None for the owner's default.
-            token: the access token of the hub; None for that of the user who is logged in.
-            revision: the branch; None for `main`.
-            commit_message: for the commit, whose URL is returned.
+        The repository `owner/name` is created if there is none, private or as its owner's default is. Without
+        token and branch they are those of the user who is logged in and `main`.
 
         Raises:
             InputError: the name is bad, the permission is missing, or the hub cannot be reached.
@@ -206,7 +188,7 @@ class Predictor:
     @property
     def _copied(self) -> bool:
         """Whether the folder has a copy of the encoder."""
-        return self.encoder.nbytes() < COPIED
+        return sum(tensor.nbytes for tensor in self.encoder.model.state_dict().values()) < COPIED
 
     def _save_encoder(self, folder: Path) -> None:
         """Copies the vision model, unless an earlier save has."""
@@ -317,7 +299,6 @@ def hypernet_folder(source: str | Path, revision: str | None = None, token: str 
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Reads the folder's `config.json`."""
     config = read_json(folder / "config.json")
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:

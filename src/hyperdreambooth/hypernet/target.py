@@ -21,24 +21,15 @@ _TOGETHER = 32  # people whose ΔW products are in memory at once
 
 @dataclass(frozen=True)
 class Targets:
-    """The space of the numbers, and the people of the bank.
-
-    Attributes:
-        basis: the aux bases; the initial ones if they are learned.
-        mean: `(P,)`, the numbers at θ = 0.
-        spread: `(P,)`, the scale of θ, the same for all numbers of a site.
-        numbers: `(k, P)` of the bank's people who are trained on.
-        rows: identity → its row in `numbers`.
-        scale: `(s,)`, how much people differ at each site.
-    """
+    """The space of the numbers, and the people of the bank."""
 
     layout: Layout
-    basis: Basis
-    mean: Tensor
-    spread: Tensor
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0))
-    rows: dict[int, int] = field(default_factory=dict[int, int])
-    scale: Tensor = field(default_factory=lambda: torch.empty(0))
+    basis: Basis  # the initial one if it is learned
+    mean: Tensor  # `(P,)`, the numbers at θ = 0
+    spread: Tensor  # `(P,)`, the scale of θ, the same for all numbers of a site
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0))  # `(k, P)` of the bank's trained people
+    rows: dict[int, int] = field(default_factory=dict[int, int])  # identity → its row in `numbers`
+    scale: Tensor = field(default_factory=lambda: torch.empty(0))  # `(s,)`, how much people differ
 
 
 def read_targets(

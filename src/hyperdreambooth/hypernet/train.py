@@ -1,8 +1,4 @@
-"""Stage 3, the training of a hypernetwork (paper, section 4.2): predict from one photo, denoise another.
-
-There is one loop for all variants: plain and "pro" (`learn_basis`), with a bank and without, on one process
-or several. They differ in the parameters of the network and in the terms of the loss.
-"""
+"""Stage 3, the training of a hypernetwork (paper, section 4.2): predict from one photo, denoise another."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """A bank: the pre-optimised numbers of many people, appended group by group and whole after any kill.
 
-`manifest.json` and `start.safetensors` describe how the numbers were made; the manifest is written last, so a
-folder with one is a bank. `shard-00000.safetensors`, … hold the numbers. `index.json` maps identity →
-[shard, row] and is replaced after its shard is whole. A shard that the index does not mention is left over
-from a kill: it is never read, and the next append overwrites it.
+`manifest.json`, which is written last, and `start.safetensors` say how the numbers were made. They are in
+`shard-00000.safetensors`, …. `index.json` maps identity → [shard, row] and is replaced after its shard is
+whole: a shard without an entry is left over from a kill, and the next append overwrites it.
 """
 
 from __future__ import annotations
@@ -47,11 +46,7 @@ class Bank:
 
     @staticmethod
     def open(folder: Path) -> Bank:
-        """Opens a bank for reading or appending.
-
-        Raises:
-            InputError: not a bank, or one whose files do not belong together.
-        """
+        """Opens a bank for reading or appending; files that do not belong together are refused."""
         described, started = folder / "manifest.json", folder / "start.safetensors"
         if not described.is_file():
             raise InputError(
@@ -75,10 +70,7 @@ class Bank:
         """Makes a bank, or opens the existing one if it was made in the same way, so the same call resumes.
 
         The manifest is plain data with at least `layout` (of `Layout.to_json`), `base_fingerprint` and
-        `basis_source`.
-
-        Raises:
-            InputError: the folder holds a bank of another manifest or start; the message names the keys.
+        `basis_source`. A bank of another manifest or start is refused.
         """
         if missing := [key for key in _REQUIRED if key not in manifest]:
             raise ValueError(f"the manifest lacks {', '.join(missing)}")
@@ -105,12 +97,7 @@ class Bank:
         return identity in self._index
 
     def append(self, ids: Sequence[str], numbers: Tensor, figures: Figures = _NO_FIGURES) -> None:
-        """Adds a group of finished identities: one shard, then the index, both written whole.
-
-        Args:
-            ids: names, new to the bank.
-            numbers: `(n, P)`.
-            figures: name → one figure for each identity, for example the last loss.
+        """Adds a group of `n` new identities: one shard with their numbers and figures, then the index.
 
         Raises:
             InputError: a number or figure of an identity is NaN or infinite.
@@ -134,21 +121,13 @@ class Bank:
         self._index = index
 
     def numbers(self, ids: Sequence[str] | None = None) -> Tensor:
-        """Returns the numbers of some identities, or of all in the order of `identities`, `(n, P)` float32.
-
-        Raises:
-            InputError: an unknown identity (the message has the closest names), or a damaged shard.
-        """
+        """Returns the numbers `(n, P)` of some identities, or of all in the order of `identities`."""
         names = self.identities if ids is None else list(ids)
         rows = [self._row(name) for name in names]
         return torch.stack(rows) if rows else torch.empty(0, self.layout.size)
 
     def lidb(self, identity: str, basis: Basis) -> Lidb:
-        """Returns one identity as a LiDB of its own, over the bases that the manifest names.
-
-        Raises:
-            InputError: an unknown identity, or bases of another source.
-        """
+        """Returns one identity as a LiDB of its own, over the bases that the manifest names."""
         if basis.source != (source := self.manifest["basis_source"]):
             raise InputError(
                 f"{self.folder}: made over basis {source}, got basis {basis.source}; pass that one"

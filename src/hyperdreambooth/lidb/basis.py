@@ -26,17 +26,11 @@ _GRID = 1000.0
 
 @dataclass(frozen=True)
 class Basis:
-    """The aux bases of every site; seeded ones are shared within a process: never write into them.
+    """The aux bases of every site; seeded ones are shared within a process: never write into them."""
 
-    Attributes:
-        source: `seed:N` for bases drawn from a seed, `hypernet:FINGERPRINT` for learned ones.
-        down: site name → `A_aux (a_site, i)`.
-        up: site name → `B_aux (o, d_site)`.
-    """
-
-    source: str
-    down: dict[str, Tensor]
-    up: dict[str, Tensor]
+    source: str  # `seed:N` for bases drawn from a seed, `hypernet:FINGERPRINT` for learned ones
+    down: dict[str, Tensor]  # site name → `A_aux (a_site, i)`
+    up: dict[str, Tensor]  # site name → `B_aux (o, d_site)`
 
     def to(self, device: torch.device | str) -> Basis:
         """Returns the bases on a device, where they share the matrices that are there already."""

@@ -1,8 +1,7 @@
 """One person on disk: a flat tensor for each component and a small header, about 4 bytes a number.
 
-The file holds neither the aux bases, which come from the seed or the hypernetwork's folder, nor the site
-list, which comes from the base. Fingerprints in the header prove that both are those that the numbers were
-made for.
+The aux bases come from the seed or the hypernetwork's folder, and the site list from the base. Fingerprints
+in the header prove that both are those that the numbers were made for.
 """
 
 from __future__ import annotations
@@ -30,24 +29,16 @@ _FIELDS = (
 
 @dataclass
 class Lidb:
-    """One person's numbers and what they were made for.
+    """One person's numbers and what they were made for."""
 
-    Attributes:
-        numbers: `(P,)` float32.
-        basis_source: `seed:N` or `hypernet:FINGERPRINT`.
-        trigger: the rare word that stands for this person.
-        base_source: folder or hub id of the base; information only.
-        resolution: side in pixels of the training's pictures; None where an older file does not say.
-    """
-
-    numbers: Tensor
+    numbers: Tensor  # `(P,)` float32
     layout: Layout
-    basis_source: str
+    basis_source: str  # `seed:N` or `hypernet:FINGERPRINT`
     basis_fingerprint: str
     base_fingerprint: str
-    trigger: str
-    base_source: str
-    resolution: int | None = None
+    trigger: str  # the rare word that stands for this person
+    base_source: str  # folder or hub id of the base; information only
+    resolution: int | None = None  # side in pixels of the training's pictures; older files do not say
 
     def scaled(self, weight: float) -> Lidb:
         """The numbers of the same ΔW times a weight, which `B_train` carries."""
@@ -58,9 +49,8 @@ class Lidb:
     def plus(self, other: Lidb) -> Lidb | None:
         """The numbers of the sum of both ΔW, whose rank is the sum of their ranks; None over other bases."""
         layout = replace(self.layout, rank=self.layout.rank + other.layout.rank)
-        if self.basis_fingerprint != other.basis_fingerprint or layout != replace(
-            other.layout, rank=layout.rank
-        ):
+        same_space = layout == replace(other.layout, rank=layout.rank)
+        if not same_space or self.basis_fingerprint != other.basis_fingerprint:
             return None
         mine, more = self.layout.split(self.numbers[None]), other.layout.split(other.numbers[None])
         parts = {
@@ -134,11 +124,8 @@ def check_fits(
 ) -> None:
     """Refuses a LiDB of another base, site list or basis: it would load and paint somebody else.
 
-    Args:
-        lidb: the person.
-        base_fingerprint, sites: of the base that is to wear it.
-        basis: the bases its numbers would be read over.
-        name: what messages call it, usually its file.
+    Fingerprint and sites are those of the base that is to wear it, and the basis is what its numbers would be
+    read over. Messages call it by `name`.
     """
     if lidb.base_fingerprint != base_fingerprint:
         raise InputError(
