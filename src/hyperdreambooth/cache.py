@@ -38,12 +38,7 @@ def cached_rows(
     Rows that were encoded in several batches are merged into one shard, which the next call maps into memory.
     Many processes then share one copy, and only the rows in use are loaded.
 
-    Args:
-        names: the hashes of the inputs; a repeated name is encoded once.
-        encode: positions in `names` → their rows, in this order.
-        folder: the folder of the shards.
-        batch: the number of rows encoded at a time.
-        title: of the progress bar.
+    `names` are hashes of the inputs; a repeated one is encoded once. `encode` maps positions to their rows.
     """
     if (found := _open_exact(folder, names)) is not None:
         return found

@@ -76,13 +76,10 @@ class Base:
         stored: Path | None = None,
         variant: str | None = None,
     ) -> Base:
-        """Freezes a diffusers pipeline of one of `FAMILIES`; the other arguments are those of `load_base`.
+        """Freezes a diffusers pipeline of one of `FAMILIES`, which files and cards call `source`.
 
-        Args:
-            pipe: the pipeline.
-            source: what files and cards call it.
-            stored: folder of the files, which the fingerprint is computed from where `pipe` holds their
-                numbers rounded to bfloat16.
+        `stored` is the folder of the files, which the fingerprint is computed from where `pipe` holds their
+        numbers rounded to bfloat16. The other arguments are those of `load_base`.
 
         Raises:
             InputError: a scheduler that the family cannot train with, a bad pattern, or a bad resolution.
@@ -293,22 +290,14 @@ def load_base(
     if dtype not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
-    pipe = open_pipeline(
-        place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out, revision, token
-    )
-    facts = _facts(Path(place))
-    base = Base.from_pipeline(
-        pipe,
-        EMBEDDED_NAME if is_embedded(place) else place,
-        trigger=trigger or facts.get("trigger", "sks"),
-        class_word=class_word or facts.get("class_word", "person"),
-        resolution=resolution or facts.get("resolution"),
-        add_sites=add_sites,
-        skip_sites=skip_sites,
-        offload=offload,
-        stored=folder_of(place, revision) if dtype == "bfloat16" else None,
-        variant=variant,
-    )
+    families = tuple(FAMILIES)
+    pipe = open_pipeline(place, families, dtype, variant, offline, base_config, leave_out, revision, token)
+    asked = {"trigger": trigger, "class_word": class_word, "resolution": resolution}
+    words: dict[str, Any] = _facts(Path(place)) | {name: value for name, value in asked.items() if value}
+    name = EMBEDDED_NAME if is_embedded(place) else place
+    stored = folder_of(place, revision) if dtype == "bfloat16" else None
+    sites: dict[str, Any] = {"add_sites": add_sites, "skip_sites": skip_sites}
+    base = Base.from_pipeline(pipe, name, **words, **sites, offload=offload, stored=stored, variant=variant)
     base.move(where)
     if base.device.type == "cpu":
         plain_attention(base)
@@ -329,6 +318,6 @@ def _facts(folder: Path) -> dict[str, Any]:
         return {}
     told, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
     if isinstance(told, dict) and all(isinstance(told.get(k, kind()), kind) for k, kind in kinds.items()):
-        return told
+        return {name: told[name] for name in kinds if name in told}
     expected = '{"trigger": "sks", "class_word": "person", "resolution": 512}, or some of it'
     raise InputError(f"{file}: expected {expected}, got {str(told)[:60]}; correct it")

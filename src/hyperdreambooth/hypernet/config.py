@@ -24,8 +24,7 @@ class HypernetConfig(LossConfig):
         rank, down_dim, up_dim, basis_seed, text_encoder: the LiDB to predict. A bank brings its own.
         learn_basis: also train the aux bases (the "pro" variant). A bank then only gives start and scale.
         spread: the scale of the numbers where there is no bank.
-        batch: identities in an update, over all processes and accumulated parts.
-        photos: target photos for each identity of a batch.
+        batch, photos: identities in an update, over all processes, and target photos for each of them.
         warmup: the steps of the learning rate's linear rise; after them it falls to 0 as half a cosine.
         weight_decay: of AdamW; learned bases do not decay.
         alpha, beta, gamma: the weights of the denoising loss, the weight loss and the size loss.
@@ -35,7 +34,7 @@ class HypernetConfig(LossConfig):
         validation: identities held out, at most a quarter of them.
         validate_every, save_every, log_every: in steps.
         draws: noise samples for each held-out identity at a validation.
-        prompts: the prompts of validation pictures, used in turn.
+        prompts: of validation pictures, used in turn.
         max_minutes: stop cleanly after this time; the same command continues.
         start_from: a hypernetwork folder of the same shape whose weights to start from.
         finetune: settings of a finetune (`lr`, `steps`, `rank`, …) that become its defaults.

@@ -110,14 +110,13 @@ def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Exa
 def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBatch:
     """Returns the tensors of some examples."""
     rows = [row for example in examples for row in example.targets]
+    captions = [faces.captions[row] for row in rows]
     return TrainingBatch(
         identities=tuple(example.identity for example in examples),
         features=faces.features[[example.reference for example in examples]].to(base.device, torch.float32),
         latents=faces.latents[rows].to(base.device),
         keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
-        conditioning=partial(
-            faces.conditioner, [faces.captions[row] for row in rows], len(examples[0].targets)
-        ),
+        conditioning=partial(faces.conditioner, captions, len(examples[0].targets)),
     )
 
 

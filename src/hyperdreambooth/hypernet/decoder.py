@@ -38,12 +38,8 @@ class NetworkShape:
 class HyperNetwork(nn.Module):
     """Features `(b, t, c)` → numbers `(b, P)`.
 
-    Args:
-        layout: the places of every site's numbers.
-        shape: the size of the network.
-        basis: the aux bases, which are copied: parameters if they are learned, constants otherwise.
-        learn_basis: whether they are learned (the published "pro" variant).
-        seed: of the initial weights; the global random state stays as it is.
+    The aux bases are copied: parameters if they are learned (the published "pro" variant), or constants. The
+    seed is that of the initial weights; the global random state stays as it is.
     """
 
     def __init__(

@@ -114,11 +114,7 @@ def _tokens(state: Tensor) -> Tensor:
 def load_encoder(
     source: str | Path, layers: Sequence[int] = (), device: torch.device | str = "cpu"
 ) -> Encoder:
-    """Loads a vision model (ViT, CLIP, DINOv2, ResNet, …), frozen and in float32, from safetensors only.
-
-    Raises:
-        InputError: there is no model, or it is no vision model.
-    """
+    """Loads a vision model (ViT, CLIP, DINOv2, ResNet, …), frozen and in float32, from safetensors only."""
     place = str(source)
     try:
         config: Any = AutoConfig.from_pretrained(place)

@@ -50,9 +50,9 @@ Reads a photo of a person and writes the LoRA of that person for one base model.
 
 | | |
 |---|---|
-| base | `{base}` (fingerprint `{fingerprint}`) |
-| trigger | `{trigger}`, so a prompt says "a photo of a {trigger} {class_word}" |
-| predicts | {numbers:,} numbers a person, rank {rank}, at {sites} sites |
+| base | `{info.base_source}` (fingerprint `{info.base_fingerprint}`) |
+| trigger | `{info.trigger}`, so a prompt says "a photo of a {info.trigger} {info.class_word}" |
+| predicts | {layout.size:,} numbers a person, rank {layout.rank}, at {sites} sites |
 | aux bases | `{basis}` |
 | image encoder | `{encoder}` |
 | trained | {step:,} steps |
@@ -61,7 +61,7 @@ Reads a photo of a person and writes the LoRA of that person for one base model.
 ```python
 from hyperdreambooth import Personalizer
 
-me = Personalizer.from_pretrained(base="{base}", hypernet="PATH OR HUB ID OF THIS FOLDER")
+me = Personalizer.from_pretrained(base="{info.base_source}", hypernet="PATH OR HUB ID OF THIS FOLDER")
 me.personalize("photo.jpg").save("person.safetensors", format="kohya")
 ```
 
@@ -86,11 +86,8 @@ class HypernetInfo:
 class Predictor:
     """A trained hypernetwork with its encoder: photos of a person → the numbers of a LiDB.
 
-    `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it.
-
-    Attributes:
-        layout: the places of each site's numbers.
-        basis: the aux bases of the numbers, on the CPU.
+    `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it. `layout` has the places of
+    each site's numbers, and `basis` their aux bases, on the CPU.
     """
 
     def __init__(self, network: HyperNetwork, encoder: Encoder, info: HypernetInfo) -> None:
@@ -220,8 +217,7 @@ class Predictor:
         info, layout = self.info, self.layout
         finetune = ", ".join(f"`{name} {value}`" for name, value in info.finetune.items())
         return _CARD.format(
-            base=info.base_source, fingerprint=info.base_fingerprint, trigger=info.trigger,
-            class_word=info.class_word, numbers=layout.size, rank=layout.rank, sites=len(layout.sites),
+            info=info, layout=layout, sites=len(layout.sites),
             basis=self.basis.source, encoder="encoder/" if self._copied else self.encoder.source,
             step=int(info.training.get("step", 0)), finetune=finetune or "with the defaults",
         )  # fmt: skip
@@ -239,8 +235,7 @@ def load_hypernet(
     Args:
         source: a folder, or a hub id (`owner/name`).
         device: the device it runs on.
-        revision: a branch, tag or commit on the hub.
-        token: of the hub, for private repositories; None for that of the user who is logged in.
+        revision, token: a branch, tag or commit on the hub, and an access token for private repositories.
 
     Raises:
         InputError: there is no such hypernetwork, it is damaged, half-written or of a newer format, or its
@@ -271,11 +266,7 @@ def load_hypernet(
 
 
 def load_info(source: str | Path) -> HypernetInfo:
-    """Reads what a hypernetwork, a folder or hub id, was trained for, without its weights.
-
-    Raises:
-        InputError: there is no such hypernetwork, or it is damaged or of a newer format.
-    """
+    """Reads what a hypernetwork, a folder or hub id, was trained for, without its weights."""
     folder = hypernet_folder(source)
     try:
         return HypernetInfo(**_read_config(folder)["facts"])

@@ -82,22 +82,11 @@ class State:
     model: nn.Module
     optimizer: Any
 
-    def save(self, training: Training, step: int) -> None:
-        """Writes a checkpoint."""
+    def parts(self, training: Training) -> dict[str, Any]:
+        """Returns what a checkpoint holds, with accelerate's scaler under fp16."""
+        parts = {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
         scaler = training.accelerator.scaler
-        saved = {
-            "network": self.network.state_dict(), "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {},
-        }  # fmt: skip
-        training.run.save(step, saved)
-
-    def load(self, training: Training, saved: Mapping[str, Any]) -> None:
-        """Restores a checkpoint."""
-        self.network.load_state_dict(saved["network"])
-        self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if training.accelerator.scaler is not None:
-            training.accelerator.scaler.load_state_dict(saved["scaler"])
+        return {**parts, "scaler": scaler} if scaler else parts
 
 
 def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
@@ -147,10 +136,8 @@ def set_up(
     targets = read_targets(base, config, tuple(people), held, bank)
     encoder = load_encoder(config.encoder, config.encoder_layers, base.device)
     text_worn = any(site.component in base.family.TEXT_ENCODERS for site in targets.layout.sites)
-    inputs = {
-        **base.run_inputs, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint,
-        "targets": _targets_fingerprint(targets),
-    }  # fmt: skip
+    shown, compared = _photos_fingerprint(people), _targets_fingerprint(targets)
+    inputs = {"photos": shown, "encoder": encoder.fingerprint, "targets": compared, **base.run_inputs}
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
         faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn)
@@ -202,15 +189,14 @@ def _start_from(network: HyperNetwork, training: Training, source: str) -> None:
     """Loads another training's weights and scales, which must be of the same base, encoder and shape."""
     other = load_hypernet(source, training.base.device)
     other.check_fits(training.base.fingerprint)
-    pairs: dict[str, tuple[object, object]] = {
-        "layout": (network.layout, other.layout),
-        "network shape": (network.shape, other.network.shape),
-        "learn_basis": (network.learn_basis, other.network.learn_basis),
-        "encoder": (training.encoder.fingerprint, other.encoder.fingerprint),
+    same = {
+        "layout": network.layout == other.layout,
+        "network shape": network.shape == other.network.shape,
+        "learn_basis": network.learn_basis == other.network.learn_basis,
+        "encoder": training.encoder.fingerprint == other.encoder.fingerprint,
+        "basis_seed": network.learn_basis or network.basis().source == other.basis.source,
     }
-    if not network.learn_basis:
-        pairs["basis_seed"] = (network.basis().source, other.basis.source)
-    if differing := [name for name, (ours, theirs) in pairs.items() if ours != theirs]:
+    if differing := [name for name, equal in same.items() if not equal]:
         raise InputError(
             f"start_from {source}: has another {', '.join(differing)}; start from one of the same shape"
         )

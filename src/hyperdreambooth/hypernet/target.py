@@ -39,9 +39,6 @@ def read_targets(
 
     If the bases are learned, a bank's numbers lose their meaning with the first step, so its people are no
     targets. Of all identities, `names`, those held out are never looked at.
-
-    Raises:
-        InputError: the bank belongs to another base, has nobody to train on, or contradicts the config.
     """
     if bank is None:
         sites = (s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
@@ -88,10 +85,8 @@ def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
             f"{bank.folder}: expected seeded bases, got {bank.manifest['basis_source']}; use another bank"
         )
     text = any(site.component != base.family.DENOISER for site in layout.sites)
-    has = {
-        "rank": layout.rank, "down_dim": layout.down_dim, "up_dim": layout.up_dim, "basis_seed": seed,
-        "text_encoder": text,
-    }  # fmt: skip
+    has = {"rank": layout.rank, "down_dim": layout.down_dim, "up_dim": layout.up_dim}
+    has |= {"basis_seed": seed, "text_encoder": text}
     asked = ((name, getattr(config, name)) for name in has if name in config.model_fields_set)
     differing = [f"{name} is {has[name]}, the config has {v}" for name, v in asked if v != has[name]]
     if differing:

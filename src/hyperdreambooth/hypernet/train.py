@@ -41,7 +41,8 @@ def train_hypernet(
 ) -> Predictor:
     """Trains a hypernetwork, or continues the training in `out`. A finished one is returned as it is.
 
-    With several processes, each of them calls this function, and the first one writes.
+    With several processes, each of them calls this function, and the first one writes. The averaged (EMA)
+    network is returned; it is unfinished if `max_minutes` ended the training.
 
     Args:
         base: the frozen base; it is unchanged afterwards.
@@ -52,8 +53,6 @@ def train_hypernet(
         sample: draws validation pictures, see `PersonSampler`.
         score: scores them, see `Score`.
 
-    Returns:
-        The averaged (EMA) network as in `out`; it is unfinished if `max_minutes` ended the training.
 
     Raises:
         InputError: photos, bank, encoder or settings cannot be used, or `out` holds another training.
@@ -81,7 +80,8 @@ def _wear_and_train(training: Training, state: State) -> None:
     with training.accelerator.main_process_first():
         found = training.run.latest()
     if found is not None:
-        state.load(training, found[1])
+        for name, part in state.parts(training).items():
+            part.load_state_dict(found[1][name])
     base.rest(training.components)
     with (
         base.training(training.config.checkpointing),
@@ -238,7 +238,8 @@ def _validate_and_save(
         # in this order, as no step after the last checkpoint would export again
         info = _info(training, done, figures)
         Predictor(state.ema, training.encoder, info).save(training.out, config.stored)
-        state.save(training, done)
+        parts = state.parts(training)
+        training.run.save(done, {name: part.state_dict() for name, part in parts.items()})
     return {"apart": figures["apart"]} if figures else {}
 
 

@@ -44,12 +44,9 @@ def tell_apart(
 ) -> dict[str, float]:  # fmt: skip
     """Returns the mean denoising losses of held-out people with their own and with other predictions.
 
-    Timesteps are drawn without the bias of the training. `together` people share a forward pass.
-
-    Returns:
-        `own`, `mean` (everybody wears the mean) and `shuffled` (everybody wears another person's prediction);
-        `apart` = shuffled − own, above 0 once predictions say who it is; `spread` between the predictions, in
-        units of the spread of the numbers. Empty if nobody is held out.
+    They are `own`, `mean` (everybody wears the mean) and `shuffled` (everybody wears another's prediction).
+    `apart` = shuffled − own is above 0 once predictions say who it is, and `spread` is that between the
+    predictions, in units of the spread of the numbers. Timesteps are drawn without the bias of the training.
     """
     config = config.model_copy(update={"timestep_bias": 1})
     parts = [held[first : first + together] for first in range(0, len(held), together)]

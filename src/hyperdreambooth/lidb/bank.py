@@ -32,10 +32,8 @@ Index: TypeAlias = dict[str, tuple[int, int]]
 class Bank:
     """The numbers of many identities; open a bank with `Bank.open` or `Bank.create`.
 
-    Attributes:
-        manifest: config, `layout`, `base_fingerprint`, `basis_source` and whatever else its maker recorded.
-        layout: where each site's numbers lie.
-        start: `(P,)`, the point that every identity started from.
+    Its `layout` has the places of each site's numbers, `start` the point `(P,)` that every identity started
+    from, and `manifest` both fingerprints, config and whatever else its maker recorded.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], start: Tensor, index: Index) -> None:
@@ -97,11 +95,7 @@ class Bank:
         return identity in self._index
 
     def append(self, ids: Sequence[str], numbers: Tensor, figures: Figures = _NO_FIGURES) -> None:
-        """Adds a group of `n` new identities: one shard with their numbers and figures, then the index.
-
-        Raises:
-            InputError: a number or figure of an identity is NaN or infinite.
-        """
+        """Adds new identities: one shard with their numbers `(n, P)` and `n` figures each, then the index."""
         rows = numbers.detach().to("cpu", torch.float32)
         if tuple(rows.shape) != (len(ids), self.layout.size) or not ids:
             raise ValueError(f"expected numbers ({len(ids)}, {self.layout.size}), got {tuple(rows.shape)}")

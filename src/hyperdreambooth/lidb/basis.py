@@ -1,9 +1,8 @@
 """The frozen aux bases: `A_aux (a, i)` with orthonormal rows, `B_aux (o, d)` with orthonormal columns.
 
-Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`, where the aux matrices are random, orthonormal
-and frozen. They are drawn again from a seed and never stored (they take 60 MB for the UNet of SD 1.5), so the
-same seed must give the same bits on every machine. In float32 `qr` depends on the number of threads and
-`randn` on the CPU's instruction set. In float64 with fixed signs, cast at the end, neither matters.
+Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`. The aux matrices are drawn again from a seed and
+never stored, so the same seed must give the same bits on every machine. In float32 `qr` depends on the number
+of threads and `randn` on the CPU's instruction set. In float64, cast at the end, neither matters.
 """
 
 from __future__ import annotations

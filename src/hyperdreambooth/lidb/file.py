@@ -63,11 +63,7 @@ class Lidb:
 
 
 def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> None:
-    """Writes `NAME.lidb.safetensors` whole, in float32 or in float16, which halves the file.
-
-    Raises:
-        InputError: another `dtype`, or numbers that are NaN, infinite or too large for it.
-    """
+    """Writes `NAME.lidb.safetensors` whole, in float32 or in float16, which halves the file."""
     if dtype not in (torch.float32, torch.float16):
         raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
     if tuple(lidb.numbers.shape) != (lidb.layout.size,):
@@ -95,9 +91,6 @@ def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
     """Reads a LiDB file; whether base and basis fit is for `check_fits` to say.
 
     `sites` are all of the base that is to wear it; a file made without the text encoder uses the others.
-
-    Raises:
-        InputError: not a whole LiDB file, of a newer format, of another site list, or NaN or wrong shapes.
     """
     entries, header = read_header(path)
     _check_header(path, header)
@@ -122,11 +115,7 @@ def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
 def check_fits(
     lidb: Lidb, base_fingerprint: str, sites: Sequence[Site], basis: Basis, name: str | Path = "LiDB"
 ) -> None:
-    """Refuses a LiDB of another base, site list or basis: it would load and paint somebody else.
-
-    Fingerprint and sites are those of the base that is to wear it, and the basis is what its numbers would be
-    read over. Messages call it by `name`.
-    """
+    """Refuses a LiDB, called `name`, of another base, site list or basis: it would paint somebody else."""
     if lidb.base_fingerprint != base_fingerprint:
         raise InputError(
             f"{name}: made for base {lidb.base_fingerprint} ({lidb.base_source}), "

@@ -101,11 +101,8 @@ class Layout:
 def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
     """Returns the LoRA factors of every identity at every site (paper, section 4.1).
 
-    They are differentiable, in the bases too. They are always float32: these products cost little beside the
-    base's own, and bf16 would lose half of the digits.
-
-    Returns:
-        Site name → (`A_train @ A_aux (n, r, i)`, `B_aux @ B_train (n, o, r)`).
+    They are `A_train @ A_aux (n, r, i)` and `B_aux @ B_train (n, o, r)`, differentiable in the bases too, and
+    always float32: these products cost little beside the base's own, and bf16 would lose half of the digits.
     """
     made: Factors = {}
     with torch.autocast(numbers.device.type, enabled=False):
