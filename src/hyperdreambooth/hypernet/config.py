@@ -30,7 +30,7 @@ class HypernetConfig(LossConfig):
         alpha, beta, gamma: the weights of the denoising loss, the weight loss and the size loss.
         optimizer: `adamw8bit` keeps its state in 8 bits and needs bitsandbytes.
         ema: the decay of the averaged weights, which are the ones that are exported.
-        accumulation: the parts of a batch; their gradients are summed.
+        accumulation: the parts of a batch, whose gradients are accumulated.
         validation: identities held out, at most a quarter of them.
         validate_every, save_every, log_every: in steps.
         draws: noise samples for each held-out identity at a validation.
@@ -38,7 +38,7 @@ class HypernetConfig(LossConfig):
         max_minutes: stop cleanly after this time; the same command continues.
         start_from: a hypernetwork folder of the same shape whose weights to start from.
         finetune: settings of a finetune (`lr`, `steps`, `rank`, …) that become its defaults.
-        stored: of the exported weights; float16 changes predictions by less than a hundredth.
+        stored: the format of exported weights; float16 changes predictions by less than a hundredth.
         strength: the factor of the predictions. One photo leaves much open, and the loss is lowest for a
             cautious prediction near the mean of all similar people. Above 1, predictions are bolder. Choose
             it on people that nobody trained on (docs/LOG.md).

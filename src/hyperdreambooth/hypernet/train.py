@@ -50,9 +50,7 @@ def train_hypernet(
         out: the hypernetwork's folder, which also has `run/` and `cache/`.
         config: all other settings.
         bank: the pre-optimised LiDBs of some of the people, or their folder: start, scale and targets.
-        sample: draws validation pictures, see `PersonSampler`.
-        score: scores them, see `Score`.
-
+        sample, score: draw and score validation pictures, see `PersonSampler` and `Score`.
 
     Raises:
         InputError: photos, bank, encoder or settings cannot be used, or `out` holds another training.
@@ -83,10 +81,8 @@ def _wear_and_train(training: Training, state: State) -> None:
         for name, part in state.parts(training).items():
             part.load_state_dict(found[1][name])
     base.rest(training.components)
-    with (
-        base.training(training.config.checkpointing),
-        wear(base.components, _zero_factors(state.ema), name="hypernet") as worn,
-    ):
+    bare = _zero_factors(state.ema)
+    with base.training(training.config.checkpointing), wear(base.components, bare, name="hypernet") as worn:
         train(training, state, worn, found[0] if found else 0)
 
 
