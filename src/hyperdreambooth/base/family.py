@@ -1,7 +1,4 @@
-"""The interface of a family of bases: a module with these names, for one diffusers pipeline.
-
-`docs/families.md` explains how to add one. Nothing else in the package depends on a family.
-"""
+"""The interface of a family of bases, a module for one diffusers pipeline; see `docs/families.md`."""
 
 from __future__ import annotations
 

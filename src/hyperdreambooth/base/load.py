@@ -44,8 +44,7 @@ class Base:
         family: what differs between Stable Diffusion, SDXL, SD 3 and Flux.
         components: the networks that an adapter may change: the denoiser and the text encoders.
         sites: the linear layers that an adapter changes, sorted by name.
-        trigger: the rare word for "this person"; replaces `[V]` in prompts.
-        class_word: what captions call a person (`face`, `person`).
+        trigger, class_word: the rare word, `[V]` in prompts, and what captions call a person (`face`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
         offload: whether `rest` moves what a training loop does not need to the CPU.
     """

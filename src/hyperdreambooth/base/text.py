@@ -45,8 +45,7 @@ def frozen_states(encoder: Any, tokens: Tensor) -> Tensor:
         with torch.autocast(kind, enabled=False):
             states = encoder(tokens[list(rows.values())].to(encoder.device))[0]
         known.update(zip(rows, states, strict=True))
-    # the encoder may have moved since
-    found = torch.stack([known[key].to(encoder.device) for key in keys])
+    found = torch.stack([known[key].to(encoder.device) for key in keys])  # it may have moved since
     while len(known) > REMEMBERED:
         known.popitem(last=False)
     return found

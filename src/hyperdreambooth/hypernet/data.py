@@ -1,7 +1,6 @@
 """The data of the training loop: photos as latents and features, captions, and the examples of each step.
 
-All random draws are pure functions of (seed, purpose, step, place in the global batch). A resumed training,
-or one on more processes, gets the same people, photos, noise and timesteps.
+Random draws are pure functions of (seed, purpose, step, place in the batch), on any number of processes.
 """
 
 from __future__ import annotations
