@@ -1,9 +1,7 @@
 """A cache on disk for the outputs of frozen models, which never change for the same photo or caption.
 
-A cache folder holds shards of rows, each row named by the hash of its input. A shard appears whole and never
-changes, so any number of processes may fill one folder, and a killed process loses a few batches. The name of
-the folder must contain everything else that the rows depend on (weights, size, preprocessing). So no row is
-ever out of date.
+A folder holds shards of rows, each row named by the hash of its input. Shards appear whole and never change,
+so many processes may fill a folder. Its name must contain all else that rows depend on (weights, size, …).
 """
 
 from __future__ import annotations
@@ -40,21 +38,17 @@ def cached_rows(
     Rows that were encoded in several batches are merged into one shard, which the next call maps into memory.
     Many processes then share one copy, and only the rows in use are loaded.
 
-    Args:
-        names: the hashes of the inputs; a repeated name is encoded once.
-        encode: positions in `names` → their rows, in this order.
-        folder: the folder of the shards; it is created when missing.
-        batch: the number of rows encoded at a time.
-        title: the label of the progress bar.
-
-    Returns:
-        Tensors on the CPU with `m` rows each, in the order of `names`.
+    `names` are hashes of the inputs; a repeated one is encoded once. `encode` maps positions to their rows.
     """
-    found = _open(_shard(folder, names))
-    if found is not None and found[0] == list(names):
-        return found[1]
+    if (found := _open_exact(folder, names)) is not None:
+        return found
     places = {name: place for place, name in reversed(list(enumerate(names)))}
-    known = _look_up(folder, places)
+    known = {
+        name: {key: tensor[at] for key, tensor in rows.items()}
+        for _, inside, rows in _shards(folder)
+        for at, name in enumerate(inside)
+        if name in places
+    }
     missing = sorted(place for name, place in places.items() if name not in known)
     waiting: list[tuple[list[int], Mapping[str, Tensor]]] = []
     with Progress(title, len(places), len(places) - len(missing)) as bar:
@@ -80,9 +74,7 @@ def _write(
     chosen = [names[place] for part, _ in waiting for place in part]
     made = {key: torch.cat([rows[key].detach().cpu() for _, rows in waiting]) for key in waiting[0][1]}
     waiting.clear()
-    _save(folder, chosen, made)
-    written = _open(_shard(folder, chosen))  # mapped, so that the rows need not stay in memory
-    made = written[1] if written is not None and written[0] == chosen else made
+    made = _save(folder, chosen, made)
     return {name: {key: rows[at] for key, rows in made.items()} for at, name in enumerate(chosen)}
 
 
@@ -91,14 +83,20 @@ def _shard(folder: Path, names: Sequence[str]) -> Path:
     return folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.safetensors"
 
 
-def _save(folder: Path, names: Sequence[str], rows: Mapping[str, Tensor]) -> None:
-    shard = _shard(folder, names)
+def _save(folder: Path, names: Sequence[str], rows: Rows) -> Rows:
+    """Writes a shard and returns its rows, mapped, so that they need not stay in memory."""
     try:
-        save_tensors(shard, rows, {_NAMES: " ".join(names)})
+        save_tensors(_shard(folder, names), rows, {_NAMES: " ".join(names)})
     except PermissionError:  # Windows does not replace a mapped file, but then it should hold the same rows
-        found = _open(shard)
-        if found is None or found[0] != list(names) or found[1].keys() != rows.keys():
+        if (_open_exact(folder, names) or {}).keys() != rows.keys():
             raise
+    return _open_exact(folder, names) or rows
+
+
+def _open_exact(folder: Path, names: Sequence[str]) -> Rows | None:
+    """Returns the rows of the shard of exactly these names; None if it is missing or damaged."""
+    found = _open(_shard(folder, names))
+    return found[1] if found is not None and found[0] == list(names) else None
 
 
 def _open(shard: Path) -> tuple[list[str], Rows] | None:
@@ -119,23 +117,12 @@ def _shards(folder: Path) -> Iterator[tuple[Path, list[str], Rows]]:
             yield shard, *opened
 
 
-def _look_up(folder: Path, wanted: Mapping[str, int]) -> dict[str, Rows]:
-    """Returns name → row of every tensor, for the wanted names that are in some shard."""
-    found: dict[str, Rows] = {}
-    for _, names, rows in _shards(folder):
-        for at, name in enumerate(names):
-            if name in wanted and name not in found:
-                found[name] = {key: tensor[at] for key, tensor in rows.items()}
-    return found
-
-
 def _merge(folder: Path, names: Sequence[str], rows: Rows) -> Rows:
     """Writes one shard, removes those whose rows are all in it, and returns the memory-mapped rows."""
-    _save(folder, names, rows)
+    merged = _save(folder, names, rows)
     covered = set(names)
     for shard, inside, _ in _shards(folder):
         if covered > set(inside):  # a strict superset, or two processes would remove each other's shard
             with suppress(OSError):  # Windows keeps a file that another process has mapped
                 shard.unlink()
-    found = _open(_shard(folder, names))
-    return found[1] if found is not None and found[0] == list(names) else rows
+    return merged

@@ -21,14 +21,7 @@ _WRAPPERS = {"text_model", "base_layer", "_orig_mod", "module"}
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One adapted linear layer of the base.
-
-    Attributes:
-        name: the canonical name, which starts with the component, for example
-            `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q`.
-        in_features: `i`.
-        out_features: `o`.
-    """
+    """One adapted layer with its canonical name, as `unet.mid_block.attentions.0…attn1.to_q`."""
 
     name: str
     in_features: int

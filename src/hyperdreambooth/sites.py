@@ -20,13 +20,8 @@ def find_sites(
 ) -> tuple[Site, ...]:
     """Returns the sites of a base, sorted by name: its attention projections, unless a config says otherwise.
 
-    Args:
-        components: the parts that may wear an adapter.
-        add: a regular expression for further linear layers by canonical name, such as `ff\\.net`.
-        skip: a regular expression for names to leave out, such as `^text_encoder`.
-
-    Raises:
-        InputError: a pattern is no regular expression, or matches nothing, or nothing is left.
+    The config's regular expressions add further linear layers, such as `ff\\.net`, and skip some, such as
+    `^text_encoder`.
     """
     linears = linear_sites(components)
     wanted = {site for site in linears if re.search(_ATTENTION, site.name)}
@@ -37,33 +32,28 @@ def find_sites(
     return tuple(sorted(left))
 
 
-def wearable(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
-    """Returns every layer that a LoRA can change, sorted by name.
+def wearable(components: Mapping[str, nn.Module], kind: type[nn.Module] = nn.Module) -> tuple[Site, ...]:
+    """Returns every layer of a kind that a LoRA can change, sorted by name: linear ones and 1×1 convolutions.
 
-    These are the linear layers, and the 1×1 convolutions, which compute the same: other people's LoRAs change
-    more than the attention projections that ours do.
+    Other people's LoRAs change more than the attention projections that ours do.
     """
-    return _sites(components, trainable=False)
+    found = (
+        Site(canonical(part, path), layer.weight.shape[1], layer.weight.shape[0])
+        for part, component in components.items()
+        for path, layer in _layers(component)
+        if isinstance(layer, kind)
+    )
+    return tuple(sorted(found))
 
 
 def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
     """Returns the sites that can be trained: a convolution wears one identity only, without gradients."""
-    return _sites(components, trainable=True)
+    return wearable(components, nn.Linear)
 
 
 def locate(part: str, component: nn.Module) -> dict[str, str]:
     """Maps the name of every layer that a LoRA can change to its path in the component."""
     return {canonical(part, path): path for path, _ in _layers(component)}
-
-
-def _sites(components: Mapping[str, nn.Module], trainable: bool) -> tuple[Site, ...]:
-    found = [
-        Site(canonical(part, path), layer.weight.shape[1], layer.weight.shape[0])
-        for part, component in components.items()
-        for path, layer in _layers(component)
-        if isinstance(layer, nn.Linear) or not trainable
-    ]
-    return tuple(sorted(found))
 
 
 def _layers(component: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

@@ -37,12 +37,8 @@ def warn_unnamed(base: Base, captions: Sequence[str]) -> None:
 class Conditioner:
     """Encodes the captions of a training.
 
-    Args:
-        base: the base that tokenizes and encodes.
-        captions: all captions of the training; many photos may share one.
-        text_worn: whether the text encoders change during the training. If not, all captions are encoded at
-            the first call, in the precision of that moment, and never again.
-        cache: a folder that keeps the conditioning of text encoders that do not change; None to keep none.
+    `text_worn` says whether the text encoders change during the training. If not, all captions are encoded at
+    the first call, in the precision of that moment, and never again, and the folder `cache` keeps the result.
     """
 
     def __init__(
@@ -54,12 +50,7 @@ class Conditioner:
         self._once: Conditioning | None = None
 
     def __call__(self, captions: Sequence[str], images: int = 1) -> Conditioning:
-        """Returns the conditioning of the `b` samples of a batch, each encoded with what its person wears.
-
-        Args:
-            captions: the caption of each sample.
-            images: the samples in a row that belong to one person.
-        """
+        """Returns the conditioning of `b` captions, each as its person (of `images` in a row) is worn."""
         rows = [self._rows[caption] for caption in captions]
         if not self._text_worn:
             if self._once is None:
@@ -70,14 +61,10 @@ class Conditioner:
         return made if len(chosen) == len(rows) else {name: tensor[places] for name, tensor in made.items()}
 
     @torch.no_grad()
-    def _encode(self, rows: list[int]) -> Conditioning:
-        return self._base.encode_prompts(self._tokens[rows])
-
     def _encode_all(self) -> Conditioning:
         """Returns the conditioning of all captions, from the cache where it is there."""
         if self._cache is None:
-            rows = torch.arange(len(self._tokens)).split(_TOGETHER)
-            made = [self._encode(part.tolist()) for part in rows]
+            made = [self._base.encode_prompts(part) for part in self._tokens.split(_TOGETHER)]
             return {name: torch.cat([part[name] for part in made]) for name in made[0]}
         base, kind = self._base, self._base.device.type
         parts = sorted(name for name, part in base.pipe.components.items() if part is not None)
@@ -86,20 +73,15 @@ class Conditioner:
         identity = repr((base.fingerprint, weights_fingerprint(texts), parts, base.dtype, precision))
         folder = self._cache / f"conditioning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens.cpu()]
-        return cached_rows(names, self._encode, folder, _TOGETHER, "encode captions")
+        return cached_rows(
+            names, lambda k: base.encode_prompts(self._tokens[k]), folder, _TOGETHER, "encode captions"
+        )
 
 
 def _distinct(rows: Sequence[int], images: int) -> tuple[list[int], list[int]]:
-    """Chooses the samples to encode, so that no caption is encoded twice for one person.
+    """Returns the samples to encode, no caption twice for one person, and each sample's place among them.
 
     A batch of people is shared out evenly by `inject.routing`, so it can only shrink to one caption a person.
-
-    Args:
-        rows: the caption of each sample, as a row of the tokens.
-        images: the samples in a row that belong to one person.
-
-    Returns:
-        The samples to encode, and for each sample of the batch its place among them.
     """
     people = [rows[at : at + images] for at in range(0, len(rows), images)]
     if len(people) > 1 and any(len(set(own)) > 1 for own in people):

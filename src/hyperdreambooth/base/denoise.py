@@ -20,30 +20,18 @@ Key: TypeAlias = tuple[int | str, ...]
 
 
 class LossConfig(BaseModel):
-    """The settings of every training on the denoising loss; subclasses only change the defaults.
-
-    Attributes:
-        seed: the seed of all random draws.
-        lr: the peak learning rate.
-        clip: the largest norm of a gradient; larger gradients are scaled down to it.
-        precision: the number format of the base's forward and backward; `auto` picks what is fast on this
-            device. What is trained stays float32.
-        prompt: the caption of photos that have none; `{class_word}` is the base's word for a person.
-        weighting: how much the loss counts at each noise level, see `loss_weights`.
-        timestep_bias: draw this many timesteps and keep the noisiest, see `sample_noise`; 1 for no bias.
-        checkpointing: gradient checkpointing in the denoiser: less memory, a third slower.
-    """
+    """The settings of every training on the denoising loss; subclasses only change the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
-    lr: float = Field(default=1e-3, gt=0)
-    clip: float = Field(default=1.0, gt=0)
-    precision: Precision = "float32"
-    prompt: str = "a photo of a [V] {class_word}"
-    weighting: Weighting = "uniform"
-    timestep_bias: int = Field(default=1, ge=1)
-    checkpointing: bool = False
+    lr: float = Field(default=1e-3, gt=0)  # the peak learning rate
+    clip: float = Field(default=1.0, gt=0)  # the largest norm of a gradient, to which it is scaled down
+    precision: Precision = "float32"  # of the base's forward and backward; what is trained stays float32
+    prompt: str = "a photo of a [V] {class_word}"  # the caption of photos that have none
+    weighting: Weighting = "uniform"  # how much the loss counts at each noise level, see `loss_weights`
+    timestep_bias: int = Field(default=1, ge=1)  # see `sample_noises`; 1 for no bias
+    checkpointing: bool = False  # of gradients in the denoiser: less memory, a third slower
 
 
 def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,19 +63,10 @@ def denoise_loss(
     mask: Tensor | None = None,
     weighting: Weighting = "uniform",
 ) -> Tensor:
-    """Returns the mean squared error of the denoiser's prediction for each sample.
+    """Returns the mean squared error of the denoiser's prediction for each sample, `(b,)`.
 
-    Args:
-        base: the frozen base, wearing what is trained.
-        latents: the clean latents `(b, c, h, w)`.
-        conditioning: the encoded prompts of the `b` samples.
-        noise: `(b, c, h, w)`.
-        timesteps: `(b,)`, as `sample_noise` returns them.
-        mask: the weights of the pixels `(b, 1, h, w)`, for example of the face; None for all ones.
-        weighting: the weights of the noise levels, see `loss_weights`.
-
-    Returns:
-        `(b,)`, float32 outside autocast.
+    Clean latents and noise are `(b, c, h, w)`, timesteps `(b,)`. The mask `(b, 1, h, w)` weights pixels, for
+    example those of the face, and `weighting` noise levels, see `loss_weights`.
     """
     noisy = add_noise(base, latents, noise, timesteps).to(base.dtype)
     prediction = base.predict(noisy, timesteps, conditioning).float()
@@ -106,7 +85,6 @@ def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
     The errors of nearly clean latents are the largest and say the least about a person. `min_snr` gives them
     less weight. `debiased` also gives more weight to the noisiest latents, where skin, hair and the shape of
     the face are decided. Of the three, `debiased` learns a person in the fewest steps (docs/LOG.md).
-
     """
     if weighting == "uniform":
         return torch.ones(len(timesteps), device=timesteps.device)
@@ -117,18 +95,7 @@ def loss_weights(base: Base, timesteps: Tensor, weighting: Weighting) -> Tensor:
 
 
 def sample_noise(base: Base, shape: tuple[int, ...], *key: int | str, bias: int = 1) -> tuple[Tensor, Tensor]:
-    """Samples the noise and the timestep of one sample as a pure function of the key.
-
-    Args:
-        base: the base whose scheduler the timestep is drawn for.
-        shape: `(c, h, w)` of the sample's latents.
-        key: the name of the draw; a resumed training draws the same again.
-        bias: the number of timesteps drawn, of which the noisiest is kept. A nearly clean picture already
-            shows who it is, so a step spent on it teaches next to nothing about a person (docs/LOG.md).
-
-    Returns:
-        The noise `(c, h, w)` and the timestep `()`, on the base's device.
-    """
+    """Samples the noise `(c, h, w)` and the timestep `()` of one key, see `sample_noises`."""
     noise, timesteps = sample_noises(base, shape, [key], bias)
     return noise[0], timesteps[0]
 
@@ -136,7 +103,11 @@ def sample_noise(base: Base, shape: tuple[int, ...], *key: int | str, bias: int 
 def sample_noises(
     base: Base, shape: tuple[int, ...], keys: Sequence[Key], bias: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Samples the noise `(b, c, h, w)` and the timesteps `(b,)` of `b` keys, see `sample_noise`."""
+    """Samples the noise `(b, c, h, w)` and the timesteps `(b,)`, each sample as a pure function of its key.
+
+    Of `bias` timesteps the noisiest is kept. A nearly clean picture already shows who it is, so a step spent
+    on it teaches next to nothing about a person (docs/LOG.md).
+    """
     patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
     scheduler, noising = base.pipe.scheduler, base.family.NOISING
     noise: list[Tensor] = []
@@ -156,10 +127,9 @@ def sampled_loss(
     config: LossConfig,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Samples noise and timesteps by key and returns the denoising loss of each sample.
+    """Samples noise and timesteps by key and returns the `denoise_loss` of each sample.
 
-    The caller opens the autocast, in which the captions must be encoded as well. The arguments and the result
-    are those of `denoise_loss`, with the names of the `b` draws, `keys`, in place of noise and timesteps.
+    The caller opens the autocast, in which the captions must be encoded as well.
     """
     noise, timesteps = sample_noises(base, tuple(latents.shape[1:]), keys, config.timestep_bias)
     return denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.weighting)

@@ -1,7 +1,4 @@
-"""The interface of a family of bases: a module with these names, for one diffusers pipeline.
-
-`docs/families.md` explains how to add one. Nothing else in the package depends on a family.
-"""
+"""The interface of a family of bases, a module for one diffusers pipeline; see `docs/families.md`."""
 
 from __future__ import annotations
 
@@ -18,43 +15,34 @@ Conditioning = dict[str, Tensor]
 class Family(Protocol):
     """The names in a family's module."""
 
+    # the component that predicts noise or velocity: `unet` or `transformer`
     @property
-    def DENOISER(self) -> str:
-        """The component that predicts noise or velocity: `unet` or `transformer`."""
-        ...
+    def DENOISER(self) -> str: ...
 
+    # the text encoders that may wear an adapter; others stay frozen
     @property
-    def TEXT_ENCODERS(self) -> tuple[str, ...]:
-        """The text encoders that may wear an adapter; others stay frozen."""
-        ...
+    def TEXT_ENCODERS(self) -> tuple[str, ...]: ...
 
+    # the noise levels and what the denoiser predicts
     @property
-    def NOISING(self) -> Diffusion | Flow:
-        """The noise levels and what the denoiser predicts."""
-        ...
+    def NOISING(self) -> Diffusion | Flow: ...
 
-    def tokenize(self, pipe: Any, prompts: list[str]) -> Tensor:
-        """Returns token ids `(b, t)`, those of all tokenizers concatenated."""
-        ...
+    # token ids `(b, t)`, those of all tokenizers concatenated
+    def tokenize(self, pipe: Any, prompts: list[str]) -> Tensor: ...
 
-    def encode_prompts(self, pipe: Any, tokens: Tensor) -> Conditioning:
-        """Returns the conditioning of token ids `(b, t)`; an adapter that is worn gets gradients."""
-        ...
+    # the conditioning of token ids `(b, t)`; an adapter that is worn gets gradients
+    def encode_prompts(self, pipe: Any, tokens: Tensor) -> Conditioning: ...
 
-    def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Returns the denoiser's prediction, `(b, c, h, w)` like the noisy latents; timesteps `(b,)`."""
-        ...
+    # the denoiser's prediction, `(b, c, h, w)` like the noisy latents; timesteps `(b,)`
+    def predict(self, pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
+    # the pipeline's arguments for prompts, negative prompts and guidance
     def sampling(
         self, pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float
-    ) -> dict[str, Any]:
-        """Returns the pipeline's arguments for prompts, negative prompts and guidance."""
-        ...
+    ) -> dict[str, Any]: ...
 
-    def resolution(self, pipe: Any) -> int:
-        """Returns the side in pixels that the base was trained at."""
-        ...
+    # the side in pixels that the base was trained at
+    def resolution(self, pipe: Any) -> int: ...
 
-    def multiple(self, pipe: Any) -> int:
-        """Returns the number of pixels that the sides of images must be a multiple of."""
-        ...
+    # the number of pixels that the sides of images must be a multiple of
+    def multiple(self, pipe: Any) -> int: ...

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,12 +21,8 @@ def weights_fingerprint(
     """Returns sixteen hex digits of the name, shape and first 64 numbers of every weight.
 
     The numbers are hashed as float16, so that float32 and float16 copies of a base accept the same adapters.
-    bfloat16 is less precise than float16, so the numbers of a bfloat16 copy are read from its files.
-
-    Args:
-        components: the networks that may wear an adapter.
-        stored: the pipeline's folder; without it, a bfloat16 copy has another fingerprint.
-        variant: the variant of the files in that folder.
+    bfloat16 is less precise than float16, so the numbers of a bfloat16 copy are read from its files in
+    `stored`, the pipeline's folder; without it, such a copy has another fingerprint.
     """
     lines: list[str] = []
     probes: list[bytes] = []
@@ -50,14 +44,6 @@ def _heads(folder: Path, part: str, variant: str | None) -> dict[str, Tensor]:
         if file.stem.partition(".")[2].partition("-")[0] == (variant or ""):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
-                    heads[canonical(part, name)] = _head(tensors.get_slice(name))
+                    # mapped into memory, so that the rest is not read
+                    heads[canonical(part, name)] = tensors.get_tensor(name).flatten()[:_HEAD]
     return heads
-
-
-def _head(tensor: Any) -> Tensor:
-    """Reads the first numbers of a weight on disk."""
-    shape: list[int] = tensor.get_shape()
-    if not shape:
-        return tensor[...].flatten()
-    rows = math.ceil(_HEAD / max(1, math.prod(shape[1:])))
-    return tensor[:rows].flatten()[:_HEAD]

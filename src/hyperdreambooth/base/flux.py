@@ -41,14 +41,11 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Returns the predicted velocity, `(b, c, h, w)`; the transformer takes 2 x 2 patches and positions."""
     b, c, h, w = noisy.shape
-    hidden = conditioning["hidden"]
-    guidance = None
-    if pipe.transformer.config.guidance_embeds:
-        guidance = torch.full((b,), GUIDANCE, device=noisy.device)
+    hidden, guided = conditioning["hidden"], pipe.transformer.config.guidance_embeds
     packed = pipe.transformer(
         hidden_states=pipe._pack_latents(noisy, b, c, h, w),
         timestep=timesteps / pipe.scheduler.config.num_train_timesteps,
-        guidance=guidance,
+        guidance=torch.full((b,), GUIDANCE, device=noisy.device) if guided else None,
         pooled_projections=conditioning["pooled"],
         encoder_hidden_states=hidden,
         txt_ids=hidden.new_zeros(hidden.shape[1], 3),

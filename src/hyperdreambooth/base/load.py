@@ -40,14 +40,11 @@ class Base:
     """A frozen text-to-image pipeline, made by `load_base` or, of a pipeline in memory, by `from_pipeline`.
 
     Attributes:
-        pipe: the diffusers pipeline; no parameter requires a gradient.
         source: the folder or hub id it was loaded from, or `EMBEDDED_NAME`.
         family: what differs between Stable Diffusion, SDXL, SD 3 and Flux.
         components: the networks that an adapter may change: the denoiser and the text encoders.
         sites: the linear layers that an adapter changes, sorted by name.
-        fingerprint: sixteen hex digits of the weights.
-        trigger: the rare word for "this person"; replaces `[V]` in prompts.
-        class_word: what captions call a person (`face`, `person`).
+        trigger, class_word: the rare word, `[V]` in prompts, and what captions call a person (`face`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
         offload: whether `rest` moves what a training loop does not need to the CPU.
     """
@@ -78,20 +75,10 @@ class Base:
         stored: Path | None = None,
         variant: str | None = None,
     ) -> Base:
-        """Freezes a diffusers pipeline.
+        """Freezes a diffusers pipeline of one of `FAMILIES`, which files and cards call `source`.
 
-        Args:
-            pipe: a pipeline of one of `FAMILIES`.
-            source: what files and cards call it.
-            trigger: the rare word for "this person".
-            class_word: what captions call a person.
-            resolution: pixels a side to work at; None for the pipeline's own.
-            add_sites: pattern of linear layers to adapt besides the attention's.
-            skip_sites: pattern of sites to leave out.
-            offload: keep the VAE and text encoders without an adapter on the CPU while training.
-            stored: folder of the files, which the fingerprint is computed from where `pipe` holds their
-                numbers rounded to bfloat16.
-            variant: of these files, such as `fp16`.
+        `stored` is the folder of the files, which the fingerprint is computed from where `pipe` holds their
+        numbers rounded to bfloat16. The other arguments are those of `load_base`.
 
         Raises:
             InputError: a scheduler that the family cannot train with, a bad pattern, or a bad resolution.
@@ -138,13 +125,9 @@ class Base:
     @property
     def run_inputs(self) -> dict[str, str]:
         """What a training has to find again when it goes on: weights, words, size and sites."""
-        return {
-            "base": self.fingerprint,
-            "trigger": self.trigger,
-            "class_word": self.class_word,
-            "resolution": str(self.resolution),
-            "sites": site_fingerprint(self.sites),
-        }
+        words = {"trigger": self.trigger, "class_word": self.class_word}
+        sizes = {"resolution": str(self.resolution), "sites": site_fingerprint(self.sites)}
+        return {"base": self.fingerprint, **words, **sizes}
 
     def check_side(self, field: str, side: int) -> None:
         """Refuses a side of pictures that this base cannot draw."""
@@ -194,20 +177,13 @@ class Base:
     ) -> list[Any]:
         """Pictures by the pipeline itself, a generator each; prompts are taken as they are."""
         told = self.family.sampling(self.pipe, prompts, negative, guidance)
-        call = {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
-        with self._in_turn():
-            return self.pipe(**told, **call).images
-
-    @contextmanager
-    def _in_turn(self) -> Generator[None]:
-        """With `offload`, the pipeline's networks come to the device one after the other for the block."""
+        told |= {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
         if not self.offload:
-            yield
-            return
+            return self.pipe(**told).images
         places = {module: next(module.parameters()).device for module in _networks(self.pipe).values()}
         try:
-            self.pipe.enable_model_cpu_offload(device=self.device)
-            yield
+            self.pipe.enable_model_cpu_offload(device=self.device)  # one network after the other
+            return self.pipe(**told).images
         finally:
             self.pipe.remove_all_hooks()
             for module, place in places.items():
@@ -232,9 +208,6 @@ class Base:
 
         Without cuDNN's attention: on Hopper GPUs its backward fails or gives NaN at some lengths (torch 2.11;
         github.com/pytorch/pytorch/issues/196678, and Flux at 1024 pixels, docs/LOG.md).
-
-        Args:
-            checkpointing: of gradients in the denoiser: less memory, a third slower.
         """
         allowed = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -254,13 +227,7 @@ def _networks(pipe: Any) -> dict[str, nn.Module]:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` → CUDA, else MPS, else CPU.
-
-    Of several GPUs it is the one of this process, the first one where there is only one process.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
+    """`auto` → CUDA (of several GPUs the one of this process), else MPS, else CPU."""
     found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     here = [kind for kind, count in found.items() if count]
     with suppress(RuntimeError):  # what torch says of a word that names none
@@ -299,7 +266,7 @@ def load_base(
     """Loads and freezes a pipeline.
 
     Args:
-        source: pipeline folder, hub id, or a `.safetensors` file that holds a whole checkpoint; None (or
+        source: pipeline folder, hub id, or a `.safetensors` file of a whole checkpoint; None (or
             `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
         dtype: number format of the frozen weights.
@@ -307,40 +274,29 @@ def load_base(
         offline: look at files on this machine only.
         base_config: folder or hub id of a pipeline like a single file's; None to tell from its weights.
         leave_out: components that the pipeline can do without, such as a third text encoder.
-        trigger: the rare word; None for the base's own, `sks` where it has none.
-        class_word: what a person is called; None for the base's own, `person` where it has none.
+        trigger, class_word: the rare word (`sks`) and what a person is called; None for the base's own.
         resolution: pixels a side to work at; None for the base's own.
         add_sites: pattern of linear layers to adapt besides the attention's, such as `ff\\.net`.
         skip_sites: pattern of sites to leave out, such as `^text_encoder`.
         offload: keep the VAE and text encoders without an adapter on the CPU while training.
-        revision: branch, tag or commit on the hub.
-        token: of the hub, for private repositories; None for the one that is logged in.
+        revision, token: branch, tag or commit on the hub, and an access token for private repositories.
 
     Raises:
-        InputError: no pipeline there, one of a family this package does not drive, or no such device or
-            number format.
+        InputError: no pipeline of a known family there, or no such device or number format.
     """
     where = pick_device(device)  # a mistake there would show after the loading
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
-    pipe = open_pipeline(
-        place, tuple(FAMILIES), dtype, variant, offline, base_config, leave_out, revision, token
-    )
-    facts = _facts(Path(place))
-    base = Base.from_pipeline(
-        pipe,
-        EMBEDDED_NAME if is_embedded(place) else place,
-        trigger=trigger or facts.get("trigger", "sks"),
-        class_word=class_word or facts.get("class_word", "person"),
-        resolution=resolution or facts.get("resolution"),
-        add_sites=add_sites,
-        skip_sites=skip_sites,
-        offload=offload,
-        stored=folder_of(place, revision) if dtype == "bfloat16" else None,
-        variant=variant,
-    )
+    families = tuple(FAMILIES)
+    pipe = open_pipeline(place, families, dtype, variant, offline, base_config, leave_out, revision, token)
+    asked = {"trigger": trigger, "class_word": class_word, "resolution": resolution}
+    words: dict[str, Any] = _facts(Path(place)) | {name: value for name, value in asked.items() if value}
+    name = EMBEDDED_NAME if is_embedded(place) else place
+    stored = folder_of(place, revision) if dtype == "bfloat16" else None
+    sites: dict[str, Any] = {"add_sites": add_sites, "skip_sites": skip_sites}
+    base = Base.from_pipeline(pipe, name, **words, **sites, offload=offload, stored=stored, variant=variant)
     base.move(where)
     if base.device.type == "cpu":
         plain_attention(base)
@@ -361,6 +317,6 @@ def _facts(folder: Path) -> dict[str, Any]:
         return {}
     told, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
     if isinstance(told, dict) and all(isinstance(told.get(k, kind()), kind) for k, kind in kinds.items()):
-        return told
+        return {name: told[name] for name in kinds if name in told}
     expected = '{"trigger": "sks", "class_word": "person", "resolution": 512}, or some of it'
     raise InputError(f"{file}: expected {expected}, got {str(told)[:60]}; correct it")

@@ -30,7 +30,6 @@ class Diffusion:
 
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
         """Samples one timestep `()` int64 uniformly."""
-        del tokens
         return torch.randint(0, scheduler.config.num_train_timesteps, (), generator=generator)
 
     def levels(self, scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,11 +52,8 @@ class Diffusion:
 class Flow:
     """A flow model, which predicts the velocity of a straight line from latents to noise (arXiv 2403.03206).
 
-    Timesteps are real numbers, `t = σ · num_train_timesteps`, as the denoisers expect them.
-
-    Attributes:
-        logit_normal: whether σ is sampled from a logit-normal distribution, as the paper recommends;
-            otherwise uniformly.
+    Timesteps are real numbers, `t = σ · num_train_timesteps`, as the denoisers expect them. σ is sampled from
+    a logit-normal distribution, as the paper recommends, or uniformly.
     """
 
     logit_normal: bool
@@ -88,12 +84,10 @@ class Flow:
 
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         """Returns ε - x_0   (arXiv 2403.03206, equation 13)."""
-        del scheduler, signal, sigma
         return noise - latents
 
     def to_clean(self, scheduler: Any, signal: Tensor, sigma: Tensor) -> Tensor:
         """Returns σ²: x_0 = x_t - σ v, so an error of v changes x_0 by σ times as much."""
-        del scheduler, signal
         return sigma**2
 
 

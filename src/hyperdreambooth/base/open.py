@@ -25,7 +25,6 @@ _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedul
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
 # what the libraries raise for half-copied files and for weights that do not fit their config
 DAMAGED = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
-_library: Any = diffusers  # its classes are found by name
 
 
 def open_pipeline(
@@ -39,29 +38,15 @@ def open_pipeline(
     revision: str | None = None,
     token: str | None = None,
 ) -> Any:
-    """Loads a pipeline on the CPU.
-
-    Args:
-        place: a folder, a hub id, or a `.safetensors` file of a whole checkpoint.
-        families: the names of the supported pipeline classes.
-        dtype: the number format of the weights.
-        variant: the variant of the files, such as `fp16`.
-        offline: whether to use only files on this machine.
-        base_config: the folder or hub id of a pipeline of the same architecture, for a single file.
-        leave_out: optional components not to load.
-        revision: a branch, tag or commit on the hub.
-        token: the access token of the hub.
-
-    Raises:
-        InputError: there is no pipeline, or one of another class. Both are known before a large download.
-    """
+    """Loads a pipeline of a family on the CPU; another class is refused before a large download."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": offline, "revision": revision, "token": token}
     try:
         source = _like(place, base_config)
         index = _index(source, offline, revision if source == place else None, token)
-        loader, absent = _class(place, index, families), dict.fromkeys(_absent(index, leave_out))
+        absent = dict.fromkeys(_absent(place, index, families, leave_out))
+        loader: Any = getattr(diffusers, index["_class_name"])
         if Path(place).is_file():
             options |= {"config": source, "torch_dtype": getattr(torch, dtype)}
             pipe = loader.from_single_file(place, **options, **absent)
@@ -108,15 +93,12 @@ def _index(
     return index
 
 
-def _class(place: str, index: Mapping[str, Any], families: Collection[str]) -> Any:
-    """Returns the pipeline's class."""
+def _absent(
+    place: str, index: Mapping[str, Any], families: Collection[str], leave_out: Collection[str]
+) -> list[str]:
+    """Checks the pipeline's class, and returns the components that it does not have or that are left out."""
     if (name := index["_class_name"]) not in families:
         raise InputError(f"base {place}: expected one of {', '.join(families)}, got {name}; use another base")
-    return getattr(_library, name)
-
-
-def _absent(index: Mapping[str, Any], leave_out: Collection[str]) -> list[str]:
-    """Returns the components that the pipeline does not have or that are left out."""
     if odd := sorted(set(leave_out) - set(_OPTIONAL)):
         raise InputError(f"leave_out: expected any of {', '.join(_OPTIONAL)}, got {odd[0]}; correct it")
     if "tokenizer_3" in leave_out and "text_encoder_3" not in leave_out:
@@ -155,15 +137,11 @@ def open_skeleton(
     base_config: str | None = None,
     leave_out: Collection[str] = (),
 ) -> Any:
-    """Builds the pipeline from its configs alone, without weights, on the meta device.
-
-    Raises:
-        InputError: there is no pipeline, or one of another class.
-    """
+    """Builds the pipeline from its configs alone, without weights, on the meta device."""
     try:
         folder = _like(place, base_config)
         index = _index(folder, offline)
-        loader, absent = _class(place, index, families), _absent(index, leave_out)
+        absent = _absent(place, index, families, leave_out)
         if Path(place).is_file():
             absent.append("safety_checker")  # diffusers loads single files without one
         if not Path(folder).is_dir():
@@ -175,7 +153,7 @@ def open_skeleton(
             if isinstance(entry, list) and len(entry) == 2
         }
         settings = {name: value for name, value in index.items() if isinstance(value, bool)}
-        return loader(**parts, **settings)
+        return getattr(diffusers, index["_class_name"])(**parts, **settings)
     except DAMAGED as error:
         raise _refusal(place, error) from error
 

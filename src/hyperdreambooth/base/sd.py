@@ -32,7 +32,6 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
 
 def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
     """Returns the arguments for classifier-free guidance, with or without a negative prompt."""
-    del pipe
     return {"prompt": prompts, "negative_prompt": negative, "guidance_scale": guidance}
 
 
@@ -43,5 +42,4 @@ def resolution(pipe: Any) -> int:
 
 def multiple(pipe: Any) -> int:
     """Returns 8, as the pipeline refuses other sides."""
-    del pipe
     return 8

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyperdreambooth.base import sd
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
 from hyperdreambooth.base.text import concatenate, frozen_states, read, token_numbers
@@ -36,11 +37,7 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
-    """Returns `hidden (b, t, c)` and `pooled (b, p)`.
-
-    The first tokens of `hidden` are both CLIP states, concatenated and padded; the others are T5's states.
-    `pooled` has both projections.
-    """
+    """Returns `hidden (b, t, c)`, padded CLIP states and then T5's, and both projections, `pooled (b, p)`."""
     first, second, third = tokens.split(_lengths(pipe), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
     clip = concatenate(one.hidden_states[-2], two.hidden_states[-2])
@@ -66,12 +63,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
 
 def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
     """Returns the arguments for classifier-free guidance, with as many T5 tokens as in training."""
-    return {
-        "prompt": prompts,
-        "negative_prompt": negative,
-        "guidance_scale": guidance,
-        "max_sequence_length": _t5_length(pipe),
-    }
+    return {**sd.sampling(pipe, prompts, negative, guidance), "max_sequence_length": _t5_length(pipe)}
 
 
 def resolution(pipe: Any) -> int:

@@ -16,10 +16,8 @@ _known: WeakKeyDictionary[nn.Module, OrderedDict[tuple[torch.dtype, bytes], Tens
 
 def token_numbers(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
     """Returns token ids `(b, length)`, padded and truncated."""
-    encoded = tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    return encoded.input_ids
+    padding = {"padding": "max_length", "max_length": length, "truncation": True}
+    return tokenizer(prompts, **padding, return_tensors="pt").input_ids
 
 
 def read(encoder: Any, tokens: Tensor) -> Any:
@@ -47,8 +45,7 @@ def frozen_states(encoder: Any, tokens: Tensor) -> Tensor:
         with torch.autocast(kind, enabled=False):
             states = encoder(tokens[list(rows.values())].to(encoder.device))[0]
         known.update(zip(rows, states, strict=True))
-    # the encoder may have moved since
-    found = torch.stack([known[key].to(encoder.device) for key in keys])
+    found = torch.stack([known[key].to(encoder.device) for key in keys])  # it may have moved since
     while len(known) > REMEMBERED:
         known.popitem(last=False)
     return found

@@ -8,18 +8,9 @@ from pydantic import Field, model_validator
 
 from hyperdreambooth.base.denoise import LossConfig
 
-_FREE = (
-    "log_every",
-    "validate_every",
-    "draws",
-    "prompts",
-    "save_every",
-    "max_minutes",
-    "finetune",
-    "stored",
-    "strength",
-)
-"""The settings that do not change the weights."""
+# the settings that do not change the weights
+_TIMES = {"log_every", "validate_every", "save_every", "max_minutes"}
+_SHOWN = {"draws", "prompts", "finetune", "stored", "strength"}
 
 
 class HypernetConfig(LossConfig):
@@ -28,17 +19,12 @@ class HypernetConfig(LossConfig):
     Attributes:
         encoder: a transformers vision model, by folder or hub id; it stays frozen.
         encoder_layers: the hidden states of the encoder to read; empty for the last one.
-        width: the channels of the decoder.
-        layers: the number of decoder blocks.
-        heads: the attention heads of a block.
+        width, layers, heads: the channels, blocks and attention heads of the decoder.
         refinements: `K`, the passes of the decoder; more of them gain little (training.md 6).
         rank, down_dim, up_dim, basis_seed, text_encoder: the LiDB to predict. A bank brings its own.
         learn_basis: also train the aux bases (the "pro" variant). A bank then only gives start and scale.
-        basis_lr: the learning rate of the aux bases.
         spread: the scale of the numbers where there is no bank.
-        steps: the number of updates.
-        batch: identities in an update, over all processes and accumulated parts.
-        photos: target photos for each identity.
+        batch, photos: identities in an update, over all processes, and target photos for each of them.
         warmup: the steps of the learning rate's linear rise; after them it falls to 0 as half a cosine.
         weight_decay: of AdamW; learned bases do not decay.
         alpha, beta, gamma: the weights of the denoising loss, the weight loss and the size loss.
@@ -48,16 +34,14 @@ class HypernetConfig(LossConfig):
         validation: identities held out, at most a quarter of them.
         validate_every, save_every, log_every: in steps.
         draws: noise samples for each held-out identity at a validation.
-        prompts: the prompts of validation pictures, used in turn.
+        prompts: of validation pictures, used in turn.
         max_minutes: stop cleanly after this time; the same command continues.
         start_from: a hypernetwork folder of the same shape whose weights to start from.
-        finetune: settings that suit the finetune of the predictions (`lr`, `steps`, `rank`, …). They are
-            stored in the folder and are the defaults of every finetune with this hypernetwork.
-        stored: the number format of the exported weights. float16 halves the folder and changes predictions
-            by less than a hundredth.
-        strength: the factor by which the trained network's predictions are multiplied. One photo leaves much
-            open, and the loss is lowest for a cautious prediction near the mean of all similar people. Above
-            1, predictions are bolder. Choose it on people that nobody trained on (docs/LOG.md).
+        finetune: settings of a finetune (`lr`, `steps`, `rank`, …) that become its defaults.
+        stored: the format of exported weights; float16 changes predictions by less than a hundredth.
+        strength: the factor of the predictions. One photo leaves much open, and the loss is lowest for a
+            cautious prediction near the mean of all similar people. Above 1, predictions are bolder. Choose
+            it on people that nobody trained on (docs/LOG.md).
     """
 
     lr: float = Field(5e-4, gt=0)
@@ -109,7 +93,4 @@ class HypernetConfig(LossConfig):
 
     def deciding(self) -> HypernetConfig:
         """Returns the config with defaults for all settings that a resumed run may change."""
-        fields = type(self).model_fields
-        return self.model_copy(
-            update={name: fields[name].get_default(call_default_factory=True) for name in _FREE}
-        )
+        return type(self)(**self.model_dump(exclude=_TIMES | _SHOWN))

@@ -1,7 +1,6 @@
 """The data of the training loop: photos as latents and features, captions, and the examples of each step.
 
-All random draws are pure functions of (seed, purpose, step, place in the global batch). A resumed training,
-or one on more processes, gets the same people, photos, noise and timesteps.
+Random draws are pure functions of (seed, purpose, step, place in the batch), on any number of processes.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -26,23 +26,13 @@ from hyperdreambooth.runs import rng
 
 @dataclass(frozen=True)
 class Faces:
-    """The photos of all identities, encoded once.
-
-    Attributes:
-        names: the identities.
-        photos: the photos of all identities, one identity after the other.
-        offsets: identity `k` owns photos `offsets[k]` to `offsets[k + 1]`.
-        features: `(m, t, c)` float16, for reference photos.
-        latents: `(m, c, h, w)`, for target photos.
-        captions: the `m` captions.
-        conditioner: captions → conditioning.
-    """
+    """The `m` photos of all identities, encoded once, one identity after the other."""
 
     names: tuple[str, ...]
     photos: tuple[Photo, ...]
-    offsets: tuple[int, ...]
-    features: Tensor
-    latents: Tensor
+    offsets: tuple[int, ...]  # identity `k` owns photos `offsets[k]` to `offsets[k + 1]`
+    features: Tensor  # `(m, t, c)` float16, for reference photos
+    latents: Tensor  # `(m, c, h, w)`, for target photos
     captions: tuple[str, ...]
     conditioner: Conditioner
 
@@ -63,21 +53,13 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Examples as tensors on the base's device, one identity after the other: `b = n · photos`.
-
-    Attributes:
-        identities: the `n` identities.
-        features: `(n, t, c)` of the reference photos.
-        latents: `(b, c, h, w)` of the target photos.
-        keys: the names of the `b` draws of noise and timestep.
-        conditioning: encodes the `b` captions with what the base wears when it is called.
-    """
+    """Examples as tensors on the base's device, one identity after the other: `b = n · photos`."""
 
     identities: tuple[int, ...]
-    features: Tensor
-    latents: Tensor
-    keys: tuple[Key, ...]
-    conditioning: Callable[[], Conditioning]
+    features: Tensor  # `(n, t, c)` of the reference photos
+    latents: Tensor  # `(b, c, h, w)` of the target photos
+    keys: tuple[Key, ...]  # of the draws of noise and timestep
+    conditioning: Callable[[], Conditioning]  # encodes the captions with what the base wears at that moment
 
 
 def load_faces(
@@ -86,18 +68,11 @@ def load_faces(
 ) -> Faces:  # fmt: skip
     """Encodes all photos, or reads them from the cache. Each photo is decoded once for latents and features.
 
-    Args:
-        people: identity → photos.
-        base: encodes latents and captions.
-        encoder: encodes features, from pixels at the base's resolution as in a prediction.
-        prompt: the caption of photos without one; `{class_word}` is the base's.
-        cache: the folder of the encoded photos and captions.
-        text_worn: whether the text encoders wear what is trained.
+    The encoder sees pixels at the base's resolution, as in a prediction. `prompt` is the caption of photos
+    without one, and `text_worn` says whether the text encoders wear what is trained.
     """
-    photos = tuple(photo for group in people.values() for photo in group)
-    offsets = [0]
-    for group in people.values():
-        offsets.append(offsets[-1] + len(group))
+    photos = tuple(chain.from_iterable(people.values()))
+    offsets = tuple(accumulate(map(len, people.values()), initial=0))
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     warn_unnamed(base, captions)
 
@@ -107,8 +82,7 @@ def load_faces(
     key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}"
     encoded = cached_photos(photos, base.resolution, encode, cache, key)
     conditioner = Conditioner(base, captions, text_worn, cache)
-    features, latents = encoded["features"], encoded["latents"]
-    return Faces(tuple(people), photos, tuple(offsets), features, latents, captions, conditioner)
+    return Faces(tuple(people), photos, offsets, captions=captions, conditioner=conditioner, **encoded)
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
@@ -119,16 +93,10 @@ def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Example:
-    """Draws an identity of the pool, a reference photo and target photos.
+    """Draws an identity of the pool, a reference photo and target photos; `key` is the name of the draw.
 
     The reference is never its own target if the identity has another photo. Otherwise the network would copy
     pose and light (training.md 5).
-
-    Args:
-        faces: the photos of all identities.
-        pool: the identities to draw from.
-        photos: the number of target photos.
-        key: the name of the draw.
     """
     generator = rng(*key)
     identity = pool[int(torch.randint(len(pool), (), generator=generator))]
@@ -141,14 +109,13 @@ def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Exa
 def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBatch:
     """Returns the tensors of some examples."""
     rows = [row for example in examples for row in example.targets]
+    captions = [faces.captions[row] for row in rows]
     return TrainingBatch(
         identities=tuple(example.identity for example in examples),
         features=faces.features[[example.reference for example in examples]].to(base.device, torch.float32),
         latents=faces.latents[rows].to(base.device),
         keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
-        conditioning=partial(
-            faces.conditioner, [faces.captions[row] for row in rows], len(examples[0].targets)
-        ),
+        conditioning=partial(faces.conditioner, captions, len(examples[0].targets)),
     )
 
 

@@ -7,14 +7,14 @@ input and output projection of its own width. Padded to the widest site, each is
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
 from hyperdreambooth.lidb.weights import Layout
@@ -25,16 +25,7 @@ HEAD_START = 1e-3  # training.md 3: a zero head on top of zero factors would nev
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """The size of the network.
-
-    Attributes:
-        tokens: `t` of the image features.
-        channels: `c` of the image features.
-        width: channels of the decoder.
-        layers: decoder blocks.
-        heads: attention heads.
-        refinements: `K`.
-    """
+    """The size of the network: `t` and `c` of the image features, the decoder's channels, …, and `K`."""
 
     tokens: int
     channels: int
@@ -47,36 +38,27 @@ class NetworkShape:
 class HyperNetwork(nn.Module):
     """Features `(b, t, c)` → numbers `(b, P)`.
 
-    Args:
-        layout: the places of every site's numbers.
-        shape: the size of the network.
-        basis: the aux bases, which are copied: parameters if they are learned, constants otherwise.
-        learn_basis: whether they are learned (the published "pro" variant).
-        seed: the seed of the initial weights; the global random state stays as it is.
+    The aux bases are copied: parameters if they are learned (the published "pro" variant), or constants. The
+    seed is that of the initial weights; the global random state stays as it is.
     """
-
-    mean: Tensor
-    spread: Tensor
-    feature_mean: Tensor
-    feature_std: Tensor
-    _pack: Tensor
-    _unpack: Tensor
 
     def __init__(
         self, layout: Layout, shape: NetworkShape, basis: Basis, learn_basis: bool = False, seed: int = 0
     ) -> None:  # fmt: skip
         super().__init__()
         self.layout, self.shape, self.learn_basis = layout, shape, learn_basis
-        self.register_buffer("mean", torch.zeros(layout.size))
-        self.register_buffer("spread", torch.ones(layout.size))
-        self.register_buffer("feature_mean", torch.zeros(shape.channels))
-        self.register_buffer("feature_std", torch.ones(shape.channels))
+        self.mean, self.spread = nn.Buffer(torch.zeros(layout.size)), nn.Buffer(torch.ones(layout.size))
+        self.feature_mean = nn.Buffer(torch.zeros(shape.channels))
+        self.feature_std = nn.Buffer(torch.ones(shape.channels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._add_decoder(shape, len(layout.sites), max(layout.sizes))
-        pack, unpack = _padding(layout)
-        self.register_buffer("_pack", pack, persistent=False)
-        self.register_buffer("_unpack", unpack, persistent=False)
+        # the number's index at each place of the padded rows `(s, widest)`, and the inverse `(P,)`; padding
+        # has the index after the last number, where a zero is appended
+        rows = list(torch.arange(layout.size).split(layout.sizes))
+        pack = pad_sequence(rows, batch_first=True, padding_value=layout.size)
+        self._pack = nn.Buffer(pack, persistent=False)
+        self._unpack = nn.Buffer((pack.flatten() < layout.size).nonzero().flatten(), persistent=False)
         self._add_basis(basis)
 
     def _add_decoder(self, shape: NetworkShape, sites: int, widest: int) -> None:
@@ -103,10 +85,8 @@ class HyperNetwork(nn.Module):
         for side, matrices in (("down", basis.down), ("up", basis.up)):
             for k, site in enumerate(self.layout.sites):
                 matrix = matrices[site.name].detach().clone()
-                if self.learn_basis:
-                    self.register_parameter(f"basis_{side}_{k}", nn.Parameter(matrix))
-                else:
-                    self.register_buffer(f"basis_{side}_{k}", matrix, persistent=False)
+                made = nn.Parameter(matrix) if self.learn_basis else nn.Buffer(matrix, persistent=False)
+                setattr(self, f"basis_{side}_{k}", made)
 
     def basis(self) -> Basis:
         """Returns the current aux bases; they get gradients if they are learned."""
@@ -118,10 +98,8 @@ class HyperNetwork(nn.Module):
     def named_basis(self) -> Basis:
         """Returns a copy of the bases with their source in files, `seed:N` or `hypernet:FINGERPRINT`."""
         now = self.basis()
-        down = {name: matrix.detach().clone() for name, matrix in now.down.items()}
-        up = {name: matrix.detach().clone() for name, matrix in now.up.items()}
         source = f"hypernet:{basis_fingerprint(now)}" if self.learn_basis else now.source
-        return Basis(source, down, up)
+        return replace(now.mapped(lambda matrix: matrix.detach().clone()), source=source)
 
     @torch.no_grad()
     def normalise(self, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"], features: Features) -> None:
@@ -135,32 +113,25 @@ class HyperNetwork(nn.Module):
         self.feature_std.copy_((square / features[..., 0].numel()).sqrt().clamp_min(1e-4))
 
     # θ_0 = 0; θ_k = θ_{k-1} + T(f, θ_{k-1}), k = 1..K   (paper, section 4.2)
-    def theta(self, features: Features) -> Float[Tensor, "b P"]:
-        """Returns the normalised numbers `(b, P)`, float32, of features `(b, t, c)`."""
+    def forward(self, features: Features) -> Float[Tensor, "b P"]:
+        """Returns the numbers `(b, P)`, float32, of features `(b, t, c)`."""
         clean = (features - self.feature_mean) / self.feature_std
         seen = self.seen_norm(self.see(clean) + self.position)
         overall = self.overall(clean.mean(1))[:, None]
         theta = torch.zeros(len(features), self.layout.size, device=features.device)
-        with _quick_attention(features.device):
+        # fused attention on CPUs has a slow backward, which took 60 % of this network's time (docs/LOG.md)
+        with sdpa_kernel(SDPBackend.MATH) if features.device.type == "cpu" else nullcontext():
             for _ in range(self.shape.refinements):
-                theta = theta + self.delta(seen, overall, theta)
-        return theta
+                theta = theta + self._delta(seen, overall, theta)
+        return self.mean + self.spread * theta.float()
 
-    def delta(
+    def _delta(
         self, seen: Float[Tensor, "b t w"], overall: Float[Tensor, "b 1 w"], theta: Float[Tensor, "b P"]
     ) -> Float[Tensor, "b P"]:
-        """Returns `T(f, θ)`: one pass of the decoder.
+        """Returns `T(f, θ)`, one pass of the decoder, float32.
 
-        Differs from the paper: the mean of the features is added to every token, so that every site sees the
-        photo before it has learned to attend.
-
-        Args:
-            seen: `(b, t, width)`.
-            overall: `(b, 1, width)`.
-            theta: `(b, P)`.
-
-        Returns:
-            `(b, P)` float32.
+        Differs from the paper: the mean of the features, `overall`, is added to every token, so that every
+        site sees the photo before it has learned to attend.
         """
         padded = torch.cat([theta, theta.new_zeros(len(theta), 1)], dim=1)[:, self._pack]
         tokens = self.site + torch.einsum("bsp,spw->bsw", padded, self.believe) + overall
@@ -168,26 +139,3 @@ class HyperNetwork(nn.Module):
             tokens = block(tokens, seen)
         wide = torch.einsum("bsw,swp->bsp", self.norm(tokens), self.head) + self.head_bias
         return wide.flatten(1)[:, self._unpack].float()
-
-    def forward(self, features: Features) -> Float[Tensor, "b P"]:
-        """Returns the numbers `(b, P)`, float32, of features `(b, t, c)`."""
-        return self.mean + self.spread * self.theta(features).float()
-
-
-def _quick_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """Avoids fused attention on CPUs, whose backward took 60 % of this network's time (docs/LOG.md)."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _padding(layout: Layout) -> tuple[Tensor, Tensor]:
-    """Returns the number's index at each place of the padded rows, `(s, widest)`, and its inverse, `(P,)`.
-
-    Padding has the index after the last number, where a zero is appended.
-    """
-    widest = max(layout.sizes)
-    pack = torch.full((len(layout.sites), widest), layout.size)
-    unpack = torch.empty(layout.size, dtype=torch.int64)
-    for k, (first, size) in enumerate(zip(layout.offsets, layout.sizes, strict=False)):
-        pack[k, :size] = torch.arange(first, first + size)
-        unpack[first : first + size] = torch.arange(size) + k * widest
-    return pack, unpack

@@ -28,11 +28,6 @@ class Preprocess:
 
     transformers' own processors are not used: they take 8-bit images one after the other on the CPU. At other
     sides than the model's they round to 8 bits, which moves features of the shipped encoder by 2 %.
-
-    Attributes:
-        size: the side of the square in pixels.
-        mean, std: one value for each colour.
-        bicubic: whether the resize is bicubic; otherwise it is bilinear.
     """
 
     size: int
@@ -55,12 +50,7 @@ class Preprocess:
 class Encoder:
     """A frozen vision model with its preprocessing; of a model with two towers only the vision tower runs.
 
-    Attributes:
-        source: the folder or hub id it was loaded from.
-        layers: the hidden states that are concatenated along the channels; empty for the last one.
-        preprocess: the preprocessing of the pixels.
-        tokens: `t` of the features.
-        channels: `c` of the features.
+    `layers` are the hidden states that are concatenated, or the last one; `tokens` and `channels` are `t`, `c`.
     """
 
     def __init__(self, model: Any, source: str, layers: Sequence[int], preprocess: Preprocess) -> None:
@@ -87,17 +77,18 @@ class Encoder:
                 f"encoder_layers: expected hidden states from 0 to {len(states) - 1} of {self.source}, got "
                 f"{outside}; correct them"
             )
-        return _concatenate([states[k] for k in self.layers])
+        chosen = [states[k] for k in self.layers]
+        if chosen[0].ndim == 4:  # maps are averaged down to the smallest of them
+            side = min(state.shape[-1] for state in chosen)
+            chosen = [F.adaptive_avg_pool2d(state, side) for state in chosen]
+        return torch.cat([_tokens(state) for state in chosen], dim=-1)
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of weights, preprocessing and layers, which the features depend on."""
         made = self.preprocess
-        digest = hashlib.sha256(
-            f"(Preprocess(size={made.size}, mean={made.mean}, std={made.std}), {self.layers})".encode()
-        )
-        if made.bicubic:
-            digest.update(b"bicubic")
+        settings = f"(Preprocess(size={made.size}, mean={made.mean}, std={made.std}), {self.layers})"
+        digest = hashlib.sha256((settings + "bicubic" * made.bicubic).encode())
         for name, tensor in sorted(self.tower.state_dict().items()):
             if "pooler" in name:  # it is not used, and random where the checkpoint has none
                 continue
@@ -105,20 +96,12 @@ class Encoder:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def nbytes(self) -> int:
-        """Returns the size of the weights, which decides whether a hypernetwork's folder has a copy."""
-        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
-
     def save(self, folder: Path) -> None:
         """Writes the model and its preprocessing as an ordinary transformers folder."""
         self.model.save_pretrained(folder)
         made = self.preprocess
-        settings = {
-            "size": {"height": made.size, "width": made.size},
-            "image_mean": made.mean,
-            "image_std": made.std,
-            "resample": _BICUBIC if made.bicubic else _BILINEAR,
-        }
+        size, resample = {"height": made.size, "width": made.size}, _BICUBIC if made.bicubic else _BILINEAR
+        settings = {"size": size, "image_mean": made.mean, "image_std": made.std, "resample": resample}
         write_json(folder / PROCESSOR, settings)
 
 
@@ -127,27 +110,10 @@ def _tokens(state: Tensor) -> Tensor:
     return (state.flatten(2).transpose(1, 2) if state.ndim == 4 else state).float()
 
 
-def _concatenate(states: Sequence[Tensor]) -> Tensor:
-    """Concatenates hidden states along the channels, after averaging maps down to the smallest of them."""
-    if states[0].ndim == 4:
-        side = min(state.shape[-1] for state in states)
-        states = [F.adaptive_avg_pool2d(state, side) for state in states]
-    return torch.cat([_tokens(state) for state in states], dim=-1)
-
-
 def load_encoder(
     source: str | Path, layers: Sequence[int] = (), device: torch.device | str = "cpu"
 ) -> Encoder:
-    """Loads a vision model, frozen and in float32, from safetensors only.
-
-    Args:
-        source: a transformers model folder or hub id (ViT, CLIP, DINOv2, ResNet, …).
-        layers: the hidden states to concatenate; empty for the last one.
-        device: the device it runs on.
-
-    Raises:
-        InputError: there is no model, or it is no vision model.
-    """
+    """Loads a vision model (ViT, CLIP, DINOv2, ResNet, …), frozen and in float32, from safetensors only."""
     place = str(source)
     try:
         config: Any = AutoConfig.from_pretrained(place)
@@ -171,14 +137,10 @@ def load_encoder(
 def _preprocess(settings: dict[str, Any], config: Any) -> Preprocess:
     """Reads size, mean and standard deviation from the model's own files; the defaults are 224 and 0.5.
 
-    Photos are already square crops. If the model's preprocessing resizes and then crops the centre, a photo
-    is resized to the size of the crop.
+    Photos are square already, so where a model crops the centre, they are resized to the size of the crop.
     """
-    sizes = [
-        settings.get("crop_size") if settings.get("do_center_crop", True) else None,
-        settings.get("size"),
-        getattr(config, "image_size", None),
-    ]
+    crop = settings.get("crop_size") if settings.get("do_center_crop", True) else None
+    sizes = (crop, settings.get("size"), getattr(config, "image_size", None))
     side = next((_side(size) for size in sizes if size is not None), 224)
     mean, std = (tuple(settings.get(name, (0.5,) * 3)) for name in ("image_mean", "image_std"))
     if not settings.get("do_normalize", True):

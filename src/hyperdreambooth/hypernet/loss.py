@@ -18,16 +18,8 @@ def weight_loss(
 ) -> Float[Tensor, " n"]:
     """Returns the distance between two ΔW, each site in units of how much people differ there.
 
-    Predicting the mean of all people has a loss of about 1.
-
-    Args:
-        layout: the places of the numbers.
-        predicted: `(n, P)`.
-        known: `(n, P)`, from the bank.
-        scale: `(s,)` from `bank_scale`.
-
-    Returns:
-        `(n,)` float32. It is not computed from Gram matrices, whose differences cancel.
+    Predicting the mean of all people has a loss of about 1. `scale` is that of `bank_scale`. The loss is not
+    computed from Gram matrices, whose differences cancel.
     """
     ours, theirs = delta_products(layout, predicted), delta_products(layout, known)
     errors = [(ours[site.name] - theirs[site.name]).square().sum(dim=(1, 2)) for site in layout.sites]
@@ -38,7 +30,7 @@ def weight_loss(
 def size_loss(
     predicted: Numbers, mean: Float[Tensor, " P"], spread: Float[Tensor, " P"]
 ) -> Float[Tensor, " n"]:
-    """Returns the mean squared distance `(n,)` of predictions from the mean, in units of the spread."""
+    """Returns the mean squared distance of predictions from the mean, in units of the spread."""
     return ((predicted.float() - mean) / spread).square().mean(dim=1)
 
 
@@ -46,25 +38,22 @@ def size_loss(
 def bank_scale(layout: Layout, parts: Iterable[Float[Tensor, "_n P"]]) -> Float[Tensor, " s"]:
     """Returns how much the people of a bank differ at each site: the variance of ΔW, summed over its entries.
 
-    Args:
-        layout: the places of the numbers.
-        parts: the bank's numbers `(n, P)`, in parts that fit into memory.
-
-    Returns:
-        `(s,)` float32, at least a thousandth of the mean over sites, so that a site that nobody uses does not
-        dominate the loss. One person has no variance; then it is the size of that person's ΔW.
+    The numbers come in parts that fit into memory. The scale is at least a thousandth of the mean over sites,
+    so that a site that nobody uses does not dominate the loss. One person has no variance: then it is the
+    size of that person's ΔW.
     """
-    first, second, count = None, None, 0
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    count = 0
     for numbers in parts:
-        products = [each.double() for each in delta_products(layout, numbers).values()]
-        sums = [each.sum(0) for each in products]
-        squares = torch.stack([each.square().sum() for each in products])
-        first = sums if first is None else [a + b for a, b in zip(first, sums, strict=True)]
-        second = squares if second is None else second + squares
         count += len(numbers)
-    if first is None or second is None:
+        for name, product in delta_products(layout, numbers).items():
+            product = product.double()
+            sums[name] = sums.get(name, 0) + product.sum(0)
+            squares[name] = squares.get(name, 0) + product.square().sum()
+    if not count:
         raise ValueError("a bank without people has no scale")
-    size = second / count
-    variance = size - torch.stack([(each / count).square().sum() for each in first])
+    size = torch.stack([squares[site.name] for site in layout.sites]) / count
+    variance = size - torch.stack([(sums[site.name] / count).square().sum() for site in layout.sites])
     scale = variance if float(variance.sum()) > 1e-9 * float(size.sum()) else size
     return scale.clamp_min(max(1e-3 * float(scale.mean()), 1e-12)).float()

@@ -1,8 +1,6 @@
 """A trained hypernetwork: photo → LiDB numbers, and the folder that stores it.
 
-The folder has `model.safetensors`, `README.md`, `encoder/` if the vision model is small (otherwise the
-config names it), and `config.json`, which is written last, with a fingerprint of the weights. So a
-half-written folder is refused.
+`config.json` is written last, with a fingerprint of the weights, so that a half-written folder is refused.
 """
 
 from __future__ import annotations
@@ -52,9 +50,9 @@ Reads a photo of a person and writes the LoRA of that person for one base model.
 
 | | |
 |---|---|
-| base | `{base}` (fingerprint `{fingerprint}`) |
-| trigger | `{trigger}`, so a prompt says "a photo of a {trigger} {class_word}" |
-| predicts | {numbers:,} numbers a person, rank {rank}, at {sites} sites |
+| base | `{info.base_source}` (fingerprint `{info.base_fingerprint}`) |
+| trigger | `{info.trigger}`, so a prompt says "a photo of a {info.trigger} {info.class_word}" |
+| predicts | {layout.size:,} numbers a person, rank {layout.rank}, at {sites} sites |
 | aux bases | `{basis}` |
 | image encoder | `{encoder}` |
 | trained | {step:,} steps |
@@ -63,7 +61,7 @@ Reads a photo of a person and writes the LoRA of that person for one base model.
 ```python
 from hyperdreambooth import Personalizer
 
-me = Personalizer.from_pretrained(base="{base}", hypernet="PATH OR HUB ID OF THIS FOLDER")
+me = Personalizer.from_pretrained(base="{info.base_source}", hypernet="PATH OR HUB ID OF THIS FOLDER")
 me.personalize("photo.jpg").save("person.safetensors", format="kohya")
 ```
 
@@ -73,40 +71,23 @@ Only `config.json`, `model.safetensors` and `encoder/` are read. `run/` and `cac
 
 @dataclass(frozen=True)
 class HypernetInfo:
-    """What a hypernetwork was trained for.
-
-    Attributes:
-        base_fingerprint: the fingerprint of its base.
-        base_source: the folder or hub id of its base, for information only.
-        trigger: the rare word of its captions.
-        class_word: the word for a person in its captions.
-        resolution: the side in pixels to which photos are cropped.
-        training: figures of the training; only `step` is used.
-        finetune: settings that suit the finetune of its predictions, and are its defaults.
-        strength: the factor of predicted ΔW, see `HypernetConfig.strength`.
-    """
+    """What a hypernetwork was trained for."""
 
     base_fingerprint: str
-    base_source: str
-    trigger: str
-    class_word: str
-    resolution: int
-    training: dict[str, Any] = field(default_factory=dict[str, Any])
-    finetune: dict[str, Any] = field(default_factory=dict[str, Any])
-    strength: float = 1.0
+    base_source: str  # the folder or hub id of its base, for information only
+    trigger: str  # the rare word of its captions
+    class_word: str  # the word for a person in its captions
+    resolution: int  # the side in pixels to which photos are cropped
+    training: dict[str, Any] = field(default_factory=dict[str, Any])  # figures; only `step` is used
+    finetune: dict[str, Any] = field(default_factory=dict[str, Any])  # the defaults of a finetune
+    strength: float = 1.0  # the factor of predicted ΔW, see `HypernetConfig.strength`
 
 
 class Predictor:
     """A trained hypernetwork with its encoder: photos of a person → the numbers of a LiDB.
 
-    `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it.
-
-    Attributes:
-        network: the decoder.
-        encoder: the frozen vision model.
-        info: base, trigger, resolution and more.
-        layout: the places of each site's numbers.
-        basis: the aux bases of the numbers, on the CPU.
+    `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it. `layout` has the places of
+    each site's numbers, and `basis` their aux bases, on the CPU.
     """
 
     def __init__(self, network: HyperNetwork, encoder: Encoder, info: HypernetInfo) -> None:
@@ -141,8 +122,7 @@ class Predictor:
     def average(self, pixels: Tensor) -> Tensor:
         """Predicts the numbers `(1, P)` of one person from several photos `(m, 3, h, w)`.
 
-        The predictions of all photos are averaged. What the photos have in common stays, and what only one of
-        them shows (pose, light) shrinks.
+        In the average, what only one photo shows (pose, light) shrinks.
         """
         return self.predict(pixels).mean(0, keepdim=True)
 
@@ -160,11 +140,7 @@ class Predictor:
         )  # fmt: skip
 
     def check_fits(self, base_fingerprint: str) -> None:
-        """Refuses a base that the hypernetwork was not trained on.
-
-        Raises:
-            InputError: with both fingerprints.
-        """
+        """Refuses a base that the hypernetwork was not trained on."""
         if base_fingerprint != self.info.base_fingerprint:
             raise InputError(
                 f"hypernetwork: expected base {self.info.base_fingerprint} ({self.info.base_source}), got "
@@ -172,19 +148,12 @@ class Predictor:
             )
 
     def save(self, folder: str | Path, stored: Literal["float32", "float16"] = "float32") -> None:
-        """Writes the folder, `config.json` last, so that a half-written folder is recognised.
-
-        Args:
-            folder: a new folder, or one with an earlier save.
-            stored: the number format of the weights. Learned bases stay float32, as their fingerprint needs.
-        """
-        folder = Path(folder)
+        """Writes the folder and its weights; learned bases stay float32, as their fingerprint needs."""
+        folder, dtype = Path(folder), getattr(torch, stored)
         if self._copied:
             self._save_encoder(folder)
-        weights = {
-            name: tensor if name.startswith("basis_") else tensor.to(getattr(torch, stored))
-            for name, tensor in self.network.state_dict().items()
-        }
+        state = self.network.state_dict()
+        weights = {name: t if name.startswith("basis_") else t.to(dtype) for name, t in state.items()}
         save_tensors(folder / "model.safetensors", weights)
         with whole_file(folder / "README.md") as card:
             card.write_text(self._card(), encoding="utf-8")
@@ -199,32 +168,24 @@ class Predictor:
         revision: str | None = None,
         commit_message: str = "Upload a hypernetwork",
     ) -> str:
-        """Uploads the hypernetwork, so that `load_hypernet(repo_id)` loads it.
+        """Uploads the hypernetwork, so that `load_hypernet(repo_id)` loads it, and returns the commit's URL.
 
-        Args:
-            repo_id: `owner/name`; the repository is created if there is none.
-            private: whether a new repository is private; None for the owner's default.
-            token: the access token of the hub; None for that of the user who is logged in.
-            revision: the branch; None for `main`.
-            commit_message: the message of the commit.
-
-        Returns:
-            The URL of the commit.
+        The repository `owner/name` is created if there is none, private or as its owner's default is. Without
+        token and branch they are those of the user who is logged in and `main`.
 
         Raises:
             InputError: the name is bad, the permission is missing, or the hub cannot be reached.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            self.save(folder)
+            self.save(name)
             return push_folder(
-                folder, repo_id, private=private, token=token, revision=revision, message=commit_message
+                Path(name), repo_id, private=private, token=token, revision=revision, message=commit_message
             )
 
     @property
     def _copied(self) -> bool:
         """Whether the folder has a copy of the encoder."""
-        return self.encoder.nbytes() < COPIED
+        return sum(tensor.nbytes for tensor in self.encoder.model.state_dict().values()) < COPIED
 
     def _save_encoder(self, folder: Path) -> None:
         """Copies the vision model, unless an earlier save has."""
@@ -256,8 +217,7 @@ class Predictor:
         info, layout = self.info, self.layout
         finetune = ", ".join(f"`{name} {value}`" for name, value in info.finetune.items())
         return _CARD.format(
-            base=info.base_source, fingerprint=info.base_fingerprint, trigger=info.trigger,
-            class_word=info.class_word, numbers=layout.size, rank=layout.rank, sites=len(layout.sites),
+            info=info, layout=layout, sites=len(layout.sites),
             basis=self.basis.source, encoder="encoder/" if self._copied else self.encoder.source,
             step=int(info.training.get("step", 0)), finetune=finetune or "with the defaults",
         )  # fmt: skip
@@ -275,9 +235,7 @@ def load_hypernet(
     Args:
         source: a folder, or a hub id (`owner/name`).
         device: the device it runs on.
-        revision: a branch, tag or commit on the hub.
-        token: the access token of the hub, for private repositories; None for that of the user who is logged
-            in.
+        revision, token: a branch, tag or commit on the hub, and an access token for private repositories.
 
     Raises:
         InputError: there is no such hypernetwork, it is damaged, half-written or of a newer format, or its
@@ -308,14 +266,7 @@ def load_hypernet(
 
 
 def load_info(source: str | Path) -> HypernetInfo:
-    """Reads what a hypernetwork was trained for, without its weights.
-
-    Args:
-        source: a folder, or a hub id.
-
-    Raises:
-        InputError: there is no such hypernetwork, or it is damaged or of a newer format.
-    """
+    """Reads what a hypernetwork, a folder or hub id, was trained for, without its weights."""
     folder = hypernet_folder(source)
     try:
         return HypernetInfo(**_read_config(folder)["facts"])
@@ -326,27 +277,22 @@ def load_info(source: str | Path) -> HypernetInfo:
 
 
 def hypernet_folder(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Returns a hypernetwork's folder, after downloading it if `source` is a hub id.
-
-    Raises:
-        InputError: there is no such folder, and no such repository on the hub, or the hub cannot be reached.
-    """
+    """Returns a hypernetwork's folder, after downloading it if `source` is a hub id."""
     if Path(source).is_dir():
         return Path(source)
     if not is_hub_id(source):
         raise InputError(f"hypernetwork {source}: no such folder, and not a hub id (owner/name)")
-    patterns = ("*.json", "*.safetensors", "*.md")
     try:
-        return fetch_folder(str(source), patterns, revision=revision, token=token)
+        files = ("*.json", "*.safetensors", "*.md")
+        return fetch_folder(str(source), files, revision=revision, token=token)
     except InputError as error:
         raise InputError(f"hypernetwork {source}: no such folder; {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Reads the folder's `config.json`."""
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
         raise InputError(
             f"{folder / 'config.json'}: expected a hypernetwork of format {FORMAT}, got {found}; get it again"
         )
@@ -357,9 +303,9 @@ def _network(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyperNetw
     """Builds the decoder with its weights. Seeded bases are drawn again and must be those of the training."""
     layout, source = Layout.from_json(config["layout"]), str(config["basis"]["source"])
     if config["learn_basis"]:
-        names = [site.name for site in layout.sites]
-        down = {name: tensors[f"basis_down_{k}"] for k, name in enumerate(names)}
-        basis = Basis(source, down, {name: tensors[f"basis_up_{k}"] for k, name in enumerate(names)})
+        names = [(k, site.name) for k, site in enumerate(layout.sites)]
+        down, up = ({name: tensors[f"basis_{side}_{k}"] for k, name in names} for side in ("down", "up"))
+        basis = Basis(source, down, up)
     else:
         basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, int(seed_of(source) or 0))
     network = HyperNetwork(layout, NetworkShape(**config["network"]), basis, bool(config["learn_basis"]))

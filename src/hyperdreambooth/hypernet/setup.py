@@ -35,7 +35,6 @@ from hyperdreambooth.shapes import Factors
 
 # how long processes wait while the first one encodes photos; the default of NCCL is 10 minutes
 _PATIENCE = timedelta(hours=12)
-_ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Wearable(nn.Module):
@@ -76,38 +75,22 @@ class Training:
 
 @dataclass(frozen=True)
 class State:
-    """What changes: network, averaged network and optimiser. `model` is the network wrapped by accelerate."""
+    """What changes; `model` is the network wrapped by accelerate, `ema` the averaged network."""
 
     network: HyperNetwork
     ema: HyperNetwork
     model: nn.Module
     optimizer: Any
 
-    def save(self, training: Training, step: int) -> None:
-        """Writes a checkpoint."""
+    def parts(self, training: Training) -> dict[str, Any]:
+        """Returns what a checkpoint holds, with accelerate's scaler under fp16."""
+        parts = {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
         scaler = training.accelerator.scaler
-        saved = {
-            "network": self.network.state_dict(), "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {},
-        }  # fmt: skip
-        training.run.save(step, saved)
-
-    def load(self, training: Training, saved: Mapping[str, Any]) -> None:
-        """Restores a checkpoint."""
-        self.network.load_state_dict(saved["network"])
-        self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if training.accelerator.scaler is not None:
-            training.accelerator.scaler.load_state_dict(saved["scaler"])
+        return {**parts, "scaler": scaler} if scaler else parts
 
 
 def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
-    """Returns accelerate as the launcher configured it, and moves the base to this process's device.
-
-    Raises:
-        InputError: fp16 without CUDA, float16 weights without fp16, or a batch that the processes cannot
-            share equally.
-    """
+    """Returns accelerate as the launcher configured it, and moves the base to this process's device."""
     if config.precision == "fp16" and base.device.type != "cuda":
         raise InputError(
             f"precision: fp16 needs CUDA, the base is on {base.device.type}; use float32 or bf16"
@@ -118,8 +101,9 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
         )
     if base.device.type == "cuda":  # accelerate takes the current device
         torch.cuda.set_device(base.device)
+    precision = resolved(config.precision, base.device)
     accelerator = Accelerator(
-        cpu=base.device.type == "cpu", mixed_precision=_ACCELERATE[resolved(config.precision, base.device)],
+        cpu=base.device.type == "cpu", mixed_precision="no" if precision == "float32" else precision,
         gradient_accumulation_steps=config.accumulation,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE),
@@ -146,20 +130,14 @@ def set_up(
     base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Bank | None, accelerator: Accelerator,
     sample: PersonSampler | None, score: Score | None,
 ) -> tuple[Training, State]:  # fmt: skip
-    """Reads and checks all inputs, encodes the photos, and builds the network of step 0.
-
-    Raises:
-        InputError: photos, bank or encoder cannot be used, or `out` holds another training.
-    """
+    """Reads and checks all inputs, encodes the photos, and builds the network of step 0."""
     people = read_faces(photos)
     trained, held = hold_out(len(people), config.validation, config.seed)
     targets = read_targets(base, config, tuple(people), held, bank)
     encoder = load_encoder(config.encoder, config.encoder_layers, base.device)
     text_worn = any(site.component in base.family.TEXT_ENCODERS for site in targets.layout.sites)
-    inputs = {
-        **base.run_inputs, "photos": _photos_fingerprint(people), "encoder": encoder.fingerprint,
-        "targets": _targets_fingerprint(targets),
-    }  # fmt: skip
+    shown, compared = _photos_fingerprint(people), _targets_fingerprint(targets)
+    inputs = {"photos": shown, "encoder": encoder.fingerprint, "targets": compared, **base.run_inputs}
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
         faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn)
@@ -171,9 +149,8 @@ def set_up(
 
 def finished(out: Path, config: HypernetConfig) -> bool:
     """Returns whether `out` holds the network of the last step."""
-    if not (out / "config.json").is_file():
-        return False
-    return int(load_info(out).training.get("step", 0)) >= config.steps
+    made = (out / "config.json").is_file()
+    return made and int(load_info(out).training.get("step", 0)) >= config.steps
 
 
 def _initial_state(training: Training) -> State:
@@ -193,19 +170,11 @@ def _initial_state(training: Training) -> State:
 
 
 def _optimizer(network: HyperNetwork, config: HypernetConfig) -> torch.optim.Optimizer:
-    """Returns AdamW. Learned bases have their own learning rate and do not decay. The loop sets `lr`.
-
-    Raises:
-        InputError: adamw8bit is asked for, but bitsandbytes is not installed.
-    """
-    named = list(network.named_parameters())
-    basis = [parameter for name, parameter in named if name.startswith("basis_")]
-    others = [parameter for name, parameter in named if not name.startswith("basis_")]
-    groups: list[dict[str, Any]] = [
-        {"params": others, "peak_lr": config.lr, "weight_decay": config.weight_decay}
-    ]
-    if basis:
-        groups.append({"params": basis, "peak_lr": config.basis_lr, "weight_decay": 0.0})
+    """Returns AdamW. Learned bases have their own learning rate and do not decay. The loop sets `lr`."""
+    basis = [p for name, p in network.named_parameters() if name.startswith("basis_")]
+    others = [p for name, p in network.named_parameters() if not name.startswith("basis_")]
+    kinds = ((others, config.lr, config.weight_decay), (basis, config.basis_lr, 0.0))
+    groups = [{"params": some, "peak_lr": lr, "weight_decay": decay} for some, lr, decay in kinds if some]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     if find_spec("bitsandbytes") is None:
@@ -217,22 +186,17 @@ def _optimizer(network: HyperNetwork, config: HypernetConfig) -> torch.optim.Opt
 
 
 def _start_from(network: HyperNetwork, training: Training, source: str) -> None:
-    """Loads another training's weights and scales.
-
-    Raises:
-        InputError: they have another shape, layout, basis, base or encoder.
-    """
+    """Loads another training's weights and scales, which must be of the same base, encoder and shape."""
     other = load_hypernet(source, training.base.device)
     other.check_fits(training.base.fingerprint)
-    pairs: dict[str, tuple[object, object]] = {
-        "layout": (network.layout, other.layout),
-        "network shape": (network.shape, other.network.shape),
-        "learn_basis": (network.learn_basis, other.network.learn_basis),
-        "encoder": (training.encoder.fingerprint, other.encoder.fingerprint),
+    same = {
+        "layout": network.layout == other.layout,
+        "network shape": network.shape == other.network.shape,
+        "learn_basis": network.learn_basis == other.network.learn_basis,
+        "encoder": training.encoder.fingerprint == other.encoder.fingerprint,
+        "basis_seed": network.learn_basis or network.basis().source == other.basis.source,
     }
-    if not network.learn_basis:
-        pairs["basis_seed"] = (network.basis().source, other.basis.source)
-    if differing := [name for name, (ours, theirs) in pairs.items() if ours != theirs]:
+    if differing := [name for name, equal in same.items() if not equal]:
         raise InputError(
             f"start_from {source}: has another {', '.join(differing)}; start from one of the same shape"
         )
@@ -241,16 +205,13 @@ def _start_from(network: HyperNetwork, training: Training, source: str) -> None:
 
 def _photos_fingerprint(people: Mapping[str, tuple[Photo, ...]]) -> str:
     """Returns sixteen hex digits of all names, captions and photos."""
-    digest = hashlib.sha256()
-    for name, photos in people.items():
-        for photo in photos:
-            digest.update(repr((name, photo.caption, photo.hash())).encode())
-    return digest.hexdigest()[:16]
+    all_photos = ((name, photo) for name, photos in people.items() for photo in photos)
+    lines = "".join(repr((name, photo.caption, photo.hash())) for name, photo in all_photos)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _targets_fingerprint(targets: Targets) -> str:
     """Returns sixteen hex digits of start, scale and targets, which change when a bank grows."""
-    digest = hashlib.sha256(targets.layout.fingerprint.encode())
-    for tensor in (targets.mean, targets.spread, targets.numbers):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    tensors = (targets.mean, targets.spread, targets.numbers)
+    content = b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
+    return hashlib.sha256(targets.layout.fingerprint.encode() + content).hexdigest()[:16]

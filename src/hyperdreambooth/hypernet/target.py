@@ -21,25 +21,15 @@ _TOGETHER = 32  # people whose ΔW products are in memory at once
 
 @dataclass(frozen=True)
 class Targets:
-    """The space of the numbers, and the people of the bank.
-
-    Attributes:
-        layout: the places of the numbers.
-        basis: the aux bases; the initial ones if they are learned.
-        mean: `(P,)`, the numbers at θ = 0.
-        spread: `(P,)`, the scale of θ, the same for all numbers of a site.
-        numbers: `(k, P)` of the bank's people who are trained on.
-        rows: identity → its row in `numbers`.
-        scale: `(s,)`, how much people differ at each site.
-    """
+    """The space of the numbers, and the people of the bank."""
 
     layout: Layout
-    basis: Basis
-    mean: Tensor
-    spread: Tensor
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0))
-    rows: dict[int, int] = field(default_factory=dict[int, int])
-    scale: Tensor = field(default_factory=lambda: torch.empty(0))
+    basis: Basis  # the initial one if it is learned
+    mean: Tensor  # `(P,)`, the numbers at θ = 0
+    spread: Tensor  # `(P,)`, the scale of θ, the same for all numbers of a site
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0))  # `(k, P)` of the bank's trained people
+    rows: dict[int, int] = field(default_factory=dict[int, int])  # identity → its row in `numbers`
+    scale: Tensor = field(default_factory=lambda: torch.empty(0))  # `(s,)`, how much people differ
 
 
 def read_targets(
@@ -48,17 +38,7 @@ def read_targets(
     """Reads start, scale and people from a bank, or takes start and scale from the config.
 
     If the bases are learned, a bank's numbers lose their meaning with the first step, so its people are no
-    targets.
-
-    Args:
-        base: the base whose sites are adapted.
-        config: the dims, if there is no bank.
-        names: all identities.
-        held: the held-out ones, which are never looked at.
-        bank: a bank of some of these identities, or of other people.
-
-    Raises:
-        InputError: the bank belongs to another base, has nobody to train on, or contradicts the config.
+    targets. Of all identities, `names`, those held out are never looked at.
     """
     if bank is None:
         sites = (s for s in base.sites if config.text_encoder or s.component == base.family.DENOISER)
@@ -84,10 +64,7 @@ def read_targets(
 
 
 def _statistics(layout: Layout, numbers: Tensor, default: float) -> tuple[Tensor, Tensor]:
-    """Returns the mean of numbers `(P,)` and each site's standard deviation from it, repeated to `(P,)`.
-
-    At sites where all people are equal, the standard deviation is `default`.
-    """
+    """Returns the mean `(P,)` and each site's deviation `(P,)`; `default` where all people are equal."""
     mean = numbers.double().mean(0)
     squares = (numbers.double() - mean).square().mean(0)
     sites = torch.stack([chunk.mean() for chunk in squares.split(layout.sizes)]).sqrt()
@@ -96,13 +73,8 @@ def _statistics(layout: Layout, numbers: Tensor, default: float) -> tuple[Tensor
 
 
 def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
-    """Returns the bank's basis seed.
-
-    Raises:
-        InputError: the bank belongs to another base, has learned bases, or contradicts the config.
-    """
-    made_for = bank.manifest["base_fingerprint"]
-    if made_for != base.fingerprint:
+    """Returns the basis seed of a bank that fits base and config; others are refused."""
+    if (made_for := bank.manifest["base_fingerprint"]) != base.fingerprint:
         raise InputError(
             f"{bank.folder}: expected a bank of base {base.fingerprint} ({base.source}), got one of "
             f"{made_for}; use a bank of this base"
@@ -113,15 +85,10 @@ def _fitting_seed(base: Base, config: HypernetConfig, bank: Bank) -> int:
             f"{bank.folder}: expected seeded bases, got {bank.manifest['basis_source']}; use another bank"
         )
     text = any(site.component != base.family.DENOISER for site in layout.sites)
-    has = {
-        "rank": layout.rank, "down_dim": layout.down_dim, "up_dim": layout.up_dim, "basis_seed": seed,
-        "text_encoder": text,
-    }  # fmt: skip
-    asked = {name: getattr(config, name) for name in has if name in config.model_fields_set}
-    if differing := [
-        f"{name} is {has[name]}, the config has {value}"
-        for name, value in asked.items()
-        if value != has[name]
-    ]:
+    has = {"rank": layout.rank, "down_dim": layout.down_dim, "up_dim": layout.up_dim}
+    has |= {"basis_seed": seed, "text_encoder": text}
+    asked = ((name, getattr(config, name)) for name in has if name in config.model_fields_set)
+    differing = [f"{name} is {has[name]}, the config has {v}" for name, v in asked if v != has[name]]
+    if differing:
         raise InputError(f"{bank.folder}: {'; '.join(differing)}; remove these settings, or use another bank")
     return seed

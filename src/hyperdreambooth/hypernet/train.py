@@ -1,8 +1,4 @@
-"""Stage 3, the training of a hypernetwork (paper, section 4.2): predict from one photo, denoise another.
-
-There is one loop for all variants: plain and "pro" (`learn_basis`), with a bank and without, on one process
-or several. They differ in the parameters of the network and in the terms of the loss.
-"""
+"""Stage 3, the training of a hypernetwork (paper, section 4.2): predict from one photo, denoise another."""
 
 from __future__ import annotations
 
@@ -45,23 +41,16 @@ def train_hypernet(
 ) -> Predictor:
     """Trains a hypernetwork, or continues the training in `out`. A finished one is returned as it is.
 
-    With several processes, each of them calls this function, and the first one writes.
+    With several processes, each of them calls this function, and the first one writes. The averaged (EMA)
+    network is returned; it is unfinished if `max_minutes` ended the training.
 
     Args:
         base: the frozen base; it is unchanged afterwards.
         photos: a folder with the photos of many people.
-        out: the hypernetwork's folder, which also has `run/` (log and checkpoints) and `cache/` (encoded
-            photos).
+        out: the hypernetwork's folder, which also has `run/` and `cache/`.
         config: all other settings.
-        bank: the pre-optimised LiDBs of some of the people, or their folder. They give start, scale and
-            targets.
-        sample: a function that draws validation pictures: prompts and factors, one identity for each prompt,
-            to images.
-        score: a function that scores them: images, prompts and other photos of the same people to named
-            scores.
-
-    Returns:
-        The averaged (EMA) network as in `out`; it is unfinished if `max_minutes` ended the training.
+        bank: the pre-optimised LiDBs of some of the people, or their folder: start, scale and targets.
+        sample, score: draw and score validation pictures, see `PersonSampler` and `Score`.
 
     Raises:
         InputError: photos, bank, encoder or settings cannot be used, or `out` holds another training.
@@ -89,12 +78,11 @@ def _wear_and_train(training: Training, state: State) -> None:
     with training.accelerator.main_process_first():
         found = training.run.latest()
     if found is not None:
-        state.load(training, found[1])
+        for name, part in state.parts(training).items():
+            part.load_state_dict(found[1][name])
     base.rest(training.components)
-    with (
-        base.training(training.config.checkpointing),
-        wear(base.components, _zero_factors(state.ema), name="hypernet") as worn,
-    ):
+    bare = _zero_factors(state.ema)
+    with base.training(training.config.checkpointing), wear(base.components, bare, name="hypernet") as worn:
         train(training, state, worn, found[0] if found else 0)
 
 
@@ -196,11 +184,7 @@ def _zero_factors(network: HyperNetwork) -> Factors:
 
 
 def _log(training: Training, done: int, totals: Tensor, norm: Any) -> float:
-    """Logs the means since the last log line over all processes, and returns the loss.
-
-    Raises:
-        InputError: the loss is not finite.
-    """
+    """Logs the means since the last log line over all processes, and returns the loss."""
     config = training.config
     everywhere: Any = training.accelerator.reduce(totals.clone(), "sum")
     loss, denoise, weights, size, known, parts = everywhere.tolist()
@@ -221,22 +205,16 @@ def _out_of_time(training: Training, started: float) -> bool:
     """Returns whether `max_minutes` are over for any process, so that all of them stop together."""
     if training.config.max_minutes is None:
         return False
-    over = torch.tensor(
-        float(time.monotonic() - started > training.config.max_minutes * 60),
-        device=training.accelerator.device,
-    )
-    everywhere: Any = training.accelerator.reduce(over, "sum")
+    over = float(time.monotonic() - started > training.config.max_minutes * 60)
+    mine = torch.tensor(over, device=training.accelerator.device)
+    everywhere: Any = training.accelerator.reduce(mine, "sum")
     return float(everywhere) > 0
 
 
 def _validate_and_save(
     training: Training, state: State, worn: Worn, done: int, last: bool
 ) -> dict[str, float]:
-    """Validates, exports and writes a checkpoint where it is time, in the first process only.
-
-    Returns:
-        `apart` for the progress bar if there was a validation.
-    """
+    """Validates, exports and saves when it is time, in the first process; returns figures for the bar."""
     base, faces, held, config = training.base, training.faces, training.held, training.config
     validate, save = last or done % config.validate_every == 0, last or done % config.save_every == 0
     if not training.accelerator.is_main_process or not (validate or save):
@@ -244,8 +222,7 @@ def _validate_and_save(
     figures: dict[str, float] = {}
     if validate and held:
         with training.accelerator.autocast():
-            together = len(_places(training, 0))
-            figures = tell_apart(base, faces, held, state.ema, worn, config, together)
+            figures = tell_apart(base, faces, held, state.ema, worn, config, len(_places(training, 0)))
         training.run.log(done, kind="validation", **figures)
         if training.sample is not None:
             worn.set(_zero_factors(state.ema))
@@ -257,7 +234,8 @@ def _validate_and_save(
         # in this order, as no step after the last checkpoint would export again
         info = _info(training, done, figures)
         Predictor(state.ema, training.encoder, info).save(training.out, config.stored)
-        state.save(training, done)
+        parts = state.parts(training)
+        training.run.save(done, {name: part.state_dict() for name, part in parts.items()})
     return {"apart": figures["apart"]} if figures else {}
 
 

@@ -44,19 +44,9 @@ def tell_apart(
 ) -> dict[str, float]:  # fmt: skip
     """Returns the mean denoising losses of held-out people with their own and with other predictions.
 
-    Args:
-        base: the base, which wears `worn`.
-        faces: the photos of all identities.
-        held: the held-out identities.
-        network: the averaged network.
-        worn: sets what the base wears.
-        config: the settings of the training. Timesteps are drawn without its bias.
-        together: people in one forward pass, at most as many as in a step of the training.
-
-    Returns:
-        `own`, `mean` (everybody wears the mean) and `shuffled` (everybody wears another person's prediction);
-        `apart` = shuffled − own, above 0 once predictions say who it is; `spread` between the predictions, in
-        units of the spread of the numbers. Empty if nobody is held out.
+    They are `own`, `mean` (everybody wears the mean) and `shuffled` (everybody wears another's prediction).
+    `apart` = shuffled − own is above 0 once predictions say who it is, and `spread` is that between the
+    predictions, in units of the spread of the numbers. Timesteps are drawn without the bias of the training.
     """
     config = config.model_copy(update={"timestep_bias": 1})
     parts = [held[first : first + together] for first in range(0, len(held), together)]
@@ -81,11 +71,7 @@ def pictures(
     base: Base, faces: Faces, held: Sequence[int], network: HyperNetwork, config: HypernetConfig, file: Path,
     sample: PersonSampler, score: Score | None,
 ) -> dict[str, float]:  # fmt: skip
-    """Draws held-out people into `file`, below their reference photos; the base must be bare.
-
-    Returns:
-        The scores of `score`; empty without it.
-    """
+    """Draws held-out people into `file`, below their reference photos, and scores them; the base is bare."""
     chosen = examples(faces, held, config, 0)
     numbers = network(collect(base, faces, chosen).features)
     texts = [text.replace("{class_word}", base.class_word) for text in config.prompts]

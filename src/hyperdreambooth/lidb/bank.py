@@ -1,9 +1,8 @@
 """A bank: the pre-optimised numbers of many people, appended group by group and whole after any kill.
 
-`manifest.json` and `start.safetensors` describe how the numbers were made; the manifest is written last, so a
-folder with one is a bank. `shard-00000.safetensors`, … hold the numbers. `index.json` maps identity →
-[shard, row] and is replaced after its shard is whole. A shard that the index does not mention is left over
-from a kill: it is never read, and the next append overwrites it.
+`manifest.json`, which is written last, and `start.safetensors` say how the numbers were made. They are in
+`shard-00000.safetensors`, …. `index.json` maps identity → [shard, row] and is replaced after its shard is
+whole: a shard without an entry is left over from a kill, and the next append overwrites it.
 """
 
 from __future__ import annotations
@@ -33,11 +32,8 @@ Index: TypeAlias = dict[str, tuple[int, int]]
 class Bank:
     """The numbers of many identities; open a bank with `Bank.open` or `Bank.create`.
 
-    Attributes:
-        folder: the folder of the bank.
-        manifest: config, `layout`, `base_fingerprint`, `basis_source` and whatever else its maker recorded.
-        layout: where each site's numbers lie.
-        start: `(P,)`, the point that every identity started from.
+    Its `layout` has the places of each site's numbers, `start` the point `(P,)` that every identity started
+    from, and `manifest` both fingerprints, config and whatever else its maker recorded.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], start: Tensor, index: Index) -> None:
@@ -48,26 +44,21 @@ class Bank:
 
     @staticmethod
     def open(folder: Path) -> Bank:
-        """Opens a bank for reading or appending.
-
-        Raises:
-            InputError: not a bank, or one whose files do not belong together.
-        """
-        if not (folder / "manifest.json").is_file():
+        """Opens a bank for reading or appending; files that do not belong together are refused."""
+        described, started = folder / "manifest.json", folder / "start.safetensors"
+        if not described.is_file():
             raise InputError(
                 f"{folder}: expected a bank, found no manifest.json; make one with hdb preoptimize"
             )
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_json(described)
         try:
             size = Layout.from_json(manifest["layout"]).size
         except (KeyError, TypeError, ValueError) as error:
-            where = folder / "manifest.json"
-            raise InputError(f"{where}: no readable layout ({error!r}); make the bank again") from None
-        start = load_tensors(folder / "start.safetensors")[0].get("start", torch.empty(0))
+            raise InputError(f"{described}: no readable layout ({error!r}); make the bank again") from None
+        start = load_tensors(started)[0].get("start", torch.empty(0))
         if tuple(start.shape) != (size,):
-            where = folder / "start.safetensors"
             raise InputError(
-                f"{where}: expected numbers ({size},) as in the manifest, got {tuple(start.shape)}; make "
+                f"{started}: expected numbers ({size},) as in the manifest, got {tuple(start.shape)}; make "
                 "the bank again"
             )
         return Bank(folder, manifest, start, _read_index(folder / "index.json"))
@@ -76,26 +67,17 @@ class Bank:
     def create(folder: Path, manifest: Mapping[str, Any], start: Tensor) -> Bank:
         """Makes a bank, or opens the existing one if it was made in the same way, so the same call resumes.
 
-        Args:
-            folder: the folder of the bank.
-            manifest: plain data with at least `layout` (of `Layout.to_json`), `base_fingerprint` and
-                `basis_source`.
-            start: `(P,)`.
-
-        Raises:
-            InputError: the folder holds a bank of another manifest or start; the message names the keys.
+        The manifest is plain data with at least `layout` (of `Layout.to_json`), `base_fingerprint` and
+        `basis_source`. A bank of another manifest or start is refused.
         """
         if missing := [key for key in _REQUIRED if key not in manifest]:
             raise ValueError(f"the manifest lacks {', '.join(missing)}")
-        # as it is read back: tuples become lists
-        wanted: dict[str, Any] = json.loads(json.dumps(dict(manifest)))
-        if (folder / "manifest.json").is_file():
-            bank = Bank.open(folder)
-            _refuse_other(bank, wanted, start)
-        else:
+        wanted: dict[str, Any] = json.loads(json.dumps(dict(manifest)))  # as it is read back: without tuples
+        if not (folder / "manifest.json").is_file():
             save_tensors(folder / "start.safetensors", {"start": start.detach().float()})
             write_json(folder / "manifest.json", wanted)
-            bank = Bank.open(folder)
+        bank = Bank.open(folder)
+        _refuse_other(bank, wanted, start)
         for debris in folder.glob(".*.tmp*"):  # half-written files of a killed run
             if debris.is_file():
                 debris.unlink(missing_ok=True)
@@ -113,17 +95,7 @@ class Bank:
         return identity in self._index
 
     def append(self, ids: Sequence[str], numbers: Tensor, figures: Figures = _NO_FIGURES) -> None:
-        """Adds a group of finished identities: one shard, then the index, both written whole.
-
-        Args:
-            ids: names, new to the bank.
-            numbers: `(n, P)`.
-            figures: name → one figure for each identity, for example the last loss.
-
-        Raises:
-            InputError: a number or figure of an identity is NaN or infinite.
-            ValueError: wrong shapes, or a name that the bank has already.
-        """
+        """Adds new identities: one shard with their numbers `(n, P)` and `n` figures each, then the index."""
         rows = numbers.detach().to("cpu", torch.float32)
         if tuple(rows.shape) != (len(ids), self.layout.size) or not ids:
             raise ValueError(f"expected numbers ({len(ids)}, {self.layout.size}), got {tuple(rows.shape)}")
@@ -143,27 +115,14 @@ class Bank:
         self._index = index
 
     def numbers(self, ids: Sequence[str] | None = None) -> Tensor:
-        """Returns the numbers of some identities, or of all in the order of `identities`, `(n, P)` float32.
-
-        Raises:
-            InputError: an unknown identity (the message has the closest names), or a damaged shard.
-        """
+        """Returns the numbers `(n, P)` of some identities, or of all in the order of `identities`."""
         names = self.identities if ids is None else list(ids)
         rows = [self._row(name) for name in names]
         return torch.stack(rows) if rows else torch.empty(0, self.layout.size)
 
     def lidb(self, identity: str, basis: Basis) -> Lidb:
-        """Returns one identity as a LiDB of its own, ready to be saved or worn.
-
-        Args:
-            identity: a name in the bank.
-            basis: the bases that the manifest's `basis_source` names.
-
-        Raises:
-            InputError: an unknown identity, or bases of another source.
-        """
-        if basis.source != self.manifest["basis_source"]:
-            source = self.manifest["basis_source"]
+        """Returns one identity as a LiDB of its own, over the bases that the manifest names."""
+        if basis.source != (source := self.manifest["basis_source"]):
             raise InputError(
                 f"{self.folder}: made over basis {source}, got basis {basis.source}; pass that one"
             )
@@ -175,29 +134,23 @@ class Bank:
 
     def _row(self, name: str) -> Tensor:
         if name not in self._index:
-            raise InputError(self._unknown(name))
+            close = difflib.get_close_matches(name, self.identities, n=3)
+            some = f"it holds {len(self)}, e.g. {self.identities[:3]}"
+            hint = f"did you mean {', '.join(close)}?" if close else some
+            raise InputError(f"{self.folder}: no identity {name!r} in this bank; {hint}")
         shard, row = self._index[name]
-        found = self._shard(shard).get("numbers")
+        place = self._shard_path(shard)
+        if shard not in self._shards:
+            self._shards[shard] = load_tensors(place)[0]
+        found = self._shards[shard].get("numbers")
         if found is None or tuple(found.shape[1:]) != (self.layout.size,) or row >= len(found):
-            place = self._shard_path(shard)
             raise InputError(
                 f"{place}: no row {row} of numbers for {name}; the shard is damaged, make the bank again"
             )
         return found[row]
 
-    def _shard(self, number: int) -> dict[str, Tensor]:
-        if number not in self._shards:
-            self._shards[number] = load_tensors(self._shard_path(number))[0]
-        return self._shards[number]
-
     def _shard_path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
-
-    def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self.identities, n=3)
-        some = f"it holds {len(self)}, e.g. {self.identities[:3]}"
-        hint = f"did you mean {', '.join(close)}?" if close else some
-        return f"{self.folder}: no identity {name!r} in this bank; {hint}"
 
 
 def _read_index(path: Path) -> Index:
@@ -217,11 +170,13 @@ def _read_index(path: Path) -> Index:
 def _refuse_other(bank: Bank, wanted: Mapping[str, Any], start: Tensor) -> None:
     """Refuses to append to a bank that was made in another way: its people would be of two kinds."""
     there, here = _flat(bank.manifest), _flat(wanted)
-    differing = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    differing = [key for key in differing if key.split(".")[0] not in _INFORMATION]
+    differing = [
+        f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key) and key.split(".")[0] not in _INFORMATION
+    ]
     if differing:
-        pairs = ((key, _short(there.get(key)), _short(here.get(key))) for key in differing)
-        changes = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in pairs)
+        changes = "; ".join(differing)
         raise InputError(
             f"{bank.folder}: holds a bank made another way ({changes}); use another --out or delete it"
         )

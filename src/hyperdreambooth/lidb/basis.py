@@ -1,17 +1,15 @@
 """The frozen aux bases: `A_aux (a, i)` with orthonormal rows, `B_aux (o, d)` with orthonormal columns.
 
-Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`, where the aux matrices are random, orthonormal
-and frozen. They are drawn again from a seed and never stored (they take 60 MB for the UNet of SD 1.5), so the
-same seed must give the same bits on every machine. A float32 `qr` depends on the number of threads and a
-float32 `randn` on the CPU's instruction set. A float64 draw and a float64 QR with fixed signs, cast at the
-end, depend on neither.
+Paper, section 4.1: `ΔW = B_aux @ B_train @ A_train @ A_aux`. The aux matrices are drawn again from a seed and
+never stored, so the same seed must give the same bits on every machine. In float32 `qr` depends on the number
+of threads and `randn` on the CPU's instruction set. In float64, cast at the end, neither matters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,24 +25,20 @@ _GRID = 1000.0
 
 @dataclass(frozen=True)
 class Basis:
-    """The aux bases of every site, and where they come from.
+    """The aux bases of every site; seeded ones are shared within a process: never write into them."""
 
-    Seeded bases are shared within a process: never write into the matrices.
-
-    Attributes:
-        source: `seed:N` for bases drawn from a seed, `hypernet:FINGERPRINT` for learned ones.
-        down: site name → `A_aux (a_site, i)`.
-        up: site name → `B_aux (o, d_site)`.
-    """
-
-    source: str
-    down: dict[str, Tensor]
-    up: dict[str, Tensor]
+    source: str  # `seed:N` for bases drawn from a seed, `hypernet:FINGERPRINT` for learned ones
+    down: dict[str, Tensor]  # site name → `A_aux (a_site, i)`
+    up: dict[str, Tensor]  # site name → `B_aux (o, d_site)`
 
     def to(self, device: torch.device | str) -> Basis:
         """Returns the bases on a device, where they share the matrices that are there already."""
-        down = {name: matrix.to(device) for name, matrix in self.down.items()}
-        return Basis(self.source, down, {name: matrix.to(device) for name, matrix in self.up.items()})
+        return self.mapped(lambda matrix: matrix.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Basis:
+        """Returns the bases with every matrix changed."""
+        down = {name: change(matrix) for name, matrix in self.down.items()}
+        return Basis(self.source, down, {name: change(matrix) for name, matrix in self.up.items()})
 
 
 def site_dims(site: Site, down_dim: int, up_dim: int) -> tuple[int, int]:
@@ -55,30 +49,21 @@ def site_dims(site: Site, down_dim: int, up_dim: int) -> tuple[int, int]:
 def seeded_basis(
     sites: Sequence[Site], down_dim: int, up_dim: int, seed: int, device: torch.device | str = "cpu"
 ) -> Basis:
-    """Draws the bases of all sites, once in a process; those of a site do not depend on the other sites.
+    """Draws the float32 bases of all sites on the CPU, once in a process, and puts them on a device.
 
-    Args:
-        sites: the adapted layers.
-        down_dim: `a`, which shrinks to `i` at small sites.
-        up_dim: `d`, which shrinks to `o` at small sites.
-        seed: the name of the draw; the source is `seed:N`.
-        device: where the float32 result is put; the draw itself is always made on the CPU.
-
-    Returns:
-        Bases with orthonormal rows of `down` and orthonormal columns of `up`.
+    The bases of a site do not depend on the other sites. Their source is `seed:N`.
     """
     return _draw(tuple(sites), down_dim, up_dim, seed).to(device)
 
 
 @lru_cache(maxsize=4)  # bases of SD 1.5 take 60 MB and 2.7 s
 def _draw(sites: tuple[Site, ...], down_dim: int, up_dim: int, seed: int) -> Basis:
-    down: dict[str, Tensor] = {}
-    up: dict[str, Tensor] = {}
+    basis = Basis(f"seed:{seed}", {}, {})
     for site in sites:
         a, d = site_dims(site, down_dim, up_dim)
-        down[site.name] = _orthonormal(site.in_features, a, (seed, site.name, "down")).T.contiguous()
-        up[site.name] = _orthonormal(site.out_features, d, (seed, site.name, "up")).contiguous()
-    return Basis(f"seed:{seed}", down, up)
+        basis.down[site.name] = _orthonormal(site.in_features, a, (seed, site.name, "down")).T.contiguous()
+        basis.up[site.name] = _orthonormal(site.out_features, d, (seed, site.name, "up")).contiguous()
+    return basis
 
 
 def seed_of(source: str) -> int | None:
@@ -90,8 +75,7 @@ def seed_of(source: str) -> int | None:
 def basis_fingerprint(basis: Basis) -> str:
     """Returns sixteen hex digits of all matrices, each multiplied by a fixed random vector on both sides.
 
-    The products are rounded on purpose: bases that only differ by rounding (another LAPACK, another device)
-    have the same fingerprint.
+    The products are rounded, so that bases of another LAPACK or device have the same fingerprint.
     """
     digest = hashlib.sha256()
     for side, matrices in (("down", basis.down), ("up", basis.up)):

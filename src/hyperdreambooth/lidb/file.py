@@ -1,8 +1,7 @@
 """One person on disk: a flat tensor for each component and a small header, about 4 bytes a number.
 
-The file holds neither the aux bases, which come from the seed or the hypernetwork's folder, nor the site
-list, which comes from the base. Fingerprints in the header prove that both are those that the numbers were
-made for.
+The aux bases come from the seed or the hypernetwork's folder, and the site list from the base. Fingerprints
+in the header prove that both are those that the numbers were made for.
 """
 
 from __future__ import annotations
@@ -30,28 +29,16 @@ _FIELDS = (
 
 @dataclass
 class Lidb:
-    """One person's numbers and what they were made for.
+    """One person's numbers and what they were made for."""
 
-    Attributes:
-        numbers: `(P,)` float32.
-        layout: where each site's numbers lie.
-        basis_source: `seed:N` or `hypernet:FINGERPRINT`.
-        basis_fingerprint: of the bases the numbers were trained over.
-        base_fingerprint: of the base they were trained on.
-        trigger: the rare word that stands for this person.
-        base_source: folder or hub id of that base; information only.
-        resolution: side in pixels of the pictures that the numbers were trained on; None where an older file
-            does not say.
-    """
-
-    numbers: Tensor
+    numbers: Tensor  # `(P,)` float32
     layout: Layout
-    basis_source: str
+    basis_source: str  # `seed:N` or `hypernet:FINGERPRINT`
     basis_fingerprint: str
     base_fingerprint: str
-    trigger: str
-    base_source: str
-    resolution: int | None = None
+    trigger: str  # the rare word that stands for this person
+    base_source: str  # folder or hub id of the base; information only
+    resolution: int | None = None  # side in pixels of the training's pictures; older files do not say
 
     def scaled(self, weight: float) -> Lidb:
         """The numbers of the same ΔW times a weight, which `B_train` carries."""
@@ -61,39 +48,22 @@ class Lidb:
 
     def plus(self, other: Lidb) -> Lidb | None:
         """The numbers of the sum of both ΔW, whose rank is the sum of their ranks; None over other bases."""
-        ours, theirs = (
-            (lidb.basis_fingerprint, lidb.layout.sites, lidb.layout.down_dim, lidb.layout.up_dim)
-            for lidb in (self, other)
-        )
-        if ours != theirs:
-            return None
         layout = replace(self.layout, rank=self.layout.rank + other.layout.rank)
+        same_space = layout == replace(other.layout, rank=layout.rank)
+        if not same_space or self.basis_fingerprint != other.basis_fingerprint:
+            return None
         mine, more = self.layout.split(self.numbers[None]), other.layout.split(other.numbers[None])
         parts = {
             name: (torch.cat([a, more[name][0]], 1), torch.cat([b, more[name][1]], 2))
             for name, (a, b) in mine.items()
         }
-        return replace(
-            self,
-            numbers=layout.join(parts)[0],
-            layout=layout,
-            trigger=self.trigger or other.trigger,
-            resolution=self.resolution or other.resolution,
-        )
+        trigger, resolution = self.trigger or other.trigger, self.resolution or other.resolution
+        numbers = layout.join(parts)[0]
+        return replace(self, numbers=numbers, layout=layout, trigger=trigger, resolution=resolution)
 
 
 def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the file whole.
-
-    Args:
-        path: `NAME.lidb.safetensors`.
-        lidb: the person.
-        dtype: `torch.float32` or `torch.float16`, which halves the file.
-
-    Raises:
-        InputError: another `dtype`, or numbers that are NaN, infinite or too large for it.
-        ValueError: the numbers are not `(P,)`.
-    """
+    """Writes `NAME.lidb.safetensors` whole, in float32 or in float16, which halves the file."""
     if dtype not in (torch.float32, torch.float16):
         raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
     if tuple(lidb.numbers.shape) != (lidb.layout.size,):
@@ -118,17 +88,9 @@ def lidb_header(path: Path) -> dict[str, str] | None:
 
 
 def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
-    """Reads a LiDB file.
+    """Reads a LiDB file; whether base and basis fit is for `check_fits` to say.
 
-    Args:
-        path: the file.
-        sites: all sites of the base that is to wear it; a file made without the text encoder uses the others.
-
-    Returns:
-        The person, numbers in float32. Whether base and basis fit is for `check_fits` to say.
-
-    Raises:
-        InputError: not a whole LiDB file, of a newer format, of another site list, or NaN or wrong shapes.
+    `sites` are all of the base that is to wear it; a file made without the text encoder uses the others.
     """
     entries, header = read_header(path)
     _check_header(path, header)
@@ -153,18 +115,7 @@ def load_lidb(path: Path, sites: Sequence[Site]) -> Lidb:
 def check_fits(
     lidb: Lidb, base_fingerprint: str, sites: Sequence[Site], basis: Basis, name: str | Path = "LiDB"
 ) -> None:
-    """Refuses a LiDB of another base, site list or basis: it would load and paint somebody else.
-
-    Args:
-        lidb: the person.
-        base_fingerprint: of the base that is to wear it.
-        sites: all sites of that base.
-        basis: the bases its numbers would be read over.
-        name: what messages call it, usually its file.
-
-    Raises:
-        InputError: naming both fingerprints.
-    """
+    """Refuses a LiDB, called `name`, of another base, site list or basis: it would paint somebody else."""
     if lidb.base_fingerprint != base_fingerprint:
         raise InputError(
             f"{name}: made for base {lidb.base_fingerprint} ({lidb.base_source}), "

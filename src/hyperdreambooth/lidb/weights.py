@@ -26,14 +26,7 @@ Parts: TypeAlias = Mapping[str, tuple[Float[Tensor, "n r _a"], Float[Tensor, "n 
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of every site's numbers in the flat row; hashable and without tensors.
-
-    Attributes:
-        sites: the adapted layers; they are sorted by name.
-        rank: `r`.
-        down_dim: `a`.
-        up_dim: `d`.
-    """
+    """The places of every site's numbers in the flat row: sites by name, `r`, `a` and `d`."""
 
     sites: tuple[Site, ...]
     rank: int
@@ -74,17 +67,7 @@ class Layout:
         return spans
 
     def split(self, numbers: Tensor) -> Parts:
-        """Returns views of the numbers, site by site.
-
-        Args:
-            numbers: `(n, P)`.
-
-        Returns:
-            Site name → `(A_train (n, r, a_site), B_train (n, d_site, r))`.
-
-        Raises:
-            ValueError: the numbers are not `(n, P)`.
-        """
+        """Returns views of numbers `(n, P)`: name → `(A_train (n, r, a_site), B_train (n, d_site, r))`."""
         if numbers.ndim != 2 or numbers.shape[1] != self.size:
             raise ValueError(f"expected numbers of shape (n, {self.size}), got {tuple(numbers.shape)}")
         parts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -118,16 +101,8 @@ class Layout:
 def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
     """Returns the LoRA factors of every identity at every site (paper, section 4.1).
 
-    They are differentiable, in the bases too. They are always float32: these products cost little beside the
-    base's own, and bf16 would lose half of the digits.
-
-    Args:
-        layout: the places of the numbers.
-        basis: the aux bases of at least the layout's sites.
-        numbers: `(n, P)`.
-
-    Returns:
-        Site name → (`A_train @ A_aux (n, r, i)`, `B_aux @ B_train (n, o, r)`).
+    They are `A_train @ A_aux (n, r, i)` and `B_aux @ B_train (n, o, r)`, differentiable in the bases too, and
+    always float32: these products cost little beside the base's own, and bf16 would lose half of the digits.
     """
     made: Factors = {}
     with torch.autocast(numbers.device.type, enabled=False):
@@ -144,9 +119,6 @@ def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
 
     A separate draw for each identity would be noise that no network can predict (training.md 1). With both
     factors at zero there would be no gradient (training.md 3). Rows of `A_train` have a norm of about 1.
-
-    Returns:
-        `(P,)` float32, which only depends on the seed and the sites.
     """
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     for site in layout.sites:
@@ -158,17 +130,9 @@ def start(layout: Layout, seed: int) -> Float[Tensor, " P"]:
 
 
 def delta_products(layout: Layout, numbers: Numbers) -> dict[str, Float[Tensor, "n _d _a"]]:
-    """Returns `B_train @ A_train`, which is ΔW in the coordinates of the aux bases (training.md 2).
+    """Returns `B_train @ A_train` by site, which is ΔW in the coordinates of the aux bases (training.md 2).
 
-    Distances between the products equal those between ΔW. They are computed in float32 outside autocast, and
-    not from Gram matrices, whose differences cancel.
-
-    Args:
-        layout: the places of the numbers.
-        numbers: `(n, P)`.
-
-    Returns:
-        Site name → `(n, d_site, a_site)`.
+    Distances between the products equal those between ΔW. They are float32 under any autocast.
     """
     with torch.autocast(numbers.device.type, enabled=False):
         return {name: b @ a for name, (a, b) in layout.split(numbers.float()).items()}
