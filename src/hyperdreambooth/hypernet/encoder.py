@@ -50,7 +50,7 @@ class Preprocess:
 class Encoder:
     """A frozen vision model with its preprocessing; of a model with two towers only the vision tower runs.
 
-    `layers` are the hidden states that are concatenated, or the last one; `tokens` and `channels` are `t`, `c`.
+    `layers` are the hidden states that are concatenated, or the last one; `tokens`, `channels` are `t`, `c`.
     """
 
     def __init__(self, model: Any, source: str, layers: Sequence[int], preprocess: Preprocess) -> None:
