@@ -58,7 +58,8 @@ class HyperNetwork(nn.Module):
         rows = list(torch.arange(layout.size).split(layout.sizes))
         pack = pad_sequence(rows, batch_first=True, padding_value=layout.size)
         self._pack = nn.Buffer(pack, persistent=False)
-        self._unpack = nn.Buffer((pack.flatten() < layout.size).nonzero().flatten(), persistent=False)
+        places = [k * pack.shape[1] + torch.arange(size) for k, size in enumerate(layout.sizes)]
+        self._unpack = nn.Buffer(torch.cat(places), persistent=False)
         self._add_basis(basis)
 
     def _add_decoder(self, shape: NetworkShape, sites: int, widest: int) -> None:
