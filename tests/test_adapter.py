@@ -180,6 +180,17 @@ def test_what_is_no_adapter_gets_one_line(tmp_path: Path, spoil: Callable[[Path]
     assert "\n" not in str(error.value)
 
 
+def test_the_header_names_the_resolution_that_the_adapter_knows(tmp_path: Path) -> None:
+    wide = (Site(f"{BLOCK}.attn2.to_k", 1024, 16),)  # Stable Diffusion 2
+    lidb, basis = person(sites=wide)
+    for side, version in ((768, "sd_v2_v"), (512, "sd_v2")):
+        made = Adapter.from_lidb(replace(lidb, resolution=side), basis)
+        made.save(tmp_path / "x.safetensors", "kohya")
+        header = load_tensors(tmp_path / "x.safetensors")[1]
+        assert header["ss_base_model_version"] == version and header["ss_resolution"] == f"({side}, {side})"
+        assert (made.relax(2).resolution, (0.5 * made + made).resolution) == (side, side)
+
+
 def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: up @ down for name, (down, up) in adapter.factors.items()}
 

@@ -37,7 +37,7 @@ FILES: dict[Format, str] = {
 """The file of each format in a folder or repository that holds one person."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors cannot be compared as a whole
 class Adapter:
     """One person, or a mix of people, as a change of a base's weights.
 

@@ -20,7 +20,7 @@ from hyperdreambooth.apps.settings import resolve
 
 NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
-    "rich", "pillow", "numpy", "jaxtyping",
+    "rich", "pillow", "numpy", "jaxtyping", "jinja2",
 )  # fmt: skip
 EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "matplotlib": "plots"}
 """Module → the extra that installs it."""
