@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hyperdreambooth.adapter import Adapter, read_adapter, summary
+from hyperdreambooth.adapter import Adapter, read_adapter
+from hyperdreambooth.apps.inspect import summary
 from hyperdreambooth.files import InputError, load_tensors
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.file import Lidb

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import state_dict, write_lora
-from hyperdreambooth.lora.relax import add_up, inner_product, relax, scaled, truncate
+from hyperdreambooth.lora.relax import add_up, relax, scaled, truncate
 from hyperdreambooth.shapes import Factors, Site
 from hyperdreambooth.sites import wearable
 
@@ -338,29 +337,6 @@ def check_rank(rank: int, factors: Factors) -> None:
     limit, site = min((down.shape[2] + up.shape[1], name) for name, (down, up) in factors.items())
     if not 1 <= rank <= limit:
         raise InputError(f"rank {rank}: expected 1 to {limit}, the inputs and outputs of {site} together")
-
-
-def summary(adapter: Adapter) -> dict[str, Any]:
-    """What `hdb inspect` shows: kind, rank, trigger, base, and the norm of ΔW in each component."""
-    squares: defaultdict[str, float] = defaultdict(float)
-    for name, pair in adapter.factors.items():
-        squares[name.split(".")[0]] += max(inner_product(pair, pair), 0.0)
-    lidb = adapter.lidb
-    held = [lidb.numbers] if lidb else [factor for pair in adapter.factors.values() for factor in pair]
-    entries: dict[str, Any] = {
-        "kind": adapter.kind, "rank": adapter.rank, "trigger": adapter.trigger,
-        "resolution": adapter.resolution, "numbers": sum(tensor.numel() for tensor in held),
-        "base_fingerprint": adapter.base_fingerprint, "base_source": adapter.base_source,
-        "sites": dict(Counter(name.split(".")[0] for name in adapter.factors)),
-        "delta_norm": {part: square**0.5 for part, square in squares.items()},
-    }  # fmt: skip
-    if lidb:
-        entries |= {
-            "basis": lidb.basis_source,
-            "down_dim": lidb.layout.down_dim,
-            "up_dim": lidb.layout.up_dim,
-        }
-    return entries
 
 
 def _basis(path: Path, lidb: Lidb, basis_of: Callable[[str], Basis] | None) -> Basis:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,6 @@ def inspect(
     A file that does not fit is reported; only a damaged file is an error.
     """
     must_exist(file, *filter(None, [against]))
-    from hyperdreambooth.adapter import summary
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 
@@ -47,6 +47,31 @@ def inspect(
         finite = json.loads(json.dumps(entries), parse_constant=lambda _: None)  # JSON has no NaN
         return echo(json.dumps(finite, indent=2, ensure_ascii=False))
     _print(entries)
+
+
+def summary(adapter: Adapter) -> dict[str, Any]:
+    """What `hdb inspect` shows: kind, rank, trigger, base, and the norm of ΔW in each component."""
+    from hyperdreambooth.lora.relax import inner_product
+
+    squares: defaultdict[str, float] = defaultdict(float)
+    for name, pair in adapter.factors.items():
+        squares[name.split(".")[0]] += max(inner_product(pair, pair), 0.0)
+    lidb = adapter.lidb
+    held = [lidb.numbers] if lidb else [factor for pair in adapter.factors.values() for factor in pair]
+    entries: dict[str, Any] = {
+        "kind": adapter.kind, "rank": adapter.rank, "trigger": adapter.trigger,
+        "resolution": adapter.resolution, "numbers": sum(tensor.numel() for tensor in held),
+        "base_fingerprint": adapter.base_fingerprint, "base_source": adapter.base_source,
+        "sites": dict(Counter(name.split(".")[0] for name in adapter.factors)),
+        "delta_norm": {part: square**0.5 for part, square in squares.items()},
+    }  # fmt: skip
+    if lidb:
+        entries |= {
+            "basis": lidb.basis_source,
+            "down_dim": lidb.layout.down_dim,
+            "up_dim": lidb.layout.up_dim,
+        }
+    return entries
 
 
 def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any], Adapter | None]:
