@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 import hyperdreambooth
@@ -94,7 +96,7 @@ def test_every_line_of_the_api_page_runs(
     names |= {"image": Image.open("photos/ana/0.png"), "token": "hf_token"}
     first = Personalizer.from_pretrained(micro_dir, hypernet, device="cpu")
     names |= {"ben": first.predict("photos/person-1"), "cleo": first.predict("photos/person-2")}
-    names["pipe"] = load_base(micro_dir, device="cpu").pipe
+    names |= {"DiffusionPipeline": DiffusionPipeline, "folder": micro_dir}
     (first.predict("photos/person-1")).save("watercolour.safetensors")
     eye = load_hypernet(hypernet).encoder.source
     small = [
@@ -247,6 +249,35 @@ def test_the_hub_out_of_reach_is_one_line(me: Personalizer, monkeypatch: pytest.
         with pytest.raises(InputError, match=r"me/(ana|h).*Cannot reach.*check the name, the token") as error:
             ask()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda me, ana: me.generate("a [V] face", "ana.safetensors"), "expected an Adapter, got str"),
+        (lambda me, ana: me.generate("a [V] face", [ana, ana]), "one for each of 1 prompts, got 2; repeat"),
+        (lambda me, ana: me.generate("a [V] face", ana, steps=0), "steps: expected 1 or more, got 0"),
+        (lambda me, ana: me.predict(None), "photo: expected a path or a PIL image, got NoneType"),
+        (lambda me, ana: me.predict(np.zeros((8, 8, 3))), "expected a path or a PIL image, got ndarray"),
+        (lambda me, ana: me.load("nowhere.safetensors"), "no such file"),
+    ],
+)
+def test_a_wrong_call_is_one_line(me: Personalizer, micro_photos: Path, wrong: Any, words: str) -> None:
+    ana = me.predict(micro_photos / "person-0")
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        wrong(me, ana)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_one_line_and_does_arithmetic(me: Personalizer, micro_photos: Path) -> None:
+    ana, ben = (me.predict(micro_photos / f"person-{k}") for k in (0, 1))
+    assert repr(ana).startswith("Adapter(lidb, rank 1, 'sks', 32 px, base ") and "\n" not in repr(ana)
+    for site, (down, up) in sum([ana, ben, ana - ben]).factors.items():  # twice ana
+        torch.testing.assert_close(up @ down / 2, ana.factors[site][1] @ ana.factors[site][0])
+    halved = (ana / 2).factors
+    assert all(torch.equal(2 * up, ana.factors[site][1]) for site, (_, up) in halved.items())
+    with pytest.raises(TypeError):
+        _ = ana + 1  # type: ignore[operator]
 
 
 def test_an_adapter_does_not_change_when_it_is_used() -> None:

@@ -12,7 +12,8 @@
         pipe(f"a photo of a {ana.trigger} face")
 
 Without a hypernetwork: `load_base`, then `dreambooth` and `generate_images`. To make a hypernetwork:
-    `preoptimize` and `train_hypernet`. Each of them takes its settings as one of the configs below.
+    `preoptimize` and `train_hypernet`. Each of them takes its settings as
+one of the configs below; what the trainings share is documented in `TrainConfig` and `LossConfig`.
 
 Everything is imported when it is first asked for, so `import hyperdreambooth` and `hdb --help` load no torch.
 """
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter as Adapter
     from hyperdreambooth.adapter import load_adapter as load_adapter
+    from hyperdreambooth.base.denoise import LossConfig as LossConfig
     from hyperdreambooth.base.load import Base as Base
     from hyperdreambooth.base.load import load_base as load_base
     from hyperdreambooth.faces.dataset import Photo as Photo
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.personalize import Personalizer as Personalizer
     from hyperdreambooth.preopt.bank_training import PreoptConfig as PreoptConfig
     from hyperdreambooth.preopt.bank_training import preoptimize as preoptimize
+    from hyperdreambooth.training.config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
 
@@ -53,9 +56,11 @@ _HOME = {
     "FinetuneConfig": "finetune.config",
     "HypernetConfig": "hypernet.config",
     "InputError": "files",
+    "LossConfig": "base.denoise",
     "Personalizer": "personalize",
     "Photo": "faces.dataset",
     "Predictor": "hypernet.predictor",
+    "TrainConfig": "training.config",
     "PreoptConfig": "preopt.bank_training",
     "dreambooth": "finetune.dreambooth",
     "finetune_adapter": "finetune.fast",

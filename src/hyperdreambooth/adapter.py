@@ -36,7 +36,7 @@ FILES: dict[Format, str] = {
 """The file of each format in a folder or repository that holds one person."""
 
 
-@dataclass(frozen=True, eq=False)  # tensors cannot be compared as a whole
+@dataclass(frozen=True, eq=False, repr=False)  # thousands of numbers can be neither compared nor shown
 class Adapter:
     """One person, or a mix of people, as a change of a base's weights.
 
@@ -55,14 +55,19 @@ class Adapter:
         other_triggers: of a sum, the triggers of the further terms: a style's, say.
     """
 
-    factors: Factors = field(repr=False)  # thousands of lines
+    factors: Factors
     trigger: str
     base_fingerprint: str
     base_source: str
     resolution: int | None = None
-    lidb: Lidb | None = field(default=None, repr=False)
+    lidb: Lidb | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     other_triggers: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: kind, rank, trigger, pixels and base."""
+        side = f"{self.resolution} px, " if self.resolution else ""
+        return f"Adapter({self.kind}, rank {self.rank}, {self.trigger!r}, {side}base {self.base_source!r})"
 
     @property
     def rank(self) -> int:
@@ -91,12 +96,24 @@ class Adapter:
         Raises:
             InputError: a weight that is not finite, or makes numbers infinite.
         """
-        made = scaled(self.factors, weight)
+        made = scaled(self.factors, float(weight))
         if not all(up.isfinite().all() for _, up in made.values()):
             raise InputError(f"weight {weight:g}: expected a finite number that keeps the adapter's finite")
         return replace(self, factors=made, lidb=None if self.lidb is None else self.lidb.scaled(weight))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, weight: float) -> Adapter:
+        """The adapter with ΔW divided by a number."""
+        return self * (1 / weight)
+
+    def __sub__(self, other: Adapter) -> Adapter:
+        """The adapter whose ΔW is the difference of both, exactly."""
+        return self + -1 * other
+
+    def __radd__(self, nothing: int) -> Adapter:
+        """`sum` begins with 0."""
+        return self if nothing == 0 else NotImplemented
 
     def __add__(self, other: Adapter) -> Adapter:
         """The adapter whose ΔW is the sum of both, exactly: their ranks add up, at the sites of either.
@@ -106,6 +123,8 @@ class Adapter:
         Raises:
             InputError: two LiDBs of different bases, or two layers of one name and different sizes.
         """
+        if not isinstance(other, Adapter):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return NotImplemented
         lidb = None
         if self.lidb is not None and other.lidb is not None:
             if self.base_fingerprint != other.base_fingerprint:

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -70,6 +70,9 @@ def generate_images(
     seeds = [seed] * len(asked) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(asked):
         raise InputError(f"seed: expected one, or one for each of {len(asked)} prompts, got {len(seeds)}")
+    for name, value in (("steps", steps), ("images", images), ("batch", batch)):
+        if value < 1:
+            raise InputError(f"{name}: expected 1 or more, got {value}")
     side = base.resolution if size is None else size
     base.check_side("size", side)
     for person in _distinct(people):
@@ -95,16 +98,20 @@ def generate_images(
     return done
 
 
-def _one_each(adapter: Adapter | Sequence[Adapter] | None, count: int) -> list[Adapter | None]:
-    """The adapter of every prompt."""
+def _one_each(adapter: Any, count: int) -> list[Adapter | None]:
+    """The adapter of every prompt, from whatever a caller without types passed."""
     if adapter is None or isinstance(adapter, Adapter):
         return [adapter] * count
-    if len(adapter) != count:
+    many: list[Any] = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
+    if strange := [one for one in many if not isinstance(one, Adapter)]:
+        what = type(strange[0]).__name__
+        raise InputError(f"adapter: expected an Adapter, got {what}; load a file with load_adapter first")
+    if len(many) != count:
         raise InputError(
-            f"adapter: expected one, or one for each of {count} prompts, got {len(adapter)}; to wear several "
-            "at once, add them: 0.8 * ana + 0.6 * style"
+            f"adapter: expected one, or one for each of {count} prompts, got {len(many)}; repeat a prompt to "
+            "draw several people with it, or add adapters to wear them at once: 0.8 * ana + 0.6 * style"
         )
-    return list(adapter)
+    return many
 
 
 def _distinct(people: Sequence[Adapter | None]) -> list[Adapter]:

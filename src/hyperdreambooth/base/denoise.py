@@ -20,18 +20,30 @@ Key: TypeAlias = tuple[int | str, ...]
 
 
 class LossConfig(BaseModel):
-    """The settings of every training on the denoising loss; subclasses only change the defaults."""
+    """The settings of every training on the denoising loss; subclasses only change the defaults.
+
+    Attributes:
+        seed: of all random draws.
+        lr: the peak learning rate.
+        clip: the largest norm of a gradient; larger gradients are scaled down to it.
+        precision: the number format of the base's forward and backward; `auto` picks what is fast on this
+            device. What is trained stays float32.
+        prompt: the caption of photos that have none; `{class_word}` is the base's word for people.
+        weighting: how much the loss counts at each noise level, see `loss_weights`.
+        timestep_bias: draw so many timesteps and keep the noisiest; 1 for no bias.
+        checkpointing: gradient checkpointing in the denoiser: less memory, a third slower.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
-    lr: float = Field(default=1e-3, gt=0)  # the peak learning rate
-    clip: float = Field(default=1.0, gt=0)  # the largest norm of a gradient, to which it is scaled down
-    precision: Precision = "float32"  # of the base's forward and backward; what is trained stays float32
-    prompt: str = "a photo of a [V] {class_word}"  # the caption of photos that have none
-    weighting: Weighting = "uniform"  # how much the loss counts at each noise level, see `loss_weights`
-    timestep_bias: int = Field(default=1, ge=1)  # see `sample_noises`; 1 for no bias
-    checkpointing: bool = False  # of gradients in the denoiser: less memory, a third slower
+    lr: float = Field(default=1e-3, gt=0)
+    clip: float = Field(default=1.0, gt=0)
+    precision: Precision = "float32"
+    prompt: str = "a photo of a [V] {class_word}"
+    weighting: Weighting = "uniform"
+    timestep_bias: int = Field(default=1, ge=1)
+    checkpointing: bool = False
 
 
 def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:

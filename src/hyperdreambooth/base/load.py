@@ -40,10 +40,12 @@ class Base:
     """A frozen text-to-image pipeline, made by `load_base` or, of a pipeline in memory, by `from_pipeline`.
 
     Attributes:
+        pipe: the diffusers pipeline; no parameter requires a gradient.
         source: the folder or hub id it was loaded from, or `EMBEDDED_NAME`.
         family: what differs between Stable Diffusion, SDXL, SD 3 and Flux.
         components: the networks that an adapter may change: the denoiser and the text encoders.
         sites: the linear layers that an adapter changes, sorted by name.
+        fingerprint: sixteen hex digits that name the weights.
         trigger, class_word: the rare word, `[V]` in prompts, and what captions call a person (`face`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
         offload: whether `rest` moves what a training loop does not need to the CPU.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -24,13 +24,21 @@ _KINDS = "png, jpg, webp, bmp, tiff or gif"
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of one person."""
+    """One photo of one person.
 
-    path: Path  # for a picture in memory only a name for messages
-    identity: str  # the person's name
+    Attributes:
+        path: the file; for a picture in memory only a name for messages.
+        identity: the person's name.
+        caption: what the photo shows ("a photo of a [V] face, smiling"), if somebody wrote it down.
+        landmarks: five points of the face, `(x, y)` in pixels, if they are known.
+        picture: the photo itself, if it came from memory.
+    """
+
+    path: Path
+    identity: str
     caption: str | None
     landmarks: Landmarks | None = None
-    picture: Image.Image | None = None  # the photo itself if it came from memory
+    picture: Image.Image | None = None
 
     def open(self) -> Image.Image:
         """Opens the photo as viewers show it: upright, RGB; refuses it where `open_photo` does."""
@@ -93,9 +101,12 @@ def read_person(photos: Photos) -> tuple[Photo, ...]:
 
     They keep the given order; those of a folder are sorted by name.
     """
-    sources = [photos] if isinstance(photos, str | Path | Image.Image | Photo) else list(photos)
+    given: Any = photos  # callers without types pass anything
+    sources: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     if not sources:
         raise InputError("no photo given; expected a photo of the person, or a folder of photos")
+    if strange := [one for one in sources if not isinstance(one, str | Path | Image.Image | Photo)]:
+        raise InputError(f"photo: expected a path or a PIL image, got {type(strange[0]).__name__}")
     found: dict[Path, Photo] = {}
     identity = _person_name(sources[0]) or "person"
     for number, source in enumerate(sources, start=1):

@@ -34,7 +34,7 @@ def train_hypernet(
     base: Base,
     photos: str | Path,
     out: str | Path,
-    config: HypernetConfig,
+    config: HypernetConfig | None = None,
     bank: Bank | str | Path | None = None,
     sample: PersonSampler | None = None,
     score: Score | None = None,
@@ -46,17 +46,17 @@ def train_hypernet(
 
     Args:
         base: the frozen base; it is unchanged afterwards.
-        photos: a folder with the photos of many people.
+        photos: a folder with a subfolder for each person; thousands of people, best with several photos each.
         out: the hypernetwork's folder, which also has `run/` and `cache/`.
-        config: all other settings.
+        config: all other settings; the default image encoder is fetched from the hub.
         bank: the pre-optimised LiDBs of some of the people, or their folder: start, scale and targets.
         sample, score: draw and score validation pictures, see `PersonSampler` and `Score`.
 
     Raises:
         InputError: photos, bank, encoder or settings cannot be used, or `out` holds another training.
     """
-    out = Path(out)
-    bank = Bank.open(Path(bank)) if isinstance(bank, str | Path) else bank
+    out, config = Path(out), config or HypernetConfig()
+    bank = Bank.open(bank) if isinstance(bank, str | Path) else bank
     accelerator = start_accelerate(base, config)
     try:
         training, state = set_up(base, Path(photos), out, config, bank, accelerator, sample, score)

@@ -43,8 +43,9 @@ class Bank:
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     @staticmethod
-    def open(folder: Path) -> Bank:
-        """Opens a bank for reading or appending; files that do not belong together are refused."""
+    def open(folder: str | Path) -> Bank:
+        """Opens a bank, the `out` of `preoptimize`; files that do not belong together are refused."""
+        folder = Path(folder)
         described, started = folder / "manifest.json", folder / "start.safetensors"
         if not described.is_file():
             raise InputError(
