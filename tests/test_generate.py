@@ -203,7 +203,9 @@ def test_a_lora_of_another_checkpoint_is_worn_with_a_warning(micro_base: Base) -
 
 def test_what_cannot_be_drawn_is_refused(micro_base: Base) -> None:
     person = adapter(micro_base, people(micro_base, 1))
-    with pytest.raises(InputError, match=r"expected one, or one for each of 3 prompts, got 2; .*add adapters"):
+    with pytest.raises(
+        InputError, match=r"expected one, or one for each of 3 prompts, got 2; .*add adapters"
+    ):
         generate_images(micro_base, PROMPTS, [person, person], steps=1)
     with pytest.raises(InputError, match="seed: expected one, or one for each of 3 prompts, got 2"):
         generate_images(micro_base, PROMPTS, person, seed=[1, 2], steps=1)

@@ -121,19 +121,17 @@ class Adapter:
         Trigger, base and resolution are the first ones known.
 
         Raises:
-            InputError: two LiDBs of different bases, or two layers of one name and different sizes.
+            InputError: a LiDB and an adapter of another base, or two layers of one name and different sizes.
+                It warns of two LoRAs of different bases.
         """
         if not isinstance(other, Adapter):  # pyright: ignore[reportUnnecessaryIsInstance]
             return NotImplemented
-        lidb = None
-        if self.lidb is not None and other.lidb is not None:
-            if self.base_fingerprint != other.base_fingerprint:
-                raise InputError(
-                    f"adapters of two bases, {self.base_fingerprint} and {other.base_fingerprint}, cannot be "
-                    "added; relax them to LoRAs first"
-                )
-            lidb = self.lidb.plus(other.lidb)
         both = (self, other)
+        if len(bases := {one.base_fingerprint for one in both} - {""}) > 1:
+            if "lidb" in (self.kind, other.kind):
+                raise InputError(f"adapters of two bases, {' and '.join(bases)}, cannot be added")
+            warnings.warn(f"adapters of two bases, {' and '.join(bases)}, are added", stacklevel=2)
+        lidb = None if self.lidb is None or other.lidb is None else self.lidb.plus(other.lidb)
         return Adapter(
             _summed(self.factors, other.factors),
             self.trigger or other.trigger,
