@@ -260,6 +260,7 @@ def test_the_hub_out_of_reach_is_one_line(me: Personalizer, monkeypatch: pytest.
         (lambda me, ana: me.predict(None), "photo: expected a path or a PIL image, got NoneType"),
         (lambda me, ana: me.predict(np.zeros((8, 8, 3))), "expected a path or a PIL image, got ndarray"),
         (lambda me, ana: me.load("nowhere.safetensors"), "no such file"),
+        (lambda me, ana: me.load("nowhere/ana.safetensors"), "no such file"),  # not a hub id
     ],
 )
 def test_a_wrong_call_is_one_line(me: Personalizer, micro_photos: Path, wrong: Any, words: str) -> None:

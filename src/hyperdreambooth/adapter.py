@@ -322,8 +322,8 @@ def read_adapter(
     return replace(Adapter.from_lidb(lidb, basis), metadata=header)
 
 
-def check_wearable(adapter: Adapter, base: Base) -> None:
-    """Refuses an adapter that a base cannot wear; warns of a LoRA that was made for another checkpoint.
+def check_wearable(base: Base, *adapters: Adapter) -> None:
+    """Refuses adapters that a base cannot wear; warns of a LoRA that was made for another checkpoint.
 
     A LoRA may be worn on another checkpoint of the same family, as people do; a LiDB means something only
     over the base that it was trained on.
@@ -331,18 +331,19 @@ def check_wearable(adapter: Adapter, base: Base) -> None:
     Raises:
         InputError: layers that the base does not have, or a LiDB of another base.
     """
-    foreign = sorted(adapter.factors.keys() - {site.name for site in wearable(base.components)})
-    if foreign:
-        raise InputError(
-            f"adapter: changes layer {foreign[0]} ({len(foreign)} such), which base {base.source} does not "
-            "have; load the base it was made for"
-        )
-    if adapter.base_fingerprint in ("", base.fingerprint):
-        return
-    made_for = f"made for base {adapter.base_fingerprint}, this base {base.source} is {base.fingerprint}"
-    if adapter.kind == "lidb":
-        raise InputError(f"adapter: {made_for}; load the base it was made for")
-    warnings.warn(f"adapter: {made_for}; the person may look different", stacklevel=3)
+    known = {site.name for site in wearable(base.components)}
+    for adapter in adapters:
+        if foreign := sorted(adapter.factors.keys() - known):
+            raise InputError(
+                f"adapter: changes layer {foreign[0]} ({len(foreign)} such), which base {base.source} does "
+                "not have; load the base it was made for"
+            )
+        if adapter.base_fingerprint in ("", base.fingerprint):
+            continue
+        made_for = f"made for base {adapter.base_fingerprint}, this base {base.source} is {base.fingerprint}"
+        if adapter.kind == "lidb":
+            raise InputError(f"adapter: {made_for}; load the base it was made for")
+        warnings.warn(f"adapter: {made_for}; the person may look different", stacklevel=3)
 
 
 def check_rank(rank: int, factors: Factors) -> None:

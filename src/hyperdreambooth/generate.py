@@ -75,8 +75,7 @@ def generate_images(
             raise InputError(f"{name}: expected 1 or more, got {value}")
     side = base.resolution if size is None else size
     base.check_side("size", side)
-    for person in _distinct(people):
-        check_wearable(person, base)
+    check_wearable(base, *_distinct(people))
     texts = _texts(base, asked, people)
     jobs = _jobs(list(zip(seeds, asked, map(id, people), strict=True)), images)
     done: list[Image.Image] = []
@@ -156,7 +155,7 @@ def wearing(base: Base, adapter: Adapter) -> Generator[Worn]:
     Raises:
         InputError: an adapter that the base cannot wear.
     """
-    check_wearable(adapter, base)
+    check_wearable(base, adapter)
     with wear(base.components, adapter.factors) as worn:
         yield worn
 

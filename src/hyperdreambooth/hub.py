@@ -14,8 +14,9 @@ from hyperdreambooth.files import InputError
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether a name has the form `owner/name` and is no file or folder on this machine."""
-    return not Path(name).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is not None
+    """Whether a name has the form `owner/name` and is not that of a file or folder on this machine."""
+    here = Path(name).exists() or Path(name).suffix == ".safetensors"
+    return not here and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is not None
 
 
 def fetch_file(repo_id: str, file: str, *, revision: str | None = None, token: str | None = None) -> Path:

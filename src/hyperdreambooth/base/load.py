@@ -178,14 +178,14 @@ class Base:
         side: int,
     ) -> list[Any]:
         """Pictures by the pipeline itself, a generator each; prompts are taken as they are."""
-        told = self.family.sampling(self.pipe, prompts, negative, guidance)
-        told |= {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
+        options = self.family.sampling(self.pipe, prompts, negative, guidance)
+        options |= {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
         if not self.offload:
-            return self.pipe(**told).images
+            return self.pipe(**options).images
         places = {module: next(module.parameters()).device for module in _networks(self.pipe).values()}
         try:
             self.pipe.enable_model_cpu_offload(device=self.device)  # one network after the other
-            return self.pipe(**told).images
+            return self.pipe(**options).images
         finally:
             self.pipe.remove_all_hooks()
             for module, place in places.items():
@@ -317,8 +317,8 @@ def _facts(folder: Path) -> dict[str, Any]:
     file = folder / "hyperdreambooth.json"
     if not file.is_file():
         return {}
-    told, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
-    if isinstance(told, dict) and all(isinstance(told.get(k, kind()), kind) for k, kind in kinds.items()):
-        return {name: told[name] for name in kinds if name in told}
+    words, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
+    if isinstance(words, dict) and all(isinstance(words.get(k, kind()), kind) for k, kind in kinds.items()):
+        return {name: words[name] for name in kinds if name in words}
     expected = '{"trigger": "sks", "class_word": "person", "resolution": 512}, or some of it'
-    raise InputError(f"{file}: expected {expected}, got {str(told)[:60]}; correct it")
+    raise InputError(f"{file}: expected {expected}, got {str(words)[:60]}; correct it")

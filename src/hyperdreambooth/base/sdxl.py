@@ -38,5 +38,5 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
     height, width = (side * pipe.vae_scale_factor for side in noisy.shape[-2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=pooled.dtype)
     added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
-    told = {"encoder_hidden_states": conditioning["hidden"], "added_cond_kwargs": added}
-    return pipe.unet(noisy, timesteps, **told, return_dict=False)[0]
+    states = {"encoder_hidden_states": conditioning["hidden"], "added_cond_kwargs": added}
+    return pipe.unet(noisy, timesteps, **states, return_dict=False)[0]

@@ -131,8 +131,8 @@ def _fitting_sites(base: Base, adapters: Sequence[Adapter]) -> tuple[Site, ...]:
     """
     names = set(adapters[0].factors)
     sites = tuple(site for site in linear_sites(base.components) if site.name in names)
+    check_wearable(base, *adapters)
     for adapter in adapters:
-        check_wearable(adapter, base)
         if odd := sorted(set(adapter.factors) - {site.name for site in sites}):
             raise InputError(
                 f"adapter: {base.source} has no linear layer {odd[0]} ({len(odd)} missing); load the base "

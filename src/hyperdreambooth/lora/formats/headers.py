@@ -36,11 +36,11 @@ class LoraInfo:
 
 def peft_config(sites: Sequence[Site], rank: int) -> str:
     """Only fields that every PEFT knows: an unknown one is a TypeError in the reader."""
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for part in sorted({site.component for site in sites}):
         inside = [site.name.partition(".")[2] for site in sites if site.component == part]
-        told |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": inside}
-    return json.dumps(told, sort_keys=True)
+        fields |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": inside}
+    return json.dumps(fields, sort_keys=True)
 
 
 def model_spec(info: LoraInfo, family: LoraFamily, implementation: str, digest: str) -> dict[str, str]:
