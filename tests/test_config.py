@@ -165,7 +165,7 @@ def test_bad_files(tmp_path: Path, name: str, text: str, words: str) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"b\.toml: no such config file"):
+    with pytest.raises(InputError, match=r"b\.toml: no such file"):
         load_config(Config, tmp_path / "b.toml")
     (tmp_path / "c.toml").mkdir()
     with pytest.raises(InputError, match=r"c\.toml: cannot read"):

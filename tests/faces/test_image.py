@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperdreambooth.faces import image as module
-from hyperdreambooth.faces.image import open_photo, to_image, to_pixels
+from hyperdreambooth.faces.image import open_photo, to_image, to_pixels, to_rgb
 from hyperdreambooth.files import InputError
 from hyperdreambooth.runs import rng
 
@@ -137,7 +136,7 @@ def test_transparent_is_white(tmp_path: Path, mode: str) -> None:
         image = Image.new("PA", (40, 40), (0, 255))
         image.putpalette([90, 90, 90])
         image.paste((0, 0), (20, 0, 40, 40))
-        assert corner(module._rgb(image), -1, 0) == WHITE
+        assert corner(to_rgb(target, image), -1, 0) == WHITE
         return
     else:
         grey.convert(mode).save(target)
