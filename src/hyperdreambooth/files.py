@@ -130,8 +130,8 @@ def write_json(path: Path, data: Any) -> None:
 def decode_text(content: bytes, errors: str = "strict") -> str:
     """Decodes what a person wrote with any editor, and makes every line break a line feed.
 
-    A mark at the start decides (UTF-8 or UTF-16, which PowerShell writes). Without a mark the text is UTF-8; a
-    line that is not is read as Windows-1252, so that one old line changes no other.
+    A mark at the start decides (UTF-8 or UTF-16, which PowerShell writes). Without a mark the text is UTF-8.
+    A line that is not UTF-8 is read as Windows-1252, so that one old line changes no other.
 
     Args:
         content: the bytes of a file.

@@ -31,8 +31,10 @@ def prepare(
     were dropped, and why.
     """
     from hyperdreambooth.apps.sheet import contact_sheet
-    from hyperdreambooth.faces.dataset import SHEET, printable
+    from hyperdreambooth.faces.dataset import SHEET
+    from hyperdreambooth.faces.notes import printable
     from hyperdreambooth.faces.prepare import prepare_folder
+    from hyperdreambooth.faces.sources import not_used
     from hyperdreambooth.files import InputError, whole_file
 
     with job.stage("prepare"):
@@ -41,9 +43,10 @@ def prepare(
         contact_sheet(out, records).save(part, format="PNG")
     kept = [{"photo": one.photo, "crop": f"{one.name}.png"} for one in records if one.kept]
     dropped = [{"photo": one.photo, "reason": one.reason} for one in records if not one.kept]
+    ignored = [one._asdict() for one in not_used(photos)]
     people = {one.name.partition("/")[0] for one in records if one.kept}
     counts = {"photos": len(records), "kept": len(kept), "dropped": len(dropped), "people": len(people)}
-    job.report(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped)
+    job.report(out, photos=printable(photos), counts=counts, kept=kept, dropped=dropped, ignored=ignored)
     if dropped and not kept:
         reason = dropped[0]["reason"]
         raise InputError(
@@ -53,4 +56,8 @@ def prepare(
         echo(f"dropped    {one['photo']}: {one['reason']}")
     if len(dropped) > NAMED:
         echo(f"dropped    {len(dropped) - NAMED} more; see {out / 'report.json'}")
+    for one in ignored[:NAMED]:
+        echo(f"ignored    {one['name']}: {one['reason']}")
+    if len(ignored) > NAMED:
+        echo(f"ignored    {len(ignored) - NAMED} more; see {out / 'report.json'}")
     echo(f"{out}: {len(kept)} crops of {len(people)} people, {len(dropped)} dropped")

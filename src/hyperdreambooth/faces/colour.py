@@ -59,7 +59,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = float(values.max())
     usual = 65535.0 if image.mode != "F" else 1.0 if top <= 1 else 255.0
-    scaled = Image.fromarray(np.clip(values / max(usual, top) * 255, 0, 255).round().astype(np.uint8))
+    shades = np.clip(values / max(usual, top) * 255, 0, 255).round().astype(np.uint8)
+    if image.getexif().get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero in this TIFF
+        shades = 255 - shades
+    scaled = Image.fromarray(shades)
     scaled.info = {name: value for name, value in image.info.items() if name != "transparency"}
     return scaled
 

@@ -25,10 +25,11 @@ from PIL import Image
 
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import crop_face
-from hyperdreambooth.faces.dataset import SHEET, printable
+from hyperdreambooth.faces.dataset import SHEET
 from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.journal import Journal, Record
+from hyperdreambooth.faces.notes import printable
 from hyperdreambooth.faces.sources import HUB, Item, read_items
 from hyperdreambooth.files import InputError, check_apart, whole_file
 from hyperdreambooth.progress import Progress
