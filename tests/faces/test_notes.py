@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import portrait
 from hyperdreambooth.faces.config import PrepareConfig
@@ -234,3 +236,17 @@ def test_all_else_in_a_folder_is_named(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.warns(UserWarning, match=r"3\.dng: this kind of picture is not read"):
         read_person(tmp_path / "ana")
+
+
+@given(st.sampled_from(["metadata.jsonl", "metadata.csv", "1.txt"]), st.binary(max_size=80))
+def test_no_note_breaks_the_reading(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
+) -> None:
+    home = tmp_path_factory.getbasetemp() / f"noted-{name}" / "ana"
+    write(home, **{"1_jpg": "", "2_jpg": ""})
+    start = {"metadata.jsonl": b'{"file_name": "1.jpg", "text": "', "metadata.csv": b"file_name,text\n1.jpg,"}
+    (home / name).write_bytes(start.get(name, b"") + content)
+    album = read_album(home.parent)
+    assert captions(album)["2.jpg"] is None and set(album.refused) <= {home / "1.jpg"}
+    for text in [*album.refused.values(), *(reason for _, reason in album.unused)]:
+        assert "\n" not in text and text.encode()

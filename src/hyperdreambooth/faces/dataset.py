@@ -55,11 +55,11 @@ class Photo:
         return open_photo(self.path) if self.picture is None else to_rgb(self.path, self.picture)
 
     def hash(self) -> str:
-        """Returns 32 hex digits of the file's content, or of the pixels of a picture in memory."""
+        """Returns 32 hex digits of the file's content, or of a picture in memory as it is opened."""
         if self.picture is None:
             return photo_hash(self.path)
-        kind = repr((self.picture.mode, self.picture.size)).encode()
-        return hashlib.sha256(kind + self.picture.tobytes()).hexdigest()[:32]
+        opened = self.open()  # two pictures of the same pixels may differ in profile or orientation
+        return hashlib.sha256(repr((opened.mode, opened.size)).encode() + opened.tobytes()).hexdigest()[:32]
 
 
 _Source: TypeAlias = str | Path | Image.Image | Photo
