@@ -8,6 +8,7 @@ from functools import cache
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, QUIET, EMPTY = (252, 251, 248), (28, 30, 36), (104, 108, 118), (226, 224, 218)
+MARK = (255, 214, 10)
 LABEL, SMALL = 18, 13  # font sizes in pixels
 LABEL_WIDTH = 132  # pixels of the column of row labels
 CAPTION_LINES = 7  # longer captions are cut
@@ -68,6 +69,14 @@ def grid(
 def fit(picture: Image.Image, side: int) -> Image.Image:
     """Crops a picture to its centre square and resizes it to `side` pixels."""
     return ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+
+
+def mark(picture: Image.Image, points: Sequence[tuple[float, float]]) -> None:
+    """Draws dots onto a picture, bright with a dark rim, so that they are seen on any skin."""
+    draw, radius = ImageDraw.Draw(picture), max(2.0, picture.width / 64)
+    for x, y in points:
+        place = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(place, fill=MARK, outline=INK, width=max(1, round(radius / 3)))
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
+from hyperdreambooth.faces.frame import Corners, as_corners
 from hyperdreambooth.faces.image import open_photo, to_rgb
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import InputError
@@ -32,6 +33,7 @@ class Photo:
         caption: what the photo shows ("a photo of a [V] face, smiling"), if somebody wrote it down.
         landmarks: five points of the face, `(x, y)` in pixels, if they are known.
         picture: the photo itself, if it came from memory.
+        corners: those of the true photo in a padded crop, see `faces/frame.py`; None where nothing is padding.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Photo:
     caption: str | None
     landmarks: Landmarks | None = None
     picture: Image.Image | None = None
+    corners: Corners | None = None
 
     def open(self) -> Image.Image:
         """Opens the photo as viewers show it: upright, RGB; refuses it where `open_photo` does."""
@@ -59,10 +62,11 @@ Photos: TypeAlias = _Source | Sequence[_Source]
 
 @dataclass(frozen=True)
 class Note:
-    """The caption and landmarks that a line of metadata.jsonl gives a photo."""
+    """The caption, landmarks and corners that a line of metadata.jsonl gives a photo."""
 
     caption: str | None = None
     landmarks: Landmarks | None = None
+    corners: Corners | None = None
 
 
 def printable(text: str) -> str:
@@ -178,7 +182,7 @@ def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tup
     photos: list[Photo] = []
     for path in paths:
         note, words = notes.get(path, Note()), " ".join(_read(path.with_suffix(".txt")).split())
-        photos.append(Photo(path, identity, words or note.caption, note.landmarks))
+        photos.append(Photo(path, identity, words or note.caption, note.landmarks, corners=note.corners))
     return tuple(photos)
 
 
@@ -199,19 +203,21 @@ def _metadata(folder: Path) -> dict[Path, Note]:
             continue
         try:
             entry = json.loads(line)
-            notes[folder / entry["file_name"]] = note_of(entry.get("text"), entry.get("landmarks"))
+            given = entry.get("text"), entry.get("landmarks"), entry.get("corners")
+            notes[folder / entry["file_name"]] = note_of(*given)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             expected = 'expected {"file_name": …, "text": …, "landmarks": five [x, y] or none}'
             raise InputError(f"{file}: line {number}: {expected}, got {line[:60]}") from None
     return notes
 
 
-def note_of(text: object, landmarks: object) -> Note:
-    """Returns a caption as one line and landmarks as pairs, None for what is missing.
+def note_of(text: object, landmarks: object, corners: object = None) -> Note:
+    """Returns a caption as one line, landmarks and corners as pairs, None for what is missing.
 
     Raises:
         ValueError: no five pairs of numbers, or a caption with half a character, which JSON can spell.
     """
     words = " ".join(str(text).split()) if text else ""
     words.encode()
-    return Note(words or None, as_landmarks(landmarks) if landmarks is not None else None)
+    points = None if landmarks is None else as_landmarks(landmarks)
+    return Note(words or None, points, None if corners is None else as_corners(corners))
