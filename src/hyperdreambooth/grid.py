@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -13,6 +14,8 @@ LABEL, SMALL = 18, 13  # font sizes in pixels
 LABEL_WIDTH = 132  # pixels of the column of row labels
 CAPTION_LINES = 7  # longer captions are cut
 
+_NO_LETTER = "\U0010ffff"  # drawn as the box that stands for every missing letter
+_SPELLED = {"×": "x", "–": "-", "−": "-", "→": "->", "ß": "ss"}
 Line = tuple[str, int]  # a line of text and its font size
 
 
@@ -51,7 +54,7 @@ def grid(
     height = top + len(rows) * pitch - gap * bool(rows) + margin
     sheet = Image.new("RGB", (max(width, 2 * margin), height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, above - LABEL), title, INK, font(LABEL), anchor="ls")
+    draw.text((margin, above - LABEL), drawn(title), INK, font(LABEL), anchor="ls")
     for column, lines in enumerate(heads):
         x, y = left + column * (cell + gap) + cell // 2, top - gap // 2 - _height(lines)
         _write(draw, lines, (x, y), "ma")
@@ -85,10 +88,34 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
+def _shape(letter: str) -> bytes:
+    picture = Image.new("L", (2 * LABEL, 2 * LABEL))
+    ImageDraw.Draw(picture).text((0, 0), letter, 255, font(LABEL))
+    return picture.tobytes()
+
+
+@cache
+def _drawn(letter: str) -> str:
+    """Returns what Pillow's font can draw for a letter: itself, the letter without its accents, or `?`."""
+    if letter.isspace() or letter.isascii():
+        return letter
+    if letter in _SPELLED:
+        return _SPELLED[letter]
+    if _shape(letter) != _shape(_NO_LETTER):
+        return letter
+    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if part.isascii())
+    return plain or ("" if unicodedata.combining(letter) else "?")
+
+
+def drawn(text: str) -> str:
+    """Returns a text without the letters that Pillow's font lacks and would draw as boxes."""
+    return "".join(map(_drawn, text))
+
+
 def wrap(text: str, size: int, width: int) -> list[Line]:
     """Breaks a text into lines of at most `width` pixels; a longer word loses its middle."""
     lines: list[str] = []
-    for word in text.split():
+    for word in drawn(text).split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font(size).getlength(longer) <= width:
             lines[-1] = longer

@@ -37,29 +37,28 @@ class Crop:
     corners: Corners | None  # of the true photo, in sides of the crop; None where nothing is padding
     sharpness: float
 
-    @property
-    def padded(self) -> float:
-        """The share of the crop that is padding."""
-        return 0.0 if self.corners is None else padded(self.corners)
+
+def main_faces(faces: Sequence[Face], config: PrepareConfig) -> list[Face]:
+    """Returns the faces without those of passers-by, which are much smaller than the largest."""
+    largest = max((face.area for face in faces), default=0.0)
+    return [face for face in faces if face.area >= config.second_face**2 * largest]
 
 
 def choose(faces: Sequence[Face], config: PrepareConfig) -> list[Face]:
-    """Returns the faces to crop, from left to right.
+    """Returns the main faces to crop, from left to right.
 
     Raises:
         InputError: there is no face, or there are several where one was expected.
     """
-    largest = max(faces, key=lambda face: face.area, default=None)
-    if largest is None:
+    if not faces:
         raise InputError("no face found; crop it by hand and pass --already-cropped, or lower score")
     if config.several == "largest":
-        return [largest]
-    found = [face for face in faces if face.area >= config.second_face**2 * largest.area]
-    if len(found) > 1 and config.several == "refuse":
-        boxes = ", ".join(str(face) for face in sorted(found, key=lambda face: -face.area))
-        advice = "crop to one, or --set several=largest or all"
-        raise InputError(f"{len(found)} faces found ({boxes}); {advice}")
-    return sorted(found, key=lambda face: face.box[0])
+        return [max(faces, key=lambda face: face.area)]
+    if len(faces) > 1 and config.several == "refuse":
+        boxes = ", ".join(str(face) for face in sorted(faces, key=lambda face: -face.area))
+        advice = "crop to one, or pass --several largest or all"
+        raise InputError(f"{len(faces)} faces found ({boxes}); {advice}")
+    return sorted(faces, key=lambda face: face.box[0])
 
 
 def crop_face(

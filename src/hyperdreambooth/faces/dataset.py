@@ -33,7 +33,7 @@ class Photo:
         caption: what the photo shows ("a photo of a [V] face, smiling"), if somebody wrote it down.
         landmarks: five points of the face, `(x, y)` in pixels, if they are known.
         picture: the photo itself, if it came from memory.
-        corners: those of the true photo in a padded crop, see `faces/frame.py`; None where nothing is padding.
+        corners: those of the true photo in a padded crop, see `faces/frame.py`; None without padding.
     """
 
     path: Path

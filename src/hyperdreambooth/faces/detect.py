@@ -15,11 +15,13 @@ import numpy as np
 from PIL import Image
 
 from hyperdreambooth.faces.landmarks import (
+    MOST_MISFIT,
     TEMPLATE,
     Landmarks,
     as_landmarks,
     distance,
     laid_onto,
+    misfit,
     moved,
     similarity,
 )
@@ -86,7 +88,7 @@ def check_opencv(otherwise: str = "") -> None:
 
 @contextmanager
 def _silent() -> Generator[None]:
-    """Keeps OpenCV from printing: its warnings would tear the progress bar, and its errors are raised anyway."""
+    """Keeps OpenCV from printing: warnings would tear the progress bar, and errors are raised anyway."""
     from cv2.utils import logging
 
     level = logging.getLogLevel()
@@ -159,6 +161,8 @@ def straightened(image: Image.Image, face: Face, see: Detector) -> Face:
     that it is not sure of is first looked at from eight sides, because it sees hardly any upright face upside
     down, and takes the mouth for the eyes.
     """
+    if misfit(face.landmarks) > MOST_MISFIT:
+        return face  # points of no face have no upright
     seen, way = face, 1 + 0j
     if face.score < _SURE:
         for eighth in range(8):

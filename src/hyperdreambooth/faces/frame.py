@@ -1,7 +1,7 @@
 """Which square of a photo becomes the crop, and what is put where the photo ends.
 
-A crop has `corners`: those of the true photo in it, in sides of the crop, from the upper left one clockwise as
-seen in the upright photo. What lies outside them is padding, which the loss of a training does not count.
+A crop has `corners`: those of the true photo in it, in sides of the crop, clockwise from the photo's upper
+left one. What lies outside them is padding, which the loss of a training does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from hyperdreambooth.faces.landmarks import TEMPLATE, Landmarks, laid_onto, moved, similarity
+from hyperdreambooth.faces.landmarks import TEMPLATE, Landmarks, framed, laid_onto, moved, similarity
 
 Corners: TypeAlias = tuple[tuple[float, float], ...]
 """Four `(x, y)`."""
@@ -23,6 +23,7 @@ _Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 # The tightest crop that holds a whole face, from the hairline to below the chin and from ear to ear, in sides
 # of the template: where its middle is, and its side. YuNet's boxes of upright faces lie within it.
 _TIGHT_MIDDLE, _TIGHT_SIDE = 0.5 + 0.55j, 0.72
+_BOX = ((0.24, 0.22), (0.75, 0.88))  # corners of YuNet's box, the mean of 24 upright portraits
 _FRAMES, _GRID = 12, 64  # how many crops from wide to tight are tried, samples per side to measure padding
 # In sides of the crop: where the photo has faded out, where only the median is left, and the blur's sigma.
 _SEAM, _FADE, _BLUR = 0.02, 0.25, 0.05
@@ -37,6 +38,13 @@ def frames(size: int, margin: float) -> list[Landmarks]:
         zoom = complex(size / side)
         places.append(moved(TEMPLATE, zoom, complex(size, size) / 2 - zoom * complex(middle)))
     return places
+
+
+def framed_face(size: int, margin: float) -> tuple[tuple[float, float, float, float], Landmarks]:
+    """Returns the box of an upright face, as YuNet draws it, and its landmarks in a crop with a margin."""
+    places = framed(size, margin)
+    (left, top), (right, bottom) = moved(_BOX, *similarity(TEMPLATE, places))
+    return (left, top, right - left, bottom - top), places
 
 
 def fitting(corners: Corners, landmarks: Landmarks, size: int, margin: float) -> Landmarks:
@@ -87,7 +95,9 @@ def depth(corners: Corners, side: int) -> _Array:
     ends = np.asarray(corners, dtype=np.float64) @ np.asarray([1, 1j])
     along = np.roll(ends, -1) - ends
     inwards = 1j * along / np.abs(along)  # the corners go clockwise, and y grows downwards
-    return np.min([((places - end) * way.conj()).real for end, way in zip(ends, inwards, strict=True)], axis=0)
+    return np.min(
+        [((places - end) * way.conj()).real for end, way in zip(ends, inwards, strict=True)], axis=0
+    )
 
 
 def photo_masks(corners: Sequence[Corners | None], like: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperdreambooth.faces.frame import Corners, as_corners
+from hyperdreambooth.faces.frame import Corners, as_corners, padded
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import InputError
 
@@ -34,6 +34,7 @@ class Record:
     faces: int = 1  # how many faces the photo shows
     score: float = 1.0  # the detector's confidence
     sharpness: float = 0.0
+    look: str = ""  # of the whole photo, see `check.look`
     thumb: str = ""  # a small base64 JPEG of a dropped photo; empty if it could not be opened
 
     @property
@@ -43,6 +44,16 @@ class Record:
         Where all faces are taken, every crop has a number, so that no two photos have crops of one name.
         """
         return f"{self.item}-{self.number}" if self.number else self.item
+
+    @property
+    def person(self) -> str:
+        """The person's name: the crop's folder, or the crop in a flat source."""
+        return self.name.partition("/")[0]
+
+    @property
+    def padded(self) -> float:
+        """The share of the crop that is padding."""
+        return 0.0 if self.corners is None else padded(self.corners)
 
     @property
     def kept(self) -> bool:
@@ -75,7 +86,10 @@ class Journal:
 
     def add(self, records: Sequence[Record]) -> None:
         """Replaces a photo's records, so that a later kill cannot lose them; a full disk is an `OSError`."""
-        text, crops = json.dumps([asdict(one) for one in records]), [(one.name,) for one in records if one.kept]
+        text, crops = (
+            json.dumps([asdict(one) for one in records]),
+            [(one.name,) for one in records if one.kept],
+        )
         try:
             self._database.executemany("INSERT OR IGNORE INTO crops VALUES (?)", crops)
             self._database.execute("INSERT OR REPLACE INTO photos VALUES (?, ?)", (records[0].item, text))

@@ -24,8 +24,9 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from hyperdreambooth.faces.check import look
 from hyperdreambooth.faces.config import PrepareConfig
-from hyperdreambooth.faces.crop import choose, crop_face
+from hyperdreambooth.faces.crop import choose, crop_face, main_faces
 from hyperdreambooth.faces.dataset import SHEET, printable
 from hyperdreambooth.faces.detect import Detector, Face, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.image import open_photo
@@ -182,10 +183,11 @@ def prepare_photo(
     image, faces = None, list[Face]()
     try:
         image = open_photo(_path(item), None if isinstance(item.content, Path) else item.content)
+        start = replace(start, look=look(image))
         if config.already_cropped or item.landmarks is not None:
             known = replace(start, landmarks=item.landmarks, corners=item.corners, number=int(numbered))
             return (_prepare_face(image, known, out, config),)
-        faces = list(detect(image)) if detect else []
+        faces = main_faces(detect(image), config) if detect else []
         chosen = choose(faces, config)
     except InputError as error:
         reason, thumb = _reason(error, item), "" if image is None else _thumb(image, faces)

@@ -54,7 +54,9 @@ class Item:
         """Returns 32 hex digits of everything that the crop depends on."""
         photo = self.content
         content = photo_hash(photo) if isinstance(photo, Path) else hashlib.sha256(photo).hexdigest()[:32]
-        return hashlib.sha256(repr((content, self.caption, self.landmarks, self.corners)).encode()).hexdigest()[:32]
+        return hashlib.sha256(
+            repr((content, self.caption, self.landmarks, self.corners)).encode()
+        ).hexdigest()[:32]
 
 
 def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
