@@ -62,7 +62,7 @@ def test_too_small() -> None:
         crop_face(small, portrait.scaled(0.25), config)
     with pytest.raises(InputError, match=r"enlarged 10\.2 times"):
         crop_face(small.crop((0, 0, 90, 50)), None, PrepareConfig(already_cropped=True))
-    crop_face(small, portrait.scaled(0.25), config.model_copy(update={"most_enlarged": 10.0, "sharpness": 0}))
+    crop_face(small, portrait.scaled(0.25), config.model_copy(update={"most_enlarged": 10.1, "sharpness": 0}))
 
 
 def test_turned_further_than_the_limit() -> None:

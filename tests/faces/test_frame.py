@@ -1,4 +1,4 @@
-"""The crop's frame, its padding, and the masks that keep padding out of the loss: against plain arithmetic."""
+"""The crop's frame, its padding, and the masks that keep padding out of the loss, by plain arithmetic."""
 
 from __future__ import annotations
 
