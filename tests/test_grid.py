@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperdreambooth.grid import EMPTY, LABEL, PAPER, font, grid, wrap
+from hyperdreambooth.grid import EMPTY, LABEL, PAPER, drawn, font, grid, wrap
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 220, 30), (30, 30, 220)
 
@@ -51,7 +51,14 @@ def test_lines_fit_and_no_word_is_lost(text: str, width: int) -> None:
     lines = wrap(text, LABEL, width)
     assert all(font(LABEL).getlength(line) <= width or len(line) <= 3 for line, _ in lines)
     if not any("…" in line for line, _ in lines):
-        assert " ".join(line for line, _ in lines).split() == text.split()
+        assert " ".join(line for line, _ in lines).split() == drawn(text).split()
+
+
+def test_letters_that_the_font_lacks_are_no_boxes() -> None:
+    assert drawn("3×4 Zoë Łódź, ½ · 100 %") == "3x4 Zoe ?odz, 12 · 100 %"
+    assert drawn("Анна 中 a\u0301") == "???? ? a"
+    box = np.asarray(grid([[None]], cell=40, title="\U0010ffff"))
+    assert not np.array_equal(np.asarray(grid([[None]], cell=40, title="×")), box)
 
 
 @settings(max_examples=8, deadline=None)

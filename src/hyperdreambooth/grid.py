@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, QUIET, EMPTY = (252, 251, 248), (28, 30, 36), (104, 108, 118), (226, 224, 218)
+MARK = (255, 214, 10)
 LABEL, SMALL = 18, 13  # font sizes in pixels
 LABEL_WIDTH = 132  # pixels of the column of row labels
 CAPTION_LINES = 7  # longer captions are cut
 
+_NO_LETTER = "\U0010ffff"  # drawn as the box that stands for every missing letter
+_SPELLED = {"×": "x", "–": "-", "−": "-", "→": "->", "ß": "ss"}
 Line = tuple[str, int]  # a line of text and its font size
 
 
@@ -50,7 +54,7 @@ def grid(
     height = top + len(rows) * pitch - gap * bool(rows) + margin
     sheet = Image.new("RGB", (max(width, 2 * margin), height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, above - LABEL), title, INK, font(LABEL), anchor="ls")
+    draw.text((margin, above - LABEL), drawn(title), INK, font(LABEL), anchor="ls")
     for column, lines in enumerate(heads):
         x, y = left + column * (cell + gap) + cell // 2, top - gap // 2 - _height(lines)
         _write(draw, lines, (x, y), "ma")
@@ -70,16 +74,48 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     return ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
 
 
+def mark(picture: Image.Image, points: Sequence[tuple[float, float]]) -> None:
+    """Draws dots onto a picture, bright with a dark rim, so that they are seen on any skin."""
+    draw, radius = ImageDraw.Draw(picture), max(2.0, picture.width / 64)
+    for x, y in points:
+        place = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(place, fill=MARK, outline=INK, width=max(1, round(radius / 3)))
+
+
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, so that no font file is needed."""
     return ImageFont.load_default(size=size)
 
 
+def _shape(letter: str) -> bytes:
+    picture = Image.new("L", (2 * LABEL, 2 * LABEL))
+    ImageDraw.Draw(picture).text((0, 0), letter, 255, font(LABEL))
+    return picture.tobytes()
+
+
+@cache
+def _drawn(letter: str) -> str:
+    """Returns what Pillow's font can draw for a letter: itself, the letter without its accents, or `?`."""
+    if letter.isspace() or letter.isascii():
+        return letter
+    if letter in _SPELLED:
+        return _SPELLED[letter]
+    if _shape(letter) != _shape(_NO_LETTER):
+        return letter
+    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if part.isascii())
+    return plain or ("" if unicodedata.combining(letter) else "?")
+
+
+def drawn(text: str) -> str:
+    """Returns a text without the letters that Pillow's font lacks and would draw as boxes."""
+    return "".join(map(_drawn, text))
+
+
 def wrap(text: str, size: int, width: int) -> list[Line]:
     """Breaks a text into lines of at most `width` pixels; a longer word loses its middle."""
     lines: list[str] = []
-    for word in text.split():
+    for word in drawn(text).split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font(size).getlength(longer) <= width:
             lines[-1] = longer

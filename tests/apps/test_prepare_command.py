@@ -51,7 +51,7 @@ def photos(tmp_path: Path) -> Path:
 def test_a_real_photograph_becomes_an_aligned_crop(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "crops"
     result = hdb("prepare", photos, "--out", out, "--size", 256, "--workers", 1)
-    assert f"{out}: 1 crops of 1 people, 2 dropped" in result.stdout and "2.png: blurred" in result.stdout
+    assert f"{out}: 1 crop of 1 person, 2 dropped" in result.stdout and "2.png: blurred" in result.stdout
     entries = report(out)
     assert entries["counts"] == {"photos": 3, "kept": 1, "dropped": 2, "people": 1}
     assert entries["kept"] == [{"photo": str(photos / "ana" / "1.jpg"), "crop": "ana/1.png"}]

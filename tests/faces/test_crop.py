@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import io
+import math
 import random
 import zlib
 from pathlib import Path
@@ -13,10 +15,11 @@ from PIL import Image, ImageFilter
 
 import portrait
 from hyperdreambooth.faces.config import PrepareConfig
-from hyperdreambooth.faces.crop import crop_face, sharpness
+from hyperdreambooth.faces.crop import choose, crop_face, main_faces, sharpness
 from hyperdreambooth.faces.detect import Face
+from hyperdreambooth.faces.frame import padded
 from hyperdreambooth.faces.image import open_photo
-from hyperdreambooth.faces.landmarks import Landmarks, check_face
+from hyperdreambooth.faces.landmarks import Landmarks, check_face, framed, laid_onto, moved
 from hyperdreambooth.files import InputError
 
 CONFIG = PrepareConfig(size=128)
@@ -28,44 +31,103 @@ def two(image: Image.Image) -> list[Face]:
     return [small, Face((300.0, 150.0, 200.0, 200.0), portrait.scaled(1.8, -70, -60), 0.7)]
 
 
-def test_given_landmarks_need_no_detector() -> None:
-    crop, points = crop_face(portrait.astronaut(), portrait.LANDMARKS, CONFIG, None)
-    found, same = crop_face(portrait.astronaut(), None, CONFIG, portrait.middle)
-    assert crop.size == (128, 128) and crop.tobytes() == found.tobytes() and points == same
-
-
-def test_of_several_the_largest_or_none() -> None:
+def test_of_several_one_or_none_or_all() -> None:
     image = portrait.astronaut()
-    largest, _ = crop_face(image, None, CONFIG, two)
-    alone, _ = crop_face(image, two(image)[1].landmarks, CONFIG, None)
-    assert largest.tobytes() == alone.tobytes()
+    small, large = two(image)
     with pytest.raises(
         InputError, match=r"2 faces found \(200×200 at 300,150, 92×118 at 178,60\); crop to one"
     ):
-        crop_face(image, None, CONFIG.model_copy(update={"several": "refuse"}), two)
+        choose([small, large], CONFIG)
+    assert choose([large, small], CONFIG.model_copy(update={"several": "largest"})) == [large]
+    assert choose([large, small], CONFIG.model_copy(update={"several": "all"})) == [small, large]  # by place
 
 
-@pytest.mark.parametrize("detect", [None, lambda image: []])
-def test_no_face(detect: None) -> None:
+@pytest.mark.parametrize(("share", "count"), [(0.34, 2), (0.32, 1)])
+def test_passers_by_do_not_count(share: float, count: int) -> None:
+    (face,) = portrait.middle(portrait.astronaut())
+    passer = Face((0.0, 0.0, share * face.box[2], share * face.box[3]), face.landmarks, 0.9)
+    assert len(main_faces([passer, face], CONFIG)) == count and main_faces([], CONFIG) == []
+
+
+def test_no_face() -> None:
     with pytest.raises(InputError, match=r"no face found; .*--already-cropped"):
-        crop_face(portrait.astronaut(), None, CONFIG, detect)
+        choose([], CONFIG)
 
 
 def test_too_small() -> None:
-    small = portrait.astronaut().resize((128, 128))
+    small, config = portrait.astronaut().resize((128, 128)), PrepareConfig(size=512)
     with pytest.raises(
-        InputError, match="too small: the crop would have 53 pixels per side, expected at least 64"
+        InputError, match=r"too small: the face would be enlarged 10\.0 times, expected at most 4; .*most_enl"
     ):
-        crop_face(small, portrait.scaled(0.25), CONFIG, None)
-    with pytest.raises(InputError, match="too small: the crop would have 50 pixels"):
-        crop_face(small.crop((0, 0, 90, 50)), None, PrepareConfig(already_cropped=True), None)
-    crop_face(small, portrait.scaled(0.25), PrepareConfig(min_side=50), None)
+        crop_face(small, portrait.scaled(0.25), config)
+    with pytest.raises(InputError, match=r"enlarged 10\.2 times"):
+        crop_face(small.crop((0, 0, 90, 50)), None, PrepareConfig(already_cropped=True))
+    crop_face(small, portrait.scaled(0.25), config.model_copy(update={"most_enlarged": 10.1, "sharpness": 0}))
+
+
+def test_turned_further_than_the_limit() -> None:
+    image = portrait.astronaut().rotate(-30)
+    turn = cmath.rect(1, math.radians(30))
+    points = moved(portrait.LANDMARKS, turn, (256 + 256j) * (1 - turn))
+    crop_face(image, points, CONFIG)
+    with pytest.raises(InputError, match=r"turned by (31|32|33) degrees, expected at most 20; .*most_turned"):
+        crop_face(image, points, CONFIG.model_copy(update={"most_turned": 20.0}))
+
+
+def test_a_photo_with_room_is_cropped_with_the_whole_margin_and_without_padding() -> None:
+    crop = crop_face(portrait.astronaut(), portrait.LANDMARKS, CONFIG.model_copy(update={"margin": 0.0}))
+    wanted, points = laid_onto(portrait.astronaut(), portrait.LANDMARKS, framed(128, 0.0), 128)
+    assert crop.picture.tobytes() == wanted.tobytes()
+    assert crop.landmarks == points and crop.corners is None
+
+
+def tight(left: float, top: float, right: float, bottom: float) -> tuple[Image.Image, Landmarks]:
+    """The astronaut, cut to a rectangle in sides of the face's box, and the points in it."""
+    x, y, width, height = portrait.BOX
+    box = tuple(map(round, (x - left * width, y - top * height, x + right * width, y + bottom * height)))
+    return portrait.astronaut().crop(box), portrait.scaled(1, -box[0], -box[1])
+
+
+@pytest.mark.parametrize(
+    ("rectangle", "padding"),
+    [((0.8, 0.5, 1.8, 1.4), (0, 0)), ((0, 0, 1, 1), (0.2, 0.4)), ((0, 0.6, 1.6, 1.4), (0.02, 0.3))],
+)
+def test_a_tight_photo_gets_a_tighter_crop_and_little_padding(
+    rectangle: tuple[float, float, float, float], padding: tuple[float, float]
+) -> None:
+    image, points = tight(*rectangle)
+    config = CONFIG.model_copy(update={"most_padded": 1.0})
+    crop = crop_face(image, points, config)
+    share = 0.0 if crop.corners is None else padded(crop.corners)
+    assert padding[0] <= share <= padding[1]
+    if share:
+        with pytest.raises(InputError, match=rf"cut off: {share:.0%} of the tightest crop lies outside"):
+            crop_face(image, points, config.model_copy(update={"most_padded": share - 0.01}))
+
+
+@pytest.mark.parametrize("rectangle", [(1, 1, 0.5, 2), (-0.5, 1, 2, 2), (1, 1, 2, 0.5), (1, -0.4, 2, 2)])
+def test_half_a_face_is_no_face(rectangle: tuple[float, float, float, float]) -> None:
+    image, points = tight(*rectangle)
+    with pytest.raises(InputError, match="cut off: part of the face lies outside the photo"):
+        crop_face(image, points, CONFIG)
+
+
+def test_a_padded_crop_prepared_again_keeps_its_padding() -> None:
+    """As it is, and aligned anew."""
+    image, points = tight(0, 0, 1, 1)
+    first = crop_face(image, points, CONFIG)
+    resized = CONFIG.model_copy(update={"size": 64, "already_cropped": True})
+    same = crop_face(first.picture, first.landmarks, resized, first.corners)
+    assert first.corners is not None and same.corners == first.corners
+    again = crop_face(first.picture, first.landmarks, CONFIG, first.corners)
+    assert again.corners is not None
+    assert padded(again.corners) == pytest.approx(padded(first.corners), abs=0.01)
 
 
 def test_blurred_at_the_documented_threshold() -> None:
     """A detail of a hundredth of the crop's side: a Gaussian of 5 pixels on a crop of 512."""
     image, config = portrait.astronaut(), PrepareConfig(size=512)
-    sharp, _ = crop_face(image, portrait.LANDMARKS, config, None)
+    sharp = crop_face(image, portrait.LANDMARKS, config).picture
     values = [sharpness(sharp.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 1, 2, 3, 4, 6)]
     assert values == sorted(values, reverse=True)
     assert values[0] > 300 and values[3] > 10 > values[4]
@@ -73,8 +135,8 @@ def test_blurred_at_the_documented_threshold() -> None:
     with pytest.raises(
         InputError, match=r"blurred: sharpness \d\.\d, expected at least 10; .*lower sharpness"
     ):
-        crop_face(soft, portrait.LANDMARKS, config, None)
-    crop_face(soft, portrait.LANDMARKS, config.model_copy(update={"sharpness": 0.0}), None)
+        crop_face(soft, portrait.LANDMARKS, config)
+    crop_face(soft, portrait.LANDMARKS, config.model_copy(update={"sharpness": 0.0}))
 
 
 def test_sharpness_against_a_naive_loop() -> None:
@@ -91,9 +153,9 @@ def test_sharpness_against_a_naive_loop() -> None:
 
 def test_already_cropped_takes_the_centre_square() -> None:
     image = portrait.astronaut().crop((100, 0, 400, 200))
-    crop, points = crop_face(image, None, PrepareConfig(size=128, already_cropped=True), None)
+    crop = crop_face(image, None, PrepareConfig(size=128, already_cropped=True))
     square = image.crop((50, 0, 250, 200)).resize((128, 128), Image.Resampling.LANCZOS)
-    assert crop.tobytes() == square.tobytes() and points is None
+    assert crop.picture.tobytes() == square.tobytes() and crop.landmarks is None and crop.corners is None
 
 
 def test_a_face_beside_the_centre_square() -> None:
@@ -105,11 +167,10 @@ def test_a_face_beside_the_centre_square() -> None:
     for dx, inside in ((0, True), (80, False), (200, False)):
         points = portrait.scaled(1, dx, -40)
         if inside:
-            _, found = crop_face(image, points, config, None)
-            check_face(found or (), 128, 128)
+            check_face(crop_face(image, points, config).landmarks or (), 128, 128)
             continue
         with pytest.raises(InputError, match=r"outside the centre square; .* leave out --already-cropped"):
-            crop_face(image, points, config, None)
+            crop_face(image, points, config)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +180,7 @@ def test_a_face_beside_the_centre_square() -> None:
 def test_a_detector_that_sees_no_face_in_a_face(points: Landmarks) -> None:
     """A training would refuse the crop's landmarks."""
     with pytest.raises(InputError, match="the landmarks make no face"):
-        crop_face(portrait.astronaut(), None, CONFIG, lambda image: [Face(portrait.BOX, points, 0.9)])
+        crop_face(portrait.astronaut(), points, CONFIG)
 
 
 # ---- five hundred photos that nobody would send ---------------------------------------------------------
@@ -186,16 +247,16 @@ def hostile(rng: random.Random) -> bytes:
 
 def test_five_hundred_fuzzed_photos_end_in_a_crop_or_one_line() -> None:
     rng, crops, lines = random.Random(0), 0, list[str]()
-    config = PrepareConfig(size=48, min_side=16, sharpness=1)
+    config = PrepareConfig(size=48, sharpness=1)
     for number in range(500):
         path = Path(f"{number}.jpg")
         try:
             image = open_photo(path, hostile(rng))
-            crop, points = crop_face(image, None, config, portrait.middle)
+            crop = crop_face(image, choose(portrait.middle(image), config)[0].landmarks, config)
         except InputError as error:
             lines.append(str(error))
             continue
-        assert crop.mode == "RGB" and crop.size == (48, 48) and points is not None and len(points) == 5
+        assert crop.picture.mode == "RGB" and crop.picture.size == (48, 48) and len(crop.landmarks or ()) == 5
         crops += 1
     assert crops > 100 and len(lines) > 100 and crops + len(lines) == 500
     assert all(line and "\n" not in line and len(line) < 300 for line in lines)

@@ -21,7 +21,7 @@ from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.prepare import prepare_photo
 from hyperdreambooth.faces.sources import Item
 
-CONFIG = PrepareConfig(size=32, min_side=8, sharpness=0)
+CONFIG = PrepareConfig(size=32, sharpness=0)
 EACH = int(os.environ.get("FUZZ", "10"))
 # a format's name in Pillow, and how the photo is saved
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,7 +65,7 @@ def test_damaged_photos_end_in_a_crop_or_in_one_line(tmp_path: Path, kind: str) 
         photo = tmp_path / f"{number}.{kind}"
         photo.write_bytes(damaged(whole(kind), rng))
         item = Item(str(number), str(photo), photo, None)
-        record = prepare_photo(item, "", tmp_path / "out", CONFIG, portrait.middle)
+        (record,) = prepare_photo(item, "", tmp_path / "out", CONFIG, portrait.middle)
         crop = tmp_path / "out" / f"{number}.png"
         assert crop.is_file() == record.kept and "\n" not in record.reason
         assert not record.kept or open_photo(crop).size == (32, 32)

@@ -30,7 +30,7 @@ from hyperdreambooth.faces.prepare import prepare_folder
 from hyperdreambooth.faces.sources import Item
 from hyperdreambooth.files import InputError
 
-CONFIG = PrepareConfig(size=64, min_side=16)
+CONFIG = PrepareConfig(size=64)
 
 
 def make(folder: Path, people: int = 3, each: int = 2) -> Path:
@@ -73,8 +73,9 @@ def test_every_photo_becomes_its_crop_or_a_reason(tmp_path: Path) -> None:
         for photo in photos:
             given = source / photo.path.relative_to(out)
             image = open_photo(given)
-            crop, points = crop_face(image, None, CONFIG, portrait.middle)
-            assert open_photo(photo.path).tobytes() == crop.tobytes() and photo.landmarks == points
+            crop = crop_face(image, portrait.middle(image)[0].landmarks, CONFIG)
+            assert open_photo(photo.path).tobytes() == crop.picture.tobytes()
+            assert photo.landmarks == crop.landmarks and photo.corners == crop.corners
             assert photo.caption == given.with_suffix(".txt").read_text()
     assert [photo.caption for photo in read_person([out / "p1"])] == ["a [V] face, 1-0", "a [V] face, 1-1"]
 
@@ -97,7 +98,7 @@ def test_spawned_workers_do_what_one_process_does(tmp_path: Path) -> None:
     assert state(tmp_path / "alone") == state(tmp_path / "shared")
 
 
-def refuse(*_: object) -> Record:
+def refuse(*_: object) -> tuple[Record, ...]:
     raise AssertionError("a photo was cropped again")
 
 
@@ -109,7 +110,7 @@ def test_run_again_it_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.Mon
         assert run(source, out) == first
     assert state(out) == before
     with closing(sqlite3.connect(out / ".journal.sqlite", isolation_level=None)) as database:
-        database.execute("DELETE FROM records WHERE name = 'p1/0'")  # a kill between the crop and its record
+        database.execute("DELETE FROM photos WHERE item = 'p1/0'")  # a kill between the crop and its record
     assert run(source, out) == first and state(out) == before
 
 
@@ -146,7 +147,7 @@ def test_names_that_some_file_systems_cannot_tell_apart(tmp_path: Path) -> None:
 def reasons_of(*items: Item) -> list[str]:
     """Reasons for dropping photos by their names alone."""
     found = prepare._tasks(items, {}, Path("out"), CONFIG, portrait.middle)  # pyright: ignore[reportPrivateUsage]
-    return [one.reason if isinstance(one, Record) else "" for one in found]
+    return [one[0].reason if isinstance(one, tuple) else "" for one in found]
 
 
 def test_a_name_counts_once_however_it_is_written() -> None:
@@ -252,7 +253,7 @@ def test_a_run_that_fails_closes_its_journal(tmp_path: Path) -> None:
         prepare_folder(source, tmp_path / "out", CONFIG, 1, fail)
     frame = next(entry.frame for entry in caught.traceback if entry.name == "prepare_folder")
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-        frame.f_locals["journal"].add(Record("a", "a", "a"))
+        frame.f_locals["journal"].add((Record("a", "a", "a"),))
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ FLAGS: Mapping[str, Any] = {
     "split": Annotated[str | None, Option(help="base, train, val or test.")],
     "size": Annotated[int | None, Option(help="The side of the crops in pixels [512].")],
     "detector": Annotated[Path | None, Option(help="The ONNX file of YuNet [downloaded once].")],
+    "person": Annotated[str | None, Option(help="The person's name, if a flat folder shows one person.")],
+    "several": Annotated[str | None, Option(help="A photo of several people: refuse, largest or all.")],
     "already_cropped": Annotated[bool | None, Option("--already-cropped", help=_CROPPED_HELP)],
 }
 """Key of a config → the flag that sets it. What follows a bar tells apart two flags of one key."""

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
+from hyperdreambooth.faces.frame import Corners
 from hyperdreambooth.faces.image import KINDS, open_photo, to_rgb
 from hyperdreambooth.faces.landmarks import Landmarks
 from hyperdreambooth.faces.notes import METADATA, TEXTS, Note, Notes, Unused, folded, printable, read_notes
@@ -42,6 +43,7 @@ class Photo:
         caption: what the photo shows ("a photo of a [V] face, smiling"), if somebody wrote it down.
         landmarks: five points of the face, `(x, y)` in pixels, if they are known.
         picture: the photo itself, if it came from memory.
+        corners: those of the true photo in a padded crop, see `faces/frame.py`; None without padding.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Photo:
     caption: str | None
     landmarks: Landmarks | None = None
     picture: Image.Image | None = None
+    corners: Corners | None = None
 
     def open(self) -> Image.Image:
         """Opens the photo as viewers show it: upright, RGB; refuses it where `open_photo` does."""
@@ -266,4 +269,6 @@ def _deeper(folder: Path) -> list[Unused]:
 def _label(paths: Iterable[Path], identity: str, notes: Notes) -> tuple[Photo, ...]:
     """Makes photos of files, with their captions and landmarks."""
     known = ((path, notes.known.get(path, Note())) for path in paths)
-    return tuple(Photo(path, identity, note.caption, note.landmarks) for path, note in known)
+    return tuple(
+        Photo(path, identity, note.caption, note.landmarks, corners=note.corners) for path, note in known
+    )

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from hyperdreambooth.faces.frame import Corners, as_corners, padded
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import InputError
 
-_TABLE = "CREATE TABLE IF NOT EXISTS records (name TEXT PRIMARY KEY, ever_kept INTEGER, record TEXT)"
-_ADD = """INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (name)
-DO UPDATE SET ever_kept = max(ever_kept, excluded.ever_kept), record = excluded.record"""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS photos (item TEXT PRIMARY KEY, records TEXT)",
+    "CREATE TABLE IF NOT EXISTS crops (name TEXT PRIMARY KEY)",
+)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The outcome for one photo."""
+    """The outcome for one photo, or for one face of it."""
 
-    name: str  # the crop's, without folder and extension
+    item: str  # the photo's name in its source, without extension
     photo: str  # where the photo came from
     content: str  # fingerprint of photo, caption and landmarks
-    reason: str = ""  # why the photo was dropped; empty if it was kept
+    reason: str = ""  # why there is no crop; empty if it was kept
     caption: str | None = None
     landmarks: Landmarks | None = None  # in pixels of the crop
+    corners: Corners | None = None  # of the true photo, in sides of a padded crop
+    number: int = 0  # of the face from left to right, where all faces are taken; 0 otherwise
+    faces: int = 1  # how many faces the photo shows
+    score: float = 1.0  # the detector's confidence
+    sharpness: float = 0.0
+    look: str = ""  # of the whole photo, see `check.look`
     thumb: str = ""  # a small base64 JPEG of a dropped photo; empty if it could not be opened
+
+    @property
+    def name(self) -> str:
+        """The crop's name, without folder and extension.
+
+        Where all faces are taken, every crop has a number, so that no two photos have crops of one name.
+        """
+        return f"{self.item}-{self.number}" if self.number else self.item
+
+    @property
+    def person(self) -> str:
+        """The person's name: the crop's folder, or the crop in a flat source."""
+        return self.name.partition("/")[0]
+
+    @property
+    def padded(self) -> float:
+        """The share of the crop that is padding."""
+        return 0.0 if self.corners is None else padded(self.corners)
 
     @property
     def kept(self) -> bool:
@@ -34,9 +62,10 @@ class Record:
 
 
 class Journal:
-    """The newest record of every photo of an output folder. Several runs may use it at the same time.
+    """The newest records of every photo of an output folder. Several runs may use it at the same time.
 
-    `known` are the records of earlier runs by name, `ever_kept` the names that had a crop after any of them.
+    `known` are the records of earlier runs by the photo's name, `ever_kept` the names of all crops that any
+    of them made.
     """
 
     def __init__(self, file: Path) -> None:
@@ -45,18 +74,25 @@ class Journal:
         try:
             # a kill loses nothing; waiting for the disk, which only a power cut needs, takes 15 ms per photo
             self._database.execute("PRAGMA synchronous = OFF")
-            self._database.execute(_TABLE)
-            rows = self._database.execute("SELECT name, ever_kept, record FROM records").fetchall()
+            for table in _TABLES:
+                self._database.execute(table)
+            photos = self._database.execute("SELECT item, records FROM photos").fetchall()
+            crops = self._database.execute("SELECT name FROM crops").fetchall()
         except sqlite3.DatabaseError as error:
             self.close()
             raise InputError(f"{file}: not a journal of prepare ({error}); delete it and run again") from None
-        self.known = {name: _record(text) for name, _, text in rows}
-        self.ever_kept = {name for name, ever_kept, _ in rows if ever_kept}
+        self.known = {item: tuple(map(_record, json.loads(text))) for item, text in photos}
+        self.ever_kept = {name for (name,) in crops}
 
-    def add(self, record: Record) -> None:
-        """Replaces a photo's record, so that a later kill cannot lose it; a full disk is an `OSError`."""
+    def add(self, records: Sequence[Record]) -> None:
+        """Replaces a photo's records, so that a later kill cannot lose them; a full disk is an `OSError`."""
+        text, crops = (
+            json.dumps([asdict(one) for one in records]),
+            [(one.name,) for one in records if one.kept],
+        )
         try:
-            self._database.execute(_ADD, (record.name, record.kept, json.dumps(asdict(record))))
+            self._database.executemany("INSERT OR IGNORE INTO crops VALUES (?)", crops)
+            self._database.execute("INSERT OR REPLACE INTO photos VALUES (?, ?)", (records[0].item, text))
         except sqlite3.OperationalError as error:
             raise OSError(f"the journal of prepare cannot be written ({error})") from None
 
@@ -65,7 +101,10 @@ class Journal:
         self._database.close()
 
 
-def _record(text: str) -> Record:
-    fields = json.loads(text)
-    points = fields.pop("landmarks")
-    return Record(**fields, landmarks=None if points is None else as_landmarks(points))
+def _record(fields: dict[str, Any]) -> Record:
+    points, corners = fields.pop("landmarks"), fields.pop("corners")
+    return Record(
+        **fields,
+        landmarks=None if points is None else as_landmarks(points),
+        corners=None if corners is None else as_corners(corners),
+    )

@@ -56,6 +56,17 @@ def moved(points: Points, turn: complex, shift: complex) -> Landmarks:
     return tuple((float(z.real), float(z.imag)) for z in turn * _complex(points) + shift)
 
 
+def stretched(points: Points, factor: float) -> Landmarks:
+    """Returns the points, each moved away from their middle by a factor."""
+    middle = complex(_complex(points).mean())
+    return moved(points, complex(factor), (1 - factor) * middle)
+
+
+def distance(points: Points, place: tuple[float, float]) -> float:
+    """Returns how far the middle of the points is from a place."""
+    return abs(complex(_complex(points).mean()) - complex(*place))
+
+
 def _complex(points: Points) -> np.ndarray[Any, np.dtype[np.complex128]]:
     pairs = np.asarray(points, dtype=np.float64)
     return pairs[:, 0] + 1j * pairs[:, 1]

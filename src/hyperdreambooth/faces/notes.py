@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hyperdreambooth.faces.frame import Corners, as_corners
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import decode_text
 
@@ -26,10 +27,11 @@ _EXPECTED = 'expected {"file_name": …, "text": …, "landmarks": five [x, y] o
 
 @dataclass(frozen=True)
 class Note:
-    """The caption and landmarks of a photo."""
+    """The caption and landmarks of a photo, and the corners of the true photo in a padded crop."""
 
     caption: str | None = None
     landmarks: Landmarks | None = None
+    corners: Corners | None = None
 
 
 class Unused(NamedTuple):
@@ -64,8 +66,8 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def note_of(text: object, landmarks: object) -> Note:
-    """Returns a caption as one line and landmarks as pairs, None for what is missing.
+def note_of(text: object, landmarks: object, corners: object = None) -> Note:
+    """Returns a caption as one line, landmarks and corners as pairs, None for what is missing.
 
     Raises:
         ValueError: no five pairs of numbers, or a caption with characters that no text has.
@@ -73,7 +75,8 @@ def note_of(text: object, landmarks: object) -> Note:
     words = " ".join(str(text).split()) if text else ""
     if any(letter in "\0\ufffd" or "\ud800" <= letter <= "\udfff" for letter in words):  # JSON spells halves
         raise ValueError("the caption has characters that no text has; save it as UTF-8")
-    return Note(words or None, as_landmarks(landmarks) if landmarks is not None else None)
+    points = None if landmarks is None else as_landmarks(landmarks)
+    return Note(words or None, points, None if corners is None else as_corners(corners))
 
 
 def pick(fields: Mapping[str, Any], usual: Iterable[str], asked: str | None = None) -> Any:
@@ -127,7 +130,7 @@ def _take(notes: Notes, photo: Path, found: _Found, where: str) -> None:
         notes.refused.setdefault(photo, printable(f"{short}: {found.note}"))
         return
     known, new = notes.known.get(photo, Note()), found.note
-    for name in ("caption", "landmarks"):
+    for name in ("caption", "landmarks", "corners"):
         old, value = getattr(known, name), getattr(new, name)
         if old is None and value is not None:
             known = replace(known, **{name: value})
@@ -218,7 +221,8 @@ def _entries(file: Path, names: _Names, unused: list[Unused]) -> Generator[_Foun
                 unused.append(Unused(printable(f"{file}: line {number}"), _EXPECTED))
                 continue
             try:
-                note: Note | ValueError = note_of(pick(entry, CAPTIONS), _landmarks(entry.get("landmarks")))
+                points = [_points(entry.get(key)) for key in ("landmarks", "corners")]
+                note: Note | ValueError = note_of(pick(entry, CAPTIONS), *points)
             except (ValueError, RecursionError) as error:
                 note = ValueError(str(error) or _EXPECTED)
             yield _Found(file, number, names.listed(name), note)
@@ -247,6 +251,6 @@ def _table(text: str) -> Generator[tuple[int, Any]]:
         yield rows.line_num, {key: value or None for key, value in row.items() if isinstance(key, str)}
 
 
-def _landmarks(value: Any) -> Any:
-    """Returns landmarks as JSON has them; a table holds JSON in a cell."""
+def _points(value: Any) -> Any:
+    """Returns points as JSON has them; a table holds JSON in a cell."""
     return json.loads(value) if isinstance(value, str) else value

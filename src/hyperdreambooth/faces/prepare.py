@@ -10,12 +10,12 @@ import base64
 import io
 import json
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -23,16 +23,19 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from hyperdreambooth.faces.check import look
 from hyperdreambooth.faces.config import PrepareConfig
-from hyperdreambooth.faces.crop import crop_face
+from hyperdreambooth.faces.crop import choose, crop_face, main_faces
 from hyperdreambooth.faces.dataset import SHEET
-from hyperdreambooth.faces.detect import Detector, check_opencv, fetch_yunet, yunet
+from hyperdreambooth.faces.detect import Detector, Face, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.journal import Journal, Record
-from hyperdreambooth.faces.notes import printable
+from hyperdreambooth.faces.landmarks import Landmarks, moved
+from hyperdreambooth.faces.notes import folded, printable
 from hyperdreambooth.faces.sources import HUB, Item, read_items
 from hyperdreambooth.files import InputError, check_apart, whole_file
-from hyperdreambooth.progress import Progress
+from hyperdreambooth.grid import mark
+from hyperdreambooth.progress import Progress, logger
 from hyperdreambooth.runs import Run, check_run, recorded_inputs
 from hyperdreambooth.workers import pool, processes
 
@@ -40,7 +43,9 @@ THUMB = 160  # pixels per side of a dropped photo in the contact sheet
 FEW = 16  # for fewer photos, no processes are started
 _CROPPED = "--already-cropped for photos that are crops of faces"
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is left over from a kill
-Task: TypeAlias = Callable[[], Record]
+Outcome: TypeAlias = tuple[Record, ...]
+"""The records of one photo: one, or one for each face where `several` is `all`."""
+Task: TypeAlias = Callable[[], Outcome]
 
 
 def prepare_folder(
@@ -50,7 +55,7 @@ def prepare_folder(
     workers: int | None = None,
     detect: Detector | None = None,
 ) -> list[Record]:
-    """Crops all photos of a source; returns what became of each, in the source's order.
+    """Crops all photos of a source; returns what became of each face, in the source's order.
 
     A second run continues the first, and follows changes of the source.
 
@@ -74,10 +79,10 @@ def prepare_folder(
     items = read_items(source, config)
     tasks = _tasks(items, journal.known, out, config, detect)
     with closing(journal), Progress("prepare", len(items) if isinstance(items, list) else None) as bar:
-        for record in _each(tasks, processes(workers)):
-            if record.content and record != journal.known.get(record.name):
-                journal.add(record)
-            records.append(record)
+        for outcome in _each(tasks, processes(workers)):
+            if outcome[0].content and outcome != journal.known.get(outcome[0].item):
+                journal.add(outcome)
+            records += outcome
             bar.update(1)
     if not records:
         raise InputError(f"{source}: no photo found; pass a folder, shards or a data set with photos")
@@ -89,30 +94,26 @@ def prepare_folder(
 
 def _tasks(
     items: Iterable[Item],
-    known: Mapping[str, Record],
+    known: Mapping[str, Outcome],
     out: Path,
     config: PrepareConfig,
     detect: Detector | None,
-) -> Iterator[Task | Record]:
-    """Yields a task for each photo to crop, and a record for each photo that is done or refused."""
-    names, depths = dict[str, str](), set[int]()
-    for item in items:
+) -> Iterator[Task | Outcome]:
+    """Yields a task for each photo to crop, and the outcome of each photo that is done or refused."""
+    names = dict[str, str]()
+    for item in _named(items, config.person):
         if item.refused:
-            yield Record(item.name, item.origin, "", item.refused)
+            yield (Record(item.name, item.origin, "", item.refused),)
             continue
-        depths.add(item.name.count("/"))
-        if len(depths) > 1:
-            advice = "give it for all or for none"
-            raise InputError(f"{item.origin}: some photos have an identity and some do not; {advice}")
         try:
             _claim(item, names)
             content = item.fingerprint()
         except InputError as error:
-            yield Record(item.name, item.origin, "", _reason(error, item))
+            yield (Record(item.name, item.origin, "", _reason(error, item)),)
             continue
-        record = known.get(item.name)
-        if record and record.content == content and (not record.kept or _place(out, record.name).is_file()):
-            yield record
+        outcome = known.get(item.name, ())
+        if outcome and outcome[0].content == content and all(_is_there(out, one) for one in outcome):
+            yield outcome
             continue
         if detect is None and item.landmarks is None and not config.already_cropped:
             check_opencv(f", or pass {_CROPPED}")
@@ -121,19 +122,37 @@ def _tasks(
         yield partial(prepare_photo, item, content, out, config, detect)
 
 
+def _named(items: Iterable[Item], person: str | None) -> Iterator[Item]:
+    """Yields the photos; those of a flat source get the name of the person, or a note that they have none."""
+    depths, flat = set[int](), 0
+    for item in items:
+        if not item.refused:
+            depths.add(item.name.count("/"))
+            if len(depths) > 1:
+                advice = "give it for all or for none"
+                raise InputError(f"{item.origin}: some photos have an identity and some do not; {advice}")
+            if person is not None and depths != {0}:
+                advice = "leave out --person, or pass the folder of one person"
+                raise InputError(f"{item.origin}: the photo has an identity already; {advice}")
+            flat += depths == {0}
+            if flat == 2 and person is None:
+                advice = "pass --person NAME if they all show one person"
+                logger.info(f"no folders of people: each photo is taken as a person of its own; {advice}")
+        yield item if person is None else replace(item, name=f"{person}/{item.name}")
+
+
+def _is_there(out: Path, record: Record) -> bool:
+    return not record.kept or _place(out, record.name).is_file()
+
+
 def _claim(item: Item, names: dict[str, str]) -> None:
     """Records a photo's name; refuses a name that is taken."""
-    name = _folded(item.name)
+    name = folded(item.name)
     if f"{name.rpartition('/')[2]}.png" == SHEET:
         raise InputError(f"its crop would replace prepare's own {SHEET}; rename it")
     if first := names.get(name):
         raise InputError(f"has the same name as {first}; rename one of them")
     names[name] = item.origin
-
-
-def _folded(name: str) -> str:
-    """Returns a name as the file systems of Windows and macOS compare it."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _reason(error: InputError, item: Item) -> str:
@@ -152,20 +171,48 @@ def _place(out: Path, name: str) -> Path:
 
 def prepare_photo(
     item: Item, content: str, out: Path, config: PrepareConfig, detect: Detector | None
-) -> Record:
-    """Crops one photo and writes it, after its caption, so that no crop is ever without it."""
-    image = None
+) -> Outcome:
+    """Crops the faces of one photo and writes the crops."""
+    numbered = config.several == "all"
+    start = Record(item.name, item.origin, content, caption=item.caption or config.caption)
+    image, faces = None, list[Face]()
     try:
         image = open_photo(_path(item), None if isinstance(item.content, Path) else item.content)
-        crop, points = crop_face(image, item.landmarks, config, detect)
+        start = replace(start, look=look(image))
+        if config.already_cropped or item.landmarks is not None:
+            known = replace(start, landmarks=item.landmarks, corners=item.corners, number=int(numbered))
+            return (_prepare_face(image, known, out, config),)
+        faces = main_faces(detect(image), config) if detect else []
+        chosen = choose(faces, config)
     except InputError as error:
-        return Record(item.name, item.origin, content, _reason(error, item), thumb=_thumb(image))
-    caption, place = item.caption or config.caption, _place(out, item.name)
+        reason, thumb = _reason(error, item), "" if image is None else _thumb(image, faces)
+        return (replace(start, reason=reason, faces=len(faces), thumb=thumb),)
+    start = replace(start, faces=len(faces))
+    seen = [
+        replace(start, landmarks=face.landmarks, score=round(face.score, 3), number=number * numbered)
+        for number, face in enumerate(chosen, start=1)
+    ]
+    return tuple(_prepare_face(image, one, out, config) for one in seen)
+
+
+def _prepare_face(image: Image.Image, seen: Record, out: Path, config: PrepareConfig) -> Record:
+    """Crops one face, whose landmarks are still those in the photo, and returns its final record.
+
+    The crop is written after its caption, so that no crop is ever without it.
+    """
+    try:
+        crop = crop_face(image, seen.landmarks, config, seen.corners)
+    except InputError as error:
+        which = f"face {seen.number} of {seen.faces}: " if seen.number and seen.faces > 1 else ""
+        thumb = _thumb(image, () if seen.landmarks is None else (seen.landmarks,))
+        return replace(seen, reason=f"{which}{error}", landmarks=None, corners=None, thumb=thumb)
+    place = _place(out, seen.name)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _write(place.with_suffix(".txt"), "" if caption is None else caption + "\n")
+    _write(place.with_suffix(".txt"), "" if seen.caption is None else seen.caption + "\n")
     with whole_file(place) as part:
-        crop.save(part, format="PNG")
-    return Record(item.name, item.origin, content, caption=caption, landmarks=points)
+        crop.picture.save(part, format="PNG")
+    sharp = round(crop.sharpness, 1)
+    return replace(seen, landmarks=crop.landmarks, corners=crop.corners, sharpness=sharp)
 
 
 def _write(file: Path, text: str) -> None:
@@ -177,28 +224,30 @@ def _write(file: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def _thumb(image: Image.Image | None) -> str:
-    """Returns a picture as a small base64 JPEG."""
-    if image is None:
-        return ""
-    image.thumbnail((THUMB, THUMB))
+def _thumb(image: Image.Image, faces: Iterable[Face | Landmarks]) -> str:
+    """Returns a photo as a small base64 JPEG, with the points of the faces that were seen."""
+    small = image.copy()
+    small.thumbnail((THUMB, THUMB))
+    for face in faces:
+        points = face.landmarks if isinstance(face, Face) else face
+        mark(small, moved(points, complex(small.width / image.width), 0j))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
+    small.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _each(tasks: Iterator[Task | Record], workers: int) -> Iterator[Record]:
-    """Yields the records in the order of the tasks."""
+def _each(tasks: Iterator[Task | Outcome], workers: int) -> Iterator[Outcome]:
+    """Yields the outcomes in the order of the tasks."""
     first = list(islice(tasks, FEW))
     todo = chain(first, tasks)
     if workers == 1 or len(first) < FEW:
-        yield from (task if isinstance(task, Record) else task() for task in todo)
+        yield from (task if isinstance(task, tuple) else task() for task in todo)
         return
-    window: deque[Record | Future[Record]] = deque()
+    window: deque[Outcome | Future[Outcome]] = deque()
     with pool(workers) as side_by_side:
         try:
             for task in todo:
-                window.append(task if isinstance(task, Record) else side_by_side.submit(task))
+                window.append(task if isinstance(task, tuple) else side_by_side.submit(task))
                 if len(window) > 4 * workers:
                     yield _result(window.popleft())
             yield from (_result(one) for one in window)
@@ -209,8 +258,8 @@ def _each(tasks: Iterator[Task | Record], workers: int) -> Iterator[Record]:
             side_by_side.shutdown(cancel_futures=True)
 
 
-def _result(one: Record | Future[Record]) -> Record:
-    return one if isinstance(one, Record) else one.result()
+def _result(one: Outcome | Future[Outcome]) -> Outcome:
+    return one if isinstance(one, tuple) else one.result()
 
 
 def _describe(out: Path, kept: Iterable[Record]) -> None:
@@ -219,9 +268,10 @@ def _describe(out: Path, kept: Iterable[Record]) -> None:
     for record in kept:
         place = _place(out, record.name)
         known = lines.setdefault(place.parent, [])
-        if record.landmarks is not None:
+        if record.landmarks is not None or record.corners is not None:
             text = {} if record.caption is None else {"text": record.caption}
-            entry = {"file_name": place.name, **text, "landmarks": record.landmarks}
+            corners = {} if record.corners is None else {"corners": record.corners}
+            entry = {"file_name": place.name, **text, "landmarks": record.landmarks, **corners}
             known.append(json.dumps(entry, ensure_ascii=False) + "\n")
     for folder, known in lines.items():
         _write(folder / "metadata.jsonl", "".join(known))
@@ -229,9 +279,9 @@ def _describe(out: Path, kept: Iterable[Record]) -> None:
 
 def _remove(out: Path, ever: set[str], kept: set[str]) -> None:
     """Deletes crops whose photo is gone or dropped by now, and old half-written files of a killed run."""
-    folded = {_folded(name): _place(out, name) for name in kept}
+    kept_as = {folded(name): _place(out, name) for name in kept}
     for name in ever - kept:
-        place, renamed = _place(out, name), folded.get(_folded(name))
+        place, renamed = _place(out, name), kept_as.get(folded(name))
         if renamed and place.exists() and place.samefile(renamed):
             continue  # Ana.png is ana.png where case does not count
         place.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.dataset import EXTENSIONS, Album, person_album, photo_hash, read_album
+from hyperdreambooth.faces.frame import Corners
 from hyperdreambooth.faces.landmarks import Landmarks
 from hyperdreambooth.faces.notes import CAPTIONS, Note, Unused, note_of, pick, printable
 from hyperdreambooth.files import InputError, decode_text
@@ -39,12 +40,15 @@ class Item:
     caption: str | None
     landmarks: Landmarks | None = None
     refused: str = ""  # why the photo is not available; empty if it is
+    corners: Corners | None = None  # of the true photo in a padded crop
 
     def fingerprint(self) -> str:
         """Returns 32 hex digits of everything that the crop depends on."""
         photo = self.content
         content = photo_hash(photo) if isinstance(photo, Path) else hashlib.sha256(photo).hexdigest()[:32]
-        return hashlib.sha256(repr((content, self.caption, self.landmarks)).encode()).hexdigest()[:32]
+        return hashlib.sha256(
+            repr((content, self.caption, self.landmarks, self.corners)).encode()
+        ).hexdigest()[:32]
 
 
 def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
@@ -99,7 +103,8 @@ def _of_folder(folder: Path) -> list[Item]:
         name, origin = photo.path.relative_to(home).with_suffix("").as_posix(), printable(str(photo.path))
         refused = "" if name == printable(name) else "the file's name is not UTF-8; rename it"
         refused = refused or album.refused.get(photo.path, "")
-        items.append(Item(printable(name), origin, photo.path, photo.caption, photo.landmarks, refused))
+        own = photo.caption, photo.landmarks, refused, photo.corners
+        items.append(Item(printable(name), origin, photo.path, *own))
     return items
 
 

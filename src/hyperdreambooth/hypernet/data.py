@@ -19,6 +19,7 @@ from hyperdreambooth.base.denoise import Key, LossConfig, sampled_loss
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.frame import photo_masks
 from hyperdreambooth.faces.latents import cached_photos, encoder_key
 from hyperdreambooth.hypernet.encoder import Encoder
 from hyperdreambooth.runs import rng
@@ -35,6 +36,7 @@ class Faces:
     latents: Tensor  # `(m, c, h, w)`, for target photos
     captions: tuple[str, ...]
     conditioner: Conditioner
+    masks: Tensor | None = None  # `(m, 1, h, w)`, of what `prepare` has not padded; None for all
 
     def rows(self, identity: int) -> range:
         """Returns the rows of one identity's photos."""
@@ -60,6 +62,7 @@ class TrainingBatch:
     latents: Tensor  # `(b, c, h, w)` of the target photos
     keys: tuple[Key, ...]  # of the draws of noise and timestep
     conditioning: Callable[[], Conditioning]  # encodes the captions with what the base wears at that moment
+    masks: Tensor | None = None  # `(b, 1, h, w)` of the target photos
 
 
 def load_faces(
@@ -82,7 +85,10 @@ def load_faces(
     key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}"
     encoded = cached_photos(photos, base.resolution, encode, cache, key)
     conditioner = Conditioner(base, captions, text_worn, cache)
-    return Faces(tuple(people), photos, offsets, captions=captions, conditioner=conditioner, **encoded)
+    masks = photo_masks([photo.corners for photo in photos], encoded["latents"])
+    return Faces(
+        tuple(people), photos, offsets, captions=captions, conditioner=conditioner, masks=masks, **encoded
+    )
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
@@ -116,10 +122,11 @@ def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBa
         latents=faces.latents[rows].to(base.device),
         keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
         conditioning=partial(faces.conditioner, captions, len(examples[0].targets)),
+        masks=None if faces.masks is None else faces.masks[rows].to(base.device),
     )
 
 
 def person_losses(base: Base, batch: TrainingBatch, config: LossConfig) -> Tensor:
     """Returns each person's denoising loss `(n,)`, the mean over their targets, as the base is worn now."""
-    losses = sampled_loss(base, batch.latents, batch.keys, batch.conditioning(), config)
+    losses = sampled_loss(base, batch.latents, batch.keys, batch.conditioning(), config, batch.masks)
     return losses.view(len(batch.identities), -1).mean(1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from hyperdreambooth.base.conditioning import warn_unnamed
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
+from hyperdreambooth.faces.frame import photo_masks
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
 from hyperdreambooth.faces.latents import cached_photos, encoder_key
@@ -71,6 +72,8 @@ def photo_shots(
 ) -> Shots:
     """Returns a person's photos as the loop needs them; each photo is encoded once.
 
+    What `prepare` padded has no weight in the loss.
+
     Args:
         base: the base that encodes the photos and names the class.
         photos: the photos of one person.
@@ -85,11 +88,12 @@ def photo_shots(
     points = [image and _landmarks(photo, image) for photo, image in zip(photos, images, strict=True)]
     if latents is None:
         latents = encode_all(base, [image for image in images if image is not None])
-    masks = None
+    masks = photo_masks([photo.corners for photo in photos], latents)
     if background != 1:
         height, width = latents.shape[-2:]
         ovals = torch.stack([face_oval(height, width, face) for face in points]).to(latents.device)
-        masks = (background + (1 - background) * ovals)[:, None]
+        ovals = (background + (1 - background) * ovals)[:, None]
+        masks = ovals if masks is None else masks * ovals
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
     return Shots(latents, captions, person_key(photos), masks=masks)
 
@@ -153,7 +157,7 @@ def inputs_of(base: Base, people: Sequence[Sequence[Photo]], config: TrainConfig
         **base.run_inputs,
         "photos": ";".join(",".join(name[:12] for name, _ in photos) for photos in hashed),
         "captions": digest([base.prompt(photo.caption or config.prompt) for photo in ordered]),
-        "landmarks": digest([photo.landmarks for photo in ordered]),
+        "landmarks": digest([(photo.landmarks, photo.corners) for photo in ordered]),
     }
 
 
