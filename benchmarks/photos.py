@@ -1,8 +1,8 @@
 """What `prepare` makes of real portraits, as JSON on standard output.
 
-`tight`: 24 portraits of 24 people, each whole, cut to the face's box, cut in halves, with the face at an edge,
-and turned; every crop goes through the detector again. `groups`: portraits side by side. `check`: the folders
-of 12 people, crops of one portrait each, with planted strangers and copies. `speed`: photos a second.
+`tight`: 24 portraits of 24 people, each whole, cut to the face's box, cut in halves, with the face at an
+edge, and turned; every crop goes through the detector again. `groups`: portraits side by side. `check`: the
+folders of 12 people, crops of one portrait each, with planted strangers and copies. `speed`: photos a second.
 
     python benchmarks/photos.py --shared ../shared --photos 1000 > benchmarks/results/photos.json
 """
