@@ -62,7 +62,7 @@ def tight(images: Sequence[Image.Image], detect: Detector) -> dict[str, Any]:
                 face = choose(main_faces(detect(photo), config), config)[0]
                 crop = crop_face(photo, face.landmarks, config)
             except InputError as error:
-                row["dropped"][str(error).partition(":")[0].partition(";")[0]] += 1
+                row["dropped"][str(error).partition(":")[0].partition(" by ")[0]] += 1
                 continue
             row["kept"] += 1
             row["faces"][len(main_faces(detect(crop.picture), config))] += 1
