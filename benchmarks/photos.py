@@ -1,8 +1,8 @@
 """What `prepare` makes of real portraits, as JSON on standard output.
 
-`tight`: 24 portraits of 24 people, each whole, cut to the face's box, cut in halves, with the face at an edge,
-and turned; every crop goes through the detector again. `groups`: portraits side by side. `check`: the folders
-of 12 people, crops of one portrait each, with planted strangers and copies. `speed`: photos a second.
+`tight`: 24 portraits of 24 people, each whole, cut to the face's box, cut in halves, with the face at an
+edge, and turned; every crop goes through the detector again. `groups`: portraits side by side. `check`: the
+folders of 12 people, crops of one portrait each, with planted strangers and copies. `speed`: photos a second.
 
     python benchmarks/photos.py --shared ../shared --photos 1000 > benchmarks/results/photos.json
 """
@@ -62,7 +62,7 @@ def tight(images: Sequence[Image.Image], detect: Detector) -> dict[str, Any]:
                 face = choose(main_faces(detect(photo), config), config)[0]
                 crop = crop_face(photo, face.landmarks, config)
             except InputError as error:
-                row["dropped"][str(error).partition(":")[0].partition(";")[0]] += 1
+                row["dropped"][str(error).partition(":")[0].partition(" by ")[0]] += 1
                 continue
             row["kept"] += 1
             row["faces"][len(main_faces(detect(crop.picture), config))] += 1

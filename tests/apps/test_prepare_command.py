@@ -68,6 +68,27 @@ def test_a_real_photograph_becomes_an_aligned_crop(photos: Path, tmp_path: Path)
         assert sheet.width > 400 and sheet.height > 300 and crop.size == (256, 256)
 
 
+def test_findings_are_in_the_report_and_on_the_sheet(photos: Path, tmp_path: Path) -> None:
+    """A copy in another person's folder; the encoder is switched off, and the report says so."""
+    home, out = photos / "ana", tmp_path / "crops"
+    (home / "2.png").unlink()
+    (home / "3.jpg").unlink()
+    shift = [[x - 20, y] for x, y in LANDMARKS]
+    Image.open(home / "1.jpg").crop((20, 0, 512, 400)).save(home / "4.png")
+    (photos / "bob").mkdir()
+    Image.open(home / "1.jpg").resize((400, 400)).save(photos / "bob" / "1.jpg", quality=50)
+    scaled = [[x * 400 / 512, y * 400 / 512] for x, y in LANDMARKS]
+    for folder, names in ((home, {"1.jpg": LANDMARKS, "4.png": shift}), (photos / "bob", {"1.jpg": scaled})):
+        lines = [json.dumps({"file_name": name, "landmarks": points}) for name, points in names.items()]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    result = hdb("prepare", photos, "--out", out, "--size", 128, "--workers", 1, "--set", "check=off")
+    assert "check      ana/1, bob/1: the same photo" in result.stdout
+    found = report(out)["check"]
+    assert found["duplicates"] == [["ana/1", "bob/1"]] and found["references"].keys() == {"ana"}
+    assert found["encoder"] is None and found["not_checked"] == "switched off" and found["strangers"] == []
+    assert f"{out}: 3 crops of 2 people, 0 dropped" in result.stdout
+
+
 def test_already_cropped_photos_are_read_by_a_training(photos: Path, tmp_path: Path, micro_dir: Path) -> None:
     out = tmp_path / "crops"
     hdb("prepare", photos, "--out", out, "--already-cropped", "--size", 64, "--set", "sharpness=0")

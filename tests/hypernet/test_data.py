@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,23 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
             plain = denoise_loss(micro_base, batch.latents, conditioning, noise, timesteps).mean()
             read.pop()
         torch.testing.assert_close(torch.cat(ours), plain.expand(2))
+
+
+def test_padding_of_target_photos_has_no_weight(
+    micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path
+) -> None:
+    people = read_faces(micro_photos)
+    first, *rest = people["person-0"]
+    corners = ((0.25, -1.0), (2.0, -1.0), (2.0, 2.0), (0.25, 2.0))
+    people["person-0"] = (replace(first, corners=corners), *rest)
+    faces = load_faces(people, micro_base, load_encoder(eye), "a [V] {class_word}", tmp_path, False)
+    with torch.no_grad():
+        batch = collect(micro_base, faces, [Example(0, 1, (0, 1), ("here",))])
+        got = person_losses(micro_base, batch, LossConfig())
+        noise, timesteps = sample_noises(micro_base, tuple(batch.latents.shape[1:]), batch.keys)
+        losses = denoise_loss(micro_base, batch.latents, batch.conditioning(), noise, timesteps, batch.masks)
+    assert batch.masks is not None and (batch.masks[0, 0, :, :2] == 0).all() and (batch.masks[1] == 1).all()
+    torch.testing.assert_close(got, losses.mean()[None])
 
 
 def test_draws_follow_the_place_and_the_reference_is_not_the_target() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import denoise_loss, sample_noise
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, sample_noise, target
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
@@ -66,6 +67,30 @@ def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, .
     bad = (Photo(tmp_path / "wide.png", "ana", None, (points[1], points[0], *points[2:])),)
     with pytest.raises(InputError, match=r"wide\.png: the landmarks make no face"):
         photo_shots(micro_base, bad, "a [V]")
+
+
+def test_padding_has_no_weight(micro_base: Base, person: tuple[Photo, ...]) -> None:
+    """Whatever the padding shows, the loss is that of the photo alone; with and without the head's oval."""
+    padded = replace(person[0], corners=((0.25, -1.0), (2.0, -1.0), (2.0, 2.0), (0.25, 2.0)))
+    shots = photo_shots(micro_base, (padded, person[1]), "a [V]")
+    assert shots.masks is not None
+    assert (shots.masks[0, 0, :, :2] == 0).all() and (shots.masks[0, 0, :, 3:] == 1).all()
+    assert (shots.masks[1] == 1).all()
+    with torch.no_grad():
+        noise, at = sample_noise(micro_base, tuple(shots.latents.shape[1:]), 0, "key")
+        hidden = micro_base.encode_prompts(micro_base.tokenize(["a face"]))
+        predicted = micro_base.predict(
+            add_noise(micro_base, shots.latents[:1], noise[None], at[None]), at[None], hidden
+        )
+        error = (predicted - target(micro_base, shots.latents[:1], noise[None], at[None])).square()
+        wanted = (error[0] * shots.masks[0]).sum() / (shots.masks[0].sum() * error.shape[1])
+        got = denoise_loss(micro_base, shots.latents[:1], hidden, noise[None], at[None], shots.masks[:1])
+    torch.testing.assert_close(got[0], wanted)
+    with_oval = photo_shots(micro_base, (padded, person[1]), "a [V]", background=0.25)
+    oval = photo_shots(micro_base, (person[0], person[1]), "a [V]", background=0.25)
+    assert with_oval.masks is not None and oval.masks is not None
+    torch.testing.assert_close(with_oval.masks, oval.masks * shots.masks)
+    assert photo_shots(micro_base, person, "a [V]").masks is None
 
 
 @pytest.mark.parametrize("text_worn", [False, True])

@@ -80,10 +80,10 @@ def crop_face(
         crop, points, inside = _centre(image, landmarks, config, corners)
     else:
         crop, points, inside = _aligned(image, landmarks, config, corners)
-    if config.sharpness and (found := sharpness(crop)) < config.sharpness:
+    if (found := sharpness(crop)) < config.sharpness:
         limit = f"expected at least {config.sharpness:g}; use a sharper photo, or lower sharpness"
         raise InputError(f"blurred: sharpness {found:.1f}, {limit}")
-    return Crop(crop, points, inside if inside and padded(inside) else None, sharpness(crop))
+    return Crop(crop, points, inside if inside and padded(inside) else None, found)
 
 
 def _centre(

@@ -42,6 +42,7 @@ from hyperdreambooth.workers import pool, processes
 THUMB = 160  # pixels per side of a dropped photo in the contact sheet
 FEW = 16  # for fewer photos, no processes are started
 _CROPPED = "--already-cropped for photos that are crops of faces"
+_EFFORT = 3  # of PNG: a third of the time of level 6, and files 7 % larger
 _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is left over from a kill
 Outcome: TypeAlias = tuple[Record, ...]
 """The records of one photo: one, or one for each face where `several` is `all`."""
@@ -210,7 +211,7 @@ def _prepare_face(image: Image.Image, seen: Record, out: Path, config: PrepareCo
     place.parent.mkdir(parents=True, exist_ok=True)
     _write(place.with_suffix(".txt"), "" if seen.caption is None else seen.caption + "\n")
     with whole_file(place) as part:
-        crop.picture.save(part, format="PNG")
+        crop.picture.save(part, format="PNG", compress_level=_EFFORT)
     sharp = round(crop.sharpness, 1)
     return replace(seen, landmarks=crop.landmarks, corners=crop.corners, sharpness=sharp)
 
