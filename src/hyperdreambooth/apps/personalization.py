@@ -18,6 +18,7 @@ from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
 from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
 from hyperdreambooth.evaluate.config import PROMPTS
+from hyperdreambooth.evaluate.face_encoders import NO_ENCODER
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.grid import INK, LABEL, PAPER, fit, font, grid
@@ -28,9 +29,9 @@ Scores: TypeAlias = dict[str, dict[str, float | None]]
 
 CELL, GAP, MARGIN = 192, 10, 28  # pixels, of the table of pictures
 _NOT_SCORED = {
-    "identity": "not scored: no other photo of the person; hdb evaluate --adapter takes a folder of them",
-    "prompt": "not scored: no prompt asks for anything that the scorer knows",
-    "no scorers": "not scored: this base has no scorers",
+    "identity": "not scored: no other photo of the person shows a face; hdb evaluate --adapter takes a folder of them",
+    "prompt": "not scored: no prompt asks for anything that a scorer of this base knows",
+    "no scorers": f"not scored: this base has no scorers, and {NO_ENCODER}",
 }
 
 

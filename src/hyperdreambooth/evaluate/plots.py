@@ -10,7 +10,7 @@ from typing import Any
 from hyperdreambooth.evaluate.statistics import Interval
 from hyperdreambooth.files import whole_file
 
-LIKENESS, FOLLOWING = ("identity", "face", "dino", "clip_i"), ("prompt", "clip_t")
+LIKENESS, FOLLOWING = ("identity", "dino", "clip_i"), ("prompt", "clip_t")
 _INK, _QUIET, _PAPER = "#1c1e24", "#686c76", "#fcfbf8"
 # Paul Tol's "bright" and "muted" qualitative colours, which colour-blind people can distinguish
 _COLOURS = (

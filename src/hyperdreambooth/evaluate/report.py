@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from hyperdreambooth.evaluate.judge import Judge
 from hyperdreambooth.evaluate.protocol import TRAINING, Protocol, Row
 from hyperdreambooth.evaluate.scorers import MEANING
 from hyperdreambooth.evaluate.statistics import Interval, interval, paired
@@ -31,8 +32,9 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
     Returns:
         `rows`: name → `scores` (score → n, mean, low, high), `cost` (means over people), `settings`;
         `paired`: the row `against`, and score → interval of each row's difference from it, person by person;
-        `people`: name → score → person → value; `prompts`, `seeds`, `scorers`, `missing`, `base`, `network`,
-        and `training`, the version of the training that the rows went through.
+        `people`: name → score → person → value; `judge`: what judged identity, or None; `prompts`, `seeds`,
+        `scorers`, `missing`, `base`, `network`, and `training`, the version of the training that the rows
+        went through.
     """
     persons = {name: by_person(row) for name, row in rows.items()}
     names = sorted({score for one in persons.values() for score in one} | set(MEANING))
@@ -51,6 +53,7 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
         "prompts": protocol.prompts,
         "seeds": list(protocol.config.seeds),
         "scorers": dict(protocol.scorers.names),
+        "judge": protocol.scorers.base and judge_summary(protocol.scorers.base.judge),
         "missing": [*_missing(protocol, rows)],
         "base": {"source": protocol.base.source, "fingerprint": protocol.base.fingerprint},
         "network": network_summary(protocol.makers.network),
@@ -61,6 +64,11 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
 def network_summary(network: Predictor | None) -> dict[str, Any] | None:
     """Returns what identifies the hypernetwork of the rows; None if no row needed one."""
     return network and {"fingerprint": network.fingerprint, "strength": network.info.strength}
+
+
+def judge_summary(judge: Judge) -> dict[str, Any]:
+    """Returns the name and licence of what judged identity, the cosines that score 1 and 0, their source."""
+    return {"name": judge.name, "licence": judge.licence, **judge.calibration.model_dump()}
 
 
 def _missing(protocol: Protocol, rows: Mapping[str, Row]) -> Iterable[str]:
@@ -177,7 +185,17 @@ def notes(report: Mapping[str, Any]) -> Iterable[str]:
     yield f"n people, {pictures} pictures each; mean and 95 % bootstrap interval over people"
     yield from (f"{name}: {MEANING[name]}" for name in shown_scores(report) if name in MEANING)
     yield "another-photo, somebody-else: real photos through the base's autoencoder, as bounds"
+    if judge := report["judge"]:
+        yield _judged_by(judge)
     yield from report["missing"]
+
+
+def _judged_by(judge: Mapping[str, Any]) -> str:
+    """Describes the identity scorer in one line."""
+    places = f"a cosine of {judge['same']:g} scores 1, {judge['stranger']:g} scores 0"
+    more = [f"calibrated on {judge['source']}"] if judge["source"] else []
+    more += [f"licence {judge['licence']}"] if judge["licence"] else []
+    return "; ".join([f"identity is judged by {judge['name']}: {places}", *more])
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
