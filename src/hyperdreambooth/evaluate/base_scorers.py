@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.evaluate.face_encoders import Calibration, face_encoder
+from hyperdreambooth.evaluate.face_encoders import NO_ENCODER, Calibration, face_encoder
 from hyperdreambooth.evaluate.judge import Judge, Values, judge_of
 from hyperdreambooth.evaluate.text import asked, found_share
 from hyperdreambooth.faces.image import to_pixels
@@ -138,6 +138,18 @@ class BaseScorers:
 def _mean(values: Values) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def why_not_scored(scorers: BaseScorers | None, score: str) -> str:
+    """Says why no picture has a score, `identity` or `prompt`, and what would change that."""
+    if score == "identity" and scorers is not None:
+        advice = "hdb evaluate --adapter takes a folder of them"
+        return f"not scored: no other photo of the person, or no face on it or on the pictures; {advice}"
+    if score == "identity":
+        return f"not scored: this base has no scorers, and {NO_ENCODER}"
+    if scorers is None or scorers.reader is None:
+        return "not scored: this base has no scorers"
+    return "not scored: no prompt asks for anything that the scorer knows"
 
 
 def load_base_scorers(base: Base, face: str | None = "auto") -> BaseScorers | None:
