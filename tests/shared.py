@@ -17,6 +17,7 @@ needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="no YuNet in ../sha
 
 
 def portraits(count: int, side: int = 256) -> list[Image.Image]:
-    """Returns the first portraits, each of another person, at `side` pixels."""
-    files = sorted((SHARED / "photos").glob("*.jpg"))[:count]
-    return [Image.open(file).convert("RGB").resize((side, side)) for file in files]
+    """Returns portraits of several people at `side` pixels, spread over the set: women, then men."""
+    files = sorted((SHARED / "photos").glob("*.jpg"))
+    chosen = files[:: len(files) // count][:count]
+    return [Image.open(file).convert("RGB").resize((side, side)) for file in chosen]

@@ -46,11 +46,18 @@ def drawable() -> bool:
 
 
 def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
-    """Draws the plots whose scores the report has; returns the files' names, none without matplotlib."""
+    """Draws the plots whose figures the report has; returns the files' names, none without matplotlib.
+
+    Plots of an earlier run are deleted, so that the page never shows them beside other rows.
+    """
+    for name in ("steps", "front"):
+        for ending in (".png", ".svg"):
+            (out / name).with_suffix(ending).unlink(missing_ok=True)
     likeness, following = axis(report, LIKENESS), axis(report, FOLLOWING)
     if likeness is None or not drawable():
         return []
-    files = _write(_against_steps(report, likeness), out / "steps")
+    trained = any(_steps(report, name) > 0 for name in report["rows"])
+    files = _write(_against_steps(report, likeness), out / "steps") if trained else []
     if following is not None:
         files += _write(_front(report, likeness, following), out / "front")
     return files

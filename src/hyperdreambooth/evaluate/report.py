@@ -79,6 +79,10 @@ def _missing(protocol: Protocol, rows: Mapping[str, Row]) -> Iterable[str]:
     for name, row in rows.items():
         if row.diverged:
             yield f"{name}: null for {', '.join(row.diverged)}: the training diverged; lower its lr"
+        judged = [value for scores in row.scores.values() for value in scores.get("identity", ())]
+        if lost := judged.count(None):
+            why = "no face is found on them, or on any other photo of the person"
+            yield f"{name}: {lost} of {len(judged)} pictures have no identity score: {why}"
 
 
 def _paired(persons: Mapping[str, Persons], against: str | None, names: Sequence[str]) -> dict[str, Any]:
