@@ -130,7 +130,8 @@ def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
         colour = _COLOURS[k % len(_COLOURS)]
         if there:
             xs, ys = ([one["mean"] for one in side] for side in zip(*there, strict=True))
-            plot.plot(xs, ys, color=colour, marker="o", markersize=6, linewidth=1, label=method)
+            look = {"color": colour, "marker": "o", "markersize": 6, "linewidth": 1, "clip_on": False}
+            plot.plot(xs, ys, label=method, **look)
             for x, y in there:
                 across, up = (x["low"], x["high"]), (y["low"], y["high"])
                 if None not in (*across, *up):
@@ -138,6 +139,8 @@ def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
                     plot.plot([x["mean"]] * 2, up, color=colour, linewidth=0.8, alpha=0.6)
         elif level := next((y for _, y in pairs if y is not None), None):
             plot.axhline(level["mean"], color=colour, linestyle=":", linewidth=1.5, label=method)
+    if following == "prompt":  # a share: nothing lies beyond 1
+        plot.set_xlim(max(0.0, min(plot.get_xlim()[0], 0.9)), 1)
     _legend(plot)
     return figure
 
