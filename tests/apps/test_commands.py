@@ -83,6 +83,7 @@ def test_personalize_writes_one_whole_folder(
     assert {"load", "predict", "relax", "finetune", "generate", "total"} <= entries["seconds"].keys()
     nothing = {"base": None, "prediction": None, "finetuned": None}
     assert entries["scores"] == {"identity": nothing, "prompt": nothing}
+    assert entries["judge"]["name"] == "dlib" and "CC0" in entries["judge"]["licence"]
     assert {"lidb", "kohya", "diffusers", "picture"} <= entries["files"].keys()
     assert all((out / file).is_file() for file in entries["files"].values())
     assert (entries["steps"], entries["rank"], entries["trigger"]) == (2, 2, "sks")

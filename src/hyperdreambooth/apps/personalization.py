@@ -77,6 +77,7 @@ def run_personalization(
         picture=_picture(photos[0].open(), prompts, pictures, scores, steps["steps"]),
         seconds={**personalizer.seconds, "total": time.perf_counter() - job.began},
         scores=scores,
+        judge=scorers and scorers.judge.summary(),
         seed=own.seed,
         command=job.command,
         config=job.flat(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -103,6 +103,10 @@ class Judge:
             found["sim_target"] = _values((seen @ known.T).mean(1))
             found["copy_paste"] = _values(copy_paste(seen, known, given[0]))
         return found
+
+    def summary(self) -> dict[str, Any]:
+        """Returns name and licence, the cosines that score 1 and 0, and the photos they were measured on."""
+        return {"name": self.name, "licence": self.licence, **self.calibration.model_dump()}
 
     def _identity(self, seen: Tensor, known: Tensor) -> Values:
         return _values(identity_scores(seen, known, self.calibration))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from hyperdreambooth.evaluate.judge import Judge
 from hyperdreambooth.evaluate.protocol import TRAINING, Protocol, Row
 from hyperdreambooth.evaluate.scorers import MEANING
 from hyperdreambooth.evaluate.statistics import Interval, interval, paired
@@ -53,7 +52,7 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
         "prompts": protocol.prompts,
         "seeds": list(protocol.config.seeds),
         "scorers": dict(protocol.scorers.names),
-        "judge": protocol.scorers.base and judge_summary(protocol.scorers.base.judge),
+        "judge": protocol.scorers.base and protocol.scorers.base.judge.summary(),
         "missing": [*_missing(protocol, rows)],
         "base": {"source": protocol.base.source, "fingerprint": protocol.base.fingerprint},
         "network": network_summary(protocol.makers.network),
@@ -64,11 +63,6 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
 def network_summary(network: Predictor | None) -> dict[str, Any] | None:
     """Returns what identifies the hypernetwork of the rows; None if no row needed one."""
     return network and {"fingerprint": network.fingerprint, "strength": network.info.strength}
-
-
-def judge_summary(judge: Judge) -> dict[str, Any]:
-    """Returns the name and licence of what judged identity, the cosines that score 1 and 0, their source."""
-    return {"name": judge.name, "licence": judge.licence, **judge.calibration.model_dump()}
 
 
 def _missing(protocol: Protocol, rows: Mapping[str, Row]) -> Iterable[str]:
