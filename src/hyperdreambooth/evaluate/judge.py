@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, TypeAlias
 
 import torch
@@ -118,7 +119,7 @@ def _with_face(embeddings: Tensor) -> Tensor:
 
 def _values(scores: Tensor) -> Values:
     """Returns the scores as numbers; None for NaN, where there was no face to compare."""
-    return [value if value == value else None for value in scores.tolist()]
+    return [None if isnan(value) else value for value in scores.tolist()]
 
 
 def judge_of(encoder: FaceEncoder) -> Judge:
