@@ -28,8 +28,8 @@ MARK = re.compile(
     r"(<!-- results/(?P<name>[\w-]+)\.json -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL
 )
 KEPT = (
-    "config", "base", "network", "training", "prompts", "seeds", "scorers", "rows", "paired", "missing",
-    "seconds", "environment",
+    "config", "base", "network", "training", "prompts", "seeds", "scorers", "judge", "rows", "paired",
+    "missing", "seconds", "environment",
 )  # fmt: skip
 """The fields of a report that its result keeps."""
 COLUMNS = ("identity", "prompt", "background_copied", "diversity")

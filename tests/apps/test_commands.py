@@ -77,11 +77,13 @@ def test_personalize_writes_one_whole_folder(
     out = tmp_path / "me"
     words = ["--prompt", "a [V] face", "--prompt", "a [V] face, smiling", "--rank", 2, "--steps", 2, *QUICK]
     done = hdb("personalize", micro_photos / "person-1", "--out", out, *words, *with_network(made, micro_dir))
-    assert "identity   not scored: this base has no scorers" in done.stdout
+    assert "identity   not scored: no other photo" in done.stdout
+    assert "prompt     not scored: this base has no scorers" in done.stdout
     entries = report(out)
     assert {"load", "predict", "relax", "finetune", "generate", "total"} <= entries["seconds"].keys()
     nothing = {"base": None, "prediction": None, "finetuned": None}
     assert entries["scores"] == {"identity": nothing, "prompt": nothing}
+    assert entries["judge"]["name"] == "dlib" and "CC0" in entries["judge"]["licence"]
     assert {"lidb", "kohya", "diffusers", "picture"} <= entries["files"].keys()
     assert all((out / file).is_file() for file in entries["files"].values())
     assert (entries["steps"], entries["rank"], entries["trigger"]) == (2, 2, "sks")

@@ -16,16 +16,21 @@ from torch.nn.functional import cosine_similarity
 
 import micro
 from hyperdreambooth.base.load import Base, load_base
+from hyperdreambooth.evaluate import face_encoders
 from hyperdreambooth.evaluate.base_scorers import (
     BaseScorers,
-    Calibration,
-    identity_scores,
+    Classifier,
     load_base_scorers,
+    why_not_scored,
 )
+from hyperdreambooth.evaluate.face_encoders import Calibration
+from hyperdreambooth.evaluate.judge import identity_scores
 from hyperdreambooth.evaluate.text import asked, found_share, groups
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 from micro import LABELS, PHRASES
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -47,20 +52,44 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def test_a_base_without_scorers_has_none(micro_base: Base) -> None:
+def test_a_base_without_scorers_is_judged_by_faces_and_its_prompts_are_not_read(micro_base: Base) -> None:
+    pytest.importorskip("dlib")
+    found = load_base_scorers(micro_base)
+    assert found is not None and found.reader is None and found.judge.name == "dlib"
+    noise = pictures(2)
+    assert found.summary(noise, ["a face", "sad"], pictures(1, seed=1)) == {"identity": None, "prompt": None}
+    assert "no scorers" in why_not_scored(found, "prompt") and "no face" in why_not_scored(found, "identity")
+    assert load_base_scorers(micro_base, None) is None
+
+
+def test_without_any_encoder_nobody_is_judged_and_the_extra_is_named(
+    micro_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(face_encoders, "find_spec", lambda name: None)
     assert load_base_scorers(micro_base) is None
+    assert "hyperdreambooth[judge]" in why_not_scored(None, "identity")
+    with pytest.raises(InputError, match=r"hyperdreambooth\[judge\]"):
+        face_encoders.face_encoder("auto")
 
 
-def test_identity_is_the_calibrated_mean_cosine(scorers: BaseScorers) -> None:
+def test_the_base_s_own_scorer_comes_first_unless_another_is_named(scored_base: Base) -> None:
+    pytest.importorskip("dlib")
+    own, named = load_base_scorers(scored_base), load_base_scorers(scored_base, "dlib")
+    assert own is not None and named is not None
+    assert (own.judge.name, named.judge.name) == ("the base's own scorer", "dlib")
+    assert own.reader is not None and named.reader is not None
+
+
+def test_identity_is_the_calibrated_mean_cosine(scorers: BaseScorers, scored_base: Base) -> None:
     generated, others = pictures(3), pictures(2, seed=1)
-    model = scorers.encoder.model
+    model = Classifier(scored_base.scorers / "identity", CPU).model
     with torch.no_grad():
         ours = [model(to_pixels(image, 16)[None]).logits[0] for image in generated]
         theirs = [model(to_pixels(image, 16)[None]).logits[0] for image in others]
     for score, one in zip(scorers.identity(generated, others), ours, strict=True):
         cosines = [float(cosine_similarity(one, other, dim=0)) for other in theirs]
         assert score == pytest.approx(sum((c - 0.2) / 0.7 for c in cosines) / 2, abs=1e-4)
-    torch.testing.assert_close(scorers.embed(generated).norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(scorers.judge.embed(generated).norm(dim=1), torch.ones(3))
     with pytest.raises(ValueError, match="besides the reference"):
         scorers.identity(generated, [])
 
@@ -106,10 +135,11 @@ def test_found_share_counts_the_winner_of_each_group(values: list[float]) -> Non
 
 
 def test_prompt_and_traits_against_one_by_one(scorers: BaseScorers) -> None:
-    images = pictures(3)
+    images, reader = pictures(3), scorers.reader
+    assert reader is not None
     prompts = ["a face, smiling, in a red hat", "a face", "sad"]
     with torch.no_grad():
-        logits = [scorers.reader.model(to_pixels(image, 16)[None]).logits[0] for image in images]
+        logits = [reader.classifier.model(to_pixels(image, 16)[None]).logits[0] for image in images]
     found = scorers.prompt(images, prompts)
     scores = found["prompt"]
     assert scores[1] is None
@@ -120,9 +150,9 @@ def test_prompt_and_traits_against_one_by_one(scorers: BaseScorers) -> None:
     assert found.keys() == {"prompt", "prompt:hat", "prompt:mood"}
     assert found["prompt:hat"] == [float(hats[0]), None, None]
     assert found["prompt:mood"] == [float(moods[0] == "mood:smiling"), None, scores[2]]
-    assert scorers.trait_names == ("age", "nose")
+    assert reader.trait_names == ("age", "nose")
     torch.testing.assert_close(
-        scorers.traits(images), torch.stack([row[5:].sigmoid() for row in logits]), atol=1e-5, rtol=0
+        reader.traits(images), torch.stack([row[5:].sigmoid() for row in logits]), atol=1e-5, rtol=0
     )
 
 
@@ -133,7 +163,7 @@ def test_summary_is_null_where_nothing_can_be_scored(scorers: BaseScorers) -> No
     full = scorers.summary(images, ["sad", "a face"], pictures(1, seed=4))
     assert full["identity"] == pytest.approx(sum(scorers.identity(images, pictures(1, seed=4))) / 2)
     assert full["prompt"] == scorers.prompt(images[:1], ["sad"])["prompt"][0]
-    assert scorers.embed([]).shape == (0, 5)
+    assert scorers.judge.embed([]).shape == (0, 5)
 
 
 @pytest.mark.parametrize(

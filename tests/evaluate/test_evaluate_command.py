@@ -81,6 +81,7 @@ def test_without_matplotlib_there_is_a_note_and_no_plot(
     experiment = made(home, micro_photos, tmp_path, rows=("base",), identities=1)
     rows = experiment.run()
     told = summary(experiment, rows)
+    (tmp_path / "front.svg").write_text("of an earlier run")
     assert plots.write_plots(told, tmp_path) == []
     write_page(experiment, rows, told, tmp_path)
     assert "data:image/svg" not in (tmp_path / "report.html").read_text()

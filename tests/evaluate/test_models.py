@@ -19,12 +19,9 @@ from transformers import (
 )
 
 import micro
-import portrait
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.evaluate.models import ARCFACE, FACE_FILE, YUNET_FILE, Clip, Dino, Face
+from hyperdreambooth.evaluate.models import Clip, Dino
 from hyperdreambooth.evaluate.scorers import load_scorers, mean_cosine
-from hyperdreambooth.faces.image import to_pixels
-from hyperdreambooth.faces.landmarks import laid_onto
 
 CPU = torch.device("cpu")
 SIZE = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
@@ -90,66 +87,11 @@ def test_dino_is_the_class_token_and_likeness_the_mean_cosine(dino: Path) -> Non
         assert found == pytest.approx(sum(cosines) / 2, abs=1e-5)
 
 
-def field(number: int, content: bytes | int) -> bytes:
-    """One field of a protobuf message: what an ONNX file is made of."""
-    if isinstance(content, int):
-        return bytes([number << 3]) + varint(content)
-    return bytes([number << 3 | 2]) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    head = bytes([value & 127 | (128 if value > 127 else 0)])
-    return head + varint(value >> 7) if value > 127 else head
-
-
-def average_pool(file: Path) -> None:
-    """An ONNX model `(b, 3, 112, 112)` → `(b, 3, 1, 1)` → `(b, 3)`: every channel's mean."""
-
-    def value(name: bytes, dims: list[bytes | int]) -> bytes:
-        sizes = b"".join(field(1, field(2 if isinstance(d, bytes) else 1, d)) for d in dims)
-        return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
-
-    pool = field(1, b"x") + field(2, b"p") + field(4, b"GlobalAveragePool")
-    flat = field(1, b"p") + field(2, b"y") + field(4, b"Flatten")
-    graph = field(1, pool) + field(1, flat) + field(2, b"g")
-    graph += field(11, value(b"x", [b"b", 3, 112, 112])) + field(12, value(b"y", [b"b", 3]))
-    file.write_bytes(field(1, 8) + field(7, graph) + field(8, field(2, 13)))
-
-
-def test_the_face_encoder_sees_faces_of_112_pixels_as_it_was_taught_to(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    average_pool(tmp_path / FACE_FILE)
-    images = [portrait.astronaut(), *pictures(18)]
-    found = Face(str(tmp_path), CPU, portrait.middle).embed(images)
-    crops = [laid_onto(i, portrait.middle(i)[0].landmarks, ARCFACE, 112)[0] for i in images]
-    means = torch.stack([to_pixels(crop, 112).mean((1, 2)) for crop in crops])
-    torch.testing.assert_close(found, means / means.norm(dim=1, keepdim=True), atol=1e-4, rtol=0)
-    _, points = laid_onto(images[0], portrait.LANDMARKS, ARCFACE, 112)
-    assert np.abs(np.subtract(points, ARCFACE)).max() < 5  # a smile that no similarity takes away
-
-
-def test_a_picture_without_a_face_has_no_score_and_is_not_compared_with(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    average_pool(tmp_path / FACE_FILE)
-    face, *noise = [portrait.astronaut(), *pictures(2)]
-    encoder = Face(str(tmp_path), CPU, lambda image: portrait.middle(image) if image is face else [])
-    assert encoder.embed(noise).eq(0).all()
-    found = mean_cosine(encoder.embed, [noise[0], face], [face, noise[1]])
-    assert found == [None, pytest.approx(1.0)]
-    assert mean_cosine(encoder.embed, [face], noise) == [None]
-
-
-def test_the_face_encoder_needs_a_detector(micro_base: Base, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    average_pool(tmp_path / FACE_FILE)
-    scorers = load_scorers(micro_base, None, None, str(tmp_path))
-    assert scorers.face is None and YUNET_FILE in scorers.missing[-1] and "beside" in scorers.missing[-1]
-
-
 def test_what_cannot_be_had_is_one_line_and_null(micro_base: Base, clip: Path, tmp_path: Path) -> None:
     scorers = load_scorers(micro_base, str(clip), str(tmp_path / "nowhere"), "nobody/no-faces")
-    assert scorers.clip is not None and scorers.dino is None and scorers.face is None
-    scores, places = ("identity, prompt, traits", "dino", "face"), ("scorers", "nowhere", "nobody/no-faces")
+    assert scorers.clip is not None and scorers.dino is None and scorers.base is None
+    scores = ("identity, sim_target, sim_reference, copy_paste", "prompt, traits", "dino")
+    places = ("nobody/no-faces", "scorers", "nowhere")
     assert len(scorers.missing) == 3
     for line, score, place in zip(scorers.missing, scores, places, strict=True):
         assert line.startswith(f"{score}: null") and place in line and "\n" not in line
@@ -182,18 +124,6 @@ def test_other_weights_in_the_same_folder_are_another_scorer(
     model.text_projection.weight.data[-1, -1] += 1  # the very last number
     model.save_pretrained(place)
     assert name() not in (None, first)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a protobuf" * 9])
-def test_a_damaged_face_encoder_is_one_line_and_null(
-    micro_base: Base, tmp_path: Path, content: bytes
-) -> None:
-    pytest.importorskip("onnxruntime")
-    (tmp_path / FACE_FILE).write_bytes(content)
-    scorers = load_scorers(micro_base, None, None, str(tmp_path))
-    assert scorers.face is None
-    line = scorers.missing[-1]
-    assert line.startswith("face: null") and FACE_FILE in line and "\n" not in line
 
 
 def test_a_cut_dino_is_one_line_and_null(micro_base: Base, dino: Path, tmp_path: Path) -> None:

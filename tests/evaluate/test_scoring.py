@@ -12,6 +12,7 @@ from PIL import Image
 
 import micro
 from hyperdreambooth.evaluate.config import Method
+from hyperdreambooth.evaluate.judge import Judge
 from hyperdreambooth.evaluate.methods import Makers
 from hyperdreambooth.evaluate.page import write_sheets
 from hyperdreambooth.evaluate.report import summary
@@ -54,13 +55,13 @@ def test_likeness_is_never_scored_against_the_reference(
     asked: list[int] = []
     real = experiment.scorers.base
     assert real is not None
-    identity = real.identity
+    identity, likeness = real.identity, Judge.likeness
 
-    def watched(images: Any, others: Any) -> list[float]:
+    def watched(judge: Judge, images: Any, reference: Any, others: Any) -> Any:
         asked.append(len(others))
-        return identity(images, others)
+        return likeness(judge, images, reference, others)
 
-    monkeypatch.setattr(real, "identity", watched)
+    monkeypatch.setattr(Judge, "likeness", watched)
     rows = experiment.run()
     assert set(asked) == {1}
     for person, row in rows["base"].scores.items():

@@ -22,7 +22,7 @@ NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
     "rich", "pillow", "numpy", "jaxtyping", "jinja2",
 )  # fmt: skip
-EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "matplotlib": "plots"}
+EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "dlib": "judge", "matplotlib": "plots"}
 """Module → the extra that installs it."""
 Task = Literal["train", "personalize"]
 _TASK_HELP = "Also estimate the memory that this task needs on --base."

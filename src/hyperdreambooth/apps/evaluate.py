@@ -40,7 +40,7 @@ def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[Evaluat
 
 
 @command(
-    "hyperdreambooth.evaluate.config:EvaluateConfig", "identities",
+    "hyperdreambooth.evaluate.config:EvaluateConfig", "identities", "seeds",
     adjust=_check_rows, config_option=PresetOrFile,
 )  # fmt: skip
 def evaluate(
@@ -152,7 +152,8 @@ def _run(protocol: Protocol, job: Job[EvaluateConfig], out: Path, photos: Path, 
     results = summary(protocol, rows)
     plots = write_plots(results, out)
     if not plots:
-        why = "no row has an identity score" if drawable() else "pip install 'hyperdreambooth[plots]'"
+        nothing = "no row was trained, and none has both an identity and a prompt score"
+        why = nothing if drawable() else "pip install 'hyperdreambooth[plots]'"
         results["missing"].append(f"no plots: {why}")
     with whole_file(out / "table.md") as part:
         part.write_text(markdown(results), encoding="utf-8")
@@ -168,7 +169,7 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
     from hyperdreambooth.evaluate.plots import FOLLOWING, LIKENESS, axis
     from hyperdreambooth.evaluate.report import cell
 
-    scores = [name for name in (axis(results, LIKENESS), axis(results, FOLLOWING)) if name]
+    scores = [name for name in (axis(results, LIKENESS) or LIKENESS[0], axis(results, FOLLOWING)) if name]
     for name, row in results["rows"].items():
         values = (f"{score} {cell(row['scores'].get(score))}" for score in scores)
         echo(f"{name:20} {'   '.join(values)}")

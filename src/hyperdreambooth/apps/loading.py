@@ -106,9 +106,9 @@ def _mean_scores(
 ) -> dict[str, float]:
     """Returns the mean `identity` of people with other photos, and the mean `prompt`, if any is scored."""
     likeness = [
-        scorers.identity([image], [open_photo(path) for path in paths])[0]
+        score
         for image, paths in zip(images, others, strict=True)
-        if paths
+        if paths and (score := scorers.identity([image], [open_photo(path) for path in paths])[0]) is not None
     ]
     identity = sum(likeness) / len(likeness) if likeness else None
     scores = {"identity": identity, "prompt": scorers.summary(images, prompts)["prompt"]}

@@ -74,6 +74,7 @@ FLAGS: Mapping[str, Any] = {
     "device": Device,
     "rank": Annotated[int | None, Option(help="The rank of the LoRA.")],
     "seed": Annotated[int | None, Option(help="The seed of all random numbers.")],
+    "seeds": Annotated[list[int] | None, Option("--seed", help="A seed of the pictures; may be repeated.")],
     "steps": Annotated[int | None, Option(help="Training steps.")],
     "steps|auto": Annotated[
         str | None, Option(help=_STEPS_HELP, parser=steps_or_auto, metavar="INTEGER|auto")

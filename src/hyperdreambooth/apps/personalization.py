@@ -16,7 +16,7 @@ from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
 from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
-from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
+from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers, why_not_scored
 from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
@@ -27,11 +27,6 @@ Pictures = Mapping[str, Sequence[Image.Image]]
 Scores: TypeAlias = dict[str, dict[str, float | None]]
 
 CELL, GAP, MARGIN = 192, 10, 28  # pixels, of the table of pictures
-_NOT_SCORED = {
-    "identity": "not scored: no other photo of the person; hdb evaluate --adapter takes a folder of them",
-    "prompt": "not scored: no prompt asks for anything that the scorer knows",
-    "no scorers": "not scored: this base has no scorers",
-}
 
 
 class PersonalizeConfig(FinetuneConfig):
@@ -82,6 +77,7 @@ def run_personalization(
         picture=_picture(photos[0].open(), prompts, pictures, scores, steps["steps"]),
         seconds={**personalizer.seconds, "total": time.perf_counter() - job.began},
         scores=scores,
+        judge=scorers and scorers.judge.summary(),
         seed=own.seed,
         command=job.command,
         config=job.flat(),
@@ -89,7 +85,7 @@ def run_personalization(
         base=base.source,
         **steps,
     )
-    _print(out, report, scorers is not None)
+    _print(out, report, scorers)
 
 
 def _scores(
@@ -117,12 +113,12 @@ def _picture(
     return table(photo, prompts, rows)
 
 
-def _print(out: Path, report: Mapping[str, Any], scored: bool) -> None:
+def _print(out: Path, report: Mapping[str, Any], scorers: BaseScorers | None) -> None:
     """Prints scores, seconds and files, a line each."""
     scores: Scores = report["scores"]
     for score, stages in scores.items():
         values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
-        echo(f"{score:10} {'   '.join(values) or _NOT_SCORED[score if scored else 'no scorers']}")
+        echo(f"{score:10} {'   '.join(values) or why_not_scored(scorers, score)}")
     seconds = [f"{stage} {value:.1f}" for stage, value in report["seconds"].items()]
     echo(f"{'seconds':10} {'   '.join(seconds)}")
     for name, file in {**report["files"], "report": "report.json"}.items():

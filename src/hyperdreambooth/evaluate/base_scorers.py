@@ -1,54 +1,33 @@
-"""The scorers that come with a base: an identity encoder and an attribute reader.
+"""What judges a base's pictures: an identity encoder and an attribute reader.
 
-Both are plain transformers folders under the base's `scorers/`. They score pictures and take part in no
-training. A base without that folder has no such scorers, and their scores are null.
+A base may bring both, as plain transformers folders under its `scorers/`. On other bases an encoder of real
+faces judges who is on a picture, and nothing reads the attributes. They take part in no training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.evaluate.face_encoders import NO_ENCODER, Calibration, face_encoder
+from hyperdreambooth.evaluate.judge import Judge, Values, judge_of
 from hyperdreambooth.evaluate.text import asked, found_share
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 
 _TRAIT = "trait:"
 _BATCH = 64  # pictures in one forward
-
-
-class Calibration(BaseModel):
-    """Mean cosine of two real photos of one person, and of two people, by the identity encoder."""
-
-    same: float
-    stranger: float
-
-
-# (cos(generated, other photos) - cos(strangers)) / (cos(same) - cos(strangers))   (docs/concepts.md)
-def identity_scores(generated: Tensor, others: Tensor, calibration: Calibration) -> Tensor:
-    """Computes how much each picture looks like the person: 0 like a stranger, 1 like the person.
-
-    Args:
-        generated: unit embeddings `(m, e)` of generated pictures.
-        others: unit embeddings `(k, e)` of real photos of the person. The reference photo must not be among
-            them: it would reward pictures that copy its pose and light.
-        calibration: the cosines that score 1 and 0.
-
-    Returns:
-        `(m,)`, means over the photos; not clipped, so that means over pictures stay unbiased.
-    """
-    cosine = (generated @ others.T).mean(dim=1)
-    return (cosine - calibration.stranger) / (calibration.same - calibration.stranger)
 
 
 class Classifier:
@@ -87,48 +66,32 @@ class Classifier:
         return value
 
 
-class BaseScorers:
-    """The identity encoder and the attribute reader of one base, in folders `identity` and `attributes`."""
+class Reader:
+    """Reads the attributes and the identity traits of pictures; `folder` is a classifier of avatars."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.encoder = Classifier(folder / "identity", device)
-        self.reader = Classifier(folder / "attributes", device)
-        self.phrases: dict[str, str] = self.reader.field("phrases")
-        traits = [label for label in self.reader.labels if label.startswith(_TRAIT)]
+        self.classifier = Classifier(folder, device)
+        self.labels, self.phrases = self.classifier.labels, self.classifier.field("phrases")
+        traits = [label for label in self.labels if label.startswith(_TRAIT)]
         self.trait_names = tuple(label.removeprefix(_TRAIT) for label in traits)
-        try:
-            self.calibration = Calibration.model_validate(self.encoder.field("calibration"))
-        except ValidationError as error:
-            expected = "calibration: expected the numbers `same` and `stranger`; download the scorer again"
-            raise InputError(f"scorer {folder / 'identity'}: {expected}") from error
-        if strays := sorted(set(self.phrases) - set(self.reader.labels)):
+        if strays := sorted(set(self.phrases) - set(self.labels)):
             raise InputError(
-                f"scorer {folder / 'attributes'}: config.json has phrases for labels that the model lacks: "
+                f"scorer {folder}: config.json has phrases for labels that the model lacks: "
                 f"{', '.join(strays)}; download the scorer again"
             )
 
-    def embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """Returns unit identity embeddings `(m, e)`."""
-        return normalize(self.encoder.logits(images), dim=1)
-
-    def identity(self, generated: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
-        """Scores each generated picture by `identity_scores`; `others` are photos besides the reference."""
-        if not others:
-            raise ValueError("the identity score needs at least one photo besides the reference photo")
-        return identity_scores(self.embed(generated), self.embed(others), self.calibration).tolist()
-
-    def prompt(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float | None]]:
-        """Returns for each picture the share of the attributes of its own prompt that the reader finds.
+    def prompt(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Values]:
+        """Returns for each picture the share of the attributes of its own prompt that are found in it.
 
         `prompt` is of all of them, `prompt:GROUP` of one group; None where a prompt asks for none.
         """
-        logits, labels = self.reader.logits(images), self.reader.labels
+        logits = self.classifier.logits(images)
         wanted = [asked(prompt, self.phrases) for prompt in prompts]
         groups = sorted({label.split(":")[0] for some in wanted for label in some})
         prefixes = {"prompt": "", **{f"prompt:{group}": f"{group}:" for group in groups}}
         return {
             score: [
-                found_share(row, labels, [label for label in some if label.startswith(prefix)])
+                found_share(row, self.labels, [label for label in some if label.startswith(prefix)])
                 for row, some in zip(logits, wanted, strict=True)
             ]
             for score, prefix in prefixes.items()
@@ -136,21 +99,97 @@ class BaseScorers:
 
     def traits(self, images: Sequence[Image.Image]) -> Tensor:
         """Reads the identity traits of the pictures, `(m, len(trait_names))` in 0 to 1."""
-        columns = [k for k, label in enumerate(self.reader.labels) if label.startswith(_TRAIT)]
-        return self.reader.logits(images)[:, columns].sigmoid()
+        columns = [k for k, label in enumerate(self.labels) if label.startswith(_TRAIT)]
+        return self.classifier.logits(images)[:, columns].sigmoid()
+
+
+@dataclass(frozen=True)
+class BaseScorers:
+    """What judges pictures of a base.
+
+    Attributes:
+        judge: who is on a picture: the base's own identity encoder, or an encoder of real faces.
+        reader: what else is on it; None for a base that comes without scorers.
+    """
+
+    judge: Judge
+    reader: Reader | None = None
+
+    def identity(self, generated: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
+        """Scores each generated picture: 0 like a stranger, 1 like the person; None where there is no face.
+
+        `others` are photos besides the reference.
+        """
+        return self.judge.identity(generated, others)
+
+    def prompt(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Values]:
+        """Returns the scores of `Reader.prompt`; None of every picture without a reader."""
+        return self.reader.prompt(images, prompts) if self.reader else {"prompt": [None] * len(images)}
 
     def summary(
         self, images: Sequence[Image.Image], prompts: Sequence[str], others: Sequence[Image.Image] = ()
     ) -> dict[str, float | None]:
         """Returns the mean `identity` and `prompt` scores of some pictures; None if nothing can be scored."""
         likeness = self.identity(images, others) if others else []
-        followed = [share for share in self.prompt(images, prompts)["prompt"] if share is not None]
-        return {
-            "identity": fmean(likeness) if likeness else None,
-            "prompt": fmean(followed) if followed else None,
-        }
+        followed = self.prompt(images, prompts)["prompt"]
+        return {"identity": _mean(likeness), "prompt": _mean(followed)}
 
 
-def load_base_scorers(base: Base) -> BaseScorers | None:
-    """Loads the scorers that came with a base; returns None if it has none."""
-    return BaseScorers(base.scorers, base.device) if base.scorers.is_dir() else None
+def _mean(values: Values) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def why_not_scored(scorers: BaseScorers | None, score: str) -> str:
+    """Says why no picture has a score, `identity` or `prompt`, and what would change that."""
+    if score == "identity" and scorers is not None:
+        advice = "hdb evaluate --adapter takes a folder of them"
+        return f"not scored: no other photo of the person, or no face on it or on the pictures; {advice}"
+    if score == "identity":
+        return f"not scored: this base has no scorers, and {NO_ENCODER}"
+    if scorers is None or scorers.reader is None:
+        return "not scored: this base has no scorers"
+    return "not scored: no prompt asks for anything that the scorer knows"
+
+
+def load_base_scorers(base: Base, face: str | None = "auto") -> BaseScorers | None:
+    """Loads what judges pictures of a base.
+
+    Args:
+        base: its own scorers come first.
+        face: the encoder of real faces, as `face_encoder` names it. `auto` is for bases without scorers, and
+            downloads nothing; any other judges identity on every base; None for none.
+
+    Returns:
+        None for a base without scorers where no encoder of real faces is at hand.
+
+    Raises:
+        InputError: a scorer is damaged, or the encoder that was named cannot be loaded.
+    """
+    there = base.scorers.is_dir()
+    reader = Reader(base.scorers / "attributes", base.device) if there else None
+    if there and face in ("auto", None):
+        return BaseScorers(own_judge(base.scorers / "identity", base.device), reader)
+    if face is None:
+        return None
+    try:
+        return BaseScorers(judge_of(face_encoder(face)), reader)
+    except InputError:
+        if face != "auto":
+            raise
+        return None
+
+
+def own_judge(folder: Path, device: torch.device) -> Judge:
+    """Loads the identity encoder that came with a base."""
+    encoder = Classifier(folder, device)
+    try:
+        calibration = Calibration.model_validate(encoder.field("calibration"))
+    except ValidationError as error:
+        expected = "calibration: expected the numbers `same` and `stranger`; download the scorer again"
+        raise InputError(f"scorer {folder}: {expected}") from error
+
+    def embed(pictures: Sequence[Image.Image]) -> Tensor:
+        return normalize(encoder.logits(pictures), dim=1)
+
+    return Judge("the base's own scorer", None, embed, calibration)

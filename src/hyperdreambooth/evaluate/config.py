@@ -90,7 +90,9 @@ class EvaluateConfig(BaseModel):
         shown: people in the report's picture grids.
         clip: folder or hub id of a CLIP model, for `clip_i` and `clip_t`.
         dino: folder or hub id of a DINOv2 model.
-        face: folder or hub id of an encoder of real faces (`glintr100.onnx`).
+        face: the encoder of real faces that judges identity: `auto` for the first that is at hand, on bases
+            that have no identity scorer of their own; `dlib`, `auraface`, or a folder or hub id that has
+            `glintr100.onnx`, on every base; None for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,7 +114,7 @@ class EvaluateConfig(BaseModel):
     shown: int = Field(4, ge=0)
     clip: str | None = None
     dino: str | None = None
-    face: str | None = None
+    face: str | None = "auto"
 
     @field_validator("prompts", "seeds")
     @classmethod

@@ -71,9 +71,8 @@ class Calibration(BaseModel):
 DLIB_CALIBRATION = Calibration(
     same=0.974, stranger=0.803, source="54 photos of 5 people in dlib's examples/johns (measured)"
 )
-# Not measured: AuraFace is not at hand where this was written. For ArcFace, whose architecture and loss it
-# shares, strangers have a cosine near 0, and WithAnyone (2025, figure 2) has a median of .46 for two photos
-# of one person.
+# Not measured, for want of the weights. For ArcFace, whose architecture and loss AuraFace shares, strangers
+# have a cosine near 0, and WithAnyone (2025, figure 2) has a median of .46 for two photos of one person.
 AURAFACE_CALIBRATION = Calibration(
     same=0.46, stranger=0.0, source="published figures for ArcFace, not measured for AuraFace"
 )
@@ -200,7 +199,7 @@ def _box_of(faces: Sequence[Face]) -> tuple[float, ...] | None:
 
 
 def _dlib_vectors(chips: Sequence[Image.Image]) -> Vectors:
-    """Embeds chips one by one: a batch takes as long and more memory."""
+    """Returns dlib's descriptors `(m, 128)` of chips."""
     encoder = _dlib_models()[2]
     return np.asarray([encoder.compute_face_descriptor(np.asarray(chip)) for chip in chips], dtype=np.float32)
 
@@ -215,7 +214,7 @@ def _session(file: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no narrower class in common
-        why = str(error).strip().splitlines()[0]
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{file}: expected an ONNX model, got {why}; download it again") from None
 
 

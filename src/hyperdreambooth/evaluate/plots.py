@@ -10,7 +10,7 @@ from typing import Any
 from hyperdreambooth.evaluate.statistics import Interval
 from hyperdreambooth.files import whole_file
 
-LIKENESS, FOLLOWING = ("identity", "face", "dino", "clip_i"), ("prompt", "clip_t")
+LIKENESS, FOLLOWING = ("identity", "dino", "clip_i"), ("prompt", "clip_t")
 _INK, _QUIET, _PAPER = "#1c1e24", "#686c76", "#fcfbf8"
 # Paul Tol's "bright" and "muted" qualitative colours, which colour-blind people can distinguish
 _COLOURS = (
@@ -46,11 +46,18 @@ def drawable() -> bool:
 
 
 def write_plots(report: Mapping[str, Any], out: Path) -> list[str]:
-    """Draws the plots whose scores the report has; returns the files' names, none without matplotlib."""
+    """Draws the plots whose figures the report has; returns the files' names, none without matplotlib.
+
+    Plots of an earlier run are deleted, so that the page never shows them beside other rows.
+    """
+    for name in ("steps", "front"):
+        for ending in (".png", ".svg"):
+            (out / name).with_suffix(ending).unlink(missing_ok=True)
     likeness, following = axis(report, LIKENESS), axis(report, FOLLOWING)
     if likeness is None or not drawable():
         return []
-    files = _write(_against_steps(report, likeness), out / "steps")
+    trained = any(_steps(report, name) > 0 for name in report["rows"])
+    files = _write(_against_steps(report, likeness), out / "steps") if trained else []
     if following is not None:
         files += _write(_front(report, likeness, following), out / "front")
     return files
@@ -123,7 +130,8 @@ def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
         colour = _COLOURS[k % len(_COLOURS)]
         if there:
             xs, ys = ([one["mean"] for one in side] for side in zip(*there, strict=True))
-            plot.plot(xs, ys, color=colour, marker="o", markersize=6, linewidth=1, label=method)
+            look = {"color": colour, "marker": "o", "markersize": 6, "linewidth": 1, "clip_on": False}
+            plot.plot(xs, ys, label=method, **look)
             for x, y in there:
                 across, up = (x["low"], x["high"]), (y["low"], y["high"])
                 if None not in (*across, *up):
@@ -131,6 +139,8 @@ def _front(report: Mapping[str, Any], likeness: str, following: str) -> Any:
                     plot.plot([x["mean"]] * 2, up, color=colour, linewidth=0.8, alpha=0.6)
         elif level := next((y for _, y in pairs if y is not None), None):
             plot.axhline(level["mean"], color=colour, linestyle=":", linewidth=1.5, label=method)
+    if following == "prompt":  # a share: nothing lies beyond 1
+        plot.set_xlim(max(0.0, min(plot.get_xlim()[0], 0.9)), 1)
     _legend(plot)
     return figure
 

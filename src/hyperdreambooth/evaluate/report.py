@@ -31,8 +31,9 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
     Returns:
         `rows`: name → `scores` (score → n, mean, low, high), `cost` (means over people), `settings`;
         `paired`: the row `against`, and score → interval of each row's difference from it, person by person;
-        `people`: name → score → person → value; `prompts`, `seeds`, `scorers`, `missing`, `base`, `network`,
-        and `training`, the version of the training that the rows went through.
+        `people`: name → score → person → value; `judge`: what judged identity, or None; `prompts`, `seeds`,
+        `scorers`, `missing`, `base`, `network`, and `training`, the version of the training that the rows
+        went through.
     """
     persons = {name: by_person(row) for name, row in rows.items()}
     names = sorted({score for one in persons.values() for score in one} | set(MEANING))
@@ -51,6 +52,7 @@ def summary(protocol: Protocol, rows: Mapping[str, Row]) -> dict[str, Any]:
         "prompts": protocol.prompts,
         "seeds": list(protocol.config.seeds),
         "scorers": dict(protocol.scorers.names),
+        "judge": protocol.scorers.base and protocol.scorers.base.judge.summary(),
         "missing": [*_missing(protocol, rows)],
         "base": {"source": protocol.base.source, "fingerprint": protocol.base.fingerprint},
         "network": network_summary(protocol.makers.network),
@@ -71,6 +73,10 @@ def _missing(protocol: Protocol, rows: Mapping[str, Row]) -> Iterable[str]:
     for name, row in rows.items():
         if row.diverged:
             yield f"{name}: null for {', '.join(row.diverged)}: the training diverged; lower its lr"
+        judged = [value for scores in row.scores.values() for value in scores.get("identity", ())]
+        if lost := judged.count(None):
+            why = "no face is found on them, or on any other photo of the person"
+            yield f"{name}: {lost} of {len(judged)} pictures have no identity score: {why}"
 
 
 def _paired(persons: Mapping[str, Persons], against: str | None, names: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +183,17 @@ def notes(report: Mapping[str, Any]) -> Iterable[str]:
     yield f"n people, {pictures} pictures each; mean and 95 % bootstrap interval over people"
     yield from (f"{name}: {MEANING[name]}" for name in shown_scores(report) if name in MEANING)
     yield "another-photo, somebody-else: real photos through the base's autoencoder, as bounds"
+    if judge := report["judge"]:
+        yield _judged_by(judge)
     yield from report["missing"]
+
+
+def _judged_by(judge: Mapping[str, Any]) -> str:
+    """Describes the identity scorer in one line."""
+    places = f"a cosine of {judge['same']:g} scores 1, {judge['stranger']:g} scores 0"
+    more = [f"calibrated on {judge['source']}"] if judge["source"] else []
+    more += [f"licence {judge['licence']}"] if judge["licence"] else []
+    return "; ".join([f"identity is judged by {judge['name']}: {places}", *more])
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:

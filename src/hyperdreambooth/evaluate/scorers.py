@@ -1,6 +1,6 @@
 """All scorers together: every score of one person's pictures, a value a picture.
 
-Likeness is never measured against the reference photo.
+Likeness is measured against other photos of the person. Against the reference photo only copying is measured.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 from PIL import Image
 
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
+from hyperdreambooth.evaluate.face_encoders import NO_ENCODER, face_encoder
+from hyperdreambooth.evaluate.judge import Embed, Values
 from hyperdreambooth.evaluate.likeness import background_copied, diversity, pose_copied
-from hyperdreambooth.evaluate.models import Clip, Dino, Embed, Face, load_model
-
-Values: TypeAlias = list[float | None]
+from hyperdreambooth.evaluate.models import Clip, Dino, load_model
+from hyperdreambooth.files import InputError
 
 MEANING = {
-    "identity": "0 a stranger, 1 the person; against other photos, by the base's own scorer",
-    "face": "cosine of a real-face encoder's embeddings, against other photos",
+    "identity": "0 a stranger, 1 another photo of the person; against other photos",
+    "sim_target": "cosine of the identity scorer's embeddings with other photos: Sim(GT) of MultiID-Bench",
+    "sim_reference": "the same with the reference photo: Sim(Ref)",
+    "copy_paste": "1 closer to the reference photo, -1 to the other photos; lower copies less",
     "dino": "cosine of DINO's embeddings, against other photos",
     "clip_i": "cosine of CLIP's embeddings, against other photos",
     "clip_t": "cosine of CLIP's embeddings of picture and prompt",
@@ -40,16 +42,8 @@ _LOADED = frozenset({".json", ".txt", ".safetensors", ".bin", ".onnx"})  # files
 
 
 def mean_cosine(embed: Embed, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Values:
-    """Computes each picture's mean cosine with the other photos.
-
-    Zeros as an embedding mean that no face was found: None for that picture, and for all if no photo has one.
-    """
-    seen, known = embed(images), embed(others)
-    known = known[known.any(1)]
-    if not len(known):
-        return [None] * len(images)
-    cosines, has_face = (seen @ known.T).mean(1).tolist(), seen.any(1).tolist()
-    return [cosine if face else None for cosine, face in zip(cosines, has_face, strict=True)]
+    """Computes each picture's mean cosine with the other photos."""
+    return (embed(images) @ embed(others).T).mean(1).tolist()
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,6 @@ class Scorers:
     base: BaseScorers | None = None
     clip: Clip | None = None
     dino: Dino | None = None
-    face: Face | None = None
     names: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     missing: tuple[str, ...] = ()
 
@@ -93,16 +86,18 @@ class Scorers:
         texts = [prompt for prompt in prompts if prompt]
         if len(texts) == len(images):
             found |= self._prompts(images, texts)
-        return found | self._likeness(images, others) if others else found
+        return found | self._likeness(images, reference, others)
 
-    def _likeness(self, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> dict[str, Values]:
-        found: dict[str, Values] = {}
-        if self.base is not None:
-            found["identity"] = [*self.base.identity(images, others)]
-            if self.base.trait_names:
-                expected = self.base.traits(others).mean(0)
-                found["traits"] = (self.base.traits(images) - expected).abs().mean(1).tolist()
-        for score, model in (("face", self.face), ("dino", self.dino), ("clip_i", self.clip)):
+    def _likeness(
+        self, images: Sequence[Image.Image], reference: Image.Image, others: Sequence[Image.Image]
+    ) -> dict[str, Values]:
+        found = self.base.judge.likeness(images, reference, others) if self.base is not None else {}
+        if not others:
+            return found
+        if self.base is not None and (reader := self.base.reader) is not None and reader.trait_names:
+            expected = reader.traits(others).mean(0)
+            found["traits"] = (reader.traits(images) - expected).abs().mean(1).tolist()
+        for score, model in (("dino", self.dino), ("clip_i", self.clip)):
             if model is not None:
                 found[score] = mean_cosine(model.embed, images, others)
         return found
@@ -115,23 +110,47 @@ class Scorers:
         return found | self.base.prompt(images, prompts) if self.base is not None else found
 
 
-def load_scorers(base: Base, clip: str | None, dino: str | None, face: str | None) -> Scorers:
-    """Loads the base's own scorers, and those given by folder or hub id, as far as they can be loaded."""
+def load_scorers(base: Base, clip: str | None, dino: str | None, face: str | None = "auto") -> Scorers:
+    """Loads the judge of identities, and the models given by folder or hub id, as far as they can be loaded.
+
+    `face` is the encoder of real faces, as `load_base_scorers` takes it.
+    """
     missing: list[str] = []
-    own = load_base_scorers(base)
-    if own is None:
-        missing.append(f"identity, prompt, traits: null, the base {base.source} comes without scorers")
+    judged = _judged(base, face, missing)
     models = (
         load_model(Clip, "clip_i, clip_t", clip, base.device, missing),
         load_model(Dino, "dino", dino, base.device, missing),
-        load_model(Face, "face", face, base.device, missing),
     )
-    sources = {"base": str(base.scorers), "clip": clip, "dino": dino, "face": face}
-    names = {
-        name: _name(source) if source is not None and scorer is not None else None
-        for (name, source), scorer in zip(sources.items(), (own, *models), strict=True)
-    }
-    return Scorers(own, *models, names=names, missing=tuple(missing))
+    brought = str(base.scorers) if judged and base.scorers.is_dir() else None
+    sources = {"base": brought, "clip": models[0] and clip, "dino": models[1] and dino}
+    names = {name: None if source is None else _name(source) for name, source in sources.items()}
+    return Scorers(judged, *models, names={**names, "face": _face(judged)}, missing=tuple(missing))
+
+
+def _judged(base: Base, face: str | None, missing: list[str]) -> BaseScorers | None:
+    """Loads the judge and the reader, and adds lines to `missing` that say which scores are null, and why."""
+    why = NO_ENCODER if face else "no face encoder was asked for"
+    if face not in ("auto", None):
+        try:
+            face_encoder(face)
+        except InputError as error:
+            face, why = None, f"{face} cannot be loaded ({error})"
+            if base.scorers.is_dir():
+                missing.append(f"identity: by the base's own scorer, {why}")
+    found = load_base_scorers(base, face)
+    if found is None:
+        missing.append(f"identity, sim_target, sim_reference, copy_paste: null, {why}")
+    if found is None or found.reader is None:
+        missing.append(f"prompt, traits: null, the base {base.source} comes without scorers")
+    return found
+
+
+def _face(judged: BaseScorers | None) -> str | None:
+    """Names an encoder of real faces with its calibration, which is a part of every score."""
+    if judged is None or judged.judge.licence is None:
+        return None
+    judge = judged.judge
+    return f"{_name(judge.name)} {judge.calibration.same:g} {judge.calibration.stranger:g}"
 
 
 def _name(source: str) -> str:
