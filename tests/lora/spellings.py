@@ -1,10 +1,10 @@
-"""Forty LoRA files as tools spell them, each of a few layers at their real widths, made without those tools."""
+"""LoRA files as tools spell them, each of a few layers at their real widths, made without those tools."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.names import Rows, kohya_rows
 from hyperdreambooth.lora.formats.write import write_lora
@@ -64,7 +65,7 @@ SITES: Mapping[str, tuple[Site, ...]] = {
 }
 
 
-def _pair(module: str, columns: int, rows: int, halves: tuple[str, str], rank: int = RANK) -> State:
+def pair(module: str, columns: int, rows: int, halves: tuple[str, str], rank: int = RANK) -> State:
     return {
         f"{module}.{halves[0]}": torch.ones(rank, columns),
         f"{module}.{halves[1]}": torch.ones(rows, rank),
@@ -93,7 +94,7 @@ def kohya(family: str, alpha: float | None = 1.0, blocks: str = "own") -> Made:
         own, name = rows[site.name], _inner(site).replace(".", "_")
         if site.component in prefixes or blocks == "diffusers":
             own = Rows(f"{prefixes.get(site.component, 'lora_unet_')}{name}", 0, site.out_features)
-        state |= _pair(own.module, site.in_features, own.total, KOHYA)
+        state |= pair(own.module, site.in_features, own.total, KOHYA)
         state |= {f"{own.module}.alpha": torch.tensor(alpha)} if alpha is not None else {}
     return state, {"ss_network_module": "networks.lora"}
 
@@ -106,7 +107,7 @@ def dotted(family: str, prefix: str = "", halves: tuple[str, str] = PEFT, text: 
         own = f"{prefix}{_inner(site)}" if prefix and not site.component.startswith("text") else (
             f"{head}.{_inner(site)}"
         )  # fmt: skip
-        state |= _pair(own, site.in_features, site.out_features, halves)
+        state |= pair(own, site.in_features, site.out_features, halves)
     return state, {}
 
 
@@ -150,7 +151,7 @@ def flat(family: str, prefix: str, alpha: float | None = 1.0, text: str = "") ->
             continue
         head = {"text_encoder": text, "text_encoder_2": "lora_te2_"}.get(site.component, prefix)
         own = head + _inner(site).replace(".", "_")
-        state |= _pair(own, site.in_features, site.out_features, KOHYA)
+        state |= pair(own, site.in_features, site.out_features, KOHYA)
         state |= {f"{own}.alpha": torch.tensor(alpha)} if alpha is not None else {}
     return state, {}
 
@@ -162,10 +163,10 @@ def original(family: str, prefix: str, halves: tuple[str, str], clip: bool = Fal
     names = _ORIGINAL[family]
     for site in _denoiser(family):
         own = rows[site.name]
-        state |= _pair(f"{prefix}{names[own.module]}", site.in_features, own.total, halves)
+        state |= pair(f"{prefix}{names[own.module]}", site.in_features, own.total, halves)
     for site in SITES[family] if clip else ():
         if site.component == "text_encoder":
-            state |= _pair(
+            state |= pair(
                 f"text_encoders.clip_l.transformer.{_inner(site)}",
                 site.in_features,
                 site.out_features,
@@ -256,13 +257,13 @@ def with_embedding(made: Made) -> Made:
 def with_t5(made: Made) -> Made:
     """kohya's file that also trains T5."""
     module = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
-    return made[0] | _pair(module, 4096, 4096, KOHYA) | {f"{module}.alpha": torch.tensor(1.0)}, made[1]
+    return made[0] | pair(module, 4096, 4096, KOHYA) | {f"{module}.alpha": torch.tensor(1.0)}, made[1]
 
 
 def with_modulation(made: Made) -> Made:
     """kohya's default for SD 3, which trains adaLN as well."""
     module = "lora_unet_joint_blocks_0_x_block_adaLN_modulation_1"
-    return made[0] | _pair(module, 1536, 6 * 1536, KOHYA) | {f"{module}.alpha": torch.tensor(1.0)}, made[1]
+    return made[0] | pair(module, 1536, 6 * 1536, KOHYA) | {f"{module}.alpha": torch.tensor(1.0)}, made[1]
 
 
 def ours(family: str, form: Literal["diffusers", "kohya"], folder: Path) -> Made:
@@ -284,7 +285,7 @@ def _newer(modules: Mapping[str, tuple[int, int]], halves: tuple[str, str]) -> C
         del folder
         state: State = {}
         for module, (columns, rows) in modules.items():
-            state |= _pair(module, columns, rows, halves)
+            state |= pair(module, columns, rows, halves)
         return state, {}
 
     return make
@@ -319,9 +320,7 @@ FILES: Mapping[tuple[str, str], Callable[[Path], Made]] = {
     ("SDXL", "ours, kohya's form"): _ours("SDXL", "kohya"),
     ("SDXL", "ours, diffusers' form"): _ours("SDXL", "diffusers"),
     ("SDXL", "kohya, alpha 1 of rank 4"): _plain(kohya, "SDXL"),
-    ("SDXL", "ai-toolkit and OneTrainer: kohya's, diffusers' blocks"): _plain(
-        kohya, "SDXL", blocks="diffusers"
-    ),
+    ("SDXL", "ai-toolkit and OneTrainer"): _plain(kohya, "SDXL", blocks="diffusers"),
     ("SDXL", "OneTrainer, ComfyUI's names"): _plain(original, "SDXL", "diffusion_model.", KOHYA, clip=True),
     ("SDXL", "SimpleTuner, alpha 8 in the header"): _plain(with_header, "SDXL", 8),
     ("SDXL", "PEFT, the denoiser alone"): _plain(dotted, "SDXL", "base_model.model.", text=False),
@@ -360,7 +359,75 @@ FILES: Mapping[tuple[str, str], Callable[[Path], Made]] = {
 """(family, who writes it so) → the file."""
 
 
+def _conv(module: str, columns: int, rows: int, side: int = 3) -> State:
+    return {
+        f"{module}.lora_down.weight": torch.ones(RANK, columns, side, side),
+        f"{module}.lora_up.weight": torch.ones(rows, RANK, 1, 1),
+    }
+
+
+def _wide(module: str, columns: int, rows: int) -> State:
+    return pair(module, columns, rows, KOHYA)
+
+
+ODD: Mapping[str, Sequence[State]] = {
+    "SD 1.5": (
+        _wide("lora_unet_time_embedding_linear_1", 320, 1280),
+        _conv("lora_unet_conv_in", 4, 320),
+        _conv("lora_unet_conv_out", 320, 4),
+        _conv("lora_unet_down_blocks_0_downsamplers_0_conv", 320, 320),
+        _conv("lora_unet_up_blocks_0_upsamplers_0_conv", 1280, 1280),
+        _wide("lora_unet_down_blocks_1_resnets_0_time_emb_proj", 1280, 640),
+        _conv("lora_unet_down_blocks_1_resnets_0_conv_shortcut", 320, 640, 1),
+        _conv("lora_unet_down_blocks_1_attentions_0_proj_in", 640, 640, 1),
+        _wide("lora_te_text_projection", 768, 768),
+        _wide("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 640, 640),
+    ),
+    "SDXL": (
+        _wide("lora_unet_add_embedding_linear_1", 2816, 1280),
+        _wide("lora_unet_label_emb_0_0", 2816, 1280),
+        _wide("lora_unet_time_embed_0", 320, 1280),
+        _conv("lora_unet_input_blocks_4_0_in_layers_2", 320, 640),
+        _conv("lora_unet_input_blocks_4_0_out_layers_3", 640, 640),
+        _wide("lora_unet_input_blocks_4_0_emb_layers_1", 1280, 640),
+        _conv("lora_unet_input_blocks_4_0_skip_connection", 320, 640, 1),
+        _conv("lora_unet_input_blocks_3_0_op", 320, 320),
+        _conv("lora_unet_input_blocks_0_0", 4, 320),
+        _conv("lora_unet_out_2", 320, 4),
+        _wide("lora_te2_text_projection", 1280, 1280),
+        pair("text_encoder_2.text_projection", 1280, 1280, PEFT),
+    ),
+    "SD3": (
+        pair("transformer.context_embedder", 4096, 1536, PEFT),
+        pair("transformer.norm_out.linear", 1536, 3072, PEFT),
+        pair("transformer.time_text_embed.timestep_embedder.linear_1", 256, 1536, PEFT),
+        pair("transformer.proj_out", 1536, 64, PEFT),
+        _wide("lora_unet_final_layer_linear", 1536, 64),
+        pair("base_model.model.transformer_blocks.0.norm1.linear", 1536, 6 * 1536, PEFT),
+    ),
+    "Flux": (
+        pair("transformer.x_embedder", 64, 3072, PEFT),
+        pair("transformer.single_transformer_blocks.0.norm.linear", 3072, 3 * 3072, PEFT),
+        _wide("lora_unet_img_in", 64, 3072),
+        _wide("lora_unet_single_blocks_0_modulation_lin", 3072, 9216),
+        _wide("lora_transformer_transformer_blocks_0_attn_to_q", 3072, 3072),
+        {
+            **_wide("lora_transformer_transformer_blocks_0_attn_to_q", 3072, 3072),
+            "lora_transformer_transformer_blocks_0_attn_to_q.alpha": torch.tensor(2.0),
+        },
+        pair("transformer_blocks.0.attn.to_q", 3072, 3072, PEFT),
+        pair("transformer.transformer_blocks.0.attn.to_q", 3072, 3072, KOHYA),
+    ),
+}
+"""Family → files of one layer each, at the edges of the rules."""
+
+
 def write(path: Path, made: Made) -> Path:
     """Writes a file."""
     save_file({key: tensor.contiguous() for key, tensor in made[0].items()}, path, made[1] or None)
     return path
+
+
+def entries(path: Path) -> dict[str, Entry]:
+    """The header of a file, without its metadata."""
+    return read_header(path)[0]

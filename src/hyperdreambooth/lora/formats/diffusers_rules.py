@@ -9,26 +9,26 @@ from typing import Any
 
 from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
 
-_CLIP = ("clip", "clip flat", "projection")
-_UNET = ("unet projection", "unet processor", "unet rest", "unet edge")
-_JOINT = ("joint", "joint edge")
+_CLIP = ("clip", "clip flat")
+_PROJECTED = ("clip", "clip flat", "projection")
+_JOINT = ("joint", "joint edge", "context")
+_UNET = ("unet projection", "unet processor", "unet rest", "unet edge", "unet condition")
 _OWN: Mapping[str, Reads] = {
     "SD 1.5": {"unet.": _UNET, "text_encoder.": _CLIP},
     "SD 2.1": {"unet.": _UNET, "text_encoder.": _CLIP},
-    "SDXL": {"unet.": _UNET, "text_encoder.": _CLIP, "text_encoder_2.": _CLIP},
-    "SD3": {"transformer.": _JOINT, "text_encoder.": _CLIP, "text_encoder_2.": _CLIP},
+    "SDXL": {"unet.": _UNET, "text_encoder.": _CLIP, "text_encoder_2.": _PROJECTED},
+    "SD3": {"transformer.": _JOINT, "text_encoder.": _PROJECTED, "text_encoder_2.": _PROJECTED},
     "Flux": {"transformer.": _JOINT, "text_encoder.": _CLIP},
 }
 """Family → what it reads in its own form. Keys of other parts are left out without an error."""
 
-_KOHYA_CLIP = ("clip", "projection")
 _KOHYA_UNET = ("unet projection", "unet rest", "unet edge")
 _KOHYA: Mapping[str, Reads] = {
-    "SD 1.5": {"lora_unet_": _KOHYA_UNET, "lora_te_": _KOHYA_CLIP, "lora_te1_": _KOHYA_CLIP},
-    "SD 2.1": {"lora_unet_": _KOHYA_UNET, "lora_te_": _KOHYA_CLIP, "lora_te1_": _KOHYA_CLIP},
+    "SD 1.5": {"lora_unet_": _KOHYA_UNET, "lora_te_": _CLIP, "lora_te1_": _CLIP},
+    "SD 2.1": {"lora_unet_": _KOHYA_UNET, "lora_te_": _CLIP, "lora_te1_": _CLIP},
     "SDXL": {
-        "lora_unet_": (*_KOHYA_UNET, "sgm", "sgm edge"), "lora_te_": _KOHYA_CLIP, "lora_te1_": _KOHYA_CLIP,
-        "lora_te2_": _KOHYA_CLIP,
+        "lora_unet_": (*_KOHYA_UNET, "sgm", "sgm edge"), "lora_te_": _CLIP, "lora_te1_": _CLIP,
+        "lora_te2_": _PROJECTED,
     },
     "Flux": {
         "lora_unet_": ("flux",), "diffusion_model.": ("flux",), "lora_te_": ("clip",),
@@ -37,7 +37,7 @@ _KOHYA: Mapping[str, Reads] = {
 }  # fmt: skip
 """Family → what it reads of kohya's form, and for Flux of ComfyUI's names with `lora_down`."""
 _KOHYA_PREFIXES = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_")
-_ONETRAINER: Reads = {"lora_transformer_": ("joint", "joint edge"), "lora_te1_": ("clip",)}
+_ONETRAINER: Reads = {"lora_transformer_": _JOINT, "lora_te1_": ("clip",)}
 _ATTENTION = r"(?:single_)?transformer_blocks_\d+_attn_.*"
 
 
@@ -46,13 +46,21 @@ def by_diffusers(file: LoraKeys) -> tuple[list[Layer], str]:
     if file.family == "Flux":
         return _flux(file)
     kohya = file.family in UNETS and all(key.startswith(_KOHYA_PREFIXES) for key in file.keys)
-    loaded = _pairs(file.layers, (_KOHYA if kohya else _OWN)[file.family])
+    reads = (_KOHYA if kohya else _OWN)[file.family]
+    loaded = _pairs(file.layers, reads)
+    if kohya and (odd := next((layer.module for layer in file.layers if not layer.down), "")):
+        return [], f"it cannot rename {odd}"
     strange = [key for key in file.keys if "lora" not in key and "dora_scale" not in key]
-    if kohya and (left := _left_over(file, loaded)):
-        return [], f"it cannot rename {left}"
     if not kohya and strange:
         return [], f"it wants `lora` in every key, and finds {strange[0]}"
-    return loaded, ""
+    return _with_a_target(file, loaded, reads)
+
+
+def _with_a_target(file: LoraKeys, loaded: list[Layer], reads: Reads) -> tuple[list[Layer], str]:
+    """Refuses a file that names a part of the pipeline, but no layer of that part."""
+    found = {layer.prefix for layer in loaded}
+    lost = (layer.module for layer in file.layers if layer.prefix in reads.keys() - found)
+    return (loaded, "") if not (odd := next(lost, "")) else ([], f"it finds no layer such as {odd}")
 
 
 def _pairs(layers: Sequence[Layer], reads: Reads) -> list[Layer]:
@@ -74,7 +82,7 @@ def _flux(file: LoraKeys) -> tuple[list[Layer], str]:
             return [], "it takes `base_model` for a form of FLUX Kontext that has other layers"
         if not any("lora" in key for key in keys):
             return [], "it wants `lora` in a key"
-        return _pairs(file.layers, _OWN["Flux"]), ""
+        return _with_a_target(file, _pairs(file.layers, _OWN["Flux"]), _OWN["Flux"])
     if "transformer." in prefixes:
         return _pairs(file.layers, {"transformer.": _JOINT}), ""
     if "lora_transformer_" in prefixes:

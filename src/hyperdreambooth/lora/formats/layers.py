@@ -1,7 +1,7 @@
 """What the keys of any LoRA file mean: layers, their spelling and the family of bases that has them.
 
-`read` reads what a base can wear and refuses the rest. This file only names what is there, so that `tools` can
-judge files of every spelling, also those that `read` refuses. It knows names from written rules alone.
+`read` reads what a base can wear and refuses the rest. This file only names what is there, so that `tools`
+can judge files of every spelling, also those that `read` refuses. It knows names from written rules alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DOWN = {"lora_A": "lora_B", "lora_down": "lora_up", "lora.down": "lora.up"} | {
 
 _TRANSFORMER = r"transformer_blocks_\d+_(?:attn[12]_to_(?:[qkv]|out_0)|ff_net_(?:0_proj|2))"
 _EMBEDDERS = (
-    r"context_embedder|x_embedder|pos_embed_proj|proj_out|norm_out_linear"
+    r"x_embedder|pos_embed_proj|proj_out|norm_out_linear"
     r"|time_text_embed_(?:timestep|guidance|text)_embedder_linear_[12]"
 )
 NAMINGS: Mapping[str, str] = {
@@ -44,12 +44,14 @@ NAMINGS: Mapping[str, str] = {
     "unet rest": r"(?:(?:down|up)_blocks_\d+|mid_block)_(?:attentions_\d+_(?:proj_in|proj_out"
     r"|transformer_blocks_\d+_ff_net_(?:0_proj|2))|resnets_\d+_(?:conv[12]|time_emb_proj|conv_shortcut)"
     r"|(?:down|up)samplers_0_conv)",
-    "unet edge": r"conv_in|conv_out|(?:time|add)_embedding_linear_[12]",
+    "unet edge": r"conv_in|conv_out|time_embedding_linear_[12]",
+    "unet condition": r"add_embedding_linear_[12]",
     "sgm": rf"(?:(?:in|out)put_blocks_\d+|middle_block)_\d+_(?:proj_in|proj_out|{_TRANSFORMER}|in_layers_2"
     r"|out_layers_3|emb_layers_1|skip_connection|op|conv)",
     "sgm edge": r"time_embed_[02]|label_emb_0_[02]|input_blocks_0_0|out_2",
     "sd3": r"joint_blocks_\d+_(?:x|context)_block_(?:attn2?_(?:qkv|proj)|mlp_fc[12]|adaLN_modulation_1)",
-    "sd3 edge": r"context_embedder|[ty]_embedder_mlp_[02]|x_embedder_proj"
+    "context": r"context_embedder",
+    "sd3 edge": r"[ty]_embedder_mlp_[02]|x_embedder_proj"
     r"|final_layer_(?:linear|adaLN_modulation_1)",
     "flux": r"double_blocks_\d+_(?:img|txt)_(?:attn_(?:qkv|proj)|mlp_[02]|mod_lin)"
     r"|single_blocks_\d+_(?:linear[12]|modulation_lin)",
@@ -197,6 +199,16 @@ def family_in_header(metadata: Mapping[str, str]) -> str:
     return ""
 
 
+def family_of(layers: Sequence[Layer], metadata: Mapping[str, str]) -> str:
+    """Returns the family of a file: by its layers, its header, or the likeliest one; empty if unknown."""
+    found = family_in_layers(layers) or family_in_header(metadata)
+    if found:
+        return found
+    if {layer.prefix for layer in layers} & {"lora_te1_", "lora_te2_", "text_encoder_2."}:
+        return "SDXL"
+    return "SD 1.5" if any(layer.naming for layer in layers) else ""
+
+
 def family_in_layers(layers: Iterable[Layer]) -> str:
     """Returns the family whose names and widths the layers have; empty where several families have them."""
     every = list(layers)
@@ -221,12 +233,12 @@ def family_in_layers(layers: Iterable[Layer]) -> str:
     return ""
 
 
-_FLUX2_ROWS = (27648, 36864, 55296, 18432, 24576, 36864)
-"""Rows of `linear1` and `mlp.0` at FLUX.2's widths 3072, 4096 and 6144, whose MLPs are gated: 9 and 6 times."""
+_FLUX2_ROWS = (27648, 36864, 55296, 18432, 24576)
+"""Rows of `linear1` and `mlp.0` at FLUX.2's widths 3072, 4096 and 6144: 9 and 6 times, with gated MLPs."""
 
 
 def _unet_family(layers: list[Layer], prefixes: set[str]) -> str:
-    """Tells the U-Nets apart by the width of a prompt's token, and by what only SDXL has."""
+    """Returns the U-Net's family by the width of a prompt's token, and by what only SDXL has."""
     readers = (layer for layer in layers if re.search(r"attn2_(?:processor_)?to_[kv]$", layer.flat))
     for layer in readers:
         if family := _TOKEN_WIDTHS.get(_columns(layer)):

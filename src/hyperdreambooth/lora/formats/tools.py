@@ -1,7 +1,8 @@
 """What other tools load of a LoRA file, and at what strength, by the rules of their own loaders.
 
-The rules were read in the source of ComfyUI (2026, `comfy/lora.py`), A1111 1.10, Forge (June 2025), kohya's
-sd-scripts (February 2026) and diffusers 0.42. They need neither the tool nor a base: a file's keys decide.
+The rules were read in the source of ComfyUI (2026, `comfy/lora.py`), A1111 1.10, Forge (June 2025) and
+kohya's sd-scripts (February 2026); `diffusers_rules` has those of diffusers. They need neither the tool nor a
+base: a file's keys decide.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from hyperdreambooth.lora.formats.diffusers_rules import by_diffusers, strength_in_diffusers
 from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
 
-_UNET = ("unet projection", "unet rest", "unet edge")
-_OLD = ("unet processor", "unet rest", "unet edge")
+_UNET = ("unet projection", "unet rest", "unet edge", "unet condition")
+_OLD = ("unet processor", "unet rest", "unet edge", "unet condition")
 _SGM = ("sgm", "sgm edge")
 _CLIP = ("clip", "projection")
-_JOINT, _SD3, _FLUX = ("joint", "joint edge"), ("sd3", "sd3 edge"), ("flux", "flux edge")
+_JOINT = ("joint", "joint edge", "context")
+_SD3, _FLUX = ("sd3", "sd3 edge", "context"), ("flux", "flux edge")
 
 _COMFY_UNET: Reads = {
     "lora_unet_": (*_UNET, *_SGM), "lycoris_": _UNET, "diffusion_model.": _SGM, "unet.": _OLD, "": _OLD,
@@ -37,6 +39,7 @@ _JOINT_SD3: Reads = dict.fromkeys(
     ("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"), _JOINT
 )
 
+_A1111_UNET = ("unet projection", "unet rest", "unet edge", *_SGM)
 _KOHYA_UNET = ("unet projection", "unet rest")
 
 READS: Mapping[str, Mapping[str, Reads]] = {
@@ -48,9 +51,9 @@ READS: Mapping[str, Mapping[str, Reads]] = {
         "Flux": {**_COMFY_CLIP, **_COMFY_FLUX, **_COMFY_NAMED, "": _JOINT},
     },
     "A1111": {
-        "SD 1.5": {"lora_unet_": (*_UNET, *_SGM), "lora_te_": ("clip",), "lora_te1_": ("clip",)},
-        "SD 2.1": {"lora_unet_": (*_UNET, *_SGM), "lora_te_": ("clip",)},
-        "SDXL": {"lora_unet_": (*_UNET, *_SGM), "lora_te1_": ("clip",), "lora_te2_": ("clip",)},
+        "SD 1.5": {"lora_unet_": _A1111_UNET, "lora_te_": ("clip",), "lora_te1_": ("clip",)},
+        "SD 2.1": {"lora_unet_": _A1111_UNET, "lora_te_": ("clip",)},
+        "SDXL": {"lora_unet_": _A1111_UNET, "lora_te1_": ("clip",), "lora_te2_": ("clip",)},
         "SD3": {"lora_unet_": _SD3, "transformer.": ("joint",)},
     },
     "Forge": {
@@ -174,19 +177,20 @@ def _note(tool: str, loaded: Sequence[Layer]) -> str:
 
 
 def _a1111_layers(file: LoraKeys, known: Sequence[Layer]) -> list[Layer]:
-    """Leaves out what A1111's names lack, and attentions of OpenCLIP of which not all four layers are there."""
+    """Leaves out what A1111's names lack, and OpenCLIP's attentions unless all four layers are there."""
     if file.family == "SD3":
         own = r"transformer_blocks_\d+_attn_to_(?:[qkv]|out_0)"
         return [layer for layer in known if layer.naming != "joint" or re.fullmatch(own, layer.flat)]
-    kept = [layer for layer in known if not layer.flat.startswith("add_embedding")]
     fused = {"SD 2.1": "lora_te_", "SDXL": "lora_te2_"}.get(file.family)
-    names = {layer.module for layer in kept}
+    names = {layer.module for layer in known}
 
     def whole(layer: Layer) -> bool:
         stem = re.sub(r"_(?:[qkv]|out)_proj$", "", layer.module)
         return {f"{stem}_{part}_proj" for part in ("q", "k", "v", "out")} <= names
 
-    return [layer for layer in kept if layer.prefix != fused or "self_attn" not in layer.flat or whole(layer)]
+    return [
+        layer for layer in known if layer.prefix != fused or "self_attn" not in layer.flat or whole(layer)
+    ]
 
 
 def _refused_by_a1111(file: LoraKeys, loaded: Sequence[Layer]) -> str:
