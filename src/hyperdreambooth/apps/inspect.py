@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command, must_exist
-from hyperdreambooth.apps.settings import Job, NoConfig
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.apps.settings import Job, NoConfig
     from hyperdreambooth.base.load import Base
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import Workers, command
-from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
+    from hyperdreambooth.apps.settings import Job
     from hyperdreambooth.faces.config import PrepareConfig
 
 NAMED = 5  # dropped photos that are named on the terminal; the report names all

@@ -248,8 +248,14 @@ def _unet_family(layers: list[Layer], prefixes: set[str]) -> str:
 
 
 def _columns(layer: Layer) -> int:
-    shape = layer.shapes.get(layer.down, ())
-    return shape[1] if len(shape) > 1 else 0
+    """Returns the width of what a layer reads; of a LoKr, it is the product of both factors' widths."""
+    if tail := layer.down or ("hada_w1_b" if "hada_w1_b" in layer.shapes else ""):
+        return layer.shapes[tail][1] if len(layer.shapes[tail]) > 1 else 0
+    widths = [
+        next((layer.shapes[tail][1] for tail in tails if len(layer.shapes.get(tail, ())) > 1), 0)
+        for tails in (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_b"))
+    ]
+    return widths[0] * widths[1]
 
 
 def _rows(layer: Layer) -> int:
