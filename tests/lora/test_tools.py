@@ -1,7 +1,7 @@
 """What tools load of a file, by written rules: against diffusers itself; makes the table in docs/formats.md.
 
-`HDB_WRITE_TABLE=1 pytest tests/lora/test_tools.py` writes the table anew. ComfyUI and Forge cannot be run
-here: their rules were compared with the key maps of the tools' own code on these same files.
+`HDB_WRITE_TABLE=1 pytest tests/lora/test_tools.py` writes the table anew. ComfyUI, Forge
+and kohya's scripts cannot be run here: their rules were compared with the tools' code on these same files.
 """
 
 from __future__ import annotations
