@@ -31,7 +31,8 @@ LIGHT = """
 import sys
 import hyperdreambooth
 from hyperdreambooth.apps import cli
-heavy = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "PIL"} & set(sys.modules)
+heavy = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "PIL", "pydantic"}
+heavy &= set(sys.modules)
 sys.exit(", ".join(sorted(heavy)) or None)
 """
 

@@ -148,6 +148,25 @@ def test_doctor_counts_for_a_device_that_is_not_here(
     assert code == 2 and "error: device: expected auto or one of those here" in output
 
 
+@pytest.mark.parametrize(
+    ("words", "offline"), [((), True), (("offline=false",), False), (("offline=true",), True)]
+)
+def test_doctor_asks_the_hub_only_where_the_user_wants_it(
+    words: tuple[str, ...], offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def absent(place: str, offline: bool, **_: object) -> None:
+        asked.append(offline)
+        raise InputError(f"base {place}: not on this machine, and the hub cannot be reached; download it")
+
+    monkeypatch.setattr(memory, "skeleton", absent)
+    sets = [part for word in words for part in ("--set", word)]
+    code, output = doctor("--base", "owner/none", "--task", "personalize", *sets)
+    assert (code, asked) == (2, [offline])
+    assert ("--set offline=false" in output) == (not words)
+
+
 def test_doctor_shows_whether_a_task_fits(micro_dir: Path) -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--base", str(micro_dir), "--task", "personalize"])
     assert result.exit_code == 0, result.output

@@ -15,7 +15,7 @@ from PIL import Image
 
 import micro
 from hyperdreambooth import personalize as module
-from hyperdreambooth.adapter import read_adapter
+from hyperdreambooth.adapter import Adapter, read_adapter
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import FILES, check_out, save_person
 from hyperdreambooth.apps.settings import BaseConfig
@@ -26,7 +26,8 @@ from hyperdreambooth.faces.image import open_photo, to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.predictor import load_hypernet
-from hyperdreambooth.lora.formats.card import licence_of
+from hyperdreambooth.lora.formats.card import licence_of, model_card
+from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.personalize import Personalizer
 
 
@@ -216,17 +217,46 @@ def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: P
     text = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["instance_prompt"] == "sks face" and "template:sd-lora" in front["tags"]
-    assert (front["license"], front["base_model"]) == ("other", Path(me.base.source).name)
+    assert front["license"] == "other" and "base_model" not in front  # a folder here, which the hub lacks
     assert front["widget"][0]["output"]["url"] == "picture.png"
     for tool in ("diffusers", "ComfyUI", "A1111"):
         assert f"## {tool}" in text
     for name in FILES.values():
         assert name in text
-    code = text.split("```python\n")[1].split("```")[0].replace('base = "base"', f'base = "{me.base.source}"')
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/base", me.base.source)
     monkey: dict[str, Any] = {}
     with contextlib.chdir(tmp_path / "out"):
         exec(code.replace(").images", ", num_inference_steps=1).images"), monkey)
     assert monkey["image"].size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("source", "tools", "line"),
+    [
+        ("hyperdreambooth/avatars", "", "import EMBEDDED as base"),
+        ("someone/a-base", "ComfyUI, A1111", 'base = "someone/a-base"\n'),
+        ("/home/me/my base", "ComfyUI, A1111", 'base = "path/to/my base"  #'),
+    ],
+)
+def test_the_card_names_tools_that_have_the_base_and_a_place_that_is_there(
+    source: str, tools: str, line: str
+) -> None:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    factors = {name: (torch.ones(1, 1, 768), torch.ones(1, 1280, 1))}
+    text = Adapter(factors, "sks", "", source).card(None)
+    assert line in text and ("base_model" in text) == (not source.startswith("/"))
+    assert ", ".join(tool for tool in ("ComfyUI", "A1111") if f"\n## {tool}" in text) == tools
+    assert "{" not in text.replace("{}", "")
+
+
+@pytest.mark.parametrize(
+    ("family", "heading"), [("sdxl", "A1111 and Forge"), ("flux", "Forge"), ("sd3", "Forge")]
+)
+def test_the_card_of_a_transformer_names_no_a1111(family: str, heading: str) -> None:
+    files = {"diffusers": "a.safetensors", "kohya": "b.safetensors"}
+    info = LoraInfo("sks", "someone/a-base", 64, "Ana")
+    text = model_card(info, "sks face", files, 4, None, "base = 1", "other", family)
+    assert f"\n\n## {heading}\n\n" in text and "<lora:b:1>" in text and "\n\n\n" not in text
 
 
 def test_the_licence_is_the_bases_own(tmp_path: Path) -> None:

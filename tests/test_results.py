@@ -69,8 +69,7 @@ def test_a_table_that_differs_is_seen(experiment: ModuleType) -> None:
 
 
 def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> None:
-    from hyperdreambooth.apps.avatars import RenderConfig
-    from hyperdreambooth.apps.settings import PRESETS
+    from hyperdreambooth.apps.settings import PRESETS, RenderConfig
     from hyperdreambooth.config import load_config
     from hyperdreambooth.evaluate.config import EvaluateConfig, methods_of
 

@@ -20,6 +20,7 @@ from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, 
 from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
+from hyperdreambooth.lora.formats.names import family_of
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import state_dict, write_lora
 from hyperdreambooth.lora.relax import add_up, relax, scaled, truncate
@@ -251,13 +252,19 @@ class Adapter:
     def card(self, picture: str | None, class_word: str = "", forms: Sequence[Format] = tuple(FILES)) -> str:
         """The model card, in Markdown, of a folder with the files of some formats and perhaps a picture."""
         info = self.lora_info("A person")
-        if self.base_source == EMBEDDED_NAME:  # found by its import, any other base by its name
+        sites = [Site(name, down.shape[2], up.shape[1]) for name, (down, up) in self.factors.items()]
+        family, on_hub = family_of(sites).name, is_hub_id(self.base_source)
+        licence = licence_of(Path(self.base_source))
+        if self.base_source == EMBEDDED_NAME:  # found by its import, and by no other tool
             place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
+            family = ""
+        elif on_hub:
+            place = f'base = "{info.base}"'
         else:
-            place, licence = f'base = "{info.base}"', licence_of(Path(self.base_source))
+            place = f'base = "path/to/{Path(info.base).name}"  # where the base lies on your machine'
         subject = f"{self.trigger} {class_word}".strip()
         files = {str(form): FILES[form] for form in forms}
-        return model_card(info, subject, files, self.rank, picture, place, licence)
+        return model_card(info, subject, files, self.rank, picture, place, licence, family, on_hub)
 
 
 def _summed(one: Factors, other: Factors) -> Factors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,23 @@ def test_inspect_shows_what_a_strangers_file_is(made: Path, micro_dir: Path, tmp
     wide["lora_unet_mid_block_attentions_0_proj_in.alpha"] *= float("nan")
     save_file(wide, tmp_path / "sd.safetensors")
     assert "NaN" in error("inspect", tmp_path / "sd.safetensors", *network)
+
+
+def test_a_lora_is_inspected_without_any_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's file, which our reader refuses, and whose base would take seconds."""
+    monkeypatch.setitem(sys.modules, "hyperdreambooth.apps.loading", None)  # importing it now fails
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {"a": (1280, 2), "b": (2, 768)}
+    loha = {f"{stem}.hada_w{k}_{half}": torch.ones(shape) for k in "12" for half, shape in shapes.items()}
+    save_file(loha, tmp_path / "loha.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
+    entries = json.loads(hdb("inspect", tmp_path / "loha.safetensors", "--json").stdout)
+    assert (entries["family"], entries["kinds"]) == ("SD 1.5", {"loha": 1})
+    assert entries["fits"] == "not checked; name a base with --base"
+    loaded = {tool: reading["loaded"] for tool, reading in entries["tools"].items()}
+    assert loaded == {"ComfyUI": 1, "A1111": 1, "Forge": 1, "diffusers": 0, "kohya": 0}
+    text = hdb("inspect", tmp_path / "loha.safetensors").stdout
+    assert "the header names SDXL, but the layers are those of SD 1.5" in text
+    assert "  diffusers                refused: it cannot rename" in text
 
 
 def test_number_formats_of_files(made: Path, micro_dir: Path, tmp_path: Path) -> None:

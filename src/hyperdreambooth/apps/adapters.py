@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, Weights, command, must_exist
-from hyperdreambooth.apps.settings import Job, NoConfig, RelaxConfig
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.apps.settings import Job, NoConfig, RelaxConfig
     from hyperdreambooth.base.load import Base
 
 LoraFile = Annotated[Path, Option(help="The LoRA to write (.safetensors).")]

@@ -6,30 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BaseModel, Field
 from typer import Option, echo
 
 from hyperdreambooth.apps.options import Device, Workers, command
-from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
+    from hyperdreambooth.apps.settings import Job, RenderConfig
     from hyperdreambooth.avatars.build.stages import BuildConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
-class RenderConfig(BaseModel, extra="forbid"):
-    """The config of `avatars render`: the first people of a split, and the seed of the photos' contexts."""
-
-    split: str = "train"
-    identities: int = Field(100, ge=1)
-    photos: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
-
-
 @app.command()
 @command(
-    "hyperdreambooth.apps.avatars:RenderConfig",
+    "hyperdreambooth.apps.settings:RenderConfig",
     "split", "identities", "photos", "seed", name="avatars render", on_base=False,
 )  # fmt: skip
 def render(

@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +15,6 @@ import typer
 from typer import Option, echo
 
 from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets
-from hyperdreambooth.apps.settings import resolve
 
 NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
@@ -26,6 +24,7 @@ EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "dlib": "ju
 """Module → the extra that installs it."""
 Task = Literal["train", "personalize"]
 _TASK_HELP = "Also estimate the memory that this task needs on --base."
+_ONLINE = "or look for its configs on the hub with --set offline=false"
 _HYPERNET_HELP = "The hypernetwork's folder, for the estimate [the one of the embedded avatars]."
 
 
@@ -65,6 +64,8 @@ def _line(name: str, text: str) -> None:
 
 def _package(name: str) -> bool:
     """Prints the version of a package, and returns whether it is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         _line(name, version(name))
     except PackageNotFoundError:
@@ -98,7 +99,9 @@ def _memory(
     from functools import partial
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
+    from hyperdreambooth.apps.settings import resolve
     from hyperdreambooth.base.load import is_embedded
+    from hyperdreambooth.files import InputError
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
     from hyperdreambooth.memory import advise, skeleton
@@ -106,15 +109,23 @@ def _memory(
     model = HypernetConfig if task == "train" else PersonalizeConfig
     job = resolve(task, model, file, sets, flags)
     loading = job.base
-    without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
-    build = partial(skeleton, loading.base, **loading.model_dump(exclude=without))
+    # asking the hub is for users to decide: the answer of a doctor must not wait for a network
+    offline = loading.offline or "offline" not in loading.model_fields_set
+    without = {"base", "device", "variant", "trigger", "class_word", "offline"}  # which change no size
+    build = partial(skeleton, loading.base, **loading.model_dump(exclude=without), offline=offline)
     predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)
     fits = list[bool]()
-    for options, needs in advise(build, task, job.own, free or 0, predictor, loading.offline):
-        fits.append(free is None or sum(needs.values()) <= free)
-        estimate = _estimate(needs, place, free)
-        _line(task, f"with {options}: {estimate}" if options else estimate)
+    try:
+        for options, needs in advise(build, task, job.own, free or 0, predictor, offline):
+            fits.append(free is None or sum(needs.values()) <= free)
+            estimate = _estimate(needs, place, free)
+            _line(task, f"with {options}: {estimate}" if options else estimate)
+    except InputError as error:
+        if loading.offline or not offline or "not on this machine" not in str(error):
+            raise
+        reason = str(error).replace(", and the hub cannot be reached", "")  # it was not asked
+        raise InputError(f"{reason}; {_ONLINE}") from None
     if not fits[-1]:
         _line(task, "does not fit; use a device with more memory, a smaller base or a lower resolution")
     return fits[0]
@@ -124,7 +135,7 @@ def _estimate(needs: Mapping[str, int], place: str, free: int | None) -> str:
     """Formats what a task needs on a device, in all and part by part."""
     total = sum(needs.values())
     parts = ", ".join(f"{name} {_gib(part)}" for name, part in needs.items() if part > 2**20)
-    parts += "" if needs["encoder"] else "; without the image encoder, whose config was not found"
+    parts += "" if needs["encoder"] else "; without the image encoder, whose config was not found here"
     if free is None:
         return f"needs {_gib(total)} GiB on {place}, whose free memory is unknown ({parts})"
     verdict = "fits" if total <= free else "does not fit"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command
-from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
+    from hyperdreambooth.apps.settings import Job
     from hyperdreambooth.evaluate.config import EvaluateConfig
     from hyperdreambooth.evaluate.protocol import Protocol, Row
     from hyperdreambooth.faces.dataset import Photo

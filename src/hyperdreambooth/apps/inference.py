@@ -17,12 +17,12 @@ from hyperdreambooth.apps.options import (
     must_exist,
     named_path,
 )
-from hyperdreambooth.apps.settings import GenerateConfig, Job, NoConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
+    from hyperdreambooth.apps.settings import GenerateConfig, Job, NoConfig
 
 OTHERS = 6  # more photos of a drawn person, for scores only
 

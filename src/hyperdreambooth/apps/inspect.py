@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import HypernetName, command, must_exist
-from hyperdreambooth.apps.settings import Job, NoConfig
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.apps.settings import Job, NoConfig
     from hyperdreambooth.base.load import Base
 
 
@@ -27,26 +27,46 @@ def inspect(
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
     hypernet: HypernetName = None,
 ) -> None:
-    """Show what an adapter file is, and whether it fits the base.
+    """Show what an adapter file is, what each tool loads of it, and whether it fits a base.
 
-    A file that does not fit is reported; only a damaged file is an error.
+    A LoRA needs no base for that; --base also checks whether it fits that base, and shows ΔW at each of its
+    sites. A file that does not fit is reported; only a damaged file is an error.
     """
     must_exist(file, *filter(None, [against]))
+    from hyperdreambooth.lidb.file import lidb_header
+
+    if job.base.base is None and against is None and lidb_header(file) is None:
+        entries = _described(file) | {"fits": "not checked; name a base with --base"}
+    else:
+        entries = _on_base(job, file, against, hypernet)
+    if as_json:
+        finite = json.loads(json.dumps(entries), parse_constant=lambda _: None)  # JSON has no NaN
+        return echo(json.dumps(finite, indent=2, ensure_ascii=False))
+    _print(entries)
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """Returns what a LoRA file says by itself."""
+    from hyperdreambooth.lora.formats.describe import describe
+
+    return {"file": str(file), "bytes": file.stat().st_size, **describe(file)}
+
+
+def _on_base(job: Job[NoConfig], file: Path, against: Path | None, hypernet: str | None) -> dict[str, Any]:
+    """Returns what a file is on a base, and how far it is from another file."""
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 
     base = load(job.base)
     entries, adapter = _open(file, base, hypernet)
-    if adapter is not None:
-        norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
-        entries |= {**summary(adapter), "norms": norms}
-        if against is not None:
-            other = open_adapter(against, base, hypernet)
-            entries["against"] = {"file": str(against), **_compare(adapter, other)}
-    if as_json:
-        finite = json.loads(json.dumps(entries), parse_constant=lambda _: None)  # JSON has no NaN
-        return echo(json.dumps(finite, indent=2, ensure_ascii=False))
-    _print(entries)
+    if adapter is None:
+        return entries
+    norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
+    entries |= {**summary(adapter), "norms": norms}
+    if against is not None:
+        other = open_adapter(against, base, hypernet)
+        entries["against"] = {"file": str(against), **_compare(adapter, other)}
+    return entries
 
 
 def summary(adapter: Adapter) -> dict[str, Any]:
@@ -79,13 +99,13 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
     from hyperdreambooth.apps.loading import open_adapter
     from hyperdreambooth.files import InputError, load_tensors
     from hyperdreambooth.lidb.file import lidb_header
-    from hyperdreambooth.lora.formats.describe import describe
 
     header = lidb_header(file)
-    if header is not None:
+    if header is None:
+        entries = _described(file)
+    else:
         load_tensors(file)
-    metadata = describe(file) if header is None else {"format": "lidb", **header}
-    entries = {"file": str(file), "bytes": file.stat().st_size, **metadata}
+        entries = {"file": str(file), "bytes": file.stat().st_size, "format": "lidb", **header}
     here = f"{base.fingerprint} ({base.source})"
     made_for = entries.get("base_fingerprint")
     other = made_for not in (None, "", base.fingerprint)
@@ -97,6 +117,7 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
     except InputError as error:
         if header is not None:
             raise
+        entries.pop("norms")  # of the file's layers, which are no sites of this base
         return {**entries, "fits": f"no: {str(error).removeprefix(f'{file}: ')}; this base is {here}"}, None
 
 
@@ -118,19 +139,26 @@ def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
 
 
 def _print(entries: Mapping[str, Any]) -> None:
-    """Prints the entries; then the file's own metadata; then every site with its norm and its distance."""
+    """Prints the entries, what tools load, the file's metadata, and every site with norm and distance."""
     against: dict[str, Any] = dict(entries.get("against", {}))
     distances = against.pop("distances", {})
-    lines = {key: value for key, value in entries.items() if key not in ("norms", "against", "metadata")}
+    apart = ("norms", "against", "metadata", "tools", "warnings")
+    lines = {key: value for key, value in entries.items() if key not in apart}
     lines |= {f"against {key}": value for key, value in against.items()}
     for key, value in lines.items():
         echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
+    for warning in entries.get("warnings", ()):
+        echo(f"{'warning':26} {warning}")
+    if tools := entries.get("tools"):
+        echo("\nwhat tools load: layers, and the factor of ΔW at weight 1")
+        for tool, reading in tools.items():
+            echo(f"  {tool:24} {_text(reading['text'])[:120]}")
     if metadata := entries.get("metadata"):
         echo("\nmetadata of the file")
         for key, value in sorted(metadata.items()):
             echo(f"  {key:32} {_text(value)[:120]}")
     if norms := entries.get("norms"):
-        echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}site")
+        echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}{'site' if 'sites' in entries else 'layer'}")
         for name, norm in norms.items():
             distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
             echo(f"{norm:9.3g}  {distance}{name}")

@@ -13,14 +13,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from typer import Argument, BadParameter, Option
 
-from hyperdreambooth.apps.settings import Job, resolve
+if TYPE_CHECKING:
+    from hyperdreambooth.apps.settings import Job
 
 Function = Callable[..., None]
-Adjust = Callable[[Job[Any], Mapping[str, Any]], Job[Any]]
+Adjust: TypeAlias = "Callable[[Job[Any], Mapping[str, Any]], Job[Any]]"
 
 
 def steps_or_auto(text: str) -> str:
@@ -129,6 +130,8 @@ def command(
 
         def run(config_file: Path | None, sets: list[str] | None, dry_run: bool, **given: Any) -> None:
             began = time.perf_counter()
+            from hyperdreambooth.apps.settings import resolve  # pydantic takes longer than the whole --help
+
             chosen = {key: value for key in kinds if (value := given.pop(key)) != []}
             model = resolve_name(config)
             job = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from hyperdreambooth.apps.options import Workers, command
-from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
+    from hyperdreambooth.apps.settings import Job
     from hyperdreambooth.faces.config import PrepareConfig
     from hyperdreambooth.faces.journal import Record
 

@@ -64,6 +64,15 @@ class GenerateConfig(BaseModel, extra="forbid"):
     batch: int = Field(8, ge=1)
 
 
+class RenderConfig(BaseModel, extra="forbid"):
+    """The config of `avatars render`: the first people of a split, and the seed of the photos' contexts."""
+
+    split: str = "train"
+    identities: int = Field(100, ge=1)
+    photos: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+
 @dataclass(frozen=True)
 class Job(Generic[Own]):
     """A run of a command: its settings, and the seconds that its stages take.

@@ -19,9 +19,9 @@ from hyperdreambooth.apps.options import (
     must_exist,
     named_path,
 )
-from hyperdreambooth.apps.settings import Job
 
 if TYPE_CHECKING:
+    from hyperdreambooth.apps.settings import Job
     from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.preopt.bank_training import PreoptConfig

@@ -1,4 +1,4 @@
-"""The model card beside a person's files: the words for the person, the base, and how three tools load it."""
+"""The model card beside a person's files: the words for the person, the base, and how tools load them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def model_card(
     picture: str | None,
     setup: str,
     licence: str,
+    family: str = "",
+    on_hub: bool = True,
 ) -> str:
     """Writes a model card in Markdown, with the front matter that the Hugging Face hub reads.
 
@@ -31,9 +33,12 @@ def model_card(
         picture: the file name of a picture in the same folder.
         setup: a line of Python that sets `base` to the folder or hub id of the base.
         licence: the base's licence, as the hub abbreviates it; a LoRA inherits it.
+        family: of the base, as `LoraFamily` names it, for what its user interfaces want; empty for a base
+            that none of them can load, such as the avatars.
+        on_hub: whether the base is a repository of the hub, which the card may name as the base model.
     """
     front: dict[str, Any] = {
-        "base_model": info.base,
+        **({"base_model": info.base} if on_hub else {}),
         "instance_prompt": subject,
         "library_name": "diffusers",
         "license": licence,
@@ -47,7 +52,11 @@ def model_card(
         subject=subject, rank=rank, size=size, setup=setup, licence=licence,
         gallery=f"\n![{picture}]({picture})\n" if picture else "",
         prediction=_PREDICTION.format(**files) if "lidb" in files else "",
-        name=Path(files["kohya"]).stem, **asdict(info), **files,
+        interfaces="".join(
+            text.format(subject=subject, name=Path(files["kohya"]).stem, **files)
+            for text in _INTERFACES.get(family, ())
+        ),
+        **asdict(info), **files,
     )  # fmt: skip
 
 
@@ -81,21 +90,26 @@ pipe = DiffusionPipeline.from_pretrained(base)
 pipe.load_lora_weights(".", weight_name="{diffusers}")
 image = pipe("a photo of a {subject}").images[0]
 ```
-
-## ComfyUI
-
-Put `{kohya}` into `models/loras`, load it with *Load LoRA* after a checkpoint of the base,
-and write `{subject}` in the prompt.
-
-## A1111 and Forge
-
-Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> a {subject}` in the prompt.
-{prediction}
+{interfaces}{prediction}
 ## Licence
 
 {licence}, the licence of the base. These files are personal data of the person they show:
 share them only with that person's consent.
 """
+
+_COMFY = """
+## ComfyUI
+
+Put `{kohya}` into `models/loras`, load it with *Load LoRA* after a checkpoint of the base,
+and write `{subject}` in the prompt.
+"""
+_WEBUI = """
+Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> a {subject}` in the prompt.
+"""
+_BOTH = (_COMFY, f"\n## A1111 and Forge\n{_WEBUI}")
+_FORGE = (_COMFY, f"\n## Forge\n{_WEBUI}")
+_INTERFACES = {"sd1": _BOTH, "sd2": _BOTH, "sdxl": _BOTH, "sd3": _FORGE, "flux": _FORGE}
+"""Family → how its user interfaces load the LoRA. A1111 reads no Flux, and no SD 3 file with alpha."""
 
 _PREDICTION = """
 ## hyperdreambooth

@@ -1,41 +1,131 @@
-"""A summary of a LoRA file, whatever base it was made for."""
+"""A summary of a LoRA file, whatever base it was made for: what is in it, and what each tool loads of it."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hyperdreambooth.files import open_tensors
+from hyperdreambooth.files import InputError, check_finite, open_tensors
+from hyperdreambooth.lora.formats.container import read_header
 from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT
-from hyperdreambooth.lora.formats.read import check_numbers, open_lora
+from hyperdreambooth.lora.formats.layers import (
+    Layer,
+    LoraKeys,
+    family_in_header,
+    family_in_layers,
+    family_of,
+    layers_of,
+    strength,
+)
+from hyperdreambooth.lora.formats.tools import readings
+from hyperdreambooth.lora.relax import inner_product
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Summarises a LoRA file, whatever base it is for; refuses one that is damaged, or no LoRA.
 
-    `format` tells whose names it uses. `base`, `base_fingerprint`, `trigger` and `metadata` are the header's;
-    `ranks`, `alphas` and number formats (`dtypes`) are those of the tensors; `layers` counts them by part of
-    the pipeline.
+    `family` is that of the layers, `format` whose names they have, and `kinds` counts the kinds of adapter.
+    `base`, `base_fingerprint`, `trigger` and `metadata` are the header's; `ranks`, `alphas` and `dtypes` are
+    those of the tensors. `layers` counts the layers of each part, and `norms` has the norm of ΔW of each
+    pair, at the strength of its alpha. `tools` has what each tool loads, and `warnings` names whatever keeps
+    the file from having an effect.
     """
-    file = open_lora(path)
-    modules, metadata = file.modules, file.metadata
+    entries, metadata = read_header(path)
+    layers, others = layers_of(entries)
+    if not any(layer.kind != "unknown" for layer in layers):
+        raise InputError(f"{path}: expected a LoRA (lora_A and lora_B, or lora_down and lora_up), found none")
+    file = LoraKeys(layers, others, family_of(layers, metadata), metadata)
     with open_tensors(path) as tensors:
-        check_numbers(file, tensors)
-        alphas = {float(tensors.get_tensor(module.alpha)) for module in modules.values() if module.alpha}
-    words = [re.split(r"[._]", name)[: 2 if name.startswith("lora_") else 1] for name in modules]
-    first = next(iter(modules.values())).down
-    ours = first.startswith(("unet.", "transformer.", "text_encoder"))
-    form = "kohya" if first.startswith("lora_") else "diffusers" if ours else "PEFT or the original model"
+        for key in file.keys:
+            check_finite(path, key, tensors.get_tensor(key))
+        for layer in layers:
+            if "alpha" in layer.keys:
+                layer.alpha = float(tensors.get_tensor(layer.keys["alpha"]).flatten()[0])
+        zero = [layer for layer in layers if layer.alpha == 0 or _is_zero(layer, tensors)]
+        norms = {layer.module: _norm(file, layer, tensors) for layer in layers if layer.down}
+    trigger = _trigger(metadata)
     return {
-        "format": form,
+        "format": _form(layers),
+        "family": file.family or "unknown",
+        "kinds": dict(Counter(layer.kind for layer in layers)),
         "base": metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or "unknown",
         "base_fingerprint": metadata.get(BASE_FINGERPRINT, ""),
-        "trigger": metadata.get("modelspec.trigger_phrase", ""),
-        "ranks": sorted({file.entries[module.down].shape[0] for module in modules.values()}),
-        "alphas": sorted(alphas),
-        "layers": dict(Counter("_".join(part) for part in words)),
-        "dtypes": sorted({entry.dtype for entry in file.entries.values()}),
+        "trigger": trigger,
+        "ranks": sorted({layer.rank for layer in layers if layer.rank}),
+        "alphas": sorted({layer.alpha for layer in layers if layer.alpha is not None}),
+        "layers": dict(Counter(layer.prefix.rstrip("_.") or "without a prefix" for layer in layers)),
+        "dtypes": sorted({entry.dtype for entry in entries.values()}),
+        "tools": {reading.tool: asdict(reading) | {"text": str(reading)} for reading in readings(file)},
+        "warnings": _warnings(file, zero, trigger),
+        "norms": norms,
         "metadata": metadata,
     }
+
+
+def _form(layers: list[Layer]) -> str:
+    """Returns whose names most layers have."""
+    prefix = Counter(layer.prefix for layer in layers).most_common(1)[0][0]
+    if prefix == "lycoris_":
+        return "LyCORIS"
+    if prefix.startswith("lora_"):
+        return "kohya"
+    own = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
+    return "diffusers" if prefix in own else "PEFT or the original model"
+
+
+def _is_zero(layer: Layer, tensors: Any) -> bool:
+    """Returns whether a factor of ΔW is zero everywhere, and so ΔW."""
+    factors = [key for tail, key in layer.keys.items() if re.match(r"_?lora|hada_w|lokr_w|diff", tail)]
+    return any(not bool(tensors.get_tensor(key).float().any()) for key in factors)
+
+
+def _norm(file: LoraKeys, layer: Layer, tensors: Any) -> float:
+    """Returns the norm of ΔW of a pair, at the strength of its alpha."""
+    halves = [tensors.get_tensor(layer.keys[tail]).flatten(1).float() for tail in (layer.down, layer.up)]
+    if halves[0].shape[0] != halves[1].shape[1]:
+        return float("nan")
+    pair = halves[0][None], halves[1][None]
+    return abs(strength(file, layer)) * max(inner_product(pair, pair), 0.0) ** 0.5
+
+
+def _trigger(metadata: Mapping[str, str]) -> str:
+    """Returns the word for the person in the header: ModelSpec's, else kohya's most frequent caption."""
+    if trigger := metadata.get("modelspec.trigger_phrase", ""):
+        return trigger
+    try:
+        folders: Any = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        counts = {tag: int(count) for folder in folders.values() for tag, count in folder.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ""
+    return max(counts, key=lambda tag: counts[tag], default="").strip()
+
+
+def _warnings(file: LoraKeys, zero: list[Layer], trigger: str) -> list[str]:
+    """Names what keeps a file from having an effect."""
+    found: list[str] = []
+    every = len(file.layers)
+    if len(zero) == every:
+        found.append("inert: ΔW is zero at every layer; it was saved before it was trained")
+    elif zero:
+        found.append(f"ΔW is zero at {len(zero)} of {every} layers, such as {zero[0].module}")
+    broken = [layer.module for layer in file.layers if layer.kind == "unknown"]
+    if broken:
+        found.append(f"{len(broken)} layers lack one of their matrices, such as {broken[0][:120]}")
+    named, seen = family_in_header(file.metadata), family_in_layers(file.layers)
+    if named and seen and named != seen:
+        found.append(f"the header names {named}, but the layers are those of {seen}")
+    if not trigger:
+        found.append("the header names no trigger; prompts must use the words of its training")
+    made = readings(file)
+    if file.family and not made:
+        found.append(f"{file.family} has no rules here; ask the tool that loads it")
+    if not file.family:
+        found.append("its layers have names that no known family has")
+    if made and not any(reading.loaded for reading in made):
+        found.append("none of these tools loads any layer of it")
+    return found

@@ -1,0 +1,262 @@
+"""What the keys of any LoRA file mean: layers, their spelling and the family of bases that has them.
+
+`read` reads what a base can wear and refuses the rest. This file only names what is there, so that `tools`
+can judge files of every spelling, also those that `read` refuses. It knows names from written rules alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hyperdreambooth.lora.formats.container import Entry
+
+PREFIXES = (
+    "lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lycoris_",
+    "base_model.model.", "diffusion_model.", "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_g.transformer.", "text_encoders.t5xxl.transformer.", "unet.", "transformer.",
+    "text_encoder.", "text_encoder_2.", "text_encoder_3.",
+)  # fmt: skip
+"""What names the part of the pipeline. A module without any of them has the prefix `""`."""
+
+_TAIL = re.compile(
+    r"(?P<module>.+?)(?:\.(?P<tail>(?:lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up"
+    r"|lora_linear_layer\.down|lora_linear_layer\.up)(?:\.[^.]+)?\.weight|lora_[AB]\.bias|alpha|dora_scale"
+    r"|lora_magnitude_vector(?:\..+)?|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|diff(?:_b)?|[wb]_norm)"
+    r"|_(?P<old>lora\.(?:down|up)\.weight))"
+)
+_DOWN = {"lora_A": "lora_B", "lora_down": "lora_up", "lora.down": "lora.up"} | {
+    "lora_linear_layer.down": "lora_linear_layer.up", "_lora.down": "_lora.up"
+}  # fmt: skip
+
+_TRANSFORMER = r"transformer_blocks_\d+_(?:attn[12]_to_(?:[qkv]|out_0)|ff_net_(?:0_proj|2))"
+_EMBEDDERS = (
+    r"x_embedder|pos_embed_proj|proj_out|norm_out_linear"
+    r"|time_text_embed_(?:timestep|guidance|text)_embedder_linear_[12]"
+)
+NAMINGS: Mapping[str, str] = {
+    "unet projection": r"(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+_transformer_blocks_\d+_attn[12]"
+    r"_to_(?:[qkv]|out_0)",
+    "unet processor": r"(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+_transformer_blocks_\d+_attn[12]"
+    r"_processor_to_(?:[qkv]|out)",
+    "unet rest": r"(?:(?:down|up)_blocks_\d+|mid_block)_(?:attentions_\d+_(?:proj_in|proj_out"
+    r"|transformer_blocks_\d+_ff_net_(?:0_proj|2))|resnets_\d+_(?:conv[12]|time_emb_proj|conv_shortcut)"
+    r"|(?:down|up)samplers_0_conv)",
+    "unet edge": r"conv_in|conv_out|time_embedding_linear_[12]",
+    "unet condition": r"add_embedding_linear_[12]",
+    "sgm": rf"(?:(?:in|out)put_blocks_\d+|middle_block)_\d+_(?:proj_in|proj_out|{_TRANSFORMER}|in_layers_2"
+    r"|out_layers_3|emb_layers_1|skip_connection|op|conv)",
+    "sgm edge": r"time_embed_[02]|label_emb_0_[02]|input_blocks_0_0|out_2",
+    "sd3": r"joint_blocks_\d+_(?:x|context)_block_(?:attn2?_(?:qkv|proj)|mlp_fc[12]|adaLN_modulation_1)",
+    "context": r"context_embedder",
+    "sd3 edge": r"[ty]_embedder_mlp_[02]|x_embedder_proj"
+    r"|final_layer_(?:linear|adaLN_modulation_1)",
+    "flux": r"double_blocks_\d+_(?:img|txt)_(?:attn_(?:qkv|proj)|mlp_[02]|mod_lin)"
+    r"|single_blocks_\d+_(?:linear[12]|modulation_lin)",
+    "flux edge": r"(?:img|txt)_in|(?:time|vector|guidance)_in_(?:in|out)_layer"
+    r"|final_layer_(?:linear|adaLN_modulation_1)",
+    "joint": r"transformer_blocks_\d+_(?:attn2?_(?:to_[qkv]|to_out_0|add_[qkv]_proj|to_add_out)"
+    r"|ff(?:_context)?_net_(?:0_proj|2)|norm1(?:_context)?_linear)"
+    r"|single_transformer_blocks_\d+_(?:attn_to_[qkv]|proj_mlp|proj_out|norm_linear)",
+    "joint edge": _EMBEDDERS,
+    "clip": r"text_model_encoder_layers_\d+_(?:self_attn_(?:[qkv]|out)_proj|mlp_fc[12])",
+    "clip flat": r"encoder_layers_\d+_(?:self_attn_(?:[qkv]|out)_proj|mlp_fc[12])",
+    "projection": r"text_projection",
+    "t5": r"encoder_block_\d+_layer_\d_(?:SelfAttention_[qkvo]|DenseReluDense_w[io](?:_[01])?)",
+}
+"""Naming → the modules that have it, with `_` for every `.`; the first one that matches counts."""
+
+_NEWER: Mapping[str, str] = {
+    "Krea 2": r"text_fusion|transformer_blocks_\d+_(?:attn_to_gate|ff_(?:gate|up|down)$)"
+    r"|attn_w[qkvo]$|attn_to_qkv$",
+    "Z-Image": r"(?:^|(?:noise|context)_refiner_|_)(?:layers_)?\d+_(?:attention_(?:to_|qkv|out)"
+    r"|feed_forward_w[123]|adaLN_modulation)",
+    "Qwen-Image": r"transformer_blocks_\d+_(?:(?:img|txt)_mlp_net|(?:img|txt)_mod_1)"
+    r"|transformer_blocks_(?:[2-5]\d|19)_attn_add_[qkv]_proj",
+    "FLUX.2": r"(?:double_stream|single_stream)_modulation|attn_to_qkv_mlp_proj|ff_linear_(?:in|out)"
+    r"|ff_context_linear_",
+}
+"""Families that this package cannot load → what only their modules have in their names."""
+
+
+@dataclass
+class Layer:
+    """One adapted layer of a file."""
+
+    module: str  # as the file spells it
+    prefix: str  # of `PREFIXES`
+    naming: str  # of `NAMINGS`; empty for names that no supported family has
+    keys: dict[str, str] = field(default_factory=dict[str, str])  # tail → key
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])  # tail → shape
+    alpha: float | None = None
+
+    @property
+    def flat(self) -> str:
+        """The module's name without its prefix, with `_` for every `.`."""
+        return self.module.removeprefix(self.prefix).replace(".", "_")
+
+    @property
+    def down(self) -> str:
+        """The tail of the matrix that is multiplied first; empty where the layer has no such pair."""
+        for tail in self.keys:
+            half = next((half for half in _DOWN if tail.startswith(half)), None)
+            if half and tail.replace(half, _DOWN[half], 1) in self.keys:
+                return tail
+        return ""
+
+    @property
+    def up(self) -> str:
+        """The tail of the matrix that is multiplied last."""
+        half = next((half for half in _DOWN if self.down.startswith(half)), "")
+        return self.down.replace(half, _DOWN[half], 1) if half else ""
+
+    @property
+    def rank(self) -> int:
+        """The rank by which alpha is divided; 0 where the kind of adapter divides by none."""
+        tails = (self.down, "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+        return next((self.shapes[tail][0] for tail in tails if tail in self.shapes), 0)
+
+    @property
+    def kind(self) -> str:
+        """What kind of adapter it is: `lora`, `dora`, `loha`, `lokr`, `difference`, or `unknown`."""
+        tails = " ".join(self.keys)
+        if self.down:
+            return "dora" if "dora_scale" in tails or "lora_magnitude" in tails else "lora"
+        marks = {"hada_": "loha", "lokr_": "lokr", "diff": "difference", "_norm": "difference"}
+        return next((kind for mark, kind in marks.items() if mark in tails), "unknown")
+
+
+Reads = Mapping[str, Sequence[str]]
+"""Prefix of a module → the namings that a tool knows behind it."""
+
+
+@dataclass(frozen=True)
+class LoraKeys:
+    """What the rules look at: the layers of a file, its other keys, its family and its metadata."""
+
+    layers: Sequence[Layer]
+    others: Sequence[str]
+    family: str
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def keys(self) -> list[str]:
+        """Every key of the file."""
+        return [key for layer in self.layers for key in layer.keys.values()] + list(self.others)
+
+
+def strength(file: LoraKeys, layer: Layer) -> float:
+    """Returns alpha over the rank, and 1 without an alpha tensor: tools ignore what the header says."""
+    del file
+    return 1.0 if layer.alpha is None or not layer.rank else layer.alpha / layer.rank
+
+
+def layers_of(entries: Mapping[str, Entry]) -> tuple[list[Layer], list[str]]:
+    """Sorts the keys of a file into layers, and returns the keys besides that belong to no layer.
+
+    Args:
+        entries: key → number format and shape, as `read_header` gives them.
+    """
+    layers, others = dict[str, Layer](), list[str]()
+    for key, entry in entries.items():
+        match = _TAIL.fullmatch(key)
+        if match is None:
+            others.append(key)
+            continue
+        module, tail = match["module"], match["tail"] or f"_{match['old']}"
+        prefix = next((prefix for prefix in PREFIXES if module.startswith(prefix)), "")
+        layer = layers.setdefault(module, Layer(module, prefix, ""))
+        layer.naming = naming_of(layer.flat)
+        layer.keys[tail], layer.shapes[tail] = key, entry.shape
+    return list(layers.values()), others
+
+
+def naming_of(flat: str) -> str:
+    """Returns whose name a module has, of `NAMINGS`; empty for an unknown one."""
+    return next((naming for naming, pattern in NAMINGS.items() if re.fullmatch(pattern, flat)), "")
+
+
+UNETS = ("SD 1.5", "SD 2.1", "SDXL")
+"""The families whose denoiser is a U-Net."""
+_TOKEN_WIDTHS = {768: "SD 1.5", 1024: "SD 2.1", 2048: "SDXL"}
+_HEADERS = (
+    (r"sdxl|stable-diffusion-xl", "SDXL"), (r"sd3|stable-diffusion-3|sd_3", "SD3"),
+    (r"flux[._-]?2|klein", "FLUX.2"), (r"flux", "Flux"), (r"qwen", "Qwen-Image"), (r"z-?_?image", "Z-Image"),
+    (r"krea[._-]?2", "Krea 2"), (r"sd_v2|stable-diffusion-v2", "SD 2.1"),
+    (r"sd_v1|stable-diffusion-v1", "SD 1.5"),
+)  # fmt: skip
+_HEADER_FIELDS = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name")
+
+
+def family_in_header(metadata: Mapping[str, str]) -> str:
+    """Returns the family that a file's metadata names; empty where it names none."""
+    for name in _HEADER_FIELDS:
+        text = metadata.get(name, "").lower()
+        if found := next((family for pattern, family in _HEADERS if re.search(pattern, text)), ""):
+            return found
+    return ""
+
+
+def family_of(layers: Sequence[Layer], metadata: Mapping[str, str]) -> str:
+    """Returns the family of a file: by its layers, its header, or the likeliest one; empty if unknown."""
+    found = family_in_layers(layers) or family_in_header(metadata)
+    if found:
+        return found
+    if {layer.prefix for layer in layers} & {"lora_te1_", "lora_te2_", "text_encoder_2."}:
+        return "SDXL"
+    return "SD 1.5" if any(layer.naming for layer in layers) else ""
+
+
+def family_in_layers(layers: Iterable[Layer]) -> str:
+    """Returns the family whose names and widths the layers have; empty where several families have them."""
+    every = list(layers)
+    flats, prefixes = [layer.flat for layer in every], {layer.prefix for layer in every}
+    namings = {layer.naming.partition(" ")[0] for layer in every}
+    for family, pattern in _NEWER.items():
+        if any(re.search(pattern, flat) for flat in flats):
+            return family
+    if namings & {"unet", "sgm"}:
+        return _unet_family(every, prefixes)
+    if "sd3" in namings:
+        return "SD3"
+    if "flux" in namings or any(flat.startswith("single_transformer_blocks_") for flat in flats):
+        wide = any(flat.endswith(("linear1", "mlp_0")) and _rows(layer) in _FLUX2_ROWS
+                   for flat, layer in zip(flats, every, strict=True))  # fmt: skip
+        return "FLUX.2" if wide else "Flux"
+    if "joint" in namings:
+        return "Flux" if {_columns(layer) for layer in every} & {3072, 12288} else "SD3"
+    widths = Counter(_columns(layer) for layer in every)
+    if prefixes & {"lora_te_"} and widths.keys() & _TOKEN_WIDTHS.keys():
+        return _TOKEN_WIDTHS[max(widths.keys() & _TOKEN_WIDTHS.keys())]
+    return ""
+
+
+_FLUX2_ROWS = (27648, 36864, 55296, 18432, 24576)
+"""Rows of `linear1` and `mlp.0` at FLUX.2's widths 3072, 4096 and 6144: 9 and 6 times, with gated MLPs."""
+
+
+def _unet_family(layers: list[Layer], prefixes: set[str]) -> str:
+    """Returns the U-Net's family by the width of a prompt's token, and by what only SDXL has."""
+    readers = (layer for layer in layers if re.search(r"attn2_(?:processor_)?to_[kv]$", layer.flat))
+    for layer in readers:
+        if family := _TOKEN_WIDTHS.get(_columns(layer)):
+            return family
+    deep = any(re.search(r"transformer_blocks_[1-9]_", layer.flat) for layer in layers)
+    return "SDXL" if deep or prefixes & {"lora_te2_", "text_encoder_2."} else ""
+
+
+def _columns(layer: Layer) -> int:
+    """Returns the width of what a layer reads; of a LoKr, it is the product of both factors' widths."""
+    if tail := layer.down or ("hada_w1_b" if "hada_w1_b" in layer.shapes else ""):
+        return layer.shapes[tail][1] if len(layer.shapes[tail]) > 1 else 0
+    widths = [
+        next((layer.shapes[tail][1] for tail in tails if len(layer.shapes.get(tail, ())) > 1), 0)
+        for tails in (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_b"))
+    ]
+    return widths[0] * widths[1]
+
+
+def _rows(layer: Layer) -> int:
+    return layer.shapes.get(layer.up, (0,))[0]
