@@ -33,7 +33,8 @@ class DiskFull(OSError):
     """The disk is full. One line says which file or folder did not fit, and its size where that is known."""
 
     def __init__(self, path: Path, needed: int | None = None) -> None:
-        size = f", which needs {needed / 1e6:.2f} MB," if needed else ""
+        size = f"{needed / 1e6:.1f} MB" if needed and needed >= 1e6 else f"{(needed or 0) / 1e3:.1f} kB"
+        size = f", which needs {size}," if needed else ""
         super().__init__(errno.ENOSPC, f"the disk is full: {path}{size} did not fit")
         self.needed = needed
 

@@ -35,7 +35,7 @@ from hyperdreambooth.training.trainable import hashed
 Pictures: TypeAlias = Mapping[str, Sequence[Image.Image]]
 
 TOGETHER = 4  # pictures drawn in one batch, which a kill loses together
-LOOK_PROMPTS, LOOK_STEPS = 4, 10  # of the pictures of a look: few and fast
+LOOK_PROMPTS, LOOK_STEPS = 8, 10  # of the pictures of a look: small sets of fast ones
 
 
 class Drawing(BaseModel):
