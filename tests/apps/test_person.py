@@ -236,7 +236,8 @@ FULL = [FILES["lidb"], FILES["kohya"], "checkpoint-2", "base-00.png", "picture.p
 def test_a_full_disk_loses_only_what_did_not_fit(
     name: str, world: Path, micro_photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, beside, save = tmp_path / "me", files._beside, files.save_file
+    out, save = tmp_path / "me", files.save_file
+    beside = files._beside  # pyright: ignore[reportPrivateUsage]
 
     def full(path: Path) -> Path:
         hidden = beside(path)

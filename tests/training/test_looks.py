@@ -37,7 +37,7 @@ def test_looks_are_spread_over_the_training(last: int, steps: tuple[int, ...]) -
 )
 def test_the_best_look_is_kept(scores: list[float | None], choose: bool, steps: int, leaf: float) -> None:
     leaves, put = {"a": torch.zeros(1, 1)}, list[float]()
-    by_step = dict(zip((0, 2, 4), scores, strict=True))
+    by_step: dict[int, float | None] = dict(zip((0, 2, 4), scores, strict=True))
     look = Look((0, 2, 4), lambda step: by_step[step], choose)
     looks = Looks(leaves, look, lambda: put.append(float(leaves["a"])))
     for step in range(5):

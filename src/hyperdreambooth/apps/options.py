@@ -67,7 +67,7 @@ Weights = Annotated[
 Workers = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
 
 PROMPT_HELP = "A prompt; [V] stands for the person; may be repeated."
-_STEPS_HELP = "Training steps; auto stops when the loss stops falling."
+_STEPS_HELP = "Training steps; auto chooses them by scores, or by the loss."
 _CROPPED_HELP = "Skip face detection and take the centre square."
 FLAGS: Mapping[str, Any] = {
     "base": BaseName,
