@@ -1,8 +1,8 @@
 """The scorers that come with a base: an identity encoder and an attribute reader.
 
-Both are plain transformers folders under the base's `scorers/`. They score pictures and, with `steps = "auto"`,
-the looks at a training; no gradient passes through them. A base without that folder has no such scorers, and
-their scores are null.
+Both are plain transformers folders under the base's `scorers/`. They score pictures and, with
+`steps = "auto"`, the looks at a training; no gradient passes through them. A base without that folder has no
+such scorers, and their scores are null.
 """
 
 from __future__ import annotations
