@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import micro
 from hyperdreambooth import personalize as module
 from hyperdreambooth.adapter import Adapter, read_adapter
 from hyperdreambooth.apps.loading import load_personalizer
-from hyperdreambooth.apps.person_folder import FILES, check_out, save_person
+from hyperdreambooth.apps.person_folder import FILES, check_person, save_card
+from hyperdreambooth.apps.saving import save_trained
 from hyperdreambooth.apps.settings import BaseConfig
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base, load_base
 from hyperdreambooth.config import load_config
@@ -110,110 +109,44 @@ def test_personalize_is_a_function_of_photo_and_seed(me: Personalizer, micro_pho
     assert any(not torch.equal(up, other.factors[name][1]) for name, (_, up) in one.factors.items())
 
 
-def test_the_folder_is_whole_and_loads_again(me: Personalizer, micro_photos: Path, tmp_path: Path) -> None:
-    photo, prompts = micro_photos / "person-0" / "0.png", ["a [V] face", "a [V] face smiling"]
-    prediction = me.predict(photo)
-    adapter = me.personalize(photo, rank=2, steps=1, prediction=prediction)
-    stages = {"base": None, "prediction": prediction, "finetuned": adapter}
-    rows = {name: me.generate(prompts, worn, steps=1) for name, worn in stages.items()}
-    assert [len(images) for images in rows.values()] == [2, 2, 2]
-    scores = {"identity": {name: None for name in rows}, "prompt": {name: 0.5 for name in rows}}
-
-    def write(picture: Image.Image) -> dict[str, object]:
-        return save_person(
-            tmp_path / "out",
-            me.base,
-            prediction,
-            adapter,
-            photo=replace(read_person([photo])[0], caption="a [V] face, smiling"),
-            picture=picture,
-            seconds=me.seconds,
-            scores=scores,
-            seed=0,
-            prompts=prompts,
-        )
-
-    report = write(rows["finetuned"][0])
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert report["files"] == {
-        **FILES,
-        "picture": "picture.png",
-        "photo": "photo.png",
-        "caption": "photo.txt",
-        "card": "README.md",
-    }
-    assert read_person([tmp_path / "out" / "photo.png"])[0].caption == "a [V] face, smiling"
-    assert (report["steps"], report["rank"], report["trigger"], report["scores"]) == (1, 2, "sks", scores)
-    timed = {"load", "predict", "relax", "finetune", "generate", "total"}
-    assert timed == set(report["seconds"])  # type: ignore[call-overload]
-    for form, name in FILES.items():
-        read = read_adapter(tmp_path / "out" / name, me.base.sites, me.base.fingerprint)
-        wanted = prediction if form == "lidb" else adapter
-        for site, (down, up) in wanted.factors.items():
-            torch.testing.assert_close(read.factors[site][1] @ read.factors[site][0], up @ down)
-    before = sorted(path.name for path in tmp_path.rglob("*"))
-    with pytest.raises(AttributeError):
-        write(None)  # type: ignore[arg-type]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
-    write(rows["base"][0])
-
-
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    check_out(tmp_path / "new")
-    check_out(tmp_path)
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, micro_photos: Path) -> None:
+    photos = read_person([micro_photos / "person-0"])
+    check_person(tmp_path / "new" / "deep", photos)
+    assert not (tmp_path / "new").exists()
+    check_person(tmp_path, photos)
+    (tmp_path / ".DS_Store").touch()
+    check_person(tmp_path, photos)
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     for taken in (tmp_path, tmp_path / "holiday.jpg"):
         with pytest.raises(InputError, match="another --out"):
-            check_out(taken)
+            check_person(taken, photos)
 
 
 @pytest.mark.parametrize(
-    ("report", "stray", "accepted"),
+    ("name", "content"),
     [
-        ('{"command": "personalize", "files": {"kohya": "a.safetensors"}}', "a.safetensors", True),
-        ('{"command": "demo", "files": {}}', "", True),
-        ('{"command": "demo", "files": {}}', ".DS_Store", True),
-        ('{"command": "demo", "files": {}}', "diary.txt", False),
-        ('{"command": "generate", "files": ["000-0.png"]}', "000-0.png", False),
-        ('{"command": "train"}', "model.safetensors", False),
-        ('{"command": "personalize"}', "", False),
-        ("[]", "", False),
-        ("{", "", False),
+        (
+            "report.json",
+            '{"command": "personalize", "files": {}}',
+        ),  # without the record of what it was made from
+        ("config.json", '{"model_type": "clip"}'),
+        ("config.json", "[]"),
     ],
 )
-def test_only_an_earlier_person_is_replaced(tmp_path: Path, report: str, stray: str, accepted: bool) -> None:
-    (tmp_path / "report.json").write_text(report)
-    if stray:
-        (tmp_path / stray).touch()
-    with contextlib.nullcontext() if accepted else pytest.raises(InputError, match="another --out"):
-        check_out(tmp_path)
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    check_out(tmp_path / "new" / "deep")
-    assert not (tmp_path / "new").exists()
-    with pytest.raises(InputError, match="Not a directory; pass another --out"):
-        check_out(tmp_path / "file" / "out")
-    (tmp_path / "new").mkdir()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="a folder inside it"):
-        patch.setattr(Path, "is_mount", lambda _: True)  # as Docker's volumes are
-        check_out(tmp_path / "new")
-    with contextlib.chdir(tmp_path / "new"), pytest.raises(InputError, match="current folder"):
-        check_out(Path("."))
+def test_only_a_folder_that_says_what_it_was_made_from_is_gone_on_from(
+    tmp_path: Path, micro_photos: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match="another --out"):
+        check_person(tmp_path, read_person([micro_photos / "person-0"]))
 
 
 def test_the_card_tells_three_tools_what_to_do(me: Personalizer, micro_photos: Path, tmp_path: Path) -> None:
     prediction = me.predict(micro_photos / "person-0")
     adapter = me.personalize(micro_photos / "person-0", rank=2, steps=1, prediction=prediction)
-    common: dict[str, Any] = {
-        "photo": read_person([micro_photos / "person-0"])[0],
-        "picture": Image.new("RGB", (32, 32)),
-        "seconds": {},
-        "scores": {},
-        "seed": 0,
-    }
-    save_person(tmp_path / "out", me.base, prediction, adapter, **common)
+    prediction.save(tmp_path / "out" / FILES["lidb"], "lidb")
+    save_trained(adapter, tmp_path / "out", me.base)
+    save_card(tmp_path / "out", adapter, me.base.class_word, tuple(FILES))
     text = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["instance_prompt"] == "sks face" and "template:sd-lora" in front["tags"]

@@ -30,6 +30,27 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class DiskFull(OSError):
+    """The disk is full. One line says which file or folder did not fit, and its size where that is known."""
+
+    def __init__(self, path: Path, needed: int | None = None) -> None:
+        size = f"{needed / 1e6:.1f} MB" if needed and needed >= 1e6 else f"{(needed or 0) / 1e3:.1f} kB"
+        size = f", which needs {size}," if needed else ""
+        super().__init__(errno.ENOSPC, f"the disk is full: {path}{size} did not fit")
+        self.needed = needed
+
+
+@contextmanager
+def room_for(path: Path, needed: int | None = None) -> Generator[None]:
+    """Names the path, and the bytes that it needs, where a block ends because the disk or a quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(path, getattr(error, "needed", None) or needed) from None
+
+
 def _beside(path: Path) -> Path:
     """Returns a hidden, unique name in the same folder; writers recognise the format by its suffix."""
     try:
@@ -83,14 +104,15 @@ def whole_file(path: Path) -> Generator[Path]:
     """Yields a path to write to; the file appears at `path` whole when the block ends, or not at all."""
     if path.is_dir():
         raise InputError(f"{path}: expected a file to write, found a folder; choose another output")
-    temporary = _beside(path)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        discard(temporary)
-    _sync(path.parent)
+    with room_for(path):
+        temporary = _beside(path)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            discard(temporary)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -98,21 +120,22 @@ def whole_folder(path: Path) -> Generator[Path]:
     """Yields an empty folder to fill; it replaces `path` when the block ends, or is deleted on an error."""
     if path.is_file():
         raise InputError(f"{path}: expected a folder to write, found a file; choose another output")
-    temporary, old = _beside(path), _beside(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for inside in [*temporary.rglob("*"), temporary]:
-            _sync(inside)
-        if path.exists():  # a folder cannot be renamed over a full one, so this takes two renames
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        discard(temporary)
-        discard(old)
-    _sync(path.parent)
+    with room_for(path):
+        temporary, old = _beside(path), _beside(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for inside in [*temporary.rglob("*"), temporary]:
+                _sync(inside)
+            if path.exists():  # a folder cannot be renamed over a full one, so this takes two renames
+                os.replace(path, old)
+            os.replace(temporary, path)
+        finally:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            discard(temporary)
+            discard(old)
+        _sync(path.parent)
 
 
 def cache_home() -> Path:
@@ -123,8 +146,13 @@ def cache_home() -> Path:
 def write_json(path: Path, data: Any) -> None:
     """Writes data as indented JSON, whole; paths become strings."""
     text = json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath) + "\n"
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes, whole."""
+    with room_for(path, len(content)), whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def decode_text(content: bytes, errors: str = "strict") -> str:
@@ -197,7 +225,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             copy = copy.clone()
         storages.add(copy.untyped_storage().data_ptr())
         own[name] = copy
-    with whole_file(path) as temporary:
+    size = sum(tensor.nbytes for tensor in own.values())
+    with room_for(path, size), whole_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         try:

@@ -22,6 +22,7 @@ from hyperdreambooth.finetune.fast import finetune_adapter
 from hyperdreambooth.generate import Drawn, generate_images, wearing
 from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, Predictor, hypernet_folder, load_hypernet
 from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.training.looks import Look
 
 
 class Personalizer:
@@ -79,7 +80,8 @@ class Personalizer:
         began = time.perf_counter()
         if hypernet is None and not is_embedded(base):  # said before gigabytes are loaded
             raise InputError(
-                f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id"
+                f"hypernet: expected the one trained for base {base}, got none; name its folder or hub id, "
+                "or train the person without one: dreambooth(base, photo)"
             )
         folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET, hypernet_revision, token)
         loaded = load_base(base, device, dtype, revision=revision, token=token)
@@ -120,7 +122,9 @@ class Personalizer:
         *,
         config: FinetuneConfig | None = None,
         prediction: Adapter | None = None,
+        out: str | Path | None = None,
         callback: Callable[[int, float], bool | None] | None = None,
+        look: Look | None = None,
     ) -> Adapter:
         """Predicts, relaxes and finetunes: a standard LoRA of the person.
 
@@ -133,7 +137,10 @@ class Personalizer:
             seed: of the relaxation and of the training.
             config: further settings of the finetune.
             prediction: what `predict` gave for these photos, to save its time.
+            out: a run folder for the finetune's log and checkpoints, from which the same call goes on; None
+                to keep everything in memory.
             callback: called with the step, from 1, and its loss; the finetune ends once it returns False.
+            look: looks at pictures during the finetune; the number of steps must then be fixed.
 
         Raises:
             InputError: no photo or an unreadable one, or a rank below the prediction's.
@@ -148,7 +155,7 @@ class Personalizer:
             if chosen.way == "complement":
                 adapter = adapter.relax(chosen.rank, chosen.seed)
         with self._stage("finetune"):
-            return finetune_adapter(self.base, adapter, photos, chosen, callback=callback)
+            return finetune_adapter(self.base, adapter, photos, chosen, out=out, callback=callback, look=look)
 
     def generate(
         self,

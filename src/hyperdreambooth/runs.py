@@ -26,6 +26,7 @@ from hyperdreambooth.files import (
     discard,
     load_tensors,
     read_json,
+    room_for,
     save_tensors,
     whole_file,
     whole_folder,
@@ -157,7 +158,8 @@ class Run:
         """Appends a line to log.jsonl; NaN and infinity become null, so that every line is JSON."""
         numbers = {name: _figure(value) for name, value in figures.items()}
         line = {"step": step, "time": round(time.time(), 3), **numbers}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as lines:
+        file = self.folder / "log.jsonl"
+        with room_for(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
 
     def save(self, step: int, state: Mapping[str, Any], keep: int = 2) -> None:

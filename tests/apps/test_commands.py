@@ -16,6 +16,8 @@ from hyperdreambooth.base.load import load_base
 from hyperdreambooth.files import load_tensors
 from hyperdreambooth.lidb.bank import Bank
 
+PICTURE = ["--prompt", "a [V] face", "--set", "draw_steps=2"]
+
 
 def test_preoptimize_makes_a_bank_and_says_so(made: Path) -> None:
     assert len(Bank.open(made / "bank")) == 6
@@ -110,7 +112,7 @@ def test_dreambooth_from_scratch_with_class_images(
 ) -> None:
     monkeypatch.setenv("HDB_CACHE", str(tmp_path / "shared"))
     words = ["--method", method, "--steps", 2, "--base", micro_dir, "--device", "cpu", "--set", "batch=1"]
-    words += ["--set", "prior_weight=1", "--set", "prior_images=2", *SMALL]
+    words += ["--set", "prior_weight=1", "--set", "prior_images=2", *SMALL, *PICTURE]
     hdb("dreambooth", micro_photos / "person-0", "--out", tmp_path / "run", *words)
     files = report(tmp_path / "run")["files"]
     assert ("lidb" in files) == (method == "lidb")
@@ -120,13 +122,15 @@ def test_dreambooth_from_scratch_with_class_images(
 def test_dreambooth_of_all_weights_is_a_base_and_of_a_word_a_file(
     micro_dir: Path, micro_photos: Path, tmp_path: Path
 ) -> None:
-    words = ["--steps", 2, "--base", micro_dir, "--device", "cpu", "--set", "batch=1"]
+    words = ["--steps", 2, "--base", micro_dir, "--device", "cpu", "--set", "batch=1", *PICTURE]
     hdb("dreambooth", micro_photos / "person-0", "--method", "full", "--out", tmp_path / "full", *words)
-    assert report(tmp_path / "full")["files"] == {"pipeline": "pipeline"}
+    files = report(tmp_path / "full")["files"]
+    assert files["pipeline"] == "pipeline" and "card" not in files  # which tells how to load a LoRA
+    assert all((tmp_path / "full" / file).exists() for file in files.values())
     assert load_base(tmp_path / "full" / "pipeline", device="cpu").trigger == "sks"
     again = ["dreambooth", micro_photos / "person-0", "--method", "textual-inversion", *words]
     hdb(*again, "--out", tmp_path / "word")
-    (file,) = report(tmp_path / "word")["files"].values()
+    file = report(tmp_path / "word")["files"]["textual-inversion"]
     assert list(load_tensors(tmp_path / "word" / file)[0]) == ["<person>"]
     assert "method" in error(
         "dreambooth", micro_photos / "person-0", "--method", "x", "--out", tmp_path / "x"

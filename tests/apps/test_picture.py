@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from hyperdreambooth.apps.personalization import CELL, GAP, MARGIN, shorten, table
+from hyperdreambooth.apps.picture import CELL, GAP, MARGIN, shorten, table
 
 COLOURS = [(220, 30, 30), (30, 220, 30), (30, 30, 220), (220, 220, 30)]
 

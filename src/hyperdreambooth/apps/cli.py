@@ -31,7 +31,8 @@ def explain(error: Any) -> tuple[str, int] | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to continue from what was saved", 130
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-        return "error: the disk is full; free some space and run the same command again", 1
+        full = error.strerror if type(error).__name__ == "DiskFull" else "the disk is full"
+        return f"error: {full}; free some space and run the same command again", 1
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return f"error: {' '.join(str(error).split())}", 1
     if any(kind.__module__.startswith("httpx") for kind in type(error).__mro__[:-1]):

@@ -12,7 +12,7 @@ from hyperdreambooth.apps.options import (
     HypernetName,
     Photos,
     Weights,
-    as_recommended,
+    by_method,
     command,
     must_exist,
     named_path,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OTHERS = 6  # more photos of a drawn person, for scores only
 
 
-@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=as_recommended)
+@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=by_method)
 def demo(
     job: Job[PersonalizeConfig],
     photo: Annotated[
@@ -96,7 +96,7 @@ def predict(
 
 @command(
     "hyperdreambooth.apps.personalization:PersonalizeConfig",
-    "prompts", "rank", "steps|auto", "seed", adjust=as_recommended,
+    "prompts", "method|person", "rank", "steps|auto", adjust=by_method,
 )  # fmt: skip
 def personalize(
     job: Job[PersonalizeConfig],
@@ -106,7 +106,8 @@ def personalize(
 ) -> None:
     """Make a LoRA of a person from photos.
 
-    Predicts, raises the rank and finetunes, then generates pictures of every stage and scores them.
+    Predicts, raises the rank and finetunes, then generates pictures of every stage and scores them. The same
+    command goes on from what an interrupted one has kept. --method lora and lidb need no hypernetwork.
     """
     from hyperdreambooth.apps.personalization import run_personalization
     from hyperdreambooth.faces.dataset import read_person

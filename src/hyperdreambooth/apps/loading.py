@@ -40,7 +40,8 @@ def load_personalizer(config: BaseConfig, hypernet: str | None) -> Personalizer:
     """Loads the base and its hypernetwork; None stands for the hypernetwork of the embedded avatars."""
     if hypernet is None and not is_embedded(config.base):
         raise InputError(
-            f"hypernet: expected the one trained for base {config.base}, got none; name its folder or hub id"
+            f"hypernet: expected the one trained for base {config.base}, got none; name its folder "
+            "or hub id with --hypernet, or train the person without one: --method lora"
         )
     folder = hypernet_folder(hypernet or EMBEDDED_HYPERNET)
     info = load_info(folder)

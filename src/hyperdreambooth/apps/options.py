@@ -68,7 +68,7 @@ Weights = Annotated[
 Workers = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
 
 PROMPT_HELP = "A prompt; [V] stands for the person; may be repeated."
-_STEPS_HELP = "Training steps; auto stops when the loss stops falling."
+_STEPS_HELP = "Training steps; auto chooses them by scores, or by the loss."
 _CROPPED_HELP = "Skip face detection and take the centre square."
 FLAGS: Mapping[str, Any] = {
     "base": BaseName,
@@ -81,6 +81,7 @@ FLAGS: Mapping[str, Any] = {
         str | None, Option(help=_STEPS_HELP, parser=steps_or_auto, metavar="INTEGER|auto")
     ],
     "method": Annotated[str | None, Option(help="lidb, lora, full or textual-inversion.")],
+    "method|person": Annotated[str | None, Option(help="hypernetwork, or lora or lidb, which need none.")],
     "prompts": Annotated[list[str] | None, Option("--prompt", help=PROMPT_HELP)],
     "identities": Annotated[int | None, Option(help="How many people.")],
     "photos": Annotated[int | None, Option(help="How many photos of each person.")],
@@ -155,3 +156,16 @@ def as_recommended(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
     if hypernet is None and not is_embedded(job.base.base):
         return job  # an adapter from elsewhere, for which nobody recommends anything
     return replace(job, own=job.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))
+
+
+def by_method(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
+    """Uses the hypernetwork's recommendations, or for another method the config from scratch."""
+    if job.own.method == "hypernetwork":
+        return as_recommended(job, own)
+    from hyperdreambooth.apps.personalization import ScratchConfig
+    from hyperdreambooth.config import load_config
+    from hyperdreambooth.files import InputError
+
+    if own["hypernet"] is not None:
+        raise InputError(f"hypernet: method {job.own.method} trains without one; leave one of them out")
+    return replace(job, own=load_config(ScratchConfig, **job.own.model_dump(exclude_unset=True)))

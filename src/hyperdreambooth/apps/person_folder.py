@@ -1,89 +1,124 @@
-"""The folder of a person, as `demo` and `personalize` write it: adapters, pictures, model card and report."""
+"""The folder of a person, as `demo`, `personalize` and `dreambooth` write it, step by step.
+
+    config.json                     what the folder was made from: settings, photos, base and hypernetwork
+    person.lidb.safetensors, …      the adapters, as soon as they are trained
+    training/                       log, checkpoints and the pictures of the looks
+    pictures/STAGE-NN.png           every picture, as soon as it is drawn
+    picture.png, photo.png, README.md, report.json
+
+The same command goes on from what is there. Another person's folder, or one of other settings, is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import io
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from hyperdreambooth.adapter import FILES, Adapter
-from hyperdreambooth.base.load import Base
+from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.faces.dataset import Photo
-from hyperdreambooth.files import InputError, check_writable, read_json, whole_folder, write_json
-from hyperdreambooth.runs import environment
+from hyperdreambooth.files import InputError, discard, write_bytes
+from hyperdreambooth.runs import check_run, recorded_inputs
+from hyperdreambooth.training.shots import person_key
 
-COMMANDS = ("demo", "personalize")  # that write such folders, as their reports name them
-_OF_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # they leave these in every folder they show
+PERSON = "person"  # the input of the run that names the person by the content of the photos
+_MADE_FROM = "made_from"  # the text in a PNG file that names everything the picture depends on
+_NEAR = 1e-3  # of the numbers: another photo differs by far more, another number of threads by far less
 
 
-def check_out(folder: Path) -> None:
-    """Refuses to replace a folder that is not an earlier result. Commands ask before the work, too."""
-    if folder.exists() and not _is_replaceable(folder):
+def check_person(out: Path, photos: Sequence[Photo]) -> None:
+    """Refuses a folder of other files or of another person, before anything is loaded."""
+    check_run(out)
+    recorded = recorded_inputs(out)
+    if recorded is not None and recorded.get(PERSON) != person_key(photos):
         raise InputError(
-            f"out {folder}: expected a new or empty folder, or one of an earlier run; pass another --out"
+            f"out {out}: holds the result of other photos; pass another --out, or delete the folder first"
         )
-    if folder.resolve().is_mount():
-        raise InputError(f"out {folder}: a mounted folder cannot be replaced; pass a folder inside it")
-    if folder.resolve() == Path.cwd():  # the shell would stay in a folder that no longer exists
-        raise InputError(f"out {folder}: the current folder cannot be replaced; pass another --out")
-    check_writable(folder.parent)
 
 
-def _is_replaceable(folder: Path) -> bool:
-    """Whether it is an empty folder, or holds an earlier person and nothing else."""
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()} - _OF_FILE_MANAGERS
-    try:
-        report = read_json(folder / "report.json") if names else {}
-        earlier = report.get("command") in COMMANDS and names <= {"report.json", *report["files"].values()}
-    except (InputError, LookupError, AttributeError, TypeError):
-        return False
-    return not names or earlier
+def sweep(out: Path) -> None:
+    """Deletes the unfinished files of a run that was killed."""
+    for left in [*out.glob(".*.tmp*"), *out.glob("*/.*.tmp*")]:
+        discard(left)
 
 
-def save_person(
-    out: Path,
-    base: Base,
-    prediction: Adapter,
-    adapter: Adapter,
-    /,
-    *,
-    photo: Photo,
-    picture: Image.Image,
-    seconds: Mapping[str, float],
-    **entries: Any,
-) -> dict[str, Any]:
-    """Writes a personalization as one folder, whole or not at all; an earlier result there is replaced.
+def kept_prediction(out: Path, made: Adapter, load: Callable[[Path], Adapter]) -> Adapter:
+    """Returns the prediction in the folder if it is the one that was made just now; else writes that.
 
-    The prediction becomes a LiDB, and the adapter a LoRA in kohya's form and in that of diffusers. The total
-    of the seconds is their sum if it is missing. The entries are what else belongs in the report (config,
-    prompts, scores, …), which is returned as it is written.
+    Both are compared, and the file is always read back, so that the finetune starts from the same bits even
+    if another number of threads has rounded differently.
     """
-    check_out(out)
-    files: dict[str, str] = {**FILES, "picture": "picture.png", "photo": "photo.png", "card": "README.md"}
-    if photo.caption:
-        files["caption"] = "photo.txt"
-    totalled = {**seconds, "total": seconds.get("total", sum(seconds.values()))}
-    report: dict[str, Any] = {
-        "seconds": {stage: round(value, 3) for stage, value in totalled.items()},
-        "files": files,
-        "steps": int(adapter.metadata.get("steps", 0)),
-        "rank": adapter.rank,
-        "trigger": adapter.trigger,
-        "command": "personalize",
-        **entries,
-        "environment": environment(),
-    }
-    with whole_folder(out) as part:
-        for form, name in FILES.items():
-            (prediction if form == "lidb" else adapter).save(part / name, form)
-        picture.save(part / "picture.png")
-        photo.open().save(part / "photo.png")
-        if photo.caption:
-            (part / "photo.txt").write_text(photo.caption, encoding="utf-8")
-        (part / "README.md").write_text(adapter.card("picture.png", base.class_word), encoding="utf-8")
-        write_json(part / "report.json", report)
-    return report
+    file = out / FILES["lidb"]
+    with suppress(InputError):
+        kept = load(file)
+        if kept.lidb is not None and made.lidb is not None:
+            near = (kept.lidb.numbers - made.lidb.numbers).norm() <= _NEAR * made.lidb.numbers.norm()
+            if bool(near):
+                return kept
+    made.save(file, "lidb")
+    return load(file)
+
+
+def save_picture(file: Path, picture: Image.Image, made_from: str = "") -> None:
+    """Writes a PNG, whole, and in it what it was made from."""
+    content, info = io.BytesIO(), PngInfo()
+    if made_from:
+        info.add_text(_MADE_FROM, made_from)
+    picture.save(content, format="PNG", pnginfo=info)
+    write_bytes(file, content.getvalue())
+
+
+def read_picture(file: Path, made_from: str | None = None) -> Image.Image | None:
+    """Returns a picture of the folder; None if it is missing, damaged, or made from something else."""
+    with suppress(OSError, SyntaxError, ValueError), Image.open(file) as image:  # of PNGs that are cut off
+        image.load()
+        if made_from is None or image.info.get(_MADE_FROM) == made_from:
+            return image.convert("RGB")
+    return None
+
+
+def same_pictures(
+    files: Sequence[Path], made_from: Sequence[str], draw: Callable[[], Sequence[Image.Image]]
+) -> list[Image.Image]:
+    """Returns the pictures of a batch from their files, or draws the whole batch and writes it.
+
+    A part of a batch is not drawn alone, because a batch of another size rounds differently.
+    """
+    kept = [read_picture(file, key) for file, key in zip(files, made_from, strict=True)]
+    whole = [picture for picture in kept if picture is not None]
+    if len(whole) == len(files):
+        return whole
+    drawn = list(draw())
+    for file, picture, key in zip(files, drawn, made_from, strict=True):
+        save_picture(file, picture, key)
+    return drawn
+
+
+def save_photo(out: Path, photo: Photo) -> Mapping[str, str]:
+    """Writes the photo and its caption; returns what → file name."""
+    save_picture(out / "photo.png", photo.open())
+    if not photo.caption:
+        return {"photo": "photo.png"}
+    write_bytes(out / "photo.txt", photo.caption.encode())
+    return {"photo": "photo.png", "caption": "photo.txt"}
+
+
+def save_card(out: Path, adapter: Adapter, class_word: str, forms: Collection[str]) -> Mapping[str, str]:
+    """Writes the model card; returns what → file name."""
+    named: list[Format] = [form for form in FILES if form in forms]
+    write_bytes(out / "README.md", adapter.card("picture.png", class_word, named).encode())
+    return {"card": "README.md"}
+
+
+def weights_key(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Returns sixteen hex digits of the names and contents of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

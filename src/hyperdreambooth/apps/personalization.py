@@ -1,150 +1,192 @@
-"""Personalizes a base, generates pictures at every stage, scores them, and writes one folder."""
+"""Makes a person from photos, draws pictures at every stage, scores them, and writes one folder.
+
+`personalize` and `demo` start from a hypernetwork's prediction, `dreambooth` and `personalize --method lora`
+from scratch. Everything is written as soon as it is made, and the same command goes on from there
+(`person_folder.py`).
+"""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from PIL import Image, ImageDraw
+from PIL import Image
 from pydantic import Field
 from typer import echo
 
-from hyperdreambooth.apps.loading import load_personalizer
-from hyperdreambooth.apps.person_folder import check_out, save_person
+from hyperdreambooth.adapter import FILES, Adapter
+from hyperdreambooth.apps.loading import load, load_personalizer
+from hyperdreambooth.apps.person_folder import (
+    PERSON,
+    check_person,
+    kept_prediction,
+    save_card,
+    sweep,
+)
+from hyperdreambooth.apps.saving import save_trained
 from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
-from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers, why_not_scored
-from hyperdreambooth.evaluate.config import PROMPTS
+from hyperdreambooth.apps.work import Drawing, Work, draw_stage, look_score, save_pictures
+from hyperdreambooth.base.load import Base
+from hyperdreambooth.evaluate.base_scorers import load_base_scorers, why_not_scored
 from hyperdreambooth.faces.dataset import Photo
-from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.grid import INK, LABEL, PAPER, fit, font, grid
+from hyperdreambooth.files import read_json
+from hyperdreambooth.finetune.config import USUAL, DreamboothConfig, FinetuneConfig
+from hyperdreambooth.finetune.dreambooth import TrainedPerson, dreambooth
 from hyperdreambooth.progress import Progress
+from hyperdreambooth.runs import Run
+from hyperdreambooth.training.config import TrainConfig
+from hyperdreambooth.training.looks import Look, look_steps
+from hyperdreambooth.training.shots import inputs_of, person_key
 
-Pictures = Mapping[str, Sequence[Image.Image]]
+Stages: TypeAlias = Mapping[str, TrainedPerson | None]
 Scores: TypeAlias = dict[str, dict[str, float | None]]
+Config = TypeVar("Config", bound=TrainConfig)
 
-CELL, GAP, MARGIN = 192, 10, 28  # pixels, of the table of pictures
+_ALONE = "not scored: one photo was given; of two or more the last is left out of the training to judge"
 
 
-class PersonalizeConfig(FinetuneConfig):
+class PersonalizeConfig(Drawing, FinetuneConfig):
     """The config of `personalize` and `demo`: that of the finetune, and how pictures are generated.
 
-    In the prompts `[V]` is the person and `{class_word}` the base's class word.
+    Attributes:
+        method: `hypernetwork`; or `lora` or `lidb`, which train from scratch (`ScratchConfig`).
     """
 
-    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
-    draw_steps: int = Field(25, ge=1)
-    guidance: float = Field(4.0, ge=0)
+    method: Literal["hypernetwork", "lora", "lidb"] = "hypernetwork"
+    save_every: int = Field(10, ge=1)
+
+
+class ScratchConfig(Drawing, DreamboothConfig):
+    """The config of `dreambooth`: that of the training, and how pictures are generated."""
 
 
 def run_personalization(
+    job: Job[Any],
+    photos: Sequence[Photo],
+    others: Sequence[Image.Image],
+    out: Path,
+    hypernet: str | None = None,
+) -> None:
+    """Makes a person, by the method of the config, and draws; the same call goes on from what is kept.
+
+    `others` are more photos of the same person, for the identity score only.
+    """
+    check_person(out, photos)
+    if job.own.method == "hypernetwork":
+        _by_prediction(job, photos, others, out, hypernet)
+    else:
+        _from_scratch(job, photos, others, out)
+
+
+def _by_prediction(
     job: Job[PersonalizeConfig],
     photos: Sequence[Photo],
     others: Sequence[Image.Image],
     out: Path,
     hypernet: str | None,
 ) -> None:
-    """Writes adapters, pictures and `report.json`, and prints the scores and where everything is.
-
-    `others` are more photos of the same person, for the identity score only.
-    """
-    check_out(out)
-    own = job.own
+    """Predicts, relaxes and finetunes."""
     personalizer = load_personalizer(job.base, hypernet)
-    personalizer.seconds["load"] = time.perf_counter() - job.began  # with the imports
-    base = personalizer.base
-    prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]
-    prediction = personalizer.predict(photos)
-    finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))
-    adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
-    stages = {"base": None, "prediction": prediction, "finetuned": adapter}
-    drawing: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
-    with Progress("generate", len(stages) * len(prompts)) as bar:
-        drawing["drawn"] = lambda _at, _picture: bar.update()
-        pictures = {stage: personalizer.generate(prompts, one, **drawing) for stage, one in stages.items()}
-    scorers = load_base_scorers(base)
-    scores = _scores(scorers, pictures, prompts, others)
-    steps = report_steps(adapter.metadata)
-    report = save_person(
-        out,
-        base,
-        prediction,
-        adapter,
-        photo=photos[0],
-        picture=_picture(photos[0].open(), prompts, pictures, scores, steps["steps"]),
-        seconds={**personalizer.seconds, "total": time.perf_counter() - job.began},
-        scores=scores,
-        judge=scorers and scorers.judge.summary(),
-        seed=own.seed,
-        command=job.command,
-        config=job.flat(),
-        prompts=prompts,
-        base=base.source,
-        **steps,
+    job.seconds["load"] = round(time.perf_counter() - job.began, 3)  # with the imports
+    inputs = {"hypernet": personalizer.predictor.fingerprint}
+    work = _begin(job, personalizer.base, photos, others, out, inputs)
+    made = personalizer.predict(work.photos)
+    prediction = kept_prediction(out, made, personalizer.load)
+    plain = FinetuneConfig(**job.own.model_dump(include=set(FinetuneConfig.model_fields)))
+    config, look = _looked_at(work, plain, FinetuneConfig().last, samples=False)
+    adapter = personalizer.personalize(
+        work.photos, config=config, prediction=prediction, out=out / "training", look=look
     )
-    _print(out, report, scorers)
+    job.seconds.update({stage: round(value, 3) for stage, value in personalizer.seconds.items()})
+    files = {"lidb": FILES["lidb"], **save_trained(adapter, out, work.base)}
+    _finish(job, work, {"base": None, "prediction": prediction, "finetuned": adapter}, adapter, files, look)
 
 
-def _scores(
-    scorers: BaseScorers | None, pictures: Pictures, prompts: Sequence[str], others: Sequence[Image.Image]
-) -> Scores:
-    """Returns `identity` and `prompt` of every stage; None where nothing can be scored."""
-    nothing: Mapping[str, float | None] = {"identity": None, "prompt": None}
-    found = {
-        stage: scorers.summary(images, prompts, others) if scorers else nothing
-        for stage, images in pictures.items()
-    }
-    return {score: {stage: found[stage][score] for stage in pictures} for score in nothing}
+def _from_scratch(
+    job: Job[ScratchConfig], photos: Sequence[Photo], others: Sequence[Image.Image], out: Path
+) -> None:
+    """Trains without a hypernetwork."""
+    base = load(job.base)
+    job.seconds["load"] = round(time.perf_counter() - job.began, 3)
+    work = _begin(job, base, photos, others, out, {})
+    plain = DreamboothConfig(**job.own.model_dump(include=set(DreamboothConfig.model_fields)))
+    config, look = _looked_at(work, plain, USUAL[plain.method]["steps"], samples=True)
+    with job.stage("train"):
+        person = dreambooth(base, work.photos, out / "training", config, look=look)
+    files = save_trained(person, out, base)
+    _finish(job, work, {"base": None, "trained": person}, person, files, look)
 
 
-def _picture(
-    photo: Image.Image, prompts: Sequence[str], pictures: Pictures, scores: Scores, steps: int
-) -> Image.Image:
-    """Draws the table of stages × prompts, with the scores beside the stages."""
-    labels = {"base": "base model", "prediction": "prediction", "finetuned": f"after {steps} steps"}
-    rows: dict[str, Sequence[Image.Image]] = {}
-    for stage, images in pictures.items():
-        values = {score: scores[score][stage] for score in scores}
-        notes = [f"{score} {value:.2f}" for score, value in values.items() if value is not None]
-        rows["\n".join([labels[stage], *notes])] = images
-    return table(photo, prompts, rows)
+def _begin(
+    job: Job[Any],
+    base: Base,
+    photos: Sequence[Photo],
+    others: Sequence[Image.Image],
+    out: Path,
+    inputs: Mapping[str, str],
+) -> Work:
+    """Binds the folder to all that the person is made from, and holds a photo out if it can be judged by."""
+    Run(out, job.own, inputs={**inputs_of(base, [photos], job.own), **inputs, PERSON: person_key(photos)})
+    sweep(out)
+    scorers, trained, judges = load_base_scorers(base), photos, list(others)
+    if scorers is not None and job.own.hold_out and not others and len(photos) > 1:
+        trained, judges = photos[:-1], [photos[-1].open()]
+    return Work(base, job.own, job.own.seed, out, photos, trained, judges, scorers)
 
 
-def _print(out: Path, report: Mapping[str, Any], scorers: BaseScorers | None) -> None:
+def _looked_at(work: Work, config: Config, usual: int, *, samples: bool) -> tuple[Config, Look | None]:
+    """Returns the training's config, and how it is looked at, if it is.
+
+    With `steps = "auto"` and scorers, looks choose among the `usual` steps; without scorers the loss does.
+    """
+    auto = config.steps == "auto"
+    if (auto and work.scorers is None) or not (auto or samples):
+        return config, None
+    fixed = config.model_copy(update={"steps": min(config.most, usual) if auto else config.steps})
+    return fixed, Look(look_steps(fixed.last), look_score(work), choose=auto)
+
+
+def _finish(
+    job: Job[Any],
+    work: Work,
+    stages: Stages,
+    person: TrainedPerson,
+    files: Mapping[str, str],
+    look: Look | None,
+) -> None:
+    """Draws and scores every stage, writes the rest of the folder, the report last, and prints it."""
+    with job.stage("generate"), Progress("generate", len(stages) * len(work.prompts)) as bar:
+        pictures = {stage: draw_stage(work, stage, one, bar) for stage, one in stages.items()}
+    found = {stage: work.score(images, work.prompts) for stage, images in pictures.items()}
+    steps = report_steps(person.metadata)
+    more = save_pictures(work, pictures, found, steps["steps"], look)
+    if isinstance(person, Adapter):
+        forms = files if "prediction" in stages else set(files) - {"lidb"}  # the card calls it a prediction
+        more |= save_card(work.out, person, work.base.class_word, forms)
+    rank = person.rank if isinstance(person, Adapter) else None
+    scores: Scores = {s: {stage: found[stage][s] for stage in stages} for s in ("identity", "prompt")}
+    held_out = work.given[-1].path.name if len(work.photos) < len(work.given) else None
+    job.report(
+        work.out, files={**files, **more}, scores=scores, rank=rank, trigger=work.base.trigger,
+        prompts=work.prompts, base=work.base.source, photos=len(work.given), held_out=held_out,
+        judge=work.scorers and work.scorers.judge.summary(), **steps,
+    )  # fmt: skip
+    _print(work, read_json(work.out / "report.json"))
+
+
+def _print(work: Work, report: Mapping[str, Any]) -> None:
     """Prints scores, seconds and files, a line each."""
-    scores: Scores = report["scores"]
-    for score, stages in scores.items():
+    for score, stages in report["scores"].items():
         values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
-        echo(f"{score:10} {'   '.join(values) or why_not_scored(scorers, score)}")
+        alone = score == "identity" and work.scorers is not None and not work.judges
+        reason = _ALONE if alone else why_not_scored(work.scorers, score)
+        echo(f"{score:10} {'   '.join(values) or reason}")
+    if report["held_out"]:
+        echo(f"{'judged by':10} {report['held_out']}, which was left out of the training")
     seconds = [f"{stage} {value:.1f}" for stage, value in report["seconds"].items()]
     echo(f"{'seconds':10} {'   '.join(seconds)}")
     for name, file in {**report["files"], "report": "report.json"}.items():
-        echo(f"{name:10} {out / file}")
-
-
-def table(
-    photo: Image.Image, prompts: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]
-) -> Image.Image:
-    """Draws the photo beside the pictures that were generated from it: label of a row → one a prompt."""
-    heads = [shorten(prompt) for prompt in prompts]
-    pictures, labels = [*rows.values()], [*rows]
-    right = grid(pictures, cell=CELL, row_labels=labels, column_labels=heads, gap=GAP, margin=MARGIN)
-    cells = len(rows) * (CELL + GAP) - GAP
-    side = min(2 * CELL, cells)
-    sheet = Image.new("RGB", (MARGIN + side + right.width, right.height), PAPER)
-    sheet.paste(right, (MARGIN + side, 0))
-    top = sheet.height - MARGIN - (cells + side) // 2
-    sheet.paste(fit(photo, side), (MARGIN, top))
-    middle = (MARGIN + side // 2, top - GAP)
-    ImageDraw.Draw(sheet).text(middle, "the photo that was given", INK, font(LABEL), anchor="ms")
-    return sheet
-
-
-def shorten(prompt: str) -> str:
-    """Drops the words that every prompt has: `a photo of a [V] face, sad` → `sad`."""
-    short = re.sub(r"(a photo )?(of )?an? \[V\] ?\w*", ",", prompt)
-    parts = [part.strip() for part in short.split(",")]
-    return ", ".join(part for part in parts if part) or prompt
+        echo(f"{name:10} {work.out / file}")

@@ -13,7 +13,7 @@ from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.files import InputError, check_writable, read_json
+from hyperdreambooth.files import InputError, check_writable, read_json, room_for
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.lora.formats.merged import save_merged
@@ -53,7 +53,8 @@ def save_forms(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
         for one, name in files.items():
-            adapter.save(Path(part) / name, one, getattr(torch, dtype))
+            with room_for(out / name):  # not the hidden name
+                adapter.save(Path(part) / name, one, getattr(torch, dtype))
         for name in files.values():  # all of them or none
             os.replace(Path(part) / name, out / name)
     return {str(one): name for one, name in files.items()}
@@ -72,7 +73,10 @@ def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32
 def save_trained(person: TrainedPerson, out: Path, base: Base) -> dict[str, str]:
     """Writes an adapter's forms, a whole pipeline, or a word's embedding; returns form → file or folder."""
     if isinstance(person, Adapter):
-        return save_forms(person, out)
+        forms: list[Format] = [one for one in FILES if one != "lidb" or person.lidb is not None]
+        for form in forms:
+            person.save(out / FILES[form], form)
+        return {str(form): FILES[form] for form in forms}
     if isinstance(person, Word):
         person.save(out / WORD)
         return {"textual-inversion": WORD}

@@ -21,39 +21,31 @@ from hyperdreambooth.apps.options import (
 )
 
 if TYPE_CHECKING:
+    from hyperdreambooth.apps.personalization import ScratchConfig
     from hyperdreambooth.apps.settings import Job
-    from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
+    from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.preopt.bank_training import PreoptConfig
 
 
-@command("hyperdreambooth.finetune.config:DreamboothConfig", "method", "rank", "steps|auto", "seed")
+@command(
+    "hyperdreambooth.apps.personalization:ScratchConfig",
+    "prompts", "method", "rank", "steps|auto", "seed",
+)  # fmt: skip
 def dreambooth(
-    job: Job[DreamboothConfig],
+    job: Job[ScratchConfig],
     photos: Photos,
-    out: Annotated[Path, Option(help="The run folder, which will hold the result.")],
+    out: Annotated[Path, Option(help="The folder for the result, pictures and report.json.")],
 ) -> None:
     """Train one person from scratch.
 
     --method chooses what is trained: the numbers of a LiDB (lidb), an ordinary LoRA (lora), all weights of
     the base as in the DreamBooth paper (full), or the embedding of one word (textual-inversion).
     """
-    from hyperdreambooth.apps.loading import load
-    from hyperdreambooth.apps.saving import print_files, save_trained
+    from hyperdreambooth.apps.personalization import run_personalization
     from hyperdreambooth.faces.dataset import read_person
-    from hyperdreambooth.finetune.dreambooth import dreambooth as run
-    from hyperdreambooth.runs import check_run
 
-    check_run(out)
-    person = read_person(photos)
-    with job.stage("load"):
-        base = load(job.base)
-    with job.stage("train"):
-        trained = run(base, person, out, job.own)
-    files = save_trained(trained, out, base)
-    entries = {"files": files, "rank": job.own.rank, "trigger": base.trigger}
-    job.report(out, **entries, **report_steps(trained.metadata))
-    print_files(out, files)
+    run_personalization(job, read_person(photos), [], out)
 
 
 @command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)

@@ -1,7 +1,8 @@
 """What judges a base's pictures: an identity encoder and an attribute reader.
 
 A base may bring both, as plain transformers folders under its `scorers/`. On other bases an encoder of real
-faces judges who is on a picture, and nothing reads the attributes. They take part in no training.
+faces judges who is on a picture, and nothing reads the attributes. They score pictures and, with
+`steps = "auto"`, the looks at a training; no gradient passes through them.
 """
 
 from __future__ import annotations

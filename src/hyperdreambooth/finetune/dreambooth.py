@@ -19,6 +19,7 @@ from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.lora.relax import fresh, padded
 from hyperdreambooth.runs import Run
 from hyperdreambooth.training.class_images import class_shots
+from hyperdreambooth.training.looks import Look
 from hyperdreambooth.training.loop import Callback, Outcome, check_loss, train
 from hyperdreambooth.training.shots import inputs_of, shots_of
 from hyperdreambooth.training.trainable import Trainable, each, numbers_of, pairs
@@ -36,6 +37,7 @@ def dreambooth(
     config: DreamboothConfig | None = None,
     *,
     callback: Callback | None = None,
+    look: Look | None = None,
 ) -> TrainedPerson:
     """Trains one person from scratch (paper, section 4.1); the same call resumes.
 
@@ -45,6 +47,7 @@ def dreambooth(
         out: a run folder for the log and checkpoints; None to keep everything in memory.
         config: method, steps, rank, …
         callback: called after every step with its number and the loss; False ends the training.
+        look: looks at pictures while it trains; the number of steps must then be fixed.
 
     Returns:
         An `Adapter`, except that `full` gives weights of the base and `textual-inversion` a word.
@@ -53,7 +56,7 @@ def dreambooth(
         InputError: a run folder of another config, base, photos or captions, a rank that no file can have, or
             a loss that is not finite at the end.
     """
-    made = dreambooth_many(base, [photos], out, config, callback=callback)[0]
+    made = dreambooth_many(base, [photos], out, config, callback=callback, look=look)[0]
     check_loss(made.metadata)
     return made
 
@@ -65,6 +68,7 @@ def dreambooth_many(
     config: DreamboothConfig | None = None,
     *,
     callback: Callback | None = None,
+    look: Look | None = None,
 ) -> list[TrainedPerson]:
     """Trains several people as `dreambooth` trains one, side by side; `full` trains one at a time.
 
@@ -77,8 +81,10 @@ def dreambooth_many(
     shots, judged = shots_of(base, photos, config, class_shots(base, config))
 
     def learn(trainable: Trainable) -> Outcome:
-        title = config.method
-        return train(base, trainable, shots, config, run, title=title, judged=judged, callback=callback)
+        return train(
+            base, trainable, shots, config, run,
+            title=config.method, judged=judged, callback=callback, look=look,
+        )  # fmt: skip
 
     return _METHODS[config.method](base, len(people), config, learn)
 

@@ -16,6 +16,7 @@ from hyperdreambooth.runs import Run
 from hyperdreambooth.shapes import Factors, Site
 from hyperdreambooth.sites import linear_sites
 from hyperdreambooth.training.class_images import class_shots
+from hyperdreambooth.training.looks import Look
 from hyperdreambooth.training.loop import Callback, check_loss, train
 from hyperdreambooth.training.shots import inputs_of, shots_of
 from hyperdreambooth.training.trainable import FactorLeaves, beside, each, hashed, pairs
@@ -29,6 +30,7 @@ def finetune_adapter(
     *,
     out: str | Path | None = None,
     callback: Callback | None = None,
+    look: Look | None = None,
 ) -> Adapter:
     """Trains an adapter on its person's photos for a few steps (paper, section 4.3).
 
@@ -42,6 +44,7 @@ def finetune_adapter(
         config: steps, rank, way, …
         out: a run folder for the log and checkpoints; None to keep everything in memory.
         callback: called after every step with its number and the loss; False ends the training.
+        look: looks at pictures while it trains; the number of steps must then be fixed.
 
     Returns:
         A LoRA of rank `config.rank`.
@@ -50,7 +53,7 @@ def finetune_adapter(
         InputError: an adapter of another base, one whose rank does not fit in `config.rank`, a run folder of
             another config, base, start or photos, or a loss that is not finite at the end.
     """
-    made = finetune_adapters(base, [adapter], [photos], config, out=out, callback=callback)[0]
+    made = finetune_adapters(base, [adapter], [photos], config, out=out, callback=callback, look=look)[0]
     check_loss(made.metadata)
     return made
 
@@ -63,6 +66,7 @@ def finetune_adapters(
     *,
     out: str | Path | None = None,
     callback: Callback | None = None,
+    look: Look | None = None,
 ) -> list[Adapter]:
     """Trains several adapters of the same sites as `finetune_adapter` trains one, side by side.
 
@@ -75,7 +79,7 @@ def finetune_adapters(
         start = hashed([adapter.factors for adapter in adapters])
         run = Run(Path(out), config, inputs={**inputs_of(base, photos, config), "adapters": start})
     shots, judged = shots_of(base, photos, config, class_shots(base, config))
-    outcome = train(base, trainable, shots, config, run, judged=judged, callback=callback)
+    outcome = train(base, trainable, shots, config, run, judged=judged, callback=callback, look=look)
     return [
         _finished(base, one, factors, config, outcome.metadata(k))
         for k, (one, factors) in enumerate(zip(adapters, each(trainable.worn()), strict=True))

@@ -17,6 +17,7 @@ class TrainConfig(LossConfig):
 
     Attributes:
         steps: the number of steps; `auto` stops when the loss on fixed noise stops falling (`plateau.py`).
+            Commands choose among looks instead where the base has scorers (`looks.py`).
         most: the largest number of steps where `steps` is `auto`.
         schedule: whether the learning rate stays constant after the warm-up or falls to 0 as half a cosine.
         warmup: the steps in which the learning rate rises.

@@ -29,6 +29,7 @@ from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 from hyperdreambooth.schedule import learning_rate
 from hyperdreambooth.training.config import TrainConfig
+from hyperdreambooth.training.looks import Look, Looks
 from hyperdreambooth.training.plateau import DRAWS, Plateau
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import Shots
@@ -109,6 +110,7 @@ def train(
     judged: Sequence[Sequence[Shots]] = (),
     cache: Path | None = None,
     callback: Callback | None = None,
+    look: Look | None = None,
 ) -> Outcome:
     """Trains the leaves in place; the base is as before afterwards.
 
@@ -123,6 +125,7 @@ def train(
         cache: a folder of encoded captions; None to keep none.
         callback: called after every step, see `Callback`. When it ends the training, the leaves stay as they
             are (with `auto`, as they were at the lowest loss).
+        look: looks at pictures of the one person who is trained with a fixed number of steps.
 
     Raises:
         InputError: several people in float16.
@@ -143,7 +146,9 @@ def train(
         Progress(title, config.last) as bar,
     ):
         watch = None
-        if looks is not None:
+        if look is not None:
+            watch = Looks(trainable.leaves, look, partial(put, 1))
+        elif looks is not None:
             watch = Plateau(trainable.leaves, count, partial(_judge, base, looks, encode, config, put))
         state = _State(trainable, count, config, GradScaler(base.device.type, enabled=half), watch)
         losses = state.resume(run, base.device)
@@ -161,13 +166,14 @@ def train(
             if ended or _ruined(losses):
                 break
         if watch is not None:
-            watch.done(config.last)
+            if losses and losses[-1].isfinite().any():
+                watch.done(len(losses))
             watch.put_back()
     reasons = watch.reasons() if watch else [""] * count
     if ended:
         reasons = ["the callback ended the training"] * count
     history = torch.stack(losses).cpu() if losses else torch.empty(0, count)
-    return Outcome(history, watch.at.tolist() if watch else [len(losses)] * count, reasons)
+    return Outcome(history, watch.steps(len(losses)) if watch else [len(losses)] * count, reasons)
 
 
 def _ruined(losses: Sequence[Tensor]) -> bool:
@@ -206,7 +212,7 @@ class _State:
         people: int,
         config: TrainConfig,
         scaler: GradScaler,
-        watch: Plateau | None,
+        watch: Plateau | Looks | None,
     ) -> None:
         self._trainable, self._people, self._config = trainable, people, config
         self._scaler, self._watch = scaler, watch

@@ -1,4 +1,4 @@
-"""`steps = "auto"`: a training stops when the loss on fixed noise stops falling; no image is judged.
+"""`steps = "auto"` without scores: a training stops when the loss on fixed noise stops falling.
 
 The loss of the training steps is too noisy for that: it jumps with every draw of noise and timestep. Here
 the loss is measured again and again on the same draws, for a photo that is left out of the training where a
@@ -78,6 +78,10 @@ class Plateau:
         """Restores everybody's leaves at the lowest loss."""
         for name, leaf in self.leaves.items():
             leaf.copy_(self.kept[name])
+
+    def steps(self, done: int) -> list[int]:
+        """Returns the steps behind each person's leaves, of a training that took `done` steps."""
+        return self.at.tolist()
 
     def reasons(self) -> list[str]:
         """Returns why each person stopped, in words."""
