@@ -165,8 +165,23 @@ def test_bad_files(tmp_path: Path, name: str, text: str, words: str) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"b\.toml: no such config file"):
+    with pytest.raises(InputError, match=r"b\.toml: no such file"):
         load_config(Config, tmp_path / "b.toml")
     (tmp_path / "c.toml").mkdir()
     with pytest.raises(InputError, match=r"c\.toml: cannot read"):
         load_config(Config, tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", "title = 'é'\r\nsteps = 3"),
+        ("a.yaml", "title: é\r\nsteps: 3"),
+        ("a.json", '{"title": "é", "steps": 3}'),
+    ],
+)
+def test_files_of_any_editor(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    config = load_config(Config, tmp_path / name)
+    assert (config.title, config.steps) == ("é", 3)

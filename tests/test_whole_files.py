@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from hyperdreambooth.files import (
     InputError,
+    decode_text,
     load_tensors,
     read_json,
+    read_text,
     save_tensors,
     whole_file,
     whole_folder,
@@ -122,8 +124,36 @@ def test_json_round_trip_and_errors(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(InputError, match=r"a\.json: expected a JSON file"):
             read_json(file)
+    for encoding in ("utf-8-sig", "utf-16", "cp1252"):  # as editors on Windows save it
+        file.write_bytes('{"é": 1}'.encode(encoding))
+        assert read_json(file) == {"é": 1}
     with pytest.raises(InputError, match="no such file"):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", ""), ("ü\n".encode(), "ü\n"), (b"\xef\xbb\xbfa\r\nb\rc", "a\nb\nc"),
+        ("ü".encode("utf-16"), "ü"),
+        (b"\xfe\xff\x00\xfc\x00\r\x00\n", "ü\n"), ("1 €\n".encode("cp1252") + "2 €".encode(), "1 €\n2 €"),
+    ],
+)  # fmt: skip
+def test_text_of_any_editor(tmp_path: Path, content: bytes, wanted: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert read_text(tmp_path / "a.txt") == wanted == decode_text(content)
+
+
+def test_what_is_no_text_is_one_line(tmp_path: Path) -> None:
+    for content in (b"a\0b\0", b"\xff\xfea", b"\x81\x8d"):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.txt: expected a text file"):
+            read_text(tmp_path / "a.txt")
+        assert decode_text(content, "replace")
+    with pytest.raises(InputError, match=r"cannot read the file \(Is a directory\)"):
+        read_text(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        read_text(tmp_path / "b.txt")
 
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]

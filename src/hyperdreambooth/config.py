@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hyperdreambooth.files import InputError
+from hyperdreambooth.files import InputError, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str, ...]
@@ -60,11 +60,10 @@ def _read(file: Path) -> dict[str, Any]:
     readers = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
     if file.suffix.lower() not in readers:
         raise InputError(f"{file}: expected a config file that ends in {', '.join(readers)}")
+    text = read_text(file)
     try:
-        data = readers[file.suffix.lower()](file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such config file") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        data = readers[file.suffix.lower()](text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot read the config: {error}") from None
     if not isinstance(data, dict | None):  # None is an empty YAML file
         raise InputError(f"{file}: expected keys and values, got {type(data).__name__}")

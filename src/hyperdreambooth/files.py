@@ -5,6 +5,7 @@ Nothing is ever unpickled. `InputError` is for mistakes of the user; a full disk
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -126,13 +127,62 @@ def write_json(path: Path, data: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file; raises `InputError` if it is missing or not JSON."""
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """Decodes what a person wrote with any editor, and makes every line break a line feed.
+
+    A mark at the start decides (UTF-8 or UTF-16, which PowerShell writes). Without a mark the text is UTF-8.
+    A line that is not UTF-8 is read as Windows-1252, so that one old line changes no other.
+
+    Args:
+        content: the bytes of a file.
+        errors: as `bytes.decode` takes it, for bytes that no encoding here explains.
+
+    Raises:
+        ValueError: with `errors="strict"`, if the bytes are not text.
+    """
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            text = content[len(mark) :].decode(encoding, errors)
+            break
+    else:
+        text = "".join(_decoded(line, errors) for line in content.splitlines(keepends=True))
+    if errors == "strict" and "\0" in text:
+        raise ValueError("the text has NUL characters; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+def _decoded(line: bytes, errors: str) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("cp1252", errors)
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file that a person wrote, in any encoding of `decode_text`.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or is not text.
+    """
+    try:
+        return decode_text(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected a text file, in UTF-8 for example ({error})") from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; raises `InputError` if it is missing or not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON file ({error})") from None
 
 

@@ -41,7 +41,10 @@ def test_the_same_stem_is_the_same_person(tmp_path: Path) -> None:
     assert [photo.path.name for photo in read_faces(tmp_path)["ana"]] == ["ana.jpg", "ana.png"]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "JPEG", "webp", "bmp", "tif", "tiff", "gif"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["png", "jpg", "jpeg", "JPEG", "jpe", "jfif", "webp", "bmp", "tif", "tiff", "gif", "heic", "HIF", "avif"],
+)
 def test_every_extension(tmp_path: Path, suffix: str) -> None:
     touch(tmp_path, f"a.{suffix}")
     assert list(read_faces(tmp_path)) == ["a"]
@@ -70,34 +73,9 @@ def test_captions(tmp_path: Path) -> None:
     (tmp_path / "ana" / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     lines = ['{"file_name": "ana/3.jpg", "text": "ü"}', '{"file_name": "ana/4.jpg"}']
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    captions = [photo.caption for photo in read_faces(tmp_path)["ana"]]
+    with pytest.warns(UserWarning, match=r"metadata\.jsonl: line 1: 1\.jpg has another caption entry"):
+        captions = [photo.caption for photo in read_faces(tmp_path)["ana"]]
     assert captions == ["a [V] face, smiling", "of its own", "ü", None, "with a mark"]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "[]",
-        "3",
-        '{"text": "x"}',
-        '{"file_name": 3, "text": "x"}',
-        "[" * 99999,
-        '{"file_name": "1.jpg", "text": "\\ud800"}',
-    ],
-)
-def test_a_broken_caption_file_names_its_line(tmp_path: Path, line: str) -> None:
-    touch(tmp_path, "1.jpg")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.jpg", "text": "x"}\n' + line)
-    with pytest.raises(InputError, match=r"metadata\.jsonl: line 2: expected"):
-        read_faces(tmp_path)
-
-
-def test_a_caption_must_be_text(tmp_path: Path) -> None:
-    touch(tmp_path, "1.jpg")
-    (tmp_path / "1.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"1\.txt: expected captions as UTF-8"):
-        read_faces(tmp_path)
 
 
 def test_bad_folders(tmp_path: Path) -> None:

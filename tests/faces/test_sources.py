@@ -63,8 +63,8 @@ def test_a_folder_of_people_with_captions_and_landmarks(tmp_path: Path) -> None:
 def test_landmarks_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "1.png").touch()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "landmarks": [1, 2]}\n')
-    with pytest.raises(InputError, match=r"metadata\.jsonl: line 1: expected .*landmarks"):
-        items(tmp_path)
+    (item,) = items(tmp_path)
+    assert item.refused.startswith("metadata.jsonl: line 1: expected five [x, y] landmarks")
 
 
 def test_shards_of_webdataset(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_one_bad_sample_costs_no_other(tmp_path: Path) -> None:
     }
     *refused, good = items(shard(tmp_path / "j.tar", **members, ok_png=content(2)))
     assert [item.origin for item in refused] == [f"{tmp_path / 'j.tar'}:{k}" for k in range(len(bad))]
-    assert all(item.refused.startswith("expected UTF-8 text and a JSON object") for item in refused)
+    assert all(item.refused.startswith("expected text and a JSON object") for item in refused)
     assert (good.name, good.refused, good.content) == ("ok", "", content(2))
 
 

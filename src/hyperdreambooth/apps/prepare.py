@@ -36,8 +36,10 @@ def prepare(
     were dropped, and why, and which of the others to look at.
     """
     from hyperdreambooth.apps.sheet import contact_sheet
-    from hyperdreambooth.faces.dataset import SHEET, printable
+    from hyperdreambooth.faces.dataset import SHEET
+    from hyperdreambooth.faces.notes import printable
     from hyperdreambooth.faces.prepare import prepare_folder
+    from hyperdreambooth.faces.sources import not_used
     from hyperdreambooth.files import InputError, whole_file
 
     with job.stage("prepare"):
@@ -50,12 +52,14 @@ def prepare(
         contact_sheet(out, records, check).save(part, format="PNG")
     people, given = {one.person for one in kept}, len({one.photo for one in records})
     counts = {"photos": given, "kept": len(kept), "dropped": len(dropped), "people": len(people)}
-    crops = [_entry(one) for one in kept]
-    job.report(out, photos=printable(photos), counts=counts, kept=crops, dropped=dropped, check=check)
+    crops, ignored = [_entry(one) for one in kept], [one._asdict() for one in not_used(photos)]
+    named = {"kept": crops, "dropped": dropped, "ignored": ignored}
+    job.report(out, photos=printable(photos), counts=counts, **named, check=check)
     if dropped and not kept:
         reason = dropped[0]["reason"]
         raise InputError(f"{out}: none of {given} photos was kept; the first: {reason}; see report.json")
     _print(out, "dropped", [f"{one['photo']}: {one['reason']}" for one in dropped])
+    _print(out, "ignored", [f"{one['name']}: {one['reason']}" for one in ignored])
     _print(out, "check", _findings(check))
     echo(f"{out}: {_count(kept, 'crop')} of {_count(people, 'person', 'people')}, {len(dropped)} dropped")
 

@@ -1,9 +1,9 @@
-"""Reading folders of photos: identities, photos, captions, landmarks. No picture is opened here."""
+"""Reading folders of photos: who is on which photo, and what is noted about it. No picture is opened here."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,26 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from hyperdreambooth.faces.frame import Corners, as_corners
-from hyperdreambooth.faces.image import open_photo, to_rgb
-from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
+from hyperdreambooth.faces.frame import Corners
+from hyperdreambooth.faces.image import KINDS, open_photo, to_rgb
+from hyperdreambooth.faces.landmarks import Landmarks
+from hyperdreambooth.faces.notes import METADATA, TEXTS, Note, Notes, Unused, folded, printable, read_notes
 from hyperdreambooth.files import InputError
 
 SHEET = "contact-sheet.png"  # written by `prepare`; not a photo of anybody
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-UNREAD = frozenset({".heic", ".heif", ".avif"})
-"""Phones' formats that Pillow cannot read. Such a photo is refused unless a converted one lies beside it."""
-_KINDS = "png, jpg, webp, bmp, tiff or gif"
+PHONES = frozenset({".heic", ".heif", ".hif", ".avif"})
+"""Formats of phones. Such a photo is passed over where a converted one lies beside it."""
+EXTENSIONS = PHONES | {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".webp",
+    ".bmp", ".dib", ".tif", ".tiff", ".gif",
+}  # fmt: skip
+UNREAD = frozenset({
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".jxl", ".jp2", ".psd", ".svg", ".tga",
+})  # fmt: skip
+"""Pictures that are not read: raw photos of cameras, and what few tools write."""
+# what `prepare` and computers put into folders of photos themselves
+_OWN = {SHEET, "report.json", "config.json", "environment.json", "log.jsonl", "thumbs.db", "desktop.ini"}
+_NAMED = 3  # notes that a warning names; `prepare` reports all
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,11 @@ class Photo:
         return open_photo(self.path) if self.picture is None else to_rgb(self.path, self.picture)
 
     def hash(self) -> str:
-        """Returns 32 hex digits of the file's content, or of the pixels of a picture in memory."""
+        """Returns 32 hex digits of the file's content, or of a picture in memory as it is opened."""
         if self.picture is None:
             return photo_hash(self.path)
-        kind = repr((self.picture.mode, self.picture.size)).encode()
-        return hashlib.sha256(kind + self.picture.tobytes()).hexdigest()[:32]
+        opened = self.open()  # two pictures of the same pixels may differ in profile or orientation
+        return hashlib.sha256(repr((opened.mode, opened.size)).encode() + opened.tobytes()).hexdigest()[:32]
 
 
 _Source: TypeAlias = str | Path | Image.Image | Photo
@@ -61,17 +71,78 @@ Photos: TypeAlias = _Source | Sequence[_Source]
 
 
 @dataclass(frozen=True)
-class Note:
-    """The caption, landmarks and corners that a line of metadata.jsonl gives a photo."""
+class Album:
+    """All that lies in a folder of photos.
 
-    caption: str | None = None
-    landmarks: Landmarks | None = None
-    corners: Corners | None = None
+    Attributes:
+        people: identity → its photos, both sorted by name.
+        refused: photo → why its caption or landmarks cannot be read. Only `people` has these photos, too.
+        unused: notes for no photo, notes that another one replaces, and pictures that are not read.
+        others: everything else that is not read.
+    """
+
+    people: dict[str, tuple[Photo, ...]]
+    refused: dict[Path, str]
+    unused: tuple[Unused, ...] = ()
+    others: tuple[Unused, ...] = ()
+
+    def usable(self) -> dict[str, tuple[Photo, ...]]:
+        """Returns the people without refused photos; warns of these and of unused notes.
+
+        Raises:
+            InputError: every photo is refused.
+        """
+        kept = {
+            name: left
+            for name, photos in self.people.items()
+            if (left := tuple(photo for photo in photos if photo.path not in self.refused))
+        }
+        lost = [f"{printable(str(path))}: {reason}" for path, reason in self.refused.items()]
+        if not kept:
+            raise InputError(lost[0])
+        lost += [f"{name}: {reason}" for name, reason in self.unused]
+        if lost:
+            more = f"; {len(lost) - _NAMED} more, which hdb prepare lists" if len(lost) > _NAMED else ""
+            warnings.warn(f"not used: {'; '.join(lost[:_NAMED])}{more}", stacklevel=3)
+        return kept
 
 
-def printable(text: str) -> str:
-    """Escapes bytes of a file name that are not UTF-8: no report can hold Python's lone surrogates."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def read_album(folder: Path) -> Album:
+    """Reads a folder of many people, see `read_faces`, with the reasons for all that is left out.
+
+    Raises:
+        InputError: there is no photo, or photos lie beside people's folders.
+    """
+    _check_folder(folder)
+    loose, inner = _photos(folder), {path: _photos(path) for path in _children(folder) if path.is_dir()}
+    homes = {path: photos for path, photos in inner.items() if photos}
+    if loose and homes:
+        advice = f"move {loose[0].name} into one of them"
+        raise InputError(f"{folder}: photos lie beside people's folders; {advice}")
+    if not loose and not homes:
+        raise InputError(f"{folder}: no photo found; expected {folder.name}/PERSON/*.jpg ({KINDS})")
+    people: dict[str, list[Path]] = {printable(path.name): photos for path, photos in homes.items()}
+    for path in loose:
+        people.setdefault(printable(path.stem), []).append(path)
+    notes = _notes([path for photos in people.values() for path in photos], [*homes, folder])
+    empty = [Unused(printable(str(path)), "no photo lies in it") for path in inner if path not in homes]
+    left = [*_left(folder), *empty, *(one for path in homes for one in [*_left(path), *_deeper(path)])]
+    return _album({name: _label(photos, name, notes) for name, photos in sorted(people.items())}, notes, left)
+
+
+def _notes(photos: Sequence[Path], whole: Sequence[Path]) -> Notes:
+    """Reads the notes about photos: those beside them, and metadata one folder above."""
+    homes = dict.fromkeys([*(photo.parent for photo in photos), *whole])
+    above = dict.fromkeys(home.parent for home in homes)
+    return read_notes(photos, [*dict.fromkeys([*homes, *above])], frozenset(whole))
+
+
+def _album(people: dict[str, tuple[Photo, ...]], notes: Notes, left: Iterable[Unused]) -> Album:
+    """Sorts what is left out into pictures and everything else."""
+    pictures, others = [], list[Unused]()
+    for one in left:
+        (pictures if Path(one.name).suffix.lower() in UNREAD else others).append(one)
+    return Album(people, notes.refused, (*notes.unused, *pictures), tuple(others))
 
 
 def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
@@ -80,24 +151,10 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
     In `folder/identity/*.png`, each subfolder is an identity. In a folder of photos alone, as CelebA is, each
     photo is an identity named by the file's stem. Captions come from `photo.txt` beside the photo, or from a
     `metadata.jsonl` in folder or subfolder: `{"file_name": …, "text": …, "landmarks": [[x, y], …]}`, the last
-    two optional. Hidden names and subfolders without photos are ignored.
+    two optional; `read_notes` lists every form. A photo whose caption or landmarks cannot be read is left out
+    with a warning. Hidden names and subfolders without photos are ignored.
     """
-    _check_folder(folder)
-    notes = _metadata(folder)
-    loose = _photos(folder)
-    people: dict[str, list[Path]] = {}
-    for inner in _children(folder):
-        if inner.is_dir() and (photos := _photos(inner)):
-            people[printable(inner.name)] = photos
-            notes |= _metadata(inner)
-    if loose and people:
-        advice = f"move {loose[0].name} into one of them"
-        raise InputError(f"{folder}: photos lie beside people's folders; {advice}")
-    for path in loose:
-        people.setdefault(printable(path.stem), []).append(path)
-    if not people:
-        raise InputError(f"{folder}: no photo found; expected {folder.name}/PERSON/*.jpg ({_KINDS})")
-    return {name: _label(paths, name, notes) for name, paths in sorted(people.items())}
+    return read_album(folder).usable()
 
 
 def read_person(photos: Photos) -> tuple[Photo, ...]:
@@ -120,7 +177,7 @@ def read_person(photos: Photos) -> tuple[Photo, ...]:
         elif isinstance(source, Photo):
             found[Path(f"photo {number}")] = source
         else:
-            for photo in _files_of(Path(source), identity):
+            for photo in person_album(Path(source), identity).usable()[identity]:
                 found.setdefault(photo.path.resolve(), photo)
     return tuple(found.values())
 
@@ -134,15 +191,17 @@ def _person_name(first: _Source) -> str:
     return printable(resolved.stem if resolved.is_file() else resolved.name)
 
 
-def _files_of(path: Path, identity: str) -> tuple[Photo, ...]:
-    """Returns the photo at a path, or the photos directly in a folder."""
+def person_album(path: Path, identity: str) -> Album:
+    """Reads one photo, or the photos directly in a folder, as one person's."""
     if path.is_file():
-        return _label([path], identity, _metadata(path.parent))
-    _check_folder(path)
-    inside = _photos(path)
-    if not inside:
-        raise InputError(f"{path}: no photo found; expected the photos of one person ({_KINDS}) right in it")
-    return _label(inside, identity, _metadata(path))
+        photos, whole, left = [path], [], []
+    else:
+        _check_folder(path)
+        photos, whole, left = _photos(path), [path], [*_left(path), *_deeper(path)]
+    if not photos:
+        raise InputError(f"{path}: no photo found; expected the photos of one person ({KINDS}) right in it")
+    notes = _notes(photos, whole)
+    return _album({identity: _label(photos, identity, notes)}, notes, left)
 
 
 def photo_hash(path: Path) -> str:
@@ -171,53 +230,45 @@ def _children(folder: Path) -> list[Path]:
 
 def _photos(folder: Path) -> list[Path]:
     """Returns the photos directly in a folder; nothing deeper, so a symlink that leads back is harmless."""
-    named = [path for path in _children(folder) if path.suffix.lower() in EXTENSIONS | UNREAD]
-    files = [path for path in named if path.name != SHEET and path.is_file()]
-    stems = {path.stem for path in files if path.suffix.lower() in EXTENSIONS}
-    return [path for path in files if path.suffix.lower() in EXTENSIONS or path.stem not in stems]
+    found = [path for path in _children(folder) if path.suffix.lower() in EXTENSIONS]
+    files = [path for path in found if path.name != SHEET and path.is_file()]
+    stems = {folded(path.stem) for path in files if path.suffix.lower() not in PHONES}
+    return [path for path in files if path.suffix.lower() not in PHONES or folded(path.stem) not in stems]
 
 
-def _label(paths: Iterable[Path], identity: str, notes: dict[Path, Note]) -> tuple[Photo, ...]:
-    """Adds captions and landmarks; a text file beside the photo takes precedence over metadata.jsonl."""
-    photos: list[Photo] = []
-    for path in paths:
-        note, words = notes.get(path, Note()), " ".join(_read(path.with_suffix(".txt")).split())
-        photos.append(Photo(path, identity, words or note.caption, note.landmarks, corners=note.corners))
-    return tuple(photos)
+def _left(folder: Path) -> list[Unused]:
+    """Returns the files of a folder that are neither photos nor notes, with the reasons."""
+    photos = set(_photos(folder))
+    return [
+        Unused(printable(str(path)), _reason(path))
+        for path in _children(folder)
+        if path not in photos
+        and not path.is_dir()
+        and path.name.lower() not in {*_OWN, *METADATA}
+        and path.suffix.lower() not in TEXTS
+    ]
 
 
-def _read(path: Path) -> str:
-    """Returns the text of a file; none if there is no file."""
-    try:
-        return path.read_text(encoding="utf-8-sig") if path.is_file() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected captions as UTF-8 text ({error})") from None
+def _reason(path: Path) -> str:
+    """Returns why a file is not read as a photo."""
+    if not path.is_file():
+        return "a link that leads to no file"
+    if path.suffix.lower() in PHONES:
+        return "a converted copy beside it is read"
+    if path.suffix.lower() in UNREAD:
+        return "this kind of picture is not read; convert it to JPEG or PNG"
+    return f"not a photo ({KINDS})"
 
 
-def _metadata(folder: Path) -> dict[Path, Note]:
-    """Reads a folder's `metadata.jsonl`, a format of Hugging Face's image folders."""
-    file = folder / "metadata.jsonl"
-    notes: dict[Path, Note] = {}
-    for number, line in enumerate(_read(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            given = entry.get("text"), entry.get("landmarks"), entry.get("corners")
-            notes[folder / entry["file_name"]] = note_of(*given)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            expected = 'expected {"file_name": …, "text": …, "landmarks": five [x, y] or none}'
-            raise InputError(f"{file}: line {number}: {expected}, got {line[:60]}") from None
-    return notes
+def _deeper(folder: Path) -> list[Unused]:
+    """Returns the folders inside a person's folder."""
+    reason = "folders inside a person's folder are not read"
+    return [Unused(printable(str(path)), reason) for path in _children(folder) if path.is_dir()]
 
 
-def note_of(text: object, landmarks: object, corners: object = None) -> Note:
-    """Returns a caption as one line, landmarks and corners as pairs, None for what is missing.
-
-    Raises:
-        ValueError: no five pairs of numbers, or a caption with half a character, which JSON can spell.
-    """
-    words = " ".join(str(text).split()) if text else ""
-    words.encode()
-    points = None if landmarks is None else as_landmarks(landmarks)
-    return Note(words or None, points, None if corners is None else as_corners(corners))
+def _label(paths: Iterable[Path], identity: str, notes: Notes) -> tuple[Photo, ...]:
+    """Makes photos of files, with their captions and landmarks."""
+    known = ((path, notes.known.get(path, Note())) for path in paths)
+    return tuple(
+        Photo(path, identity, note.caption, note.landmarks, corners=note.corners) for path, note in known
+    )

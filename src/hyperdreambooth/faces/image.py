@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 from torch import Tensor
 
+from hyperdreambooth.faces.colour import to_srgb
 from hyperdreambooth.files import InputError
 
 MIN_SIDE = 32  # pixels; a smaller picture shows too little of a face
 MAX_PIXELS = 80_000_000
 # Only these decoders run: others of Pillow start programs (EPS), or read what no camera writes.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO, what phones write
+KINDS = "PNG, JPEG, WebP, BMP, TIFF, GIF, HEIC or AVIF"
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
+_START = 65_536  # bytes of a file in which its format and its colours are looked for
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,33 +36,70 @@ _TURNS = {
 def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
     """Reads a photo as viewers show it, or refuses it in a line that names the file.
 
-    EXIF rotation is applied, 16-bit and CMYK become 8-bit RGB, transparency becomes white, and an animation
-    gives its first frame. `path` is only a name if `content` holds the bytes of a photo without a file.
+    The photo is turned upright and its colours become sRGB (`to_srgb`); an animation gives its first frame.
+    `path` is only a name if `content` holds the bytes of a photo without a file.
     """
     if content is None and not path.is_file():
         what = "expected a photo, found a folder" if path.is_dir() else "no such photo"
         raise InputError(f"{path}: {what}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") if content is None else io.BytesIO(content) as file:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures before our check refuses them
-            with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
-                return to_rgb(path, image)
+            return _opened(path, file)
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} million pixels; scale it down") from None
     except Image.UnidentifiedImageError:
-        raise InputError(
-            f"{path}: not a PNG, JPEG, WebP, BMP, TIFF or GIF picture; convert it first"
-        ) from None
+        raise InputError(f"{path}: not a {KINDS} picture; convert it first") from None
     except Exception as error:  # decoders raise nearly anything for broken files
         raise InputError(f"{path}: the picture is truncated or broken, get it again ({error})") from None
+
+
+def _opened(path: Path, file: BinaryIO) -> Image.Image:
+    start = file.read(_START)
+    formats = (_phones_format(path, start),) if start[4:8] == b"ftyp" else FORMATS
+    file.seek(0)
+    with Image.open(file, formats=formats) as image:
+        if codes := _colour_codes(start):
+            image.info["cicp"] = codes
+        return to_rgb(path, image)
+
+
+def _phones_format(path: Path, start: bytes) -> str:
+    """Returns Pillow's name of the format of a HEIC or AVIF photo, whose decoder is loaded here."""
+    brands = start[8:12] + start[16 : int.from_bytes(start[:4], "big")]
+    if b"avif" in brands or b"avis" in brands:
+        if not features.check("avif"):
+            raise InputError(f"{path}: this Pillow reads no AVIF; run pip install -U pillow")
+        return "AVIF"
+    if not any(brand in brands for brand in _HEIF):
+        raise Image.UnidentifiedImageError  # a film, for example
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise InputError(f"{path}: HEIC photos: run pip install 'hyperdreambooth[heic]'") from None
+    register_heif_opener()
+    return "HEIF"
+
+
+def _colour_codes(start: bytes) -> tuple[int, int] | None:
+    """Returns primaries and transfer as ITU-T H.273 numbers them, from PNG's cICP or the colour box of AVIF.
+
+    A full-range PNG states them in single bytes, AVIF and HEIC in two bytes each. An ICC profile beside a box
+    takes precedence in AVIF and HEIC, so that the box then does not count.
+    """
+    if start.startswith(b"\x89PNG") and (at := start.find(b"\0\0\0\x04cICP")) > 0:
+        return start[at + 8], start[at + 9]
+    if (at := start.find(b"colrnclx")) > 0 and b"colrprof" not in start and b"colrrICC" not in start:
+        return int.from_bytes(start[at + 8 : at + 10], "big"), int.from_bytes(start[at + 10 : at + 12], "big")
+    return None
 
 
 def to_rgb(name: Path, image: Image.Image) -> Image.Image:
     """Converts a picture in memory like `open_photo`; messages call it `name`."""
     _check_size(name, image)
-    return _rgb(_upright(image))
+    return to_srgb(_upright(image))
 
 
 def _check_size(path: Path, image: Image.Image) -> None:
@@ -76,25 +118,6 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values of 16 or 32 bits, or floats, to eight bits; Pillow's own conversion clips them."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = float(values.max())
-    usual = 65535.0 if image.mode != "F" else 1.0 if top <= 1 else 255.0
-    scaled = np.clip(values / max(usual, top) * 255, 0, 255)
-    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:

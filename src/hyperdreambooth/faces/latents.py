@@ -17,7 +17,7 @@ from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 
-FORMAT = 2  # raise it when open_photo or to_pixels change
+FORMAT = 3  # raise it when open_photo or to_pixels change
 
 
 def encoder_key(fingerprint: str, encoder: nn.Module) -> str:

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -27,11 +26,12 @@ from PIL import Image
 from hyperdreambooth.faces.check import look
 from hyperdreambooth.faces.config import PrepareConfig
 from hyperdreambooth.faces.crop import choose, crop_face, main_faces
-from hyperdreambooth.faces.dataset import SHEET, printable
+from hyperdreambooth.faces.dataset import SHEET
 from hyperdreambooth.faces.detect import Detector, Face, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.faces.journal import Journal, Record
 from hyperdreambooth.faces.landmarks import Landmarks, moved
+from hyperdreambooth.faces.notes import folded, printable
 from hyperdreambooth.faces.sources import HUB, Item, read_items
 from hyperdreambooth.files import InputError, check_apart, whole_file
 from hyperdreambooth.grid import mark
@@ -148,17 +148,12 @@ def _is_there(out: Path, record: Record) -> bool:
 
 def _claim(item: Item, names: dict[str, str]) -> None:
     """Records a photo's name; refuses a name that is taken."""
-    name = _folded(item.name)
+    name = folded(item.name)
     if f"{name.rpartition('/')[2]}.png" == SHEET:
         raise InputError(f"its crop would replace prepare's own {SHEET}; rename it")
     if first := names.get(name):
         raise InputError(f"has the same name as {first}; rename one of them")
     names[name] = item.origin
-
-
-def _folded(name: str) -> str:
-    """Returns a name as the file systems of Windows and macOS compare it."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _reason(error: InputError, item: Item) -> str:
@@ -285,9 +280,9 @@ def _describe(out: Path, kept: Iterable[Record]) -> None:
 
 def _remove(out: Path, ever: set[str], kept: set[str]) -> None:
     """Deletes crops whose photo is gone or dropped by now, and old half-written files of a killed run."""
-    folded = {_folded(name): _place(out, name) for name in kept}
+    kept_as = {folded(name): _place(out, name) for name in kept}
     for name in ever - kept:
-        place, renamed = _place(out, name), folded.get(_folded(name))
+        place, renamed = _place(out, name), kept_as.get(folded(name))
         if renamed and place.exists() and place.samefile(renamed):
             continue  # Ana.png is ana.png where case does not count
         place.unlink(missing_ok=True)

@@ -19,22 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hyperdreambooth.faces.config import PrepareConfig
-from hyperdreambooth.faces.dataset import (
-    EXTENSIONS,
-    Note,
-    note_of,
-    photo_hash,
-    printable,
-    read_faces,
-    read_person,
-)
+from hyperdreambooth.faces.dataset import EXTENSIONS, Album, person_album, photo_hash, read_album
 from hyperdreambooth.faces.frame import Corners
 from hyperdreambooth.faces.landmarks import Landmarks
-from hyperdreambooth.files import InputError
+from hyperdreambooth.faces.notes import CAPTIONS, Note, Unused, note_of, pick, printable
+from hyperdreambooth.files import InputError, decode_text
 
 HUB = "hf:"
 IDENTITIES = ("identity", "person", "person_id", "celeb_id", "label")
-CAPTIONS = ("text", "caption", "prompt")
 LARGEST = 2**30  # bytes read of one file in an archive, which may claim any size
 
 
@@ -68,11 +60,29 @@ def read_items(source: str, config: PrepareConfig) -> Iterable[Item]:
     folder = Path(source)
     if source.startswith(HUB):
         return _of_hub(source, config)
-    if shards := [folder] if folder.suffix == ".tar" else _within(folder, "*.tar"):
+    if shards := _shards(folder):
         return _of_shards(shards, config)
-    if any(_within(folder, name) for name in ("state.json", "dataset_dict.json", "**/*.parquet")):
+    if _is_saved(folder):
         return _of_saved(folder, config)
     return _of_folder(folder)
+
+
+def not_used(source: str) -> tuple[Unused, ...]:
+    """Returns what lies in a folder of photos and is not used; nothing for other sources."""
+    folder = Path(source)
+    if source.startswith(HUB) or _shards(folder) or _is_saved(folder):
+        return ()
+    album = _album(folder)
+    return album.unused + album.others
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [folder] if folder.suffix == ".tar" else _within(folder, "*.tar")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` wrote a folder."""
+    return any(_within(folder, name) for name in ("state.json", "dataset_dict.json", "**/*.parquet"))
 
 
 def _within(folder: Path, pattern: str) -> list[Path]:
@@ -81,16 +91,18 @@ def _within(folder: Path, pattern: str) -> list[Path]:
     return [file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts)]
 
 
+def _album(folder: Path) -> Album:
+    return person_album(folder, folder.stem) if folder.is_file() else read_album(folder)
+
+
 def _of_folder(folder: Path) -> list[Item]:
     """Returns the photos of a folder, or one photo."""
-    if folder.is_file():
-        home, photos = folder.parent, read_person([folder])
-    else:
-        home, photos = folder, [photo for group in read_faces(folder).values() for photo in group]
+    home, album = folder.parent if folder.is_file() else folder, _album(folder)
     items: list[Item] = []
-    for photo in photos:
+    for photo in (photo for group in album.people.values() for photo in group):
         name, origin = photo.path.relative_to(home).with_suffix("").as_posix(), printable(str(photo.path))
         refused = "" if name == printable(name) else "the file's name is not UTF-8; rename it"
+        refused = refused or album.refused.get(photo.path, "")
         own = photo.caption, photo.landmarks, refused, photo.corners
         items.append(Item(printable(name), origin, photo.path, *own))
     return items
@@ -139,14 +151,14 @@ def _sample(
     if not pictures:
         return None
     try:
-        fields = json.loads(files.get("json", b"{}"))
-        text = files.get("txt", files.get("caption", b"")).decode("utf-8-sig")
-        note = note_of(text or _pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
-        identity = _pick(fields, IDENTITIES, config.identity_column)
+        fields = json.loads(decode_text(files.get("json", b"{}")))
+        text = decode_text(files.get("txt") or files.get("caption", b""))
+        note = note_of(text or pick(fields, CAPTIONS, config.caption_column), fields.get("landmarks"))
+        identity = pick(fields, IDENTITIES, config.identity_column)
         if identity is None and "cls" in files:
-            identity = files["cls"].decode().strip()
+            identity = decode_text(files["cls"]).strip()
     except (ValueError, AttributeError, RecursionError) as error:
-        return _refused(str(key), origin, f"expected UTF-8 text and a JSON object beside the photo ({error})")
+        return _refused(str(key), origin, f"expected text and a JSON object beside the photo ({error})")
     folder = str(key.parent) if identity is None and len(key.parts) > 1 else identity
     return _item(folder, prefix + key.name, origin, pictures[0], note)
 
@@ -220,7 +232,7 @@ def _rows(rows: Any, source: str, split: str, config: PrepareConfig) -> Iterator
     for number, row in enumerate(rows.cast_column(column, image_type(decode=False))):
         name, origin = f"{split}-{number:08d}", f"{source}:{split}:{number}"
         try:
-            note = note_of(_pick(row, CAPTIONS, config.caption_column), row.get("landmarks"))
+            note = note_of(pick(row, CAPTIONS, config.caption_column), row.get("landmarks"))
             person, content = _person(row, features, config), _stored(row[column] or {})
         except ValueError as error:
             yield _refused(name, origin, str(error))
@@ -249,12 +261,6 @@ def _person(row: Mapping[str, Any], features: Mapping[str, Any], config: Prepare
     column = config.identity_column
     names = [name for name in ((column,) if column else IDENTITIES) if row.get(name) is not None]
     return getattr(features[names[0]], "int2str", str)(row[names[0]]) if names else None
-
-
-def _pick(fields: Mapping[str, Any], usual: Iterable[str], asked: str | None) -> Any:
-    """Returns the value of the key asked for, or else of the first usual key that is present."""
-    keys = (asked,) if asked else usual
-    return next((fields[key] for key in keys if fields.get(key) is not None), None)
 
 
 def _item(identity: Any, photo: str, origin: str, content: Path | bytes, note: Note) -> Item:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hyperdreambooth.files import decode_text
 from hyperdreambooth.lora.formats.headers import LoraInfo
 
 
@@ -53,7 +54,7 @@ def model_card(
 def licence_of(base: Path) -> str:
     """Reads the licence from the model card in a pipeline's folder; `other` if there is none."""
     card = base / "README.md"
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []
+    lines = decode_text(card.read_bytes(), "replace").splitlines() if card.is_file() else []
     found = [line.partition(":")[2].strip(" '\"") for line in lines[:100] if line.startswith("license:")]
     return found[0] if found and found[0] else "other"
 
