@@ -13,7 +13,7 @@ import yaml
 
 import micro
 from hyperdreambooth import personalize as module
-from hyperdreambooth.adapter import Adapter, read_adapter
+from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import FILES, check_person, save_card
 from hyperdreambooth.apps.saving import save_trained
