@@ -123,7 +123,7 @@ def write_json(path: Path, data: Any) -> None:
     """Writes data as indented JSON, whole; paths become strings."""
     text = json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath) + "\n"
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not UTF-8
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from hyperdreambooth.base import autoencoder, flux, sd, sd3, sdxl
+from hyperdreambooth.base.alone import lock_of
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
+from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.open import folder_of, open_pipeline
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site, site_fingerprint
@@ -49,6 +52,7 @@ class Base:
         trigger, class_word: the rare word, `[V]` in prompts, and what captions call a person (`face`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
         offload: whether `rest` moves what a training loop does not need to the CPU.
+        lock: held by whoever wears, draws or trains. All bases that share a denoiser share it.
     """
 
     pipe: Any
@@ -61,6 +65,7 @@ class Base:
     class_word: str
     resolution: int
     offload: bool
+    lock: RLock
 
     @classmethod
     def from_pipeline(
@@ -94,7 +99,10 @@ class Base:
         sites = find_sites(components, add_sites, skip_sites)
         fingerprint = weights_fingerprint(components, stored, variant)
         side = resolution or family.resolution(pipe)
-        base = cls(pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload)
+        lock = lock_of(components[family.DENOISER])
+        base = cls(
+            pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload, lock
+        )
         base.check_side("resolution", side)
         if side >= _LARGE:
             pipe.vae.enable_slicing()
@@ -139,6 +147,19 @@ class Base:
             raise InputError(
                 f"{field}: expected a positive multiple of {multiple}, got {side}; this base draws {own}"
             )
+
+    def check_steps(self, field: str, steps: int) -> None:
+        """Refuses a number of denoising steps that the pipeline's scheduler cannot make."""
+        scheduler = self.pipe.scheduler
+        if not isinstance(self.family.NOISING, Diffusion):  # flows make any number
+            return
+        try:
+            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
+        except ValueError as error:
+            raise InputError(
+                f"{field}: the base's {type(scheduler).__name__} cannot make {steps} steps ({error}); "
+                "ask for another number, such as 25"
+            ) from None
 
     def prompt(self, text: str) -> str:
         """Fills this base's words in: its trigger for `[V]`, its class word for `{class_word}`."""

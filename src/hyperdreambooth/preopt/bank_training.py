@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
+from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.files import InputError, discard
@@ -138,6 +139,7 @@ def train_group(
     return trainable.leaves["numbers"].detach().cpu(), outcome
 
 
+@alone
 def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptConfig | None = None) -> Bank:
     """Makes or continues a bank; the same call resumes.
 
