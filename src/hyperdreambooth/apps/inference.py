@@ -22,12 +22,12 @@ from hyperdreambooth.apps.settings import GenerateConfig, Job, NoConfig
 if TYPE_CHECKING:
     from PIL import Image
 
-    from hyperdreambooth.apps.personalization import PersonalizeConfig
+    from hyperdreambooth.apps.personalize_config import PersonalizeConfig
 
 OTHERS = 6  # more photos of a drawn person, for scores only
 
 
-@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=as_recommended)
+@command("hyperdreambooth.apps.personalize_config:PersonalizeConfig", "seed", adjust=as_recommended)
 def demo(
     job: Job[PersonalizeConfig],
     photo: Annotated[
@@ -95,7 +95,7 @@ def predict(
 
 
 @command(
-    "hyperdreambooth.apps.personalization:PersonalizeConfig",
+    "hyperdreambooth.apps.personalize_config:PersonalizeConfig",
     "prompts", "rank", "steps|auto", "seed", adjust=as_recommended,
 )  # fmt: skip
 def personalize(

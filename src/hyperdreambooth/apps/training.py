@@ -24,7 +24,7 @@ from hyperdreambooth.apps.settings import Job
 if TYPE_CHECKING:
     from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
-    from hyperdreambooth.preopt.bank_training import PreoptConfig
+    from hyperdreambooth.preopt.config import PreoptConfig
 
 
 @command("hyperdreambooth.finetune.config:DreamboothConfig", "method", "rank", "steps|auto", "seed")
@@ -98,7 +98,7 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-@command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
+@command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed")
 def preoptimize(
     job: Job[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
 ) -> None:

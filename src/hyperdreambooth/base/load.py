@@ -20,6 +20,7 @@ from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.open import folder_of, open_pipeline
+from hyperdreambooth.base.recognise import check_channels, only_variant
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site, site_fingerprint
 from hyperdreambooth.sites import find_sites
@@ -92,6 +93,7 @@ class Base:
         """
         family = FAMILIES[type(pipe).__name__]
         family.NOISING.check(pipe.scheduler)
+        check_channels(source, getattr(pipe, family.DENOISER).config, pipe.vae.config)
         parts = (family.DENOISER, *family.TEXT_ENCODERS)
         components: dict[str, nn.Module] = {name: getattr(pipe, name) for name in parts}
         for module in _networks(pipe).values():
@@ -293,7 +295,7 @@ def load_base(
             `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
         dtype: number format of the frozen weights.
-        variant: of the files to load, such as `fp16`.
+        variant: of the files to load, such as `fp16`; None for the only one that a folder has.
         offline: look at files on this machine only.
         base_config: folder or hub id of a pipeline like a single file's; None to tell from its weights.
         leave_out: components that the pipeline can do without, such as a third text encoder.
@@ -312,7 +314,7 @@ def load_base(
     if dtype not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
-    families = tuple(FAMILIES)
+    families, variant = tuple(FAMILIES), variant or only_variant(place)
     pipe = open_pipeline(place, families, dtype, variant, offline, base_config, leave_out, revision, token)
     asked = {"trigger": trigger, "class_word": class_word, "resolution": resolution}
     words: dict[str, Any] = _facts(Path(place)) | {name: value for name, value in asked.items() if value}

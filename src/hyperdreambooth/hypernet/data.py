@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.conditioning import Conditioner, warn_captions
-from hyperdreambooth.base.denoise import Key, LossConfig, sampled_loss
+from hyperdreambooth.base.config import LossConfig
+from hyperdreambooth.base.denoise import Key, sampled_loss
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
