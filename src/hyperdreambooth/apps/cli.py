@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import signal
 import warnings
 from typing import Annotated, Any
@@ -54,6 +53,17 @@ def explain(error: Any) -> tuple[str, int] | None:
 class OneLineErrors(typer.core.TyperGroup):
     """A group of commands whose errors are one line on standard error."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Reads the words before the command; a mistake in them becomes an exit code."""
+        try:
+            return super().make_context(*arguments, **options)
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # no words at all: the help is shown
+                raise
+            line, code = explain(error) or ("", 2)
+            typer.echo(line, err=True)
+            raise typer.Exit(code) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; errors of the user become an exit code."""
         try:
@@ -74,9 +84,6 @@ class ToStandardError(logging.Handler):
         typer.echo(self.format(record), err=True)
 
 
-# at every start transformers prints that torchvision is missing, which it does not need
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
 app = typer.Typer(
     cls=OneLineErrors,
     name="hdb",
@@ -88,9 +95,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from hyperdreambooth import __version__
+
+        typer.echo(f"hyperdreambooth {__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+
+
 @app.callback()
 def configure(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    version: Annotated[bool, _VERSION] = False,
 ) -> None:
     """Make a LoRA from one photo of a person, in seconds."""
     logger = logging.getLogger("hyperdreambooth")

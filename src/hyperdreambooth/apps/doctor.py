@@ -97,7 +97,7 @@ def _memory(
     """Prints what a task needs, also with settings that save memory; returns whether it fits as it is set."""
     from functools import partial
 
-    from hyperdreambooth.apps.personalize_config import PersonalizeConfig
+    from hyperdreambooth.apps.personalization import PersonalizeConfig
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from hyperdreambooth.apps.options import HypernetName, command, must_exist
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
+from hyperdreambooth.apps.options import HypernetName, command
 from hyperdreambooth.apps.settings import Job, NoConfig
 
 if TYPE_CHECKING:
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 @command("hyperdreambooth.apps.settings:NoConfig")
 def inspect(
     job: Job[NoConfig],
-    file: Annotated[Path, Argument(help="An adapter file.")],
-    against: Annotated[Path | None, Option(help="Another adapter file to compare it with.")] = None,
+    file: Annotated[Path, Argument(help="An adapter file."), Check(checks.adapters)],
+    against: Annotated[
+        Path | None, Option(help="Another adapter file to compare it with."), Check(checks.adapters)
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
     hypernet: HypernetName = None,
 ) -> None:
@@ -31,7 +35,6 @@ def inspect(
 
     A file that does not fit is reported; only a damaged file is an error.
     """
-    must_exist(file, *filter(None, [against]))
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.lora.relax import inner_product
 

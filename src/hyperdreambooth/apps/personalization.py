@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw
+from pydantic import Field
 from typer import echo
 
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
-from hyperdreambooth.apps.personalize_config import PersonalizeConfig
 from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
 from hyperdreambooth.evaluate.base_scorers import BaseScorers, load_base_scorers
+from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.grid import INK, LABEL, PAPER, fit, font, grid
@@ -31,6 +32,17 @@ _NOT_SCORED = {
     "prompt": "not scored: no prompt asks for anything that the scorer knows",
     "no scorers": "not scored: this base has no scorers",
 }
+
+
+class PersonalizeConfig(FinetuneConfig):
+    """The config of `personalize` and `demo`: that of the finetune, and how pictures are generated.
+
+    In the prompts `[V]` is the person and `{class_word}` the base's class word.
+    """
+
+    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
+    draw_steps: int = Field(25, ge=1)
+    guidance: float = Field(4.0, ge=0)
 
 
 def run_personalization(

@@ -13,34 +13,11 @@ from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.files import InputError, check_writable, read_json
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.lora.formats.merged import save_merged
-from hyperdreambooth.lora.formats.write import check_name
 
 WORD = "learned_embeds.safetensors"  # as diffusers names the file of a textual inversion
-
-
-def check_file(out: Path) -> None:
-    """Refuses an output that cannot become a safetensors file, before the work."""
-    check_name(out)
-    if out.is_dir():
-        raise InputError(f"out {out}: expected a file to write, found a folder; pass another --out")
-    check_writable(out.parent)
-
-
-def check_report(out: Path, command: str) -> None:
-    """Refuses a folder that cannot be written to, or holds another command's report, which would be lost."""
-    check_writable(out)
-    file = out / "report.json"
-    report = read_json(file) if file.is_file() else {"command": command}
-    maker = report.get("command") if isinstance(report, dict) else None
-    if maker != command:
-        raise InputError(
-            f"out {out}: expected a new folder or a result of {command}, found a result of "
-            f"{maker or 'another program'}; pass another --out"
-        )
 
 
 def save_forms(

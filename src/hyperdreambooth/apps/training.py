@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
+from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.adapters import LoraFile, LoraForm
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
     HypernetName,
     People,
     Photos,
     as_recommended,
     command,
-    must_exist,
     named_path,
 )
 from hyperdreambooth.apps.settings import Job
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 def dreambooth(
     job: Job[DreamboothConfig],
     photos: Photos,
-    out: Annotated[Path, Option(help="The run folder, which will hold the result.")],
+    out: Annotated[
+        Path, Option(help="The run folder, which will hold the result."), Check(checks.run_folder)
+    ],
 ) -> None:
     """Train one person from scratch.
 
@@ -42,9 +45,7 @@ def dreambooth(
     from hyperdreambooth.apps.saving import print_files, save_trained
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.dreambooth import dreambooth as run
-    from hyperdreambooth.runs import check_run
 
-    check_run(out)
     person = read_person(photos)
     with job.stage("load"):
         base = load(job.base)
@@ -56,24 +57,30 @@ def dreambooth(
     print_files(out, files)
 
 
-@command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)
+@command(
+    "hyperdreambooth.finetune.config:FinetuneConfig",
+    "rank", "steps|auto", "seed", adjust=as_recommended,
+)  # fmt: skip
 def finetune(
     job: Job[FinetuneConfig],
-    file: Annotated[Path, Argument(help="The adapter to start from, usually a prediction.")],
-    photo: Annotated[list[Path], Option(help="A photo of the person; may be repeated.", parser=named_path)],
+    file: Annotated[
+        Path, Argument(help="The adapter to start from, usually a prediction."), Check(checks.adapters)
+    ],
+    photo: Annotated[
+        list[Path],
+        Option(help="A photo of the person; may be repeated.", parser=named_path),
+        Check(checks.person),
+    ],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
 ) -> None:
     """Raise the rank of an adapter and train it for a few steps."""
-    must_exist(file)
     from hyperdreambooth.adapter import check_rank
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.apps.saving import check_file
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.fast import finetune_adapter
 
-    check_file(out)
     person = read_person(photo)
     with job.stage("load"):
         base = load(job.base)
@@ -100,7 +107,9 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 @command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed")
 def preoptimize(
-    job: Job[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
+    job: Job[PreoptConfig],
+    photos: People,
+    out: Annotated[Path, Option(help="The bank's folder."), Check(checks.output_folder)],
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
@@ -126,8 +135,8 @@ def _check_finetune(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[Hy
 def train(
     job: Job[HypernetConfig],
     photos: People,
-    out: Annotated[Path, Option(help="The hypernetwork's folder.")],
-    bank: Annotated[Path | None, Option(help="The bank that preoptimize made.")] = None,
+    out: Annotated[Path, Option(help="The hypernetwork's folder."), Check(checks.output_folder)],
+    bank: Annotated[Path | None, Option(help="The bank that preoptimize made."), Check(checks.bank)] = None,
 ) -> None:
     """Train the hypernetwork on photos of many people.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from safetensors import SafetensorError
 
 from hyperdreambooth.base.recognise import INDEX, check_base
 from hyperdreambooth.files import InputError, read_json
+
+# transformers warns of every image processor that it runs without torchvision, which nothing here needs
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "requires torchvision" not in str(record.msg)
+)
 
 _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedulers
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
