@@ -47,6 +47,17 @@ def people(folder: Path) -> None:
         raise InputError(f"{folder}: {what}")
 
 
+def source(photos: str) -> None:
+    """Refuses a source of `prepare` that is not there, or an empty folder; data sets may be the hub's."""
+    from hyperdreambooth.faces.dataset import printable
+
+    path = Path(photos)
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"{printable(photos)}: expected photos, found an empty folder")
+    if not path.exists() and not photos.startswith("hf:") and not any(mark in photos for mark in "*?[{"):
+        raise InputError(f"{printable(photos)}: no such photo or folder of photos")
+
+
 def adapters(files: Path | Sequence[Path]) -> None:
     """Refuses files that are missing or no whole safetensors files."""
     from safetensors import SafetensorError, safe_open
@@ -81,9 +92,13 @@ def hypernet(name: str) -> None:
     from hyperdreambooth.hub import is_hub_id
 
     folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict) or "facts" not in config:
+            raise InputError(f"hypernetwork {name}: its config.json is not that of a hypernetwork")
+    elif folder.is_dir():
         raise InputError(f"hypernetwork {name}: expected a folder with config.json, found none")
-    if not folder.is_dir() and (folder.exists() or not is_hub_id(name)):
+    elif folder.exists() or not is_hub_id(name):
         raise InputError(f"hypernetwork {name}: no such folder, and not a hub id (owner/name)")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import signal
 import warnings
 from typing import Annotated, Any
@@ -50,6 +51,11 @@ def explain(error: Any) -> tuple[str, int] | None:
     return None
 
 
+def visible(line: str) -> str:
+    """Replaces the hidden names under which files are written (files.py) by those that a user knows."""
+    return re.sub(r"\.forms-\w+[/\\]|\.(?=[^/\\]+\.[0-9a-f]{12}\.tmp)|\.[0-9a-f]{12}\.tmp", "", line)
+
+
 class OneLineErrors(typer.core.TyperGroup):
     """A group of commands whose errors are one line on standard error."""
 
@@ -72,7 +78,7 @@ class OneLineErrors(typer.core.TyperGroup):
             cause = KeyboardInterrupt() if _interrupts else error
             if isinstance(cause, typer.Exit | typer.Abort) or (explained := explain(cause)) is None:
                 raise
-            typer.echo(explained[0], err=True)
+            typer.echo(visible(explained[0]), err=True)
             raise typer.Exit(explained[1]) from None
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import Workers, command
 from hyperdreambooth.apps.settings import Job
 
@@ -20,9 +22,11 @@ NAMED = 5  # dropped photos that are named on the terminal; the report names all
 def prepare(
     job: Job[PrepareConfig],
     photos: Annotated[
-        str, Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
+        str,
+        Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split]."),
+        Check(checks.source),
     ],
-    out: Annotated[Path, Option(help="The folder for the crops.")],
+    out: Annotated[Path, Option(help="The folder for the crops."), Check(checks.run_folder)],
     workers: Workers = None,
 ) -> None:
     """Crop and align the faces of photos.

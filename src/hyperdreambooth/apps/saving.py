@@ -24,7 +24,8 @@ def save_forms(
     adapter: Adapter, out: Path, form: Format | Literal["all"] = "all", dtype: str = "float32"
 ) -> dict[str, str]:
     """Writes one form of an adapter, or every form it has, into a folder; returns form → file name."""
-    every: list[Format] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
+    small = adapter.lidb is not None and dtype != "bfloat16"  # in which a LiDB's few numbers lose too much
+    every: list[Format] = [one for one in FILES if one != "lidb" or small]
     forms: list[Format] = every if form == "all" else [form]
     files: dict[Format, str] = {one: FILES[one] for one in forms}
     out.mkdir(parents=True, exist_ok=True)
