@@ -7,8 +7,12 @@ PY        := $(VENV)/bin/python
 DEMO      ?= demo
 DEMO_ARGS ?=
 PIP_FLAGS ?=
-# --no-compile: Python compiles the few files it imports, instead of the tens of thousands that torch brings
+# --no-compile: of the tens of thousands of files that torch brings, COMPILE has those compiled that are imported,
+# also where PYTHONDONTWRITEBYTECODE is set, as in many containers: else every start would take half a minute
 PIP       := $(PY) -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt $(PIP_FLAGS)
+
+COMPILE   := env -u PYTHONDONTWRITEBYTECODE $(PY) -c \
+  'import hyperdreambooth.apps.personalization; from hyperdreambooth import load_base; load_base()'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow check format reproduce clean
@@ -56,7 +60,7 @@ $(PY):
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(PY)
 	@echo "installing the package and what it runs on (once; torch is the large one) ..."
-	@start=$$(date +%s); $(PIP) -e . && touch $@ && echo "installed in $$(( $$(date +%s) - start )) s"
+	@start=$$(date +%s); $(PIP) -e . && $(COMPILE) && touch $@ && echo "installed in $$(( $$(date +%s) - start )) s"
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools ..."

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, LCMScheduler, PNDMScheduler
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
@@ -215,3 +216,52 @@ def test_what_cannot_be_drawn_is_refused(micro_base: Base) -> None:
     with pytest.raises(InputError, match=r"unet\.nowhere"):
         generate_images(micro_base, PROMPTS, adapter(micro_base, stray), steps=1)
     assert generate_images(micro_base, PROMPTS[:1], size=40, steps=1)[0].size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prk", "steps", "possible"),
+    [
+        (PNDMScheduler, True, 2, False),
+        (PNDMScheduler, True, 3, False),
+        (PNDMScheduler, True, 4, True),
+        (PNDMScheduler, False, 2, True),
+        (DDIMScheduler, False, 1001, False),
+        (LCMScheduler, False, 51, False),
+        (LCMScheduler, False, 1, True),
+    ],
+)
+def test_a_number_of_steps_that_the_scheduler_cannot_make_is_one_line(
+    kind: Any, prk: bool, steps: int, possible: bool, micro_base: Base
+) -> None:
+    own = micro_base.pipe.scheduler.config
+    options = {"skip_prk_steps": not prk} if kind is PNDMScheduler else {}
+    micro_base.pipe.scheduler = kind.from_config(own, **options)
+    if possible:
+        assert len(generate_images(micro_base, "a face", steps=steps, guidance=1)) == 1
+    else:
+        with pytest.raises(InputError, match=f"^steps: the base's {kind.__name__} cannot make {steps} steps"):
+            generate_images(micro_base, "a face", steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("negative", "guidance", "words"),
+    [
+        ("hat", 1.0, "negative: not used at guidance 1; raise"),
+        ("hat", 0.5, "negative: not used at guidance 0.5; raise"),
+        ("hat " * 20, 4.0, "negative: too long, read as far as '.*hat'; shorten it"),
+        ("hat", 4.0, None),
+        ("", 1.0, None),
+        (None, 1.0, None),
+    ],
+)
+def test_a_negative_prompt_that_is_not_read_warns(
+    negative: str | None, guidance: float, words: str | None, micro_base: Base
+) -> None:
+    with pytest.warns(UserWarning, match=words) if words else warnings.catch_warnings():
+        generate_images(micro_base, "a face", steps=1, guidance=guidance, negative=negative)
+
+
+def test_a_person_named_after_what_is_read_warns(micro_base: Base) -> None:
+    person = adapter(micro_base, people(micro_base, 1))
+    with pytest.warns(UserWarning, match="names the person after the end of what is read: move 'sks'"):
+        generate_images(micro_base, ["hat " * 20 + "sks"], person, steps=1)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter as Adapter
     from hyperdreambooth.adapter import load_adapter as load_adapter
-    from hyperdreambooth.base.denoise import LossConfig as LossConfig
+    from hyperdreambooth.base.config import LossConfig as LossConfig
     from hyperdreambooth.base.load import Base as Base
     from hyperdreambooth.base.load import load_base as load_base
     from hyperdreambooth.faces.dataset import Photo as Photo
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from hyperdreambooth.hypernet.train import train_hypernet as train_hypernet
     from hyperdreambooth.lidb.bank import Bank as Bank
     from hyperdreambooth.personalize import Personalizer as Personalizer
-    from hyperdreambooth.preopt.bank_training import PreoptConfig as PreoptConfig
     from hyperdreambooth.preopt.bank_training import preoptimize as preoptimize
+    from hyperdreambooth.preopt.config import PreoptConfig as PreoptConfig
     from hyperdreambooth.training.config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
@@ -56,12 +56,12 @@ _HOME = {
     "FinetuneConfig": "finetune.config",
     "HypernetConfig": "hypernet.config",
     "InputError": "files",
-    "LossConfig": "base.denoise",
+    "LossConfig": "base.config",
     "Personalizer": "personalize",
     "Photo": "faces.dataset",
     "Predictor": "hypernet.predictor",
     "TrainConfig": "training.config",
-    "PreoptConfig": "preopt.bank_training",
+    "PreoptConfig": "preopt.config",
     "dreambooth": "finetune.dreambooth",
     "finetune_adapter": "finetune.fast",
     "generate_images": "generate",

@@ -16,11 +16,12 @@ import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -146,7 +147,7 @@ def cache_home() -> Path:
 def write_json(path: Path, data: Any) -> None:
     """Writes data as indented JSON, whole; paths become strings."""
     text = json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath) + "\n"
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))  # names that are not UTF-8
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -216,6 +217,8 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
     """Writes tensors of any type as one safetensors file, whole; copies views and shared memory."""
+    from safetensors.torch import save_file  # imports torch
+
     own: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, check_wearable
-from hyperdreambooth.base.conditioning import mentions
+from hyperdreambooth.base.alone import alone
+from hyperdreambooth.base.conditioning import mentions, read_part
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.inject import Worn, wear
@@ -24,6 +25,7 @@ Drawn: TypeAlias = Callable[[int, Image.Image], None]
 """Is called with the place of a picture in the result, and the picture, as soon as it is drawn."""
 
 
+@alone
 def generate_images(
     base: Base,
     prompts: str | Sequence[str],
@@ -63,7 +65,7 @@ def generate_images(
 
     Raises:
         InputError: an adapter that the base cannot wear, another number of adapters or seeds than of prompts,
-            or a size that the base cannot draw.
+            a size that the base cannot draw, or a number of steps that its scheduler cannot make.
     """
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     people = _one_each(adapter, len(asked))
@@ -75,8 +77,10 @@ def generate_images(
             raise InputError(f"{name}: expected 1 or more, got {value}")
     side = base.resolution if size is None else size
     base.check_side("size", side)
+    base.check_steps("steps", steps)
     check_wearable(base, *_distinct(people))
     texts = _texts(base, asked, people)
+    _check_negative(base, negative, guidance)
     jobs = _jobs(list(zip(seeds, asked, map(id, people), strict=True)), images)
     done: list[Image.Image] = []
     with _wearing(base, people) as put:
@@ -152,12 +156,24 @@ def _wearing(base: Base, people: Sequence[Adapter | None]) -> Generator[Callable
 def wearing(base: Base, adapter: Adapter) -> Generator[Worn]:
     """The base wears an adapter in the block and is as before afterwards, bit for bit.
 
+    Other threads that draw or train with this base wait until the block ends.
+
     Raises:
         InputError: an adapter that the base cannot wear.
     """
     check_wearable(base, adapter)
-    with wear(base.components, adapter.factors) as worn:
+    with base.lock, wear(base.components, adapter.factors) as worn:
         yield worn
+
+
+def _check_negative(base: Base, negative: str | None, guidance: float) -> None:
+    """Warns of a negative prompt that is not used, or not all of it."""
+    if not negative:
+        return
+    if guidance <= 1:
+        warnings.warn(f"negative: not used at guidance {guidance:g}; raise guidance above 1", stacklevel=4)
+    elif (read := read_part(base, negative)) != base.prompt(negative).rstrip():
+        warnings.warn(f"negative: too long, read as far as {read[-30:]!r}; shorten it", stacklevel=4)
 
 
 def _texts(base: Base, prompts: Sequence[str], people: Sequence[Adapter | None]) -> list[str]:
@@ -176,10 +192,15 @@ def _texts(base: Base, prompts: Sequence[str], people: Sequence[Adapter | None])
         person = triggers[0] if triggers and base.trigger not in triggers else base.trigger
         text = base.prompt(prompt.replace(PLACEHOLDER, person))
         if person in triggers and not mentions(person, text):
-            warnings.warn(f"{text!r} does not name the person: write [V] or {person!r}", stacklevel=3)
+            warnings.warn(f"{text!r} does not name the person: write [V] or {person!r}", stacklevel=4)
+        elif person in triggers and not mentions(person, read_part(base, text)):
+            warnings.warn(
+                f"{text!r} names the person after the end of what is read: move {person!r} towards the start",
+                stacklevel=4,
+            )
         unused |= dict.fromkeys(word for word in triggers if word != person)
         texts.append(text)
     for word in unused:
         if not any(mentions(word, text) for text in texts):
-            warnings.warn(f"no prompt names an adapter that is worn: write {word!r}", stacklevel=3)
+            warnings.warn(f"no prompt names an adapter that is worn: write {word!r}", stacklevel=4)
     return texts

@@ -91,9 +91,10 @@ class Personalizer:
 
     @contextmanager
     def _stage(self, name: str) -> Generator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        with self.base.lock:  # what other threads take counts for their own stages
+            began = time.perf_counter()
+            yield
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def predict(self, photos: Photos) -> Adapter:
         """The hypernetwork's answer, without any training (paper, section 4.2).

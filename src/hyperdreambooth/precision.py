@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Precision: TypeAlias = Literal["auto", "float32", "bf16", "fp16"]
 """`auto` is bf16 where the machine multiplies that faster than float32, and float32 elsewhere."""
 
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bf16", "fp16"]:
@@ -22,6 +23,8 @@ def resolved(precision: Precision, device: torch.device) -> Literal["float32", "
     """
     if precision != "auto":
         return precision
+    import torch
+
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # not every supported version of torch has it
@@ -33,5 +36,7 @@ def resolved(precision: Precision, device: torch.device) -> Literal["float32", "
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Returns an autocast to a precision, which does nothing for float32."""
+    import torch
+
     chosen = resolved(precision, device)
-    return torch.autocast(device.type, _DTYPES[chosen], enabled=chosen != "float32")
+    return torch.autocast(device.type, getattr(torch, _DTYPES[chosen]), enabled=chosen != "float32")

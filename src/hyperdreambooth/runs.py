@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel
-from torch import Tensor
 
 from hyperdreambooth.files import (
     InputError,
@@ -32,6 +30,10 @@ from hyperdreambooth.files import (
     whole_folder,
     write_json,
 )
+
+if TYPE_CHECKING:  # torch takes seconds, which the check of a run folder need not take
+    import torch
+    from torch import Tensor
 
 
 @functools.cache
@@ -64,6 +66,8 @@ def rng(*key: int | str) -> torch.Generator:
     It depends on nothing else. So a resumed run draws the same numbers as an uninterrupted one, and an
     identity's noise does not depend on the rest of the batch.
     """
+    import torch
+
     name = json.dumps([part if isinstance(part, str) else index(part) for part in key])
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     return torch.Generator().manual_seed(seed)
@@ -71,6 +75,8 @@ def rng(*key: int | str) -> torch.Generator:
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Returns a nested state as JSON, its tensors moved to `tensors`; `"$"` marks types that JSON lacks."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value
@@ -216,6 +222,8 @@ class Run:
 
 def _figure(value: Any) -> float | int | str | None:
     """Returns a value, which may be a tensor, as JSON."""
+    from torch import Tensor
+
     if value is None or isinstance(value, (str, int)):
         return value
     number = float(value.detach() if isinstance(value, Tensor) else value)

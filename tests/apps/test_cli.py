@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
+import hyperdreambooth
 from hyperdreambooth.apps import cli
 from hyperdreambooth.apps.settings import PRESETS, TABLES, GenerateConfig, resolve
 from hyperdreambooth.files import InputError
@@ -25,7 +29,8 @@ COMMANDS = (
     "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",
     "dreambooth", "preoptimize", "train", "evaluate", "doctor", "prepare",
 )  # fmt: skip
-SHARED = {"--config", "--set", "--dry-run", "--help"}
+# the decorator adds these; `--device` is about the machine, not about what a command does
+SHARED = {"--config", "--set", "--dry-run", "--help", "--device"}
 
 
 def options_of(name: str) -> set[str]:
@@ -68,6 +73,7 @@ def test_usage_errors_are_one_line(words: list[str]) -> None:
 
 INTERRUPTED = """
 import sys, time
+import hyperdreambooth
 from hyperdreambooth.apps import cli
 
 def command() -> None:
@@ -254,3 +260,90 @@ def test_doctor_says_what_is_missing(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--base", str(tmp_path)])
     assert result.exit_code == 1
     assert "torch" in result.stdout and f"MISSING: {tmp_path / 'model_index.json'}" in result.stdout
+
+
+def test_the_version_and_a_wrong_word_before_the_command_are_one_line() -> None:
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert result.exit_code == 0 and result.stdout == f"hyperdreambooth {hyperdreambooth.__version__}\n"
+    result = CliRunner().invoke(cli.app, ["--bogus"])
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "Usage" in CliRunner().invoke(cli.app, []).output
+
+
+def test_an_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"^nope: .* no preset; the presets are avatars, "):
+        resolve("generate", GenerateConfig, Path("nope"))
+
+
+@pytest.mark.parametrize("words", [["relax", "x"], ["generate", "--prompt", "a"], ["train", "photos"]])
+def test_a_dry_run_says_what_each_setting_means(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, [*words, "--out", "out", "--dry-run"])
+    lines = result.stdout.splitlines()
+    explained = {line.partition(":")[0] for above, line in pairwise(lines) if above.startswith("# ")}
+    config = yaml.safe_load(result.stdout)
+    assert explained <= config.keys() and {"seed", "base", "device"} <= explained
+
+
+HEAVY = """
+import sys
+sys.argv = ["hdb", *sys.argv[1:]]
+try:
+    from hyperdreambooth.__main__ import main
+    main()
+finally:
+    found = {"torch", "diffusers", "transformers", "peft"} & set(sys.modules)
+    print("imported", *sorted(found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["predict", "none.png", "--out", "p.safetensors"], "none.png: no such photo"),
+        (["predict", "tiny.png", "--out", "p.safetensors"], "tiny.png"),
+        (["personalize", "none.png", "--out", "me"], "none.png: no such photo"),
+        (["dreambooth", "torn.png", "--out", "me"], "torn.png"),
+        (["generate", "--prompt", "a", "--out", "g", "--seed", "-1"], "--seed"),
+        (["finetune", "torn.png", "--photo", "tiny.png", "--out", "f.safetensors"], "torn.png"),
+        (["relax", "none.safetensors", "--out", "r.safetensors"], "no such file"),
+        (["predict", "good.png", "--out", "good.png/p.safetensors"], "good.png"),
+        (["train", "people", "--out", "good.png"], "out good.png"),
+        (["generate", "--prompt", "a", "--out", "g", "--base", "good.png"], "pass it as a photo"),
+        (["generate", "--prompt", "a", "--out", "g", "--set", "stepz=1"], "unknown key 'stepz'"),
+        (["predict", "good.png", "--out", "p.safetensors", "--hypernet", "people"], "config.json"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_anything_heavy_is_imported(
+    words: list[str], named: str, tmp_path: Path
+) -> None:
+    """Seconds depend on the machine; what is imported does not."""
+    (tmp_path / "people").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
+    Image.new("RGB", (24, 24)).save(tmp_path / "tiny.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    command = [sys.executable, "-c", HEAVY, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == "imported\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("error: out/.ana.0123456789ab.tmp.safetensors: no", "error: out/ana.safetensors: no"),
+        ("error: e/.forms-ab_c1/person.safetensors: no", "error: e/person.safetensors: no"),
+        ("error: .cache/a.tmp: no", "error: .cache/a.tmp: no"),
+    ],
+)
+def test_messages_name_no_hidden_file(line: str, seen: str) -> None:
+    assert cli.visible(line) == seen
+
+
+def test_what_a_stream_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    """As on Windows, where a pipe has a code page: the work is done by the time the name is printed."""
+    words = ["avatars", "render", "--identities", "1", "--photos", "1", "--out", str(tmp_path / "日本")]
+    coded = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "hyperdreambooth", *words]
+    done = subprocess.run(command, capture_output=True, env=coded)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u65e5\\u672c: 1 people" in done.stdout

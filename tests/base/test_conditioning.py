@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperdreambooth.base.conditioning import Conditioner, mentions, warn_unnamed
+import pipelines
+from hyperdreambooth.base.conditioning import Conditioner, mentions, read_part, warn_captions
 from hyperdreambooth.base.load import Base
 
+PHOTOS = [Path(f"{k}.png") for k in range(6)]
 CAPTIONS = ["a photo of a sks face", "a sks face, smiling", "a photo of a sks face"]
 
 
@@ -33,9 +35,9 @@ def test_every_caption_is_encoded_as_if_alone(
 def test_captions_that_name_nobody_warn_once(micro_base: Base) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_unnamed(micro_base, [*CAPTIONS, "a [V] face"])
-    with pytest.warns(UserWarning, match=r"^2 of 5 captions .* 'holiday 2024, Rome': write \[V\]"):
-        warn_unnamed(micro_base, [*CAPTIONS, "holiday 2024, Rome", "sksy weather"])
+        warn_captions(micro_base, [*CAPTIONS, "a [V] face"], PHOTOS)
+    with pytest.warns(UserWarning, match=r"^2 of 5 captions .* 'holiday' of 3.png: write \[V\]"):
+        warn_captions(micro_base, [*CAPTIONS, "holiday", "sksy"], PHOTOS)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,28 @@ def test_sharing_captions_within_a_person_changes_nothing(
     captions = [CAPTIONS[row] for row in rows]
     encode = Conditioner(micro_base, CAPTIONS, text_worn=True)
     torch.testing.assert_close(encode(captions, images)["hidden"], encode(captions)["hidden"])
+
+
+LONG = "hat " * 30  # more than any tokenizer of the tiny bases reads
+
+
+@pytest.mark.parametrize("family", ["sd21", "sdxl", "sd3", "flux"])
+def test_what_is_read_of_a_text_decides_its_tokens(family: str) -> None:
+    base = Base.from_pipeline(getattr(pipelines, family)(), family)
+    longest = base.tokenize(["a"]).shape[1]
+    for text in ("a sks face", " ".join(["hat"] * (longest + 5)), "日本" * longest, "", "写"):
+        read = read_part(base, text)
+        assert text.startswith(read)
+        assert torch.equal(base.tokenize([read]), base.tokenize([text]))
+        if read:  # a shorter beginning is another text
+            assert not torch.equal(base.tokenize([read[:-1]]), base.tokenize([text]))
+    assert read_part(base, "a sks face ") == "a sks face"
+
+
+def test_long_captions_warn_and_name_their_photo(micro_base: Base) -> None:
+    captions = ["a [V] face " + LONG, LONG + "a [V] face", "a [V] face"]
+    with pytest.warns(UserWarning) as warned:
+        warn_captions(micro_base, captions, PHOTOS)
+    first, second = (str(one.message) for one in warned)
+    assert first.startswith("1 of 3 captions name the person too late, for example that of 1.png")
+    assert second.startswith("1 of 3 captions are too long, for example that of 0.png, read as far as")

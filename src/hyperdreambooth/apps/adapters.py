@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option, echo
 
-from hyperdreambooth.apps.options import HypernetName, Weights, command, must_exist
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
+from hyperdreambooth.apps.options import HypernetName, Weights, command
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
     from hyperdreambooth.apps.settings import Job, NoConfig, RelaxConfig
     from hyperdreambooth.base.load import Base
 
-LoraFile = Annotated[Path, Option(help="The LoRA to write (.safetensors).")]
+LoraFile = Annotated[Path, Option(help="The LoRA to write (.safetensors)."), Check(checks.output_file)]
 LoraForm = Annotated[Literal["diffusers", "kohya"], Option("--format", help="The layout of the file's keys.")]
 
 
 @command("hyperdreambooth.apps.settings:RelaxConfig", "rank", "seed")
 def relax(
     job: Job[RelaxConfig],
-    file: Annotated[Path, Argument(help="A LiDB or a LoRA.")],
+    file: Annotated[Path, Argument(help="A LiDB or a LoRA."), Check(checks.adapters)],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
@@ -30,11 +32,8 @@ def relax(
 
     The LoRA it writes changes the base exactly as the adapter does, and has room for the finetune.
     """
-    must_exist(file)
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.apps.saving import check_file
 
-    check_file(out)
     with job.stage("load"):
         base = load(job.base)
         adapter = open_adapter(file, base, hypernet)
@@ -48,8 +47,8 @@ def relax(
 @command("hyperdreambooth.apps.settings:NoConfig")
 def export(
     job: Job[NoConfig],
-    source: Annotated[Path, Argument(help="A bank or an adapter file.")],
-    out: Annotated[Path, Option(help="The folder for the files.")],
+    source: Annotated[Path, Argument(help="A bank or an adapter file."), Check(checks.adapter_or_bank)],
+    out: Annotated[Path, Option(help="The folder for the files."), checks.result_of("export")],
     identity: Annotated[str | None, Option(help="The person to export from a bank.")] = None,
     form: Annotated[
         Literal["diffusers", "kohya", "lidb", "merged", "all"],
@@ -64,12 +63,10 @@ def export(
 
     Or as a whole pipeline, for tools that cannot load adapters.
     """
-    must_exist(source)
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.apps.saving import check_report, print_files, save_forms, save_pipeline
+    from hyperdreambooth.apps.saving import print_files, save_forms, save_pipeline
     from hyperdreambooth.files import InputError
 
-    check_report(out, "export")
     if (out / "merged").exists() and not (out / "report.json").is_file():
         raise InputError(
             f"out {out}: expected a new folder or a result of export, found a pipeline from elsewhere; "
@@ -116,7 +113,9 @@ def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
 @command("hyperdreambooth.apps.settings:NoConfig")
 def merge(
     job: Job[NoConfig],
-    files: Annotated[list[Path], Argument(help="Adapter files of any origin: LiDBs or LoRAs.")],
+    files: Annotated[
+        list[Path], Argument(help="Adapter files of any origin: LiDBs or LoRAs."), Check(checks.adapters)
+    ],
     out: LoraFile,
     weight: Weights = None,
     rank: Annotated[
@@ -129,11 +128,8 @@ def merge(
 
     The result is exact. With --rank it is the nearest LoRA of that rank, and its error is printed.
     """
-    must_exist(*files)
     from hyperdreambooth.apps.loading import load, open_sum
-    from hyperdreambooth.apps.saving import check_file
 
-    check_file(out)
     with job.stage("load"):
         base = load(job.base)
         merged, error = open_sum(files, weight or [], base, hypernet), 0.0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option, echo
 
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import Device, Workers, command
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     "split", "identities", "photos", "seed", name="avatars render", on_base=False,
 )  # fmt: skip
 def render(
-    job: Job[RenderConfig], out: Annotated[Path, Option(help="The photo folder.")], workers: Workers = None
+    job: Job[RenderConfig],
+    out: Annotated[Path, Option(help="The photo folder."), Check(checks.output_folder)],
+    workers: Workers = None,
 ) -> None:
     """Draw avatars into a photo folder with captions."""
     from hyperdreambooth.avatars.folder import render_folder
@@ -39,7 +43,11 @@ def render(
 @command("hyperdreambooth.avatars.build.stages:BuildConfig", name="avatars build", on_base=False)
 def build(
     job: Job[BuildConfig],
-    out: Annotated[Path, Option(help="The working folder for photos, runs and finished models.")],
+    out: Annotated[
+        Path,
+        Option(help="The working folder for photos, runs and finished models."),
+        Check(checks.output_folder),
+    ],
     stage: Annotated[str, Option(help="vae, base, faces, wide, details, scorers, encoder or all.")] = "all",
     pack: Annotated[
         Path | None, Option(help="Also copy the models that are shipped into this folder.")

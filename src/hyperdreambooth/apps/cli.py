@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
+import re
 import signal
 import warnings
 from typing import Annotated, Any
@@ -52,8 +52,24 @@ def explain(error: Any) -> tuple[str, int] | None:
     return None
 
 
+def visible(line: str) -> str:
+    """Replaces the hidden names under which files are written (files.py) by those that a user knows."""
+    return re.sub(r"\.forms-\w+[/\\]|\.(?=[^/\\]+\.[0-9a-f]{12}\.tmp)|\.[0-9a-f]{12}\.tmp", "", line)
+
+
 class OneLineErrors(typer.core.TyperGroup):
     """A group of commands whose errors are one line on standard error."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Reads the words before the command; a mistake in them becomes an exit code."""
+        try:
+            return super().make_context(*arguments, **options)
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # no words at all: the help is shown
+                raise
+            line, code = explain(error) or ("", 2)
+            typer.echo(line, err=True)
+            raise typer.Exit(code) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; errors of the user become an exit code."""
@@ -63,7 +79,7 @@ class OneLineErrors(typer.core.TyperGroup):
             cause = KeyboardInterrupt() if _interrupts else error
             if isinstance(cause, typer.Exit | typer.Abort) or (explained := explain(cause)) is None:
                 raise
-            typer.echo(explained[0], err=True)
+            typer.echo(visible(explained[0]), err=True)
             raise typer.Exit(explained[1]) from None
 
 
@@ -74,9 +90,6 @@ class ToStandardError(logging.Handler):
         """Prints a record."""
         typer.echo(self.format(record), err=True)
 
-
-# at every start transformers prints that torchvision is missing, which it does not need
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -89,9 +102,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from hyperdreambooth import __version__
+
+        typer.echo(f"hyperdreambooth {__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+
+
 @app.callback()
 def configure(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    version: Annotated[bool, _VERSION] = False,
 ) -> None:
     """Make a LoRA from one photo of a person, in seconds."""
     logger = logging.getLogger("hyperdreambooth")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import HypernetName, command
 
 if TYPE_CHECKING:
@@ -28,11 +30,8 @@ PresetOrFile = Annotated[Path | None, Option("--config", "--preset", help=_PRESE
 def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[EvaluateConfig]:
     """Checks the rows; with --adapter, chooses one person and rows without training."""
     from hyperdreambooth.evaluate.config import methods_of
-    from hyperdreambooth.files import InputError
 
-    if adapter := own["adapter"]:
-        if not adapter.exists():
-            raise InputError(f"{adapter}: no such file")
+    if own["adapter"]:
         rows = job.own.rows if "adapter" in job.own.rows else ROWS_OF_A_FILE
         job = replace(job, own=job.own.model_copy(update={"rows": rows, "identities": 1}))
     methods_of(job.own)
@@ -45,9 +44,17 @@ def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[Evaluat
 )  # fmt: skip
 def evaluate(
     job: Job[EvaluateConfig],
-    out: Annotated[Path, Option(help="The folder for pictures, report.json, report.html and plots.")],
-    photos: Annotated[Path | None, Argument(help=_PHOTOS_HELP)] = None,
-    adapter: Annotated[Path | None, Option(help="Evaluate this adapter file instead of the methods.")] = None,
+    out: Annotated[
+        Path,
+        Option(help="The folder for pictures, report.json, report.html and plots."),
+        checks.result_of("evaluate"),
+    ],
+    photos: Annotated[Path | None, Argument(help=_PHOTOS_HELP), Check(checks.people)] = None,
+    adapter: Annotated[
+        Path | None,
+        Option(help="Evaluate this adapter file instead of the methods."),
+        Check(checks.adapters),
+    ] = None,
     identity: Annotated[str | None, Option(help="The person of --adapter: a sub-folder of PHOTOS.")] = None,
     hypernet: HypernetName = None,
 ) -> None:
@@ -58,10 +65,8 @@ def evaluate(
     seen; they are rendered into OUT/photos. Run it again to continue, or with more people, prompts, seeds or
     rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
-    from hyperdreambooth.apps.saving import check_report
     from hyperdreambooth.files import check_apart
 
-    check_report(out, "evaluate")
     if photos is not None:
         check_apart(out, photos)
     if photos is None:

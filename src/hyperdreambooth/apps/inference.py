@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option, echo
 
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
     HypernetName,
     Photos,
     Weights,
     by_method,
     command,
-    must_exist,
     named_path,
 )
 
@@ -31,9 +32,13 @@ OTHERS = 6  # more photos of a drawn person, for scores only
 def demo(
     job: Job[PersonalizeConfig],
     photo: Annotated[
-        Path | None, Option(help="Your own photo [one of a held-out avatar].", parser=named_path)
+        Path | None,
+        Option(help="Your own photo [one of a held-out avatar].", parser=named_path),
+        Check(checks.person),
     ] = None,
-    out: Annotated[Path, Option(help="The folder for all results.")] = Path("demo"),
+    out: Annotated[Path, Option(help="The folder for all results."), Check(checks.output_folder)] = Path(
+        "demo"
+    ),
     hypernet: HypernetName = None,
 ) -> None:
     """Run the whole method on a drawn avatar, offline.
@@ -72,7 +77,7 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
 def predict(
     job: Job[NoConfig],
     photos: Photos,
-    out: Annotated[Path, Option(help="The adapter to write (.safetensors).")],
+    out: Annotated[Path, Option(help="The adapter to write (.safetensors)."), Check(checks.output_file)],
     form: Annotated[
         Literal["diffusers", "kohya", "lidb"], Option("--format", help="The form of the adapter.")
     ] = "lidb",
@@ -80,10 +85,8 @@ def predict(
 ) -> None:
     """Predict an adapter from photos, without training."""
     from hyperdreambooth.apps.loading import load_personalizer
-    from hyperdreambooth.apps.saving import check_file
     from hyperdreambooth.faces.dataset import read_person
 
-    check_file(out)
     person = read_person(photos)
     with job.stage("load"):
         personalizer = load_personalizer(job.base, hypernet)
@@ -101,7 +104,9 @@ def predict(
 def personalize(
     job: Job[PersonalizeConfig],
     photos: Photos,
-    out: Annotated[Path, Option(help="The folder for adapters, pictures and report.json.")],
+    out: Annotated[
+        Path, Option(help="The folder for adapters, pictures and report.json."), Check(checks.output_folder)
+    ],
     hypernet: HypernetName = None,
 ) -> None:
     """Make a LoRA of a person from photos.
@@ -119,8 +124,10 @@ def personalize(
 def generate(
     job: Job[GenerateConfig],
     prompt: Annotated[list[str], Option(help="A prompt; [V] stands for the person; may be repeated.")],
-    out: Annotated[Path, Option(help="The folder for the images.")],
-    adapter: Annotated[list[Path] | None, Option(help="An adapter file; may be repeated.")] = None,
+    out: Annotated[Path, Option(help="The folder for the images."), checks.result_of("generate")],
+    adapter: Annotated[
+        list[Path] | None, Option(help="An adapter file; may be repeated."), Check(checks.adapters)
+    ] = None,
     weight: Weights = None,
     hypernet: HypernetName = None,
 ) -> None:
@@ -128,14 +135,11 @@ def generate(
 
     Several adapters work together, for example a person and a style.
     """
-    must_exist(*adapter or [])
     from hyperdreambooth.apps.loading import load, open_sum
-    from hyperdreambooth.apps.saving import check_report
     from hyperdreambooth.files import whole_file
     from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
-    check_report(out, "generate")
     own = job.own
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
     with job.stage("load"):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from hyperdreambooth.apps.options import HypernetName, command, must_exist
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
+from hyperdreambooth.apps.options import HypernetName, command
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 @command("hyperdreambooth.apps.settings:NoConfig")
 def inspect(
     job: Job[NoConfig],
-    file: Annotated[Path, Argument(help="An adapter file.")],
-    against: Annotated[Path | None, Option(help="Another adapter file to compare it with.")] = None,
+    file: Annotated[Path, Argument(help="An adapter file."), Check(checks.adapters)],
+    against: Annotated[
+        Path | None, Option(help="Another adapter file to compare it with."), Check(checks.adapters)
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
     hypernet: HypernetName = None,
 ) -> None:
@@ -32,7 +36,6 @@ def inspect(
     A LoRA needs no base for that; --base also checks whether it fits that base, and shows ΔW at each of its
     sites. A file that does not fit is reported; only a damaged file is an error.
     """
-    must_exist(file, *filter(None, [against]))
     from hyperdreambooth.lidb.file import lidb_header
 
     if job.base.base is None and against is None and lidb_header(file) is None:

@@ -7,6 +7,8 @@ parameters, flags that stand for keys of the command's config, and the options t
 from __future__ import annotations
 
 import inspect
+import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,6 +18,9 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from typer import Argument, BadParameter, Option
+
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check, checks_of
 
 if TYPE_CHECKING:
     from hyperdreambooth.apps.settings import Job
@@ -38,13 +43,6 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
-def must_exist(*paths: Path) -> None:
-    """Refuses files that do not exist, before the imports and models that take seconds."""
-    for path in paths:
-        if not path.exists():
-            raise BadParameter(f"{path}: no such file")
-
-
 ConfigFile = Annotated[
     Path | None, Option("--config", help="A TOML, YAML or JSON file, or the name of a preset.")
 ]
@@ -54,14 +52,26 @@ Sets = Annotated[
 ]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and stop.")]
 BaseName = Annotated[
-    str | None, Option("--base", help="The base: a pipeline folder or a hub id [the embedded avatars].")
+    str | None,
+    Option("--base", help="The base: a pipeline folder or a hub id [the embedded avatars]."),
+    Check(checks.base),
 ]
 Device = Annotated[str | None, Option(help="auto, cpu, cuda or mps.")]
 HypernetName = Annotated[
-    str | None, Option(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars].")
+    str | None,
+    Option(help="The hypernetwork: a folder or a hub id [the one of the embedded avatars]."),
+    Check(checks.hypernet),
 ]
-Photos = Annotated[list[Path], Argument(help="Photos of one person: files or folders.", parser=named_path)]
-People = Annotated[Path, Argument(help="A folder of photos with one sub-folder a person.", parser=named_path)]
+Photos = Annotated[
+    list[Path],
+    Argument(help="Photos of one person: files or folders.", parser=named_path),
+    Check(checks.person),
+]
+People = Annotated[
+    Path,
+    Argument(help="A folder of photos with one sub-folder a person.", parser=named_path),
+    Check(checks.people),
+]
 Weights = Annotated[
     list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
 ]
@@ -74,8 +84,10 @@ FLAGS: Mapping[str, Any] = {
     "base": BaseName,
     "device": Device,
     "rank": Annotated[int | None, Option(help="The rank of the LoRA.")],
-    "seed": Annotated[int | None, Option(help="The seed of all random numbers.")],
-    "seeds": Annotated[list[int] | None, Option("--seed", help="A seed of the pictures; may be repeated.")],
+    "seed": Annotated[int | None, Option(min=0, help="The seed of all random numbers.")],
+    "seeds": Annotated[
+        list[int] | None, Option("--seed", min=0, help="A seed of the pictures; may be repeated.")
+    ],
     "steps": Annotated[int | None, Option(help="Training steps.")],
     "steps|auto": Annotated[
         str | None, Option(help=_STEPS_HELP, parser=steps_or_auto, metavar="INTEGER|auto")
@@ -129,11 +141,18 @@ def command(
             "dry_run": optional("dry_run", annotation=DryRun, default=False),
         }
 
+        checked = checks_of({p.name: p.annotation for p in (own | shared).values()})
+
         def run(config_file: Path | None, sets: list[str] | None, dry_run: bool, **given: Any) -> None:
             began = time.perf_counter()
             from hyperdreambooth.apps.settings import resolve  # pydantic takes longer than the whole --help
 
+            for key, check in {} if dry_run else checked.items():
+                if given[key] not in (None, []):
+                    check.of(given[key])
             chosen = {key: value for key in kinds if (value := given.pop(key)) != []}
+            if on_base and not dry_run and sys.stderr.isatty():  # elsewhere it would only be one line more
+                logging.getLogger("hyperdreambooth").info("loading …")
             model = resolve_name(config)
             job = resolve(name or function.__name__, model, config_file, sets, chosen, on_base=on_base)
             job = replace(adjust(job, given) if adjust else job, began=began)

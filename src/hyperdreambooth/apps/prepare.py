@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
+from hyperdreambooth.apps import checks
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import Workers, command
 
 if TYPE_CHECKING:
@@ -25,9 +27,11 @@ NAMED = 5  # lines of a kind on the terminal; the report has all
 def prepare(
     job: Job[PrepareConfig],
     photos: Annotated[
-        str, Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split].")
+        str,
+        Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split]."),
+        Check(checks.source),
     ],
-    out: Annotated[Path, Option(help="The folder for the crops.")],
+    out: Annotated[Path, Option(help="The folder for the crops."), Check(checks.run_folder)],
     workers: Workers = None,
 ) -> None:
     """Crop and align the faces of photos.

@@ -13,41 +13,20 @@ from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.files import InputError, check_writable, read_json, room_for
+from hyperdreambooth.files import room_for
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.lora.formats.merged import save_merged
-from hyperdreambooth.lora.formats.write import check_name
 
 WORD = "learned_embeds.safetensors"  # as diffusers names the file of a textual inversion
-
-
-def check_file(out: Path) -> None:
-    """Refuses an output that cannot become a safetensors file, before the work."""
-    check_name(out)
-    if out.is_dir():
-        raise InputError(f"out {out}: expected a file to write, found a folder; pass another --out")
-    check_writable(out.parent)
-
-
-def check_report(out: Path, command: str) -> None:
-    """Refuses a folder that cannot be written to, or holds another command's report, which would be lost."""
-    check_writable(out)
-    file = out / "report.json"
-    report = read_json(file) if file.is_file() else {"command": command}
-    maker = report.get("command") if isinstance(report, dict) else None
-    if maker != command:
-        raise InputError(
-            f"out {out}: expected a new folder or a result of {command}, found a result of "
-            f"{maker or 'another program'}; pass another --out"
-        )
 
 
 def save_forms(
     adapter: Adapter, out: Path, form: Format | Literal["all"] = "all", dtype: str = "float32"
 ) -> dict[str, str]:
     """Writes one form of an adapter, or every form it has, into a folder; returns form → file name."""
-    every: list[Format] = [one for one in FILES if one != "lidb" or adapter.lidb is not None]
+    small = adapter.lidb is not None and dtype != "bfloat16"  # in which a LiDB's few numbers lose too much
+    every: list[Format] = [one for one in FILES if one != "lidb" or small]
     forms: list[Format] = every if form == "all" else [form]
     files: dict[Format, str] = {one: FILES[one] for one in forms}
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,23 @@ TABLES = (
 
 
 class BaseConfig(BaseModel, extra="forbid"):
-    """Which base a command works on and how it is loaded, in the words of `load_base`."""
+    """Which base a command works on and how it is loaded, in the words of `load_base`.
+
+    Attributes:
+        base: a pipeline folder, a hub id or a single .safetensors file; null for the embedded avatars.
+        device: auto, cpu, cuda or mps.
+        dtype: the number format of the frozen weights.
+        variant: of the files to load, such as fp16; null for the only one that a folder has.
+        offline: look at files on this machine only.
+        base_config: a pipeline like a single file's; null to see it from the weights.
+        leave_out: components that the pipeline can do without, such as text_encoder_3.
+        trigger: the rare word that means the person; null for the base's own.
+        class_word: what a person is called, such as face; null for the base's own.
+        resolution: the pixels a side to work at; null for the base's own.
+        add_sites: a pattern of linear layers to adapt besides those of the attention.
+        skip_sites: a pattern of sites to leave out.
+        offload: keep networks without an adapter on the CPU while training.
+    """
 
     base: str | None = None
     device: str = "auto"
@@ -46,14 +64,29 @@ class NoConfig(BaseModel, extra="forbid"):
 
 
 class RelaxConfig(BaseModel, extra="forbid"):
-    """The config of `relax`: the rank of the LoRA, and the seed of the rows that are added."""
+    """The config of `relax`.
+
+    Attributes:
+        rank: the rank of the LoRA.
+        seed: the seed of the rows that are added.
+    """
 
     rank: int = Field(4, ge=1)
     seed: int = 0
 
 
 class GenerateConfig(BaseModel, extra="forbid"):
-    """The config of `generate`, in the words of `generate_images`."""
+    """The config of `generate`, in the words of `generate_images`.
+
+    Attributes:
+        seed: the seed of all pictures.
+        steps: the denoising steps.
+        guidance: the scale of classifier-free guidance; 1 or less for none.
+        images: the pictures of each prompt.
+        negative: what the pictures should not show; null for nothing.
+        size: the side in pixels; null for the base's own.
+        batch: the pictures that are drawn together.
+    """
 
     seed: int = 0
     steps: int = Field(25, ge=1)
@@ -96,10 +129,14 @@ class Job(Generic[Own]):
         return {**base, **self.own.model_dump(mode="json")}
 
     def show(self) -> None:
-        """Prints the settings as YAML."""
+        """Prints the settings as YAML, each below a comment that says what it means."""
         import yaml
 
-        echo(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), nl=False)
+        known = meanings(type(self.base)) | meanings(type(self.own))
+        for key, value in self.flat().items():
+            if key in known:
+                echo(f"# {known[key]}")
+            echo(yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True), nl=False)
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
@@ -118,6 +155,18 @@ class Job(Generic[Own]):
         seconds = {**self.seconds, "total": round(time.perf_counter() - self.began, 3)}
         stamp = {"command": self.command, "config": config, "seed": config.get("seed")}
         write_json(file, {**stamp, **entries, "seconds": seconds, "environment": environment()})
+
+
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Returns what the docstrings of a config and of its parents say of each field, on one line."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", "\n" + text):
+            names, colon, meaning = entry.partition(": ")
+            if colon:
+                found |= dict.fromkeys(re.findall(r"\w+", names), " ".join(meaning.split()))
+    return {name: found[name] for name in model.model_fields if name in found}
 
 
 def resolve(
@@ -175,8 +224,14 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preset(file: Path | None) -> Path | None:
-    """Finds the packaged preset of that name, unless there is a file of that name in the current folder."""
+    """Finds the packaged preset of a name without a suffix, unless a file here has that name."""
     if file is None or file.is_file():
         return file
-    packaged = PRESETS / f"{file}.toml"
-    return packaged if len(file.parts) == 1 and packaged.is_file() else file
+    if len(file.parts) > 1 or file.suffix:
+        return file
+    presets = sorted(preset.stem for preset in PRESETS.glob("*.toml"))
+    if file.name not in presets:
+        from hyperdreambooth.files import InputError
+
+        raise InputError(f"{file}: no such config file, and no preset; the presets are {', '.join(presets)}")
+    return PRESETS / f"{file}.toml"

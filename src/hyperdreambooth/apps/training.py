@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
+from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.adapters import LoraFile, LoraForm
+from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
     HypernetName,
     People,
     Photos,
     as_recommended,
     command,
-    must_exist,
     named_path,
 )
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hyperdreambooth.apps.settings import Job
     from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
-    from hyperdreambooth.preopt.bank_training import PreoptConfig
+    from hyperdreambooth.preopt.config import PreoptConfig
 
 
 @command(
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 def dreambooth(
     job: Job[ScratchConfig],
     photos: Photos,
-    out: Annotated[Path, Option(help="The folder for the result, pictures and report.json.")],
+    out: Annotated[
+        Path, Option(help="The folder for the result, pictures and report.json."), Check(checks.run_folder)
+    ],
 ) -> None:
     """Train one person from scratch.
 
@@ -48,24 +51,30 @@ def dreambooth(
     run_personalization(job, read_person(photos), [], out)
 
 
-@command("hyperdreambooth.finetune.config:FinetuneConfig", "rank", "steps|auto", adjust=as_recommended)
+@command(
+    "hyperdreambooth.finetune.config:FinetuneConfig",
+    "rank", "steps|auto", "seed", adjust=as_recommended,
+)  # fmt: skip
 def finetune(
     job: Job[FinetuneConfig],
-    file: Annotated[Path, Argument(help="The adapter to start from, usually a prediction.")],
-    photo: Annotated[list[Path], Option(help="A photo of the person; may be repeated.", parser=named_path)],
+    file: Annotated[
+        Path, Argument(help="The adapter to start from, usually a prediction."), Check(checks.adapters)
+    ],
+    photo: Annotated[
+        list[Path],
+        Option(help="A photo of the person; may be repeated.", parser=named_path),
+        Check(checks.person),
+    ],
     out: LoraFile,
     form: LoraForm = "diffusers",
     hypernet: HypernetName = None,
 ) -> None:
     """Raise the rank of an adapter and train it for a few steps."""
-    must_exist(file)
     from hyperdreambooth.adapter import check_rank
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.apps.saving import check_file
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.fast import finetune_adapter
 
-    check_file(out)
     person = read_person(photo)
     with job.stage("load"):
         base = load(job.base)
@@ -90,9 +99,11 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-@command("hyperdreambooth.preopt.bank_training:PreoptConfig", "steps", "seed")
+@command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed")
 def preoptimize(
-    job: Job[PreoptConfig], photos: People, out: Annotated[Path, Option(help="The bank's folder.")]
+    job: Job[PreoptConfig],
+    photos: People,
+    out: Annotated[Path, Option(help="The bank's folder."), Check(checks.output_folder)],
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
@@ -118,8 +129,8 @@ def _check_finetune(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[Hy
 def train(
     job: Job[HypernetConfig],
     photos: People,
-    out: Annotated[Path, Option(help="The hypernetwork's folder.")],
-    bank: Annotated[Path | None, Option(help="The bank that preoptimize made.")] = None,
+    out: Annotated[Path, Option(help="The hypernetwork's folder."), Check(checks.output_folder)],
+    bank: Annotated[Path | None, Option(help="The bank that preoptimize made."), Check(checks.bank)] = None,
 ) -> None:
     """Train the hypernetwork on photos of many people.
 

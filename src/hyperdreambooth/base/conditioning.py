@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 import warnings
@@ -23,15 +24,61 @@ def mentions(trigger: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None
 
 
-def warn_unnamed(base: Base, captions: Sequence[str]) -> None:
-    """Warns about captions without the trigger: what such a photo teaches is tied to no word."""
-    unnamed = [text for text in captions if not mentions(base.trigger, base.prompt(text))]
-    if unnamed:
-        warnings.warn(
-            f"{len(unnamed)} of {len(captions)} captions do not name the person, for example {unnamed[0]!r}: "
-            "write [V] where the person is",
-            stacklevel=2,
-        )
+def read_part(base: Base, text: str) -> str:
+    """Returns the beginning of a text that a text encoder of the base reads: all of it unless it is too long.
+
+    Args:
+        base: its tokenizers cut what is too long. Of several, the one that reads most counts.
+        text: a prompt or a caption.
+    """
+    text = base.prompt(text).rstrip()
+    whole = base.tokenize([text])
+
+    def enough(length: int) -> bool:
+        return torch.equal(base.tokenize([text[:length]]), whole)
+
+    if not text or not enough(len(text) - 1):
+        return text
+    return text[: bisect.bisect_left(range(len(text)), True, key=enough)]
+
+
+def warn_captions(base: Base, captions: Sequence[str], photos: Sequence[Path]) -> None:
+    """Warns about captions that are read in part, and about those that do not name the person.
+
+    What a photo teaches is tied to no word if its caption lacks the trigger, or has it where nobody reads.
+
+    Args:
+        base: its text encoders read a limited number of tokens.
+        captions: the caption of each photo.
+        photos: the names of the photos, for the messages.
+    """
+    texts = [base.prompt(caption) for caption in captions]
+    read = {text: read_part(base, text) for text in _at_the_limit(base, sorted(set(texts)))}
+    unnamed, late, cut = list[int](), list[int](), list[int]()
+    for k, text in enumerate(texts):
+        if not mentions(base.trigger, text):
+            unnamed.append(k)
+        elif not mentions(base.trigger, read.get(text, text)):
+            late.append(k)
+        elif text in read:
+            cut.append(k)
+    for found, what in (
+        (unnamed, "do not name the person, for example {text!r} of {photo}: write [V] where the person is"),
+        (late, "name the person too late, for example that of {photo}, read as far as {end!r}: move [V] up"),
+        (cut, "are too long, for example that of {photo}, read as far as {end!r}: shorten it"),
+    ):
+        if found:
+            k = found[0]
+            example = what.format(text=captions[k], photo=photos[k], end=read.get(texts[k], "")[-30:])
+            warnings.warn(f"{len(found)} of {len(captions)} captions {example}", stacklevel=2)
+
+
+def _at_the_limit(base: Base, texts: Sequence[str]) -> list[str]:
+    """Returns the texts whose last character makes no difference to what is read."""
+    if not texts:
+        return []
+    whole, less = base.tokenize(texts), base.tokenize([text.rstrip()[:-1] for text in texts])
+    return [text for text, same in zip(texts, (whole == less).all(1), strict=True) if text.strip() and same]
 
 
 class Conditioner:

@@ -1,49 +1,20 @@
-"""The denoising loss, the same for every family of bases, and the settings of every training on it."""
+"""The denoising loss, the same for every family of bases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from hyperdreambooth.base.config import LossConfig, Weighting
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.precision import Precision
 from hyperdreambooth.runs import rng
 
-Weighting: TypeAlias = Literal["uniform", "min_snr", "debiased"]
 Key: TypeAlias = tuple[int | str, ...]
 """The name of a random draw: whoever asks for the same key gets the same noise and timestep."""
-
-
-class LossConfig(BaseModel):
-    """The settings of every training on the denoising loss; subclasses only change the defaults.
-
-    Attributes:
-        seed: of all random draws.
-        lr: the peak learning rate.
-        clip: the largest norm of a gradient; larger gradients are scaled down to it.
-        precision: the number format of the base's forward and backward; `auto` picks what is fast on this
-            device. What is trained stays float32.
-        prompt: the caption of photos that have none; `{class_word}` is the base's word for people.
-        weighting: how much the loss counts at each noise level, see `loss_weights`.
-        timestep_bias: draw so many timesteps and keep the noisiest; 1 for no bias.
-        checkpointing: gradient checkpointing in the denoiser: less memory, a third slower.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = 0
-    lr: float = Field(default=1e-3, gt=0)
-    clip: float = Field(default=1.0, gt=0)
-    precision: Precision = "float32"
-    prompt: str = "a photo of a [V] {class_word}"
-    weighting: Weighting = "uniform"
-    timestep_bias: int = Field(default=1, ge=1)
-    checkpointing: bool = False
 
 
 def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from hyperdreambooth.base import autoencoder, flux, sd, sd3, sdxl
+from hyperdreambooth.base.alone import lock_of
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
+from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.open import folder_of, open_pipeline
+from hyperdreambooth.base.recognise import check_channels, only_variant
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site, site_fingerprint
 from hyperdreambooth.sites import find_sites
@@ -49,6 +53,7 @@ class Base:
         trigger, class_word: the rare word, `[V]` in prompts, and what captions call a person (`face`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
         offload: whether `rest` moves what a training loop does not need to the CPU.
+        lock: held by whoever wears, draws or trains. All bases that share a denoiser share it.
     """
 
     pipe: Any
@@ -61,6 +66,7 @@ class Base:
     class_word: str
     resolution: int
     offload: bool
+    lock: RLock
 
     @classmethod
     def from_pipeline(
@@ -87,6 +93,7 @@ class Base:
         """
         family = FAMILIES[type(pipe).__name__]
         family.NOISING.check(pipe.scheduler)
+        check_channels(source, getattr(pipe, family.DENOISER).config, pipe.vae.config)
         parts = (family.DENOISER, *family.TEXT_ENCODERS)
         components: dict[str, nn.Module] = {name: getattr(pipe, name) for name in parts}
         for module in _networks(pipe).values():
@@ -94,7 +101,10 @@ class Base:
         sites = find_sites(components, add_sites, skip_sites)
         fingerprint = weights_fingerprint(components, stored, variant)
         side = resolution or family.resolution(pipe)
-        base = cls(pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload)
+        lock = lock_of(components[family.DENOISER])
+        base = cls(
+            pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload, lock
+        )
         base.check_side("resolution", side)
         if side >= _LARGE:
             pipe.vae.enable_slicing()
@@ -139,6 +149,19 @@ class Base:
             raise InputError(
                 f"{field}: expected a positive multiple of {multiple}, got {side}; this base draws {own}"
             )
+
+    def check_steps(self, field: str, steps: int) -> None:
+        """Refuses a number of denoising steps that the pipeline's scheduler cannot make."""
+        scheduler = self.pipe.scheduler
+        if not isinstance(self.family.NOISING, Diffusion):  # flows make any number
+            return
+        try:
+            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
+        except ValueError as error:
+            raise InputError(
+                f"{field}: the base's {type(scheduler).__name__} cannot make {steps} steps ({error}); "
+                "ask for another number, such as 25"
+            ) from None
 
     def prompt(self, text: str) -> str:
         """Fills this base's words in: its trigger for `[V]`, its class word for `{class_word}`."""
@@ -272,7 +295,7 @@ def load_base(
             `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
         dtype: number format of the frozen weights.
-        variant: of the files to load, such as `fp16`.
+        variant: of the files to load, such as `fp16`; None for the only one that a folder has.
         offline: look at files on this machine only.
         base_config: folder or hub id of a pipeline like a single file's; None to tell from its weights.
         leave_out: components that the pipeline can do without, such as a third text encoder.
@@ -291,7 +314,7 @@ def load_base(
     if dtype not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
-    families = tuple(FAMILIES)
+    families, variant = tuple(FAMILIES), variant or only_variant(place)
     pipe = open_pipeline(place, families, dtype, variant, offline, base_config, leave_out, revision, token)
     asked = {"trigger": trigger, "class_word": class_word, "resolution": resolution}
     words: dict[str, Any] = _facts(Path(place)) | {name: value for name, value in asked.items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
+from hyperdreambooth.base.recognise import INDEX, check_base
 from hyperdreambooth.files import InputError, read_json
 
-_INDEX = "model_index.json"
+# transformers warns of every image processor that it runs without torchvision, which nothing here needs
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "requires torchvision" not in str(record.msg)
+)
+
 _CONFIGS = ["*.json", "*.txt", "*.model"]  # of networks, tokenizers and schedulers
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
 # what the libraries raise for half-copied files and for weights that do not fit their config
@@ -43,6 +49,7 @@ def open_pipeline(
         library.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": offline, "revision": revision, "token": token}
     try:
+        check_base(place)
         source = _like(place, base_config)
         index = _index(source, offline, revision if source == place else None, token)
         absent = dict.fromkeys(_absent(place, index, families, leave_out))
@@ -82,11 +89,11 @@ def _index(
     source: str, offline: bool, revision: str | None = None, token: str | None = None
 ) -> dict[str, Any]:
     """Reads a pipeline's `model_index.json`."""
-    file = Path(source) / _INDEX
+    file = Path(source) / INDEX
     if not file.is_file():
         if file.parent.is_dir() or file.is_absolute():
-            raise InputError(f"base {source}: expected a diffusers pipeline folder with {_INDEX}, found none")
-        file = Path(hf_hub_download(source, _INDEX, local_files_only=offline, revision=revision, token=token))
+            raise InputError(f"base {source}: expected a diffusers pipeline folder with {INDEX}, found none")
+        file = Path(hf_hub_download(source, INDEX, local_files_only=offline, revision=revision, token=token))
     index = read_json(file)
     if not isinstance(index, dict) or "_class_name" not in index:
         raise InputError(f"{file}: expected a table with _class_name, found none; get the pipeline again")
@@ -117,9 +124,10 @@ def _refusal(place: str, error: Exception) -> InputError:
             advice = "set base_config to a pipeline folder of the same architecture"
         return InputError(f"base {place}: {missing}, and the hub cannot be reached; {advice}")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(
-        f"base {place}: cannot be loaded ({reason}); pass a pipeline folder, a hub id or a .safetensors file"
-    )
+    advice = "pass a pipeline folder, a hub id or a .safetensors file"
+    if "no file named" in reason and not Path(place).exists():
+        advice = f"if its files are named like model.fp16.safetensors, set variant=fp16; else {advice}"
+    return InputError(f"base {place}: cannot be loaded ({reason}); {advice}")
 
 
 def folder_of(place: str, revision: str | None = None) -> Path | None:
@@ -139,6 +147,7 @@ def open_skeleton(
 ) -> Any:
     """Builds the pipeline from its configs alone, without weights, on the meta device."""
     try:
+        check_base(place)
         folder = _like(place, base_config)
         index = _index(folder, offline)
         absent = _absent(place, index, families, leave_out)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, features
-from torch import Tensor
 
 from hyperdreambooth.faces.colour import to_srgb
 from hyperdreambooth.files import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_SIDE = 32  # pixels; a smaller picture shows too little of a face
 MAX_PIXELS = 80_000_000
@@ -130,11 +131,15 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:
     """Returns the centre square of a picture as `(3, size, size)`, float32 in [-1, 1]."""
+    import torch  # seconds, which the check of a photo need not take
+
     square = centre_square(image.convert("RGB"), size)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Converts pixels `(3, h, w)` in [-1, 1] to a picture; inverts `to_pixels` up to 8-bit rounding."""
+    import torch
+
     bytes_ = pixels.detach().float().cpu().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())

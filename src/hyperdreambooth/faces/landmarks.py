@@ -7,15 +7,16 @@ pixels; the upper left corner is `(0, 0)`. CelebA and YuNet use this order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from hyperdreambooth.faces.image import centre_square
 from hyperdreambooth.files import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 Landmarks: TypeAlias = tuple[tuple[float, float], ...]
@@ -158,6 +159,8 @@ def face_oval(height: int, width: int, points: Landmarks | None = None) -> Tenso
 
     `points` of the face are in sides of the square; None for the place of the head in an aligned crop.
     """
+    import torch
+
     rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
     turn, shift = (1 + 0j, 0j) if points is None else similarity(points, TEMPLATE)
     x = turn.real * columns[None] - turn.imag * rows[:, None] + shift.real

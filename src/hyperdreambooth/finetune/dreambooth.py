@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hyperdreambooth.adapter import Adapter, check_rank
+from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.finetune.config import DreamboothConfig
@@ -61,6 +62,7 @@ def dreambooth(
     return made
 
 
+@alone
 def dreambooth_many(
     base: Base,
     people: Sequence[Photos],

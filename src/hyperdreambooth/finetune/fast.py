@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hyperdreambooth.adapter import Adapter, check_wearable
+from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.files import InputError
@@ -58,6 +59,7 @@ def finetune_adapter(
     return made
 
 
+@alone
 def finetune_adapters(
     base: Base,
     adapters: Sequence[Adapter],

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hyperdreambooth.base.denoise import LossConfig
+from hyperdreambooth.base.config import LossConfig
 
 # the settings that do not change the weights
 _TIMES = {"log_every", "validate_every", "save_every", "max_minutes"}

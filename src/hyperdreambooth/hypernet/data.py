@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.conditioning import Conditioner, warn_unnamed
-from hyperdreambooth.base.denoise import Key, LossConfig, sampled_loss
+from hyperdreambooth.base.conditioning import Conditioner, warn_captions
+from hyperdreambooth.base.config import LossConfig
+from hyperdreambooth.base.denoise import Key, sampled_loss
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
@@ -77,7 +78,7 @@ def load_faces(
     photos = tuple(chain.from_iterable(people.values()))
     offsets = tuple(accumulate(map(len, people.values()), initial=0))
     captions = tuple(base.prompt(photo.caption or prompt) for photo in photos)
-    warn_unnamed(base, captions)
+    warn_captions(base, captions, [photo.path for photo in photos])
 
     def encode(pixels: Tensor) -> dict[str, Tensor]:
         return {"latents": base.encode_images(pixels), "features": encoder(pixels).half()}

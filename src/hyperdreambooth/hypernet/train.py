@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
@@ -30,6 +31,7 @@ from hyperdreambooth.shapes import Factors
 _FIGURES = 6  # sums of loss, denoise, weights and size, covered people, and parts
 
 
+@alone
 def train_hypernet(
     base: Base,
     photos: str | Path,

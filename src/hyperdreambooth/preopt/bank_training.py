@@ -10,57 +10,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
+from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.files import InputError, discard
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, start
+from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.runs import Run, environment
-from hyperdreambooth.schedule import Shape
 from hyperdreambooth.training.class_images import class_shots
-from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.loop import Outcome, in_half, train
 from hyperdreambooth.training.shots import Shots, digest, inputs_of, shots_of
 from hyperdreambooth.training.trainable import numbers_of
-
-
-class PreoptConfig(TrainConfig):
-    """The settings that make a bank.
-
-    Attributes:
-        rank: `r`.
-        down_dim: the rows `a` of the bases for down; fewer at sites with fewer inputs.
-        up_dim: the columns `d` of the bases for up; fewer at sites with fewer outputs.
-        basis_seed: the seed of the aux bases.
-        identities_per_batch: the people who are trained together; only speed and memory depend on it.
-        batch: the samples of a person in each step; also called `photos_per_step`.
-        text_encoder: whether the text encoders are adapted too; if not, each caption is encoded once.
-    """
-
-    rank: int = Field(default=1, ge=1)
-    down_dim: int = Field(default=100, ge=1)
-    up_dim: int = Field(default=50, ge=1)
-    basis_seed: int = 0
-    steps: Annotated[int, Field(ge=1)] | Literal["auto"] = 300
-    schedule: Shape = "cosine"
-    warmup: int = Field(default=10, ge=0)
-    identities_per_batch: int = Field(default=32, ge=1)
-    batch: int = Field(default=1, ge=1, validation_alias=AliasChoices("photos_per_step", "batch"))
-    photo_order: Literal["turns", "shuffled"] = "shuffled"
-    text_encoder: bool = True
-    prompt: str = "a [V] {class_word}"
-
-    @model_validator(mode="after")
-    def _rank_fits(self) -> Self:
-        if self.rank > min(self.down_dim, self.up_dim):
-            raise ValueError(f"rank {self.rank} needs down_dim and up_dim of at least {self.rank}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -138,6 +104,7 @@ def train_group(
     return trainable.leaves["numbers"].detach().cpu(), outcome
 
 
+@alone
 def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptConfig | None = None) -> Bank:
     """Makes or continues a bank; the same call resumes.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from hyperdreambooth.base.denoise import LossConfig
+from hyperdreambooth.base.config import LossConfig
 from hyperdreambooth.schedule import Shape
 
 Steps: TypeAlias = Annotated[int, Field(ge=0)] | Literal["auto"]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperdreambooth.base.conditioning import warn_unnamed
+from hyperdreambooth.base.conditioning import warn_captions
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.frame import photo_masks
@@ -140,7 +140,8 @@ def shots_of(
         photo_shots(base, photos, config.prompt, config.background, part)
         for photos, part in zip(people, parts, strict=True)
     ]
-    warn_unnamed(base, [caption for one in shots for caption in one.captions])
+    names = [photo.path for photos in people for photo in photos]
+    warn_captions(base, [caption for one in shots for caption in one.captions], names)
     judged = [[one.part(-1, None)] for one in shots] if config.steps == "auto" else []
     if judged:
         shots = [one.part(0, -1) if len(one.captions) > 1 else one for one in shots]

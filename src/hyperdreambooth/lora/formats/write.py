@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.files import InputError, save_tensors, whole_file
+from hyperdreambooth.lora.formats.filename import check_name
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
     LoraInfo,
@@ -36,7 +37,6 @@ from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya"]
 
-UNFIT_NAMES = ("checkpoint", "optimizer", "scheduler")  # diffusers ignores files with these in their names
 TOLERANCE = 1e-5  # relative, of a site's ΔW
 
 
@@ -74,13 +74,6 @@ def state_dict(factors: Factors, dtype: torch.dtype = torch.float32) -> dict[str
     """Returns the tensors of one identity that diffusers loads, as `write_lora` writes them."""
     flat = _flatten(factors, dtype)
     return _diffusers_tensors(flat, [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()])
-
-
-def check_name(path: Path) -> None:
-    """Refuses a file name that tools ignore; to be called before long work as well."""
-    if path.suffix != ".safetensors" or any(word in path.name.lower() for word in UNFIT_NAMES):
-        unfit = ", ".join(UNFIT_NAMES)
-        raise InputError(f"{path}: expected a name that ends in .safetensors, without {unfit} in it")
 
 
 def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
