@@ -53,7 +53,7 @@ def test_captions_of_a_bare_text_encoder_are_read_once_and_the_loss_is_the_same(
 
 def test_draws_follow_the_place_and_the_reference_is_not_the_target() -> None:
     nothing: Any = None
-    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, (), nothing)
+    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, nothing, (), nothing)
     for place in range(40):
         example = pick(faces, [0, 1, 2], 2, 5, "train", 9, place)
         assert example == pick(faces, [0, 1, 2], 2, 5, "train", 9, place)

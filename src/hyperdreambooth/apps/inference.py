@@ -79,6 +79,7 @@ def predict(
     hypernet: HypernetName = None,
 ) -> None:
     """Predict an adapter from photos, without training."""
+    from hyperdreambooth.apps.familiarity import report_distance
     from hyperdreambooth.apps.loading import load_personalizer
     from hyperdreambooth.apps.saving import check_file
     from hyperdreambooth.faces.dataset import read_person
@@ -88,9 +89,11 @@ def predict(
     with job.stage("load"):
         personalizer = load_personalizer(job.base, hypernet)
     with job.stage("predict"):
+        distance = report_distance(personalizer, person)
         adapter = personalizer.predict(person)
     adapter.save(out, form)
-    job.report(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
+    entries = {"rank": adapter.rank, "trigger": adapter.trigger, "distance": distance}
+    job.report(out, photos=[str(photo) for photo in photos], **entries)
     echo(str(out))
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from typer import echo
 
+from hyperdreambooth.apps.familiarity import report_distance
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
 from hyperdreambooth.apps.settings import Job
@@ -37,12 +38,14 @@ _NOT_SCORED = {
 class PersonalizeConfig(FinetuneConfig):
     """The config of `personalize` and `demo`: that of the finetune, and how pictures are generated.
 
-    In the prompts `[V]` is the person and `{class_word}` the base's class word.
+    In the prompts `[V]` is the person and `{class_word}` the base's class word. With `finetune_strange`,
+    photos that are far from those of the hypernetwork's training are finetuned, too; they often become blots.
     """
 
     prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
     draw_steps: int = Field(25, ge=1)
     guidance: float = Field(4.0, ge=0)
+    finetune_strange: bool = False
 
 
 def run_personalization(
@@ -62,9 +65,14 @@ def run_personalization(
     personalizer.seconds["load"] = time.perf_counter() - job.began  # with the imports
     base = personalizer.base
     prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]
+    distance = report_distance(personalizer, photos, drawn=bool(others))
     prediction = personalizer.predict(photos)
     finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))
-    adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
+    if distance is not None and distance > 1 and not own.finetune_strange:
+        echo("the finetune is left out; --set finetune_strange=true does it anyway")
+        adapter = prediction.relax(max(own.rank, prediction.rank), own.seed)
+    else:
+        adapter = personalizer.personalize(photos, config=finetuning, prediction=prediction)
     stages = {"base": None, "prediction": prediction, "finetuned": adapter}
     drawing: dict[str, Any] = {"seed": own.seed, "steps": own.draw_steps, "guidance": own.guidance}
     with Progress("generate", len(stages) * len(prompts)) as bar:
@@ -87,6 +95,7 @@ def run_personalization(
         config=job.flat(),
         prompts=prompts,
         base=base.source,
+        distance=distance,
         **steps,
     )
     _print(out, report, scorers is not None)
