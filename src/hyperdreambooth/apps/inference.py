@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from hyperdreambooth.apps.personalization import PersonalizeConfig
 
+REGION_HELP = "left,top,right,bottom from 0 to 1: draw each adapter's person there; one for each adapter."
 OTHERS = 6  # more photos of a drawn person, for scores only
 
 
@@ -124,25 +126,33 @@ def generate(
     out: Annotated[Path, Option(help="The folder for the images.")],
     adapter: Annotated[list[Path] | None, Option(help="An adapter file; may be repeated.")] = None,
     weight: Weights = None,
+    region: Annotated[list[str] | None, Option(help=REGION_HELP)] = None,
     hypernet: HypernetName = None,
 ) -> None:
     """Generate images from prompts, with or without adapters.
 
-    Several adapters work together, for example a person and a style.
+    Several adapters work together, for example a person and a style. Two people need a --region each:
+    otherwise their faces are blended into one.
     """
     must_exist(*adapter or [])
-    from hyperdreambooth.apps.loading import load, open_sum
+    from hyperdreambooth.apps.loading import load, open_all, open_sum
     from hyperdreambooth.apps.saving import check_report
+    from hyperdreambooth.apps.together import BLENDED, draw_regions, regions_of
     from hyperdreambooth.files import whole_file
     from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
     check_report(out, "generate")
     own = job.own
+    regions = regions_of(region or [], adapter or [])
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
     with job.stage("load"):
         base = load(job.base)
-        worn = open_sum(adapter or [], weight or [], base, hypernet)
+        given = (adapter or [], weight or [], base, hypernet)
+        each = open_all(*given) if regions else []
+        worn = None if regions else open_sum(*given)
+    if worn is not None and worn.trigger and worn.trigger in worn.other_triggers:
+        warnings.warn(BLENDED, stacklevel=2)
     with job.stage("generate"), Progress("generate", len(names)) as bar:
 
         def save(at: int, picture: Image.Image) -> None:
@@ -150,6 +160,9 @@ def generate(
                 picture.save(part, format="PNG")
             bar.update(1)
 
-        generate_images(base, prompt, worn, drawn=save, **own.model_dump())
+        if regions:
+            draw_regions(base, prompt, list(zip(each, regions, strict=True)), own, save)
+        else:
+            generate_images(base, prompt, worn, drawn=save, **own.model_dump())
     job.report(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
     echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")
