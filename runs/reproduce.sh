@@ -24,7 +24,7 @@ hdb avatars render --split train --identities "$people" --photos 4 --out "$OUT/t
 hdb train "$OUT/train" --base "$PACK/base" --config avatars --set encoder="$OUT/world/encoder" --out "$OUT/hypernet" "${train[@]}"
 
 mkdir -p "$PACK/hypernet"
-cp -r "$OUT/hypernet/config.json" "$OUT/hypernet/model.safetensors" "$OUT/hypernet/README.md" "$OUT/hypernet/encoder" "$PACK/hypernet/"
+cp -r "$OUT/hypernet/config.json" "$OUT/hypernet/model.safetensors" "$OUT/hypernet/familiar.safetensors" "$OUT/hypernet/README.md" "$OUT/hypernet/encoder" "$PACK/hypernet/"
 cp "$OUT/hypernet/run/log.jsonl" "$PACK/logs/hypernet.jsonl"
 
 hdb demo --base "$PACK/base" --hypernet "$PACK/hypernet" --out "$OUT/demo"

@@ -113,10 +113,10 @@ def test_the_hypernetwork_is_counted_where_it_is_known(micro_base: Base, tmp_pat
     made = load_hypernet(folder)
     numbers = [*made.network.parameters(), *made.network.buffers(), *made.encoder.model.parameters()]
     config = FinetuneConfig()
-    assert _predictor(config, folder, True) == sum(tensor.nbytes for tensor in numbers)
-    assert _predictor(config, None, True) == 0
+    assert _predictor(micro_base, config, folder, True) == sum(tensor.nbytes for tensor in numbers)
+    assert _predictor(micro_base, config, None, True) == 0
     with pytest.raises(InputError, match=r"config\.json"):
-        _predictor(config, tmp_path, True)
+        _predictor(micro_base, config, tmp_path, True)
 
 
 def doctor(*words: str) -> tuple[int, str]:

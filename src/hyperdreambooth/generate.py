@@ -83,7 +83,7 @@ def generate_images(
     _check_negative(base, negative, guidance)
     jobs = _jobs(list(zip(seeds, asked, map(id, people), strict=True)), images)
     done: list[Image.Image] = []
-    with _wearing(base, people) as put:
+    with wearing_each(base, people) as put:
         for start in range(0, len(jobs), batch):
             part = jobs[start : start + batch]
             put([at for at, _ in part])
@@ -131,7 +131,7 @@ def _jobs(asked: Sequence[tuple[int, str, int]], images: int) -> list[tuple[int,
 
 
 @contextmanager
-def _wearing(base: Base, people: Sequence[Adapter | None]) -> Generator[Callable[[list[int]], None]]:
+def wearing_each(base: Base, people: Sequence[Adapter | None]) -> Generator[Callable[[list[int]], None]]:
     """The base wears the adapters of some places of a batch, as the callable that it gives is asked to."""
     distinct = _distinct(people)
     if not distinct:

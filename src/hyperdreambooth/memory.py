@@ -37,6 +37,7 @@ from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
+from hyperdreambooth.hypernet.encoder import encoder_of, encoder_place
 from hyperdreambooth.hypernet.predictor import hypernet_folder, load_info
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.weights import Layout
@@ -76,7 +77,7 @@ def need(
         offline: whether to look for the image encoder's config on this machine only.
         hypernet: the folder of the hypernetwork; None if it is unknown.
     """
-    training = _training(base, task, config, _predictor(config, hypernet, offline))
+    training = _training(base, task, config, _predictor(base, config, hypernet, offline))
     # while generating nothing is saved, and only the factors of a person are left
     generating = {
         **training,
@@ -140,10 +141,13 @@ def advise(
             return
 
 
-def _predictor(config: Config, hypernet: Path | None, offline: bool) -> int:
-    """Returns the bytes of the image encoder, and of a trained hypernetwork beside it."""
+def _predictor(base: Base, config: Config, hypernet: Path | None, offline: bool) -> int:
+    """Returns the bytes of the image encoder, and of a trained hypernetwork beside it.
+
+    The hub is not asked for an encoder that nobody named.
+    """
     if isinstance(config, HypernetConfig):
-        return _encoder(config.encoder, offline)
+        return _encoder(config.encoder or encoder_of(base.source), offline or config.encoder is None)
     if hypernet is None:
         return 0
     folder = hypernet_folder(hypernet)
@@ -160,7 +164,8 @@ def _encoder(source: str, offline: bool) -> int:
     """Returns the bytes of an image encoder in float32, from its config; 0 if that is not found."""
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(AutoConfig.from_pretrained(source, local_files_only=offline))
+            place = encoder_place(source)
+            model = AutoModel.from_config(AutoConfig.from_pretrained(place, local_files_only=offline))
     except (OSError, ValueError):
         return 0
     return sum(4 * p.numel() for p in model.parameters())

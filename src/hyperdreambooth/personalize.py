@@ -107,12 +107,28 @@ class Personalizer:
             InputError: no photo, or an unreadable one.
         """
         with self._stage("predict"):
-            side = self.predictor.info.resolution
-            pixels = torch.stack([to_pixels(photo.open(), side) for photo in read_person(photos)])
-            numbers = self.predictor.average(pixels)
+            numbers = self.predictor.average(self._pixels(photos))
             factors = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
             base, lidb = self.base, self.predictor.lidb(numbers)
             return Adapter(factors, base.trigger, base.fingerprint, base.source, base.resolution, lidb)
+
+    def distance(self, photos: Photos) -> float | None:
+        """How far photos are from those that the hypernetwork was trained on: 1 is the limit.
+
+        Beyond it expect a poor likeness: the photo shows something else, or in another style. None stands for
+        a hypernetwork that does not know.
+
+        Args:
+            photos: of one person: a path, a PIL image, or several of either.
+
+        Raises:
+            InputError: no photo, or an unreadable one.
+        """
+        return self.predictor.distance(self._pixels(photos))
+
+    def _pixels(self, photos: Photos) -> torch.Tensor:
+        side = self.predictor.info.resolution
+        return torch.stack([to_pixels(photo.open(), side) for photo in read_person(photos)])
 
     def personalize(
         self,

@@ -71,7 +71,7 @@ def test_padding_of_target_photos_has_no_weight(
 
 def test_draws_follow_the_place_and_the_reference_is_not_the_target() -> None:
     nothing: Any = None
-    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, (), nothing)
+    faces = Faces(("a", "b", "c"), (), (0, 3, 4, 6), nothing, nothing, nothing, (), nothing)
     for place in range(40):
         example = pick(faces, [0, 1, 2], 2, 5, "train", 9, place)
         assert example == pick(faces, [0, 1, 2], 2, 5, "train", 9, place)

@@ -12,9 +12,11 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 import eyes
+from hyperdreambooth.base.load import EMBEDDED, EMBEDDED_NAME
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
-from hyperdreambooth.hypernet.encoder import Preprocess, load_encoder
+from hyperdreambooth.hypernet.encoder import Preprocess, encoder_of, load_encoder
+from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
 
 def test_convolution_maps_become_tokens(tmp_path: Path) -> None:
@@ -100,3 +102,18 @@ def test_what_is_no_vision_model_is_one_line(tmp_path: Path, micro_dir: Path) ->
         with pytest.raises(InputError, match="encoder") as caught:
             load_encoder(source)
         assert "\n" not in str(caught.value)
+
+
+def test_avatars_names_the_shipped_encoder() -> None:
+    assert load_encoder("avatars").fingerprint == load_hypernet(EMBEDDED_HYPERNET).encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        (None, "avatars"), (EMBEDDED_NAME, "avatars"), (str(EMBEDDED), "avatars"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "facebook/dinov2-small"),
+    ],
+)  # fmt: skip
+def test_the_default_encoder_is_the_shipped_one_on_the_avatars_base(base: str | None, name: str) -> None:
+    assert encoder_of(base) == name

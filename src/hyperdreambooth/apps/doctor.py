@@ -98,7 +98,7 @@ def _memory(
     """Prints what a task needs, also with settings that save memory; returns whether it fits as it is set."""
     from functools import partial
 
-    from hyperdreambooth.apps.personalization import PersonalizeConfig
+    from hyperdreambooth.apps.person_config import PersonalizeConfig
     from hyperdreambooth.apps.settings import resolve
     from hyperdreambooth.base.load import is_embedded
     from hyperdreambooth.files import InputError

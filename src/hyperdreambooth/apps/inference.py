@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,13 +23,14 @@ from hyperdreambooth.apps.options import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from hyperdreambooth.apps.personalization import PersonalizeConfig
+    from hyperdreambooth.apps.person_config import PersonalizeConfig
     from hyperdreambooth.apps.settings import GenerateConfig, Job, NoConfig
 
+REGION_HELP = "left,top,right,bottom from 0 to 1: draw each adapter's person there; one for each adapter."
 OTHERS = 6  # more photos of a drawn person, for scores only
 
 
-@command("hyperdreambooth.apps.personalization:PersonalizeConfig", "seed", adjust=by_method)
+@command("hyperdreambooth.apps.person_config:PersonalizeConfig", "seed", adjust=by_method)
 def demo(
     job: Job[PersonalizeConfig],
     photo: Annotated[
@@ -84,6 +86,7 @@ def predict(
     hypernet: HypernetName = None,
 ) -> None:
     """Predict an adapter from photos, without training."""
+    from hyperdreambooth.apps.familiarity import report_distance
     from hyperdreambooth.apps.loading import load_personalizer
     from hyperdreambooth.faces.dataset import read_person
 
@@ -91,15 +94,17 @@ def predict(
     with job.stage("load"):
         personalizer = load_personalizer(job.base, hypernet)
     with job.stage("predict"):
+        distance = report_distance(personalizer, person)
         adapter = personalizer.predict(person)
     adapter.save(out, form)
-    job.report(out, photos=[str(photo) for photo in photos], rank=adapter.rank, trigger=adapter.trigger)
+    entries = {"rank": adapter.rank, "trigger": adapter.trigger, "distance": distance}
+    job.report(out, photos=[str(photo) for photo in photos], **entries)
     echo(str(out))
 
 
 @command(
-    "hyperdreambooth.apps.personalization:PersonalizeConfig",
-    "prompts", "method|person", "rank", "steps|auto", adjust=by_method,
+    "hyperdreambooth.apps.person_config:PersonalizeConfig",
+    "prompts", "method|person", "rank", "steps|auto", "seed", adjust=by_method,
 )  # fmt: skip
 def personalize(
     job: Job[PersonalizeConfig],
@@ -129,22 +134,30 @@ def generate(
         list[Path] | None, Option(help="An adapter file; may be repeated."), Check(checks.adapters)
     ] = None,
     weight: Weights = None,
+    region: Annotated[list[str] | None, Option(help=REGION_HELP)] = None,
     hypernet: HypernetName = None,
 ) -> None:
     """Generate images from prompts, with or without adapters.
 
-    Several adapters work together, for example a person and a style.
+    Several adapters work together, for example a person and a style. Two people need a --region each:
+    otherwise their faces are blended into one.
     """
-    from hyperdreambooth.apps.loading import load, open_sum
+    from hyperdreambooth.apps.loading import load, open_all, open_sum
+    from hyperdreambooth.apps.together import BLENDED, draw_regions, regions_of
     from hyperdreambooth.files import whole_file
     from hyperdreambooth.generate import generate_images
     from hyperdreambooth.progress import Progress
 
     own = job.own
+    regions = regions_of(region or [], adapter or [])
     names = [f"{at:03d}-{k}.png" for at in range(len(prompt)) for k in range(own.images)]
     with job.stage("load"):
         base = load(job.base)
-        worn = open_sum(adapter or [], weight or [], base, hypernet)
+        given = (adapter or [], weight or [], base, hypernet)
+        each = open_all(*given) if regions else []
+        worn = None if regions else open_sum(*given)
+    if worn is not None and worn.trigger and worn.trigger in worn.other_triggers:
+        warnings.warn(BLENDED, stacklevel=2)
     with job.stage("generate"), Progress("generate", len(names)) as bar:
 
         def save(at: int, picture: Image.Image) -> None:
@@ -152,6 +165,9 @@ def generate(
                 picture.save(part, format="PNG")
             bar.update(1)
 
-        generate_images(base, prompt, worn, drawn=save, **own.model_dump())
+        if regions:
+            draw_regions(base, prompt, list(zip(each, regions, strict=True)), own, save)
+        else:
+            generate_images(base, prompt, worn, drawn=save, **own.model_dump())
     job.report(out, prompts=prompt, files=names, adapters=[str(file) for file in adapter or []])
     echo(f"{out}: {len(names)} image{'s'[: len(names) != 1]}")

@@ -73,10 +73,10 @@ def open_adapter(file: Path, base: Base, hypernet: str | None = None) -> Adapter
     return load_adapter(file, base, basis_of)
 
 
-def open_sum(
+def open_all(
     files: Sequence[Path], weights: Sequence[float], base: Base, hypernet: str | None = None
-) -> Adapter | None:
-    """Adds adapter files up with their weights, 1 where none are given; None where there are no files."""
+) -> list[Adapter]:
+    """Opens adapter files, each times its weight, 1 where none are given."""
     if strange := [weight for weight in weights if not math.isfinite(weight)]:
         raise InputError(f"--weight: expected finite numbers, got {strange[0]}")
     if len(weights) not in (0, len(files)):
@@ -84,7 +84,14 @@ def open_sum(
             f"--weight: expected one for each of the {len(files)} adapters or none, got {len(weights)}"
         )
     adapters = [open_adapter(file, base, hypernet) for file in files]
-    weighted = [weight * one for one, weight in zip(adapters, weights, strict=True)] if weights else adapters
+    return [weight * one for one, weight in zip(adapters, weights, strict=True)] if weights else adapters
+
+
+def open_sum(
+    files: Sequence[Path], weights: Sequence[float], base: Base, hypernet: str | None = None
+) -> Adapter | None:
+    """Adds adapter files up with their weights; None where there are no files."""
+    weighted = open_all(files, weights, base, hypernet)
     return reduce(add, weighted) if weighted else None
 
 

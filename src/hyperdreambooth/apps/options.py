@@ -181,7 +181,7 @@ def by_method(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
     """Uses the hypernetwork's recommendations, or for another method the config from scratch."""
     if job.own.method == "hypernetwork":
         return as_recommended(job, own)
-    from hyperdreambooth.apps.personalization import ScratchConfig
+    from hyperdreambooth.apps.person_config import ScratchConfig
     from hyperdreambooth.config import load_config
     from hyperdreambooth.files import InputError
 

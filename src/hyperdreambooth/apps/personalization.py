@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from PIL import Image
-from pydantic import Field
 from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter
+from hyperdreambooth.apps.familiarity import report_distance
 from hyperdreambooth.apps.loading import load, load_personalizer
+from hyperdreambooth.apps.person_config import PersonalizeConfig, ScratchConfig
 from hyperdreambooth.apps.person_folder import (
     PERSON,
     check_person,
@@ -28,7 +29,7 @@ from hyperdreambooth.apps.person_folder import (
 from hyperdreambooth.apps.saving import save_trained
 from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
-from hyperdreambooth.apps.work import Drawing, Work, draw_stage, look_score, save_pictures
+from hyperdreambooth.apps.work import Work, draw_stage, look_score, save_pictures
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.base_scorers import load_base_scorers, why_not_scored
 from hyperdreambooth.faces.dataset import Photo
@@ -46,21 +47,6 @@ Scores: TypeAlias = dict[str, dict[str, float | None]]
 Config = TypeVar("Config", bound=TrainConfig)
 
 _ALONE = "not scored: one photo was given; of two or more the last is left out of the training to judge"
-
-
-class PersonalizeConfig(Drawing, FinetuneConfig):
-    """The config of `personalize` and `demo`: that of the finetune, and how pictures are generated.
-
-    Attributes:
-        method: `hypernetwork`; or `lora` or `lidb`, which train from scratch (`ScratchConfig`).
-    """
-
-    method: Literal["hypernetwork", "lora", "lidb"] = "hypernetwork"
-    save_every: int = Field(10, ge=1)
-
-
-class ScratchConfig(Drawing, DreamboothConfig):
-    """The config of `dreambooth`: that of the training, and how pictures are generated."""
 
 
 def run_personalization(
@@ -93,16 +79,30 @@ def _by_prediction(
     job.seconds["load"] = round(time.perf_counter() - job.began, 3)  # with the imports
     inputs = {"hypernet": personalizer.predictor.fingerprint}
     work = _begin(job, personalizer.base, photos, others, out, inputs)
+    distance = report_distance(personalizer, work.photos, drawn=bool(others))
     made = personalizer.predict(work.photos)
     prediction = kept_prediction(out, made, personalizer.load)
     plain = FinetuneConfig(**job.own.model_dump(include=set(FinetuneConfig.model_fields)))
     config, look = _looked_at(work, plain, FinetuneConfig().last, samples=False)
-    adapter = personalizer.personalize(
-        work.photos, config=config, prediction=prediction, out=out / "training", look=look
-    )
+    if distance is not None and distance > 1 and not job.own.finetune_strange:
+        echo("the finetune is left out; --set finetune_strange=true does it anyway")
+        look = None
+        adapter = prediction.relax(max(config.rank, prediction.rank), config.seed)
+    else:
+        adapter = personalizer.personalize(
+            work.photos, config=config, prediction=prediction, out=out / "training", look=look
+        )
     job.seconds.update({stage: round(value, 3) for stage, value in personalizer.seconds.items()})
     files = {"lidb": FILES["lidb"], **save_trained(adapter, out, work.base)}
-    _finish(job, work, {"base": None, "prediction": prediction, "finetuned": adapter}, adapter, files, look)
+    _finish(
+        job,
+        work,
+        {"base": None, "prediction": prediction, "finetuned": adapter},
+        adapter,
+        files,
+        look,
+        distance,
+    )
 
 
 def _from_scratch(
@@ -156,6 +156,7 @@ def _finish(
     person: TrainedPerson,
     files: Mapping[str, str],
     look: Look | None,
+    distance: float | None = None,
 ) -> None:
     """Draws and scores every stage, writes the rest of the folder, the report last, and prints it."""
     with job.stage("generate"), Progress("generate", len(stages) * len(work.prompts)) as bar:
@@ -171,7 +172,7 @@ def _finish(
     held_out = work.given[-1].path.name if len(work.photos) < len(work.given) else None
     job.report(
         work.out, files={**files, **more}, scores=scores, rank=rank, trigger=work.base.trigger,
-        prompts=work.prompts, base=work.base.source, photos=len(work.given), held_out=held_out,
+        prompts=work.prompts, base=work.base.source, distance=distance, photos=len(work.given), held_out=held_out,
         judge=work.scorers and work.scorers.judge.summary(), **steps,
     )  # fmt: skip
     _print(work, read_json(work.out / "report.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from hyperdreambooth.apps.options import (
 )
 
 if TYPE_CHECKING:
-    from hyperdreambooth.apps.personalization import ScratchConfig
+    from hyperdreambooth.apps.person_config import ScratchConfig
     from hyperdreambooth.apps.settings import Job
     from hyperdreambooth.finetune.config import FinetuneConfig
     from hyperdreambooth.hypernet.config import HypernetConfig
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    "hyperdreambooth.apps.personalization:ScratchConfig",
+    "hyperdreambooth.apps.person_config:ScratchConfig",
     "prompts", "method", "rank", "steps|auto", "seed",
 )  # fmt: skip
 def dreambooth(
@@ -117,15 +118,17 @@ def preoptimize(
     echo(f"{out}: {len(bank.identities)} people")
 
 
-def _check_finetune(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[HypernetConfig]:
-    """Checks the `[finetune]` table, whose mistakes would otherwise show after the training."""
+def _complete(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[HypernetConfig]:
+    """Names the encoder, and checks `[finetune]`, whose mistakes would otherwise show after the training."""
     from hyperdreambooth.finetune.config import FinetuneConfig
+    from hyperdreambooth.hypernet.encoder import encoder_of
 
     FinetuneConfig().over(job.own.finetune)
-    return job
+    encoder = job.own.encoder or encoder_of(job.base.base)
+    return replace(job, own=job.own.model_copy(update={"encoder": encoder}))
 
 
-@command("hyperdreambooth.hypernet.config:HypernetConfig", "steps", "seed", adjust=_check_finetune)
+@command("hyperdreambooth.hypernet.config:HypernetConfig", "steps", "seed", adjust=_complete)
 def train(
     job: Job[HypernetConfig],
     photos: People,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from PIL import Image
-from pydantic import BaseModel, Field
 
 from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.apps.person_config import Drawing
 from hyperdreambooth.apps.person_folder import (
     read_picture,
     same_pictures,
@@ -22,7 +22,6 @@ from hyperdreambooth.apps.person_folder import (
 from hyperdreambooth.apps.picture import labelled, strip, table
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.base_scorers import BaseScorers
-from hyperdreambooth.evaluate.config import PROMPTS
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
@@ -36,23 +35,6 @@ Pictures: TypeAlias = Mapping[str, Sequence[Image.Image]]
 
 TOGETHER = 4  # pictures drawn in one batch, which a kill loses together
 LOOK_PROMPTS, LOOK_STEPS = 8, 10  # of the pictures of a look: small sets of fast ones
-
-
-class Drawing(BaseModel):
-    """How pictures of the person are generated and judged.
-
-    Attributes:
-        prompts: `[V]` is the person and `{class_word}` the base's class word.
-        draw_steps: the denoising steps.
-        guidance: the scale of classifier-free guidance.
-        hold_out: whether the last of several photos is left out of the training to judge identity, where the
-            base has scorers.
-    """
-
-    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)
-    draw_steps: int = Field(25, ge=1)
-    guidance: float = Field(4.0, ge=0)
-    hold_out: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ class HypernetConfig(LossConfig):
     """The settings of a hypernetwork's training, with those of `LossConfig`.
 
     Attributes:
-        encoder: a transformers vision model, by folder or hub id; it stays frozen.
+        encoder: a transformers vision model, by folder or hub id, or `avatars` for the shipped one; it stays
+            frozen. None stands for `avatars` on the avatars' base, and for `facebook/dinov2-small` elsewhere.
         encoder_layers: the hidden states of the encoder to read; empty for the last one.
         width, layers, heads: the channels, blocks and attention heads of the decoder.
         refinements: `K`, the passes of the decoder; more of them gain little (training.md 6).
@@ -45,7 +46,7 @@ class HypernetConfig(LossConfig):
     """
 
     lr: float = Field(default=5e-4, gt=0)
-    encoder: str = "facebook/dinov2-small"
+    encoder: str | None = None
     encoder_layers: tuple[int, ...] = ()
     width: int = Field(default=256, ge=1)
     layers: int = Field(default=2, ge=1)

@@ -23,6 +23,7 @@ from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.frame import photo_masks
 from hyperdreambooth.faces.latents import cached_photos, encoder_key
 from hyperdreambooth.hypernet.encoder import Encoder
+from hyperdreambooth.hypernet.familiar import Familiar, familiar_of
 from hyperdreambooth.runs import rng
 
 
@@ -35,6 +36,7 @@ class Faces:
     offsets: tuple[int, ...]  # identity `k` owns photos `offsets[k]` to `offsets[k + 1]`
     features: Tensor  # `(m, t, c)` float16, for reference photos
     latents: Tensor  # `(m, c, h, w)`, for target photos
+    textures: Tensor  # `(m, k)`, see `familiar.py`
     captions: tuple[str, ...]
     conditioner: Conditioner
     masks: Tensor | None = None  # `(m, 1, h, w)`, of what `prepare` has not padded; None for all
@@ -81,9 +83,10 @@ def load_faces(
     warn_captions(base, captions, [photo.path for photo in photos])
 
     def encode(pixels: Tensor) -> dict[str, Tensor]:
-        return {"latents": base.encode_images(pixels), "features": encoder(pixels).half()}
+        features = {"features": encoder(pixels).half(), "textures": encoder.texture(pixels)}
+        return {"latents": base.encode_images(pixels), **features}
 
-    key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}"
+    key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}-textures"
     encoded = cached_photos(photos, base.resolution, encode, cache, key)
     conditioner = Conditioner(base, captions, text_worn, cache)
     masks = photo_masks([photo.corners for photo in photos], encoded["latents"])
@@ -97,6 +100,14 @@ def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
     order = torch.randperm(count, generator=rng(seed, "held out")).tolist()
     held = min(held, count // 4)
     return sorted(order[held:]), sorted(order[:held])
+
+
+def familiar_faces(faces: Faces) -> Familiar | None:
+    """Describes the photos of three quarters of the people; those of the others set the limit."""
+    every = [faces.textures[faces.offsets[k] : faces.offsets[k + 1]] for k in range(len(faces.names))]
+    others = every[3::4]
+    described = [rows for k, rows in enumerate(every) if k % 4 != 3]
+    return familiar_of(torch.cat(described), torch.cat(others)) if others else None
 
 
 def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Example:

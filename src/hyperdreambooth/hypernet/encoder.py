@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils.hub import cached_file
 
+from hyperdreambooth.base.load import EMBEDDED, is_embedded
 from hyperdreambooth.base.open import DAMAGED
 from hyperdreambooth.files import InputError, read_json, write_json
 
+AVATARS = "avatars"
+"""The name of the encoder that ships with the avatars' hypernetwork."""
 PROCESSOR = "preprocessor_config.json"
 _BILINEAR, _BICUBIC = 2, 3  # PIL's numbers, which preprocessor files use
 
@@ -83,6 +86,15 @@ class Encoder:
             chosen = [F.adaptive_avg_pool2d(state, side) for state in chosen]
         return torch.cat([_tokens(state) for state in chosen], dim=-1)
 
+    @torch.no_grad()
+    def texture(self, pixels: Tensor) -> Tensor:
+        """Returns mean and deviation of every channel of three early states, `(b, k)`, see `familiar.py`."""
+        shown = self.preprocess(pixels.to(self.device, torch.float32))
+        states: Sequence[Tensor] = self.tower(pixel_values=shown, output_hidden_states=True).hidden_states
+        early = [states[place] for place in sorted({k * (len(states) - 1) // 4 for k in range(3)})]
+        tokens = [_tokens(state) for state in early]
+        return torch.cat([part for each in tokens for part in (each.mean(1), each.std(1, correction=0))], 1)
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of weights, preprocessing and layers, which the features depend on."""
@@ -110,18 +122,28 @@ def _tokens(state: Tensor) -> Tensor:
     return (state.flatten(2).transpose(1, 2) if state.ndim == 4 else state).float()
 
 
+def encoder_of(base: str | Path | None) -> str:
+    """Returns the name of the encoder for a base where nobody names one."""
+    return AVATARS if is_embedded(base) else "facebook/dinov2-small"
+
+
+def encoder_place(source: str | Path) -> str:
+    """Returns the folder or hub id that an encoder's name stands for."""
+    return str(EMBEDDED.parent / "hypernet" / "encoder") if source == AVATARS else str(source)
+
+
 def load_encoder(
     source: str | Path, layers: Sequence[int] = (), device: torch.device | str = "cpu"
 ) -> Encoder:
     """Loads a vision model (ViT, CLIP, DINOv2, ResNet, …), frozen and in float32, from safetensors only."""
-    place = str(source)
+    place = encoder_place(source)
     try:
         config: Any = AutoConfig.from_pretrained(place)
         model: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
         file = cached_file(place, PROCESSOR, _raise_exceptions_for_missing_entries=False)
     except DAMAGED as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        advice = "pass a transformers vision model folder with safetensors, or a hub id while online"
+        advice = "pass a transformers vision model folder with safetensors, avatars, or a hub id while online"
         raise InputError(f"encoder {place}: cannot be loaded ({reason}); {advice}") from error
     preprocess = _preprocess(read_json(Path(file)) if file else {}, getattr(config, "vision_config", config))
     try:

@@ -29,6 +29,7 @@ from hyperdreambooth.files import (
 from hyperdreambooth.hub import fetch_folder, is_hub_id, push_folder
 from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
+from hyperdreambooth.hypernet.familiar import Familiar, load_familiar
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seed_of, seeded_basis
 from hyperdreambooth.lidb.file import Lidb
 from hyperdreambooth.lidb.weights import Layout, factors
@@ -65,7 +66,8 @@ me = Personalizer.from_pretrained(base="{info.base_source}", hypernet="PATH OR H
 me.personalize("photo.jpg").save("person.safetensors", format="kohya")
 ```
 
-Only `config.json`, `model.safetensors` and `encoder/` are read. `run/` and `cache/` are for further training.
+Only `config.json`, `model.safetensors`, `familiar.safetensors` and `encoder/` are read. `run/` and `cache/`
+are for further training.
 """
 
 
@@ -87,11 +89,15 @@ class Predictor:
     """A trained hypernetwork with its encoder: photos of a person → the numbers of a LiDB.
 
     `load_hypernet` and `train_hypernet` return one, and `Personalizer` uses it. `layout` has the places of
-    each site's numbers, and `basis` their aux bases, on the CPU.
+    each site's numbers, and `basis` their aux bases, on the CPU. `familiar` describes the photos of the
+    training, where there were enough of them.
     """
 
-    def __init__(self, network: HyperNetwork, encoder: Encoder, info: HypernetInfo) -> None:
+    def __init__(
+        self, network: HyperNetwork, encoder: Encoder, info: HypernetInfo, familiar: Familiar | None = None
+    ) -> None:
         self.network, self.encoder, self.info = network.eval().requires_grad_(False), encoder, info
+        self.familiar = familiar
         self.layout: Layout = network.layout
         self.basis: Basis = network.named_basis().to("cpu")  # where files want it
 
@@ -118,6 +124,15 @@ class Predictor:
         numbers = self.network(self.encoder(pixels).to(self.device))
         parts = self.layout.split(numbers)
         return self.layout.join({name: (a, b * self.info.strength) for name, (a, b) in parts.items()})
+
+    def distance(self, pixels: Tensor) -> float | None:
+        """Returns how far photos `(m, 3, h, w)` are from those of the training: the mean; 1 is the limit.
+
+        None stands for a hypernetwork that does not know.
+        """
+        if self.familiar is None:
+            return None
+        return float(self.familiar.distance(self.encoder.texture(pixels)).mean())
 
     def average(self, pixels: Tensor) -> Tensor:
         """Predicts the numbers `(1, P)` of one person from several photos `(m, 3, h, w)`.
@@ -155,6 +170,8 @@ class Predictor:
         state = self.network.state_dict()
         weights = {name: t if name.startswith("basis_") else t.to(dtype) for name, t in state.items()}
         save_tensors(folder / "model.safetensors", weights)
+        if self.familiar is not None:
+            self.familiar.save(folder)
         with whole_file(folder / "README.md") as card:
             card.write_text(self._card(), encoding="utf-8")
         write_json(folder / "config.json", self._config(_fingerprint(folder / "model.safetensors")))
@@ -262,7 +279,7 @@ def load_hypernet(
             f"{folder}: expected encoder {wanted}, got {encoder.source} with {encoder.fingerprint}; get the "
             "version of the training"
         )
-    return Predictor(network, encoder, info)
+    return Predictor(network, encoder, info, load_familiar(folder))
 
 
 def load_info(source: str | Path) -> HypernetInfo:

@@ -21,9 +21,10 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.data import Faces, hold_out, load_faces
+from hyperdreambooth.hypernet.data import Faces, familiar_faces, hold_out, load_faces
 from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
-from hyperdreambooth.hypernet.encoder import Encoder, load_encoder
+from hyperdreambooth.hypernet.encoder import Encoder, encoder_of, load_encoder
+from hyperdreambooth.hypernet.familiar import Familiar
 from hyperdreambooth.hypernet.predictor import load_hypernet, load_info
 from hyperdreambooth.hypernet.target import Targets, read_targets
 from hyperdreambooth.hypernet.validate import PersonSampler, Score
@@ -61,6 +62,7 @@ class Training:
     held: list[int]
     targets: Targets
     encoder: Encoder
+    familiar: Familiar | None
     accelerator: Accelerator
     run: Run
     out: Path
@@ -134,7 +136,7 @@ def set_up(
     people = read_faces(photos)
     trained, held = hold_out(len(people), config.validation, config.seed)
     targets = read_targets(base, config, tuple(people), held, bank)
-    encoder = load_encoder(config.encoder, config.encoder_layers, base.device)
+    encoder = load_encoder(config.encoder or encoder_of(base.source), config.encoder_layers, base.device)
     text_worn = any(site.component in base.family.TEXT_ENCODERS for site in targets.layout.sites)
     shown, compared = _photos_fingerprint(people), _targets_fingerprint(targets)
     inputs = {"photos": shown, "encoder": encoder.fingerprint, "targets": compared, **base.run_inputs}
@@ -142,8 +144,9 @@ def set_up(
         run = Run(out / "run", config.deciding(), inputs=inputs)
         faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn)
     training = Training(
-        base, config, faces, trained, held, targets, encoder, accelerator, run, out, sample, score
-    )
+        base, config, faces, trained, held, targets, encoder, familiar_faces(faces), accelerator, run, out,
+        sample, score,
+    )  # fmt: skip
     return training, _initial_state(training)
 
 

@@ -235,7 +235,7 @@ def _validate_and_save(
     if save:
         # in this order, as no step after the last checkpoint would export again
         info = _info(training, done, figures)
-        Predictor(state.ema, training.encoder, info).save(training.out, config.stored)
+        Predictor(state.ema, training.encoder, info, training.familiar).save(training.out, config.stored)
         parts = state.parts(training)
         training.run.save(done, {name: part.state_dict() for name, part in parts.items()})
     return {"apart": figures["apart"]} if figures else {}
@@ -260,4 +260,4 @@ def _update_info(out: Path, config: HypernetConfig) -> None:
     summary = {**made.info.training, "config": config.model_dump(mode="json")}
     info = replace(made.info, training=summary, finetune=config.finetune, strength=config.strength)
     if info != made.info:
-        Predictor(made.network, made.encoder, info).save(out, config.stored)
+        Predictor(made.network, made.encoder, info, made.familiar).save(out, config.stored)
