@@ -108,8 +108,7 @@ class Personalizer:
             pixels = torch.stack([to_pixels(photo.open(), side) for photo in read_person(photos)])
             numbers = self.predictor.average(pixels)
             factors = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
-            base, lidb = self.base, self.predictor.lidb(numbers)
-            return Adapter(factors, base.trigger, base.fingerprint, base.source, base.resolution, lidb)
+            return Adapter.made_on(self.base, factors, self.predictor.lidb(numbers))
 
     def personalize(
         self,

@@ -166,8 +166,7 @@ def test_what_the_user_deleted_is_not_missed(micro_base: Base) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: {}, "one rank at one or more sites"),
-        (lambda f: f | {next(iter(f)): (torch.zeros(1, 5, 16), torch.zeros(1, 16, 5))}, "one rank"),
+        (lambda f: {}, "factors at one or more sites"),
         (lambda f: f | {"unet.nowhere.to_q": next(iter(f.values()))}, "no linear layer unet.nowhere.to_q"),
         (lambda f: f | {"vae.to_q": next(iter(f.values()))}, "no linear layer vae.to_q"),
     ],
