@@ -194,7 +194,12 @@ def test_mixed_ranks_stay_as_they_are(tmp_path: Path) -> None:
     save_file(kohya(factors, alpha=None), tmp_path / "their.safetensors")
     got, _ = read_lora(tmp_path / "their.safetensors", SITES)
     same_delta(got, factors)
-    assert [down.shape[1] for down, _ in got.values()] == [2, 2, 3, 3]  # one dense site would swell all others
+    assert [down.shape[1] for down, _ in got.values()] == [
+        2,
+        2,
+        3,
+        3,
+    ]  # a dense one would swell all
 
 
 @settings(max_examples=30, deadline=None)
@@ -271,7 +276,10 @@ def with_nan(state: State) -> State:
             ),
             "fit no layer of this base: unet.conv_in",
         ),
-        (lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)}, "is a DoRA, whose ΔW depends on the base's weights"),
+        (
+            lambda s: s | {f"{OUT}.dora_scale": torch.zeros(3)},
+            "is a DoRA, whose ΔW depends on the base's weights",
+        ),
         (lambda s: s | {f"{OUT}.lora_B.bias": torch.zeros(4)}, r"holds changes of biases.*lora_B\.bias"),
         (lambda s: s | {f"unet.x{k}.weight": torch.zeros(2, 3) for k in range(9)}, "and 4 more"),
         (lambda s: without(s, "lora_B.weight"), "only its down matrix"),

@@ -79,7 +79,7 @@ def _low_rank(up: Tensor, down: Tensor, core: Tensor | None) -> Pair:
     """Joins a core `(r, r, k, k)`, where there is one, to `down`."""
     if core is None:
         return down.flatten(1), up
-    return torch.einsum("mnxy,ni->mixy", core, down.flatten(1)).flatten(1), up
+    return torch.einsum("mnxy,ni->mixy", core, down.flatten(1)).flatten(1).contiguous(), up.contiguous()
 
 
 def _half(parts: Mapping[str, Tensor], name: str, core: str) -> Pair:

@@ -153,18 +153,18 @@ def _is_of(rows: Rows, family: LoraFamily) -> bool:
     return shared or family not in (FLUX, SD3) or rows.module.startswith(_FLUXS) == (family is FLUX)
 
 
-def left_out_by(sites: Iterable[Site], family: LoraFamily) -> dict[str, str]:
-    """Returns which layers of a file in kohya's form a tool leaves out without an error: tool → an example.
+def left_out_by(sites: Iterable[Site]) -> dict[str, str]:
+    """Returns which layers of a file in kohya's form tools leave out without an error: tools → an example.
 
-    kohya's scripts train the transformers, ResNet blocks and resolution changes of a U-Net, and look for no
-    other layer; ComfyUI knows no name for the projection of a text encoder.
+    kohya's scripts look for a U-Net's transformers, ResNet blocks and resolution changes, and for a text
+    encoder's attention and MLPs. ComfyUI has known a text encoder's projection since late 2024 only.
     """
     found: dict[str, str] = {}
     for site in sites:
         if re.match(r"unet\.(time_embedding|add_embedding|conv_in|conv_out)", site.name):
-            found.setdefault("kohya's own scripts", site.name)
-        if site.name.endswith(".text_projection") and family is not SD1:
-            found.setdefault("ComfyUI", site.name)
+            found.setdefault("kohya's own scripts leave", site.name)
+        if site.name.endswith(".text_projection"):
+            found.setdefault("kohya's own scripts and older versions of ComfyUI leave", site.name)
     return found
 
 

@@ -77,23 +77,22 @@ def scale_of(
         config: PEFT's configuration, from `config_of`.
         component: the part of the pipeline that the layer belongs to.
         layer: the layer, as the file spells it: patterns are matched against that.
-        rank: by which alpha is divided; None for a kind without alpha.
+        rank: by which alpha is divided; None for a kind without one, where only PEFT scales.
         alpha: of the layer's own tensor; None if it has none.
 
     Raises:
         InputError: an alpha that cannot be right, or another rank than the configuration says.
     """
-    if rank is None:
-        return 1.0
-    if alpha is not None:
+    if alpha is not None and rank is not None:
         if not abs(alpha) <= MAX_ALPHA:
             raise InputError(f"{file.path}: {layer.spelled[:200]}: alpha is {alpha:g}; get the file again")
         return alpha / rank
     fields = {key.removeprefix(f"{component}."): value for key, value in config.items()}
     name = layer.spelled.removeprefix("base_model.model.").removeprefix(f"{component}.")
     try:
-        expected = int(_chosen(file.path, fields, "rank_pattern", name, fields.get("r", rank)))
-        alpha = float(_chosen(file.path, fields, "alpha_pattern", name, fields.get("lora_alpha", rank)))
+        expected = int(_chosen(file.path, fields, "rank_pattern", name, fields.get("r", rank or 1)))
+        usual = fields.get("lora_alpha", fields.get("alpha", expected))
+        alpha = float(_chosen(file.path, fields, "alpha_pattern", name, usual))
         if not abs(alpha) <= MAX_ALPHA:
             raise ValueError
     except (TypeError, AttributeError, OverflowError, ValueError) as error:
@@ -103,10 +102,10 @@ def scale_of(
             "r, lora_alpha, rank_pattern or alpha_pattern holds no usable number; correct the configuration"
         )
         raise InputError(f"{file.path}: {component}: {what}") from None
-    if expected != rank:
+    if expected != (rank or expected) or expected < 1:
         ranks = f"PEFT's configuration has rank {expected}, the matrices have {rank}"
         raise InputError(f"{file.path}: {name[:200]}: {ranks}; get the file and its configuration again")
-    return alpha / (rank**0.5 if fields.get("use_rslora") else rank)
+    return alpha / (expected**0.5 if fields.get("use_rslora") else expected)
 
 
 def _is_pefts(path: Path) -> bool:
@@ -131,8 +130,8 @@ def _check(config: Mapping[str, Any], where: str) -> None:
             raise _refusal(where, key, value, _REFUSED[field])
         if field == "bias" and value not in (None, False, "none"):
             raise _refusal(where, key, value, "changed biases")
-        if field == "peft_type" and str(value).upper() not in ("LORA", "PEFTTYPE.LORA", "NONE"):
-            raise _refusal(where, key, value, "another kind of adapter than LoRA")
+        if field == "peft_type" and str(value).upper() not in ("LORA", "LOHA", "LOKR", "NONE"):
+            raise _refusal(where, key, value, "another kind of adapter")
         if field == "init_lora_weights" and str(value).lower().startswith(_OTHER_BASE):
             advice = "save it with PEFT's path_initial_model_for_weight_conversion: then it fits the base"
             raise InputError(f"{where}: {key} = {value!r} means a base with changed weights; {advice}")

@@ -104,8 +104,8 @@ def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily
     found = family_of(sites, family)
     if form == "kohya":
         kohya_rows(sites, found)
-        for tool, layer in left_out_by(sites, found).items():
-            warnings.warn(f"{tool} will leave out the layer {layer} of the kohya form", stacklevel=2)
+        for tools, layer in left_out_by(sites).items():
+            warnings.warn(f"kohya form: {tools} out the layer {layer}", stacklevel=2)
     return found
 
 
