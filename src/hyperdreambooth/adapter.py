@@ -356,11 +356,7 @@ def check_wearable(base: Base, *adapters: Adapter) -> None:
 
 
 def check_forms(base: Base, sites: Sequence[Site], forms: Sequence[str] = tuple(FILES)) -> None:
-    """Refuses sites that a form has no name for, before they are trained.
-
-    Raises:
-        InputError: one line with the layer.
-    """
+    """Refuses sites that a form has no name for (an `InputError` with the layer), before they are trained."""
     for form in forms:
         check_form(sites, form, family_name(base))
 

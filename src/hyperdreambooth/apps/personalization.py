@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from typer import echo
 
+from hyperdreambooth.adapter import check_forms
 from hyperdreambooth.apps.loading import load_personalizer
 from hyperdreambooth.apps.person_folder import check_out, save_person
 from hyperdreambooth.apps.settings import Job
@@ -61,6 +62,7 @@ def run_personalization(
     personalizer = load_personalizer(job.base, hypernet)
     personalizer.seconds["load"] = time.perf_counter() - job.began  # with the imports
     base = personalizer.base
+    check_forms(base, personalizer.predictor.layout.sites)
     prompts = [prompt.replace("{class_word}", base.class_word) for prompt in own.prompts]
     prediction = personalizer.predict(photos)
     finetuning = FinetuneConfig(**own.model_dump(include=set(FinetuneConfig.model_fields)))

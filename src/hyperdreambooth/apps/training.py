@@ -38,6 +38,7 @@ def dreambooth(
     --method chooses what is trained: the numbers of a LiDB (lidb), an ordinary LoRA (lora), all weights of
     the base as in the DreamBooth paper (full), or the embedding of one word (textual-inversion).
     """
+    from hyperdreambooth.adapter import check_forms
     from hyperdreambooth.apps.loading import load
     from hyperdreambooth.apps.saving import print_files, save_trained
     from hyperdreambooth.faces.dataset import read_person
@@ -48,6 +49,8 @@ def dreambooth(
     person = read_person(photos)
     with job.stage("load"):
         base = load(job.base)
+    if job.own.method in ("lidb", "lora"):
+        check_forms(base, base.sites)
     with job.stage("train"):
         trained = run(base, person, out, job.own)
     files = save_trained(trained, out, base)
@@ -67,11 +70,12 @@ def finetune(
 ) -> None:
     """Raise the rank of an adapter and train it for a few steps."""
     must_exist(file)
-    from hyperdreambooth.adapter import check_rank
+    from hyperdreambooth.adapter import check_forms, check_rank
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.apps.saving import check_file
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.fast import finetune_adapter
+    from hyperdreambooth.lora.formats.write import sites_of
 
     check_file(out)
     person = read_person(photo)
@@ -81,6 +85,7 @@ def finetune(
         # captions use the trigger of the adapter's file
         base = base.with_words(adapter.trigger or base.trigger, base.class_word)
         check_rank(job.own.rank, adapter.factors)
+    check_forms(base, sites_of(adapter.factors), [form])
     with job.stage("finetune"):
         trained = finetune_adapter(base, adapter, person, job.own)
     trained.save(out, form)

@@ -79,7 +79,7 @@ def _low_rank(up: Tensor, down: Tensor, core: Tensor | None) -> Pair:
     """Joins a core `(r, r, k, k)`, where there is one, to `down`."""
     if core is None:
         return down.flatten(1), up
-    return torch.einsum("mnxy,ni->mixy", core, down.flatten(1)).flatten(1).contiguous(), up.contiguous()
+    return torch.einsum("mnxy,ni->mixy", core, down.flatten(1)).flatten(1), up
 
 
 def _half(parts: Mapping[str, Tensor], name: str, core: str) -> Pair:
@@ -104,5 +104,10 @@ def _kronecker(one: Pair, two: Pair) -> Pair:
     (down, up), (down2, up2) = one, two
     outputs, inputs = len(up) * len(up2), down.shape[1] * down2.shape[1]
     if len(down) * len(down2) > min(outputs, inputs):
-        return dense(torch.kron(up @ down, up2 @ down2))
-    return torch.kron(down, down2), torch.kron(up, up2)
+        return dense(_kron(up @ down, up2 @ down2))
+    return _kron(down, down2), _kron(up, up2)
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """Returns `a ⊗ b`; `torch.kron` fails on tensors without storage, by which shapes are checked."""
+    return (a[:, None, :, None] * b[None, :, None]).flatten(2).flatten(0, 1)

@@ -60,7 +60,7 @@ def write_lora(
         dtype: number format in the file; refused if it cannot hold a number, or only with a large error.
     """
     check_name(path)
-    sites = _sites(factors)
+    sites = sites_of(factors)
     family = check_form(sites, form, info.family)
     flat = _flatten(factors, dtype)
     rank = len(next(iter(flat.values()))[0])
@@ -81,7 +81,7 @@ def write_lora(
 
 def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:
     """Returns the tensors of one identity that diffusers loads, as `write_lora` writes them."""
-    sites = _sites(factors)
+    sites = sites_of(factors)
     return _diffusers_tensors(_flatten(factors, dtype), sites, family_of(sites, family))
 
 
@@ -109,7 +109,8 @@ def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily
     return found
 
 
-def _sites(factors: Factors) -> list[Site]:
+def sites_of(factors: Factors) -> list[Site]:
+    """Returns the layers that factors change, sorted by name."""
     return [Site(name, down.shape[2], up.shape[1]) for name, (down, up) in sorted(factors.items())]
 
 
