@@ -59,8 +59,10 @@ class Layer:
     @property
     def kind(self) -> Kind:
         """What the parts make together; LoRA if they make nothing whole."""
-        found = (kind for kind, needed in _REQUIRED if any(one & self.parts.keys() for one in needed))
-        return next(found, "LoRA")
+        for kind, needed in _REQUIRED:
+            if any(one & self.parts.keys() for one in needed):
+                return kind
+        return "LoRA"
 
     @property
     def dora(self) -> bool:
