@@ -204,7 +204,9 @@ def merged(row: Row, pipe: Any, wanted: Factors, live: Tensor, folder: Path) -> 
     for part, component in components.items():
         for name, path in locate(part, component).items():
             before, after = (m.get_submodule(path).weight.detach() for m in (component, theirs[part]))
-            down, up = wanted.get(name, (torch.zeros(1, 1, before.shape[1]), torch.zeros(1, len(before), 1)))
+            down, up = wanted.get(
+                name, (torch.zeros(1, 1, before[0].numel()), torch.zeros(1, len(before), 1))
+            )
             delta = (up[0] @ down[0]).view(before.shape)
             error = float((after - before - delta).norm())  # of a layer that is not adapted: nothing at all
             row.delta = max(row.delta, error / max(float(delta.norm()), 1e-30))
