@@ -39,7 +39,7 @@ def person(
 
 
 def adapter(rank: int = 1, seed: int = 1) -> Adapter:
-    return Adapter.from_lidb(*person(rank, seed=seed))
+    return Adapter.from_lidb(*person(rank, seed=seed), family="sd1")
 
 
 def distance(one: Factors, two: Factors) -> float:

@@ -15,17 +15,17 @@ from torch import Tensor
 from hyperdreambooth.base.load import EMBEDDED_NAME, Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hub import fetch_file, is_hub_id, push_folder
-from hyperdreambooth.lidb.basis import Basis, seed_of, seeded_basis
-from hyperdreambooth.lidb.file import Lidb, check_fits, lidb_header, load_lidb, save_lidb
+from hyperdreambooth.lidb.basis import Basis
+from hyperdreambooth.lidb.file import Lidb, basis_for, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.card import licence_of, model_card
 from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
-from hyperdreambooth.lora.formats.names import family_of
-from hyperdreambooth.lora.formats.read import read_lora
-from hyperdreambooth.lora.formats.write import state_dict, write_lora
-from hyperdreambooth.lora.relax import add_up, relax, scaled, truncate
+from hyperdreambooth.lora.formats.names import family_of_base
+from hyperdreambooth.lora.formats.read import WeightOf, read_lora
+from hyperdreambooth.lora.formats.write import check_form, state_dict, write_lora
+from hyperdreambooth.lora.relax import add_up, check_rank, relax, scaled, truncate
 from hyperdreambooth.shapes import Factors, Site
-from hyperdreambooth.sites import wearable
+from hyperdreambooth.sites import wearable, weight_of
 
 Format = Literal["diffusers", "kohya", "lidb"]
 
@@ -54,6 +54,7 @@ class Adapter:
         lidb: the numbers, as long as the factors are still exactly what they stand for.
         metadata: header of the file that it came from, and what its training recorded.
         other_triggers: of a sum, the triggers of the further terms: a style's, say.
+        family: of the base (`sd1`, `sdxl`, …); empty where nobody knows.
     """
 
     factors: Factors
@@ -64,6 +65,7 @@ class Adapter:
     lidb: Lidb | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     other_triggers: tuple[str, ...] = ()
+    family: str = ""
 
     def __repr__(self) -> str:
         """One line: kind, rank, trigger, pixels and base."""
@@ -86,10 +88,19 @@ class Adapter:
         return tuple(dict.fromkeys(word for word in (self.trigger, *self.other_triggers) if word))
 
     @staticmethod
-    def from_lidb(lidb: Lidb, basis: Basis) -> Adapter:
+    def made_on(
+        base: Base, factors: Factors, lidb: Lidb | None = None, metadata: dict[str, str] | None = None
+    ) -> Adapter:
+        """The adapter that was made on a base, whose words and family it has."""
+        origin = (base.trigger, base.fingerprint, base.source, base.resolution)
+        return Adapter(factors, *origin, lidb, metadata or {}, family=family_name(base))
+
+    @staticmethod
+    def from_lidb(lidb: Lidb, basis: Basis, family: str = "") -> Adapter:
         """The adapter that a person's numbers stand for, over the bases that they were made over."""
         factors = lidb_factors(lidb.layout, basis, lidb.numbers[None])
-        return Adapter(factors, lidb.trigger, lidb.base_fingerprint, lidb.base_source, lidb.resolution, lidb)
+        origin = (lidb.trigger, lidb.base_fingerprint, lidb.base_source, lidb.resolution)
+        return Adapter(factors, *origin, lidb, family=family)
 
     def __mul__(self, weight: float) -> Adapter:
         """The adapter with ΔW times a weight; a LiDB stays a LiDB.
@@ -134,13 +145,14 @@ class Adapter:
             warnings.warn(f"adapters of two bases, {' and '.join(bases)}, are added", stacklevel=2)
         lidb = None if self.lidb is None or other.lidb is None else self.lidb.plus(other.lidb)
         return Adapter(
-            _summed(self.factors, other.factors),
+            add_up([self.factors, other.factors]),
             self.trigger or other.trigger,
             self.base_fingerprint or other.base_fingerprint,
             self.base_source or other.base_source,
             self.resolution or other.resolution,
             lidb,
             other_triggers=tuple(word for one in both for word in one.triggers)[1:],
+            family=self.family or other.family,
         )
 
     def relax(self, rank: int, seed: int = 0) -> Adapter:
@@ -176,7 +188,7 @@ class Adapter:
         Raises:
             InputError: numbers that are NaN, infinite, or too large for `dtype`.
         """
-        return state_dict(self.factors, dtype)
+        return state_dict(self.factors, dtype, self.family)
 
     def lora_info(self, title: str) -> LoraInfo:
         """What headers and cards say of it; of a base in a folder, the folder's name alone."""
@@ -184,7 +196,7 @@ class Adapter:
         place = Path(self.base_source)
         name = place.name if place.is_absolute() else self.base_source
         count = int(steps) if steps.isdecimal() else 0
-        return LoraInfo(self.trigger, name, self.resolution, title, count, self.base_fingerprint)
+        return LoraInfo(self.trigger, name, self.resolution, title, count, self.base_fingerprint, self.family)
 
     def save(
         self, path: Path | str, format: Format = "diffusers", dtype: torch.dtype = torch.float32
@@ -252,8 +264,7 @@ class Adapter:
     def card(self, picture: str | None, class_word: str = "", forms: Sequence[Format] = tuple(FILES)) -> str:
         """The model card, in Markdown, of a folder with the files of some formats and perhaps a picture."""
         info = self.lora_info("A person")
-        sites = [Site(name, down.shape[2], up.shape[1]) for name, (down, up) in self.factors.items()]
-        family, on_hub = family_of(sites).name, is_hub_id(self.base_source)
+        family, on_hub = self.family, is_hub_id(self.base_source)
         licence = licence_of(Path(self.base_source))
         if self.base_source == EMBEDDED_NAME:  # found by its import, and by no other tool
             place, licence = "from hyperdreambooth.base.load import EMBEDDED as base", "apache-2.0"
@@ -265,17 +276,6 @@ class Adapter:
         subject = f"{self.trigger} {class_word}".strip()
         files = {str(form): FILES[form] for form in forms}
         return model_card(info, subject, files, self.rank, picture, place, licence, family, on_hub)
-
-
-def _summed(one: Factors, other: Factors) -> Factors:
-    for site in one.keys() & other.keys():
-        (down, up), (down2, up2) = one[site], other[site]
-        if (down.shape[2], up.shape[1]) != (down2.shape[2], up2.shape[1]):
-            raise InputError(
-                f"adapters of two bases cannot be added: {site} is {down.shape[2]} → {up.shape[1]} in one "
-                f"and {down2.shape[2]} → {up2.shape[1]} in the other"
-            )
-    return add_up([one, other])
 
 
 def load_adapter(
@@ -305,7 +305,8 @@ def load_adapter(
     """
     if is_hub_id(source):
         source = fetch_file(str(source), weight_name or FILES["diffusers"], revision=revision, token=token)
-    return read_adapter(source, base.sites, base.fingerprint, basis_of, wearable(base.components))
+    layers, weights = wearable(base.wearers), weight_of(base.wearers)
+    return read_adapter(source, base.sites, base.fingerprint, basis_of, layers, weights)
 
 
 def read_adapter(
@@ -314,19 +315,25 @@ def read_adapter(
     base_fingerprint: str,
     basis_of: Callable[[str], Basis] | None = None,
     layers: Sequence[Site] = (),
+    weights: WeightOf | None = None,
 ) -> Adapter:
-    """`load_adapter` of a file, for a base that is known by its sites, fingerprint and `wearable` layers."""
+    """`load_adapter` of a file, for a base that is known by its sites, fingerprint and `wearable` layers.
+
+    `weights` gives the base's weights, which only a DoRA needs.
+    """
     path = Path(path)
-    header = lidb_header(path)
+    header, layers = lidb_header(path), layers or base_sites
+    family = family_of_base(layers).name
     if header is None:
-        factors, metadata = read_lora(path, layers or base_sites)
+        factors, metadata = read_lora(path, layers, weights)
         trigger = metadata.get("modelspec.trigger_phrase", "")
         source, fingerprint = metadata.get("ss_sd_model_name", ""), metadata.get(BASE_FINGERPRINT, "")
-        return Adapter(factors, trigger, fingerprint, source, resolution_of(metadata), None, metadata)
+        side = resolution_of(metadata)
+        return Adapter(factors, trigger, fingerprint, source, side, None, metadata, family=family)
     lidb = load_lidb(path, base_sites)
-    basis = _basis(path, lidb, basis_of)
+    basis = basis_for(path, lidb, basis_of)
     check_fits(lidb, base_fingerprint, base_sites, basis, path)
-    return replace(Adapter.from_lidb(lidb, basis), metadata=header)
+    return replace(Adapter.from_lidb(lidb, basis, family), metadata=header)
 
 
 def check_wearable(base: Base, *adapters: Adapter) -> None:
@@ -338,7 +345,7 @@ def check_wearable(base: Base, *adapters: Adapter) -> None:
     Raises:
         InputError: layers that the base does not have, or a LiDB of another base.
     """
-    known = {site.name for site in wearable(base.components)}
+    known = {site.name for site in wearable(base.wearers)}
     for adapter in adapters:
         if foreign := sorted(adapter.factors.keys() - known):
             raise InputError(
@@ -353,25 +360,12 @@ def check_wearable(base: Base, *adapters: Adapter) -> None:
         warnings.warn(f"adapter: {made_for}; the person may look different", stacklevel=3)
 
 
-def check_rank(rank: int, factors: Factors) -> None:
-    """Refuses a rank that a LoRA file of these sites cannot have: readers take it for damage.
-
-    Raises:
-        InputError: one line with the limit.
-    """
-    limit, site = min((down.shape[2] + up.shape[1], name) for name, (down, up) in factors.items())
-    if not 1 <= rank <= limit:
-        raise InputError(f"rank {rank}: expected 1 to {limit}, the inputs and outputs of {site} together")
+def check_forms(base: Base, sites: Sequence[Site], forms: Sequence[str] = tuple(FILES)) -> None:
+    """Refuses sites that a form has no name for (an `InputError` with the layer), before they are trained."""
+    for form in forms:
+        check_form(sites, form, family_name(base))
 
 
-def _basis(path: Path, lidb: Lidb, basis_of: Callable[[str], Basis] | None) -> Basis:
-    """Bases from the seed, at the file's own dims; learned ones from the hypernetwork that has them."""
-    seed, layout = seed_of(lidb.basis_source), lidb.layout
-    if seed is not None:
-        return seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
-    if basis_of is None:
-        raise InputError(
-            f"{path}: its basis is {lidb.basis_source}; name that hypernetwork's folder "
-            "(--hypernet; in Python, load it with that hypernetwork's Personalizer)"
-        )
-    return basis_of(lidb.basis_source)
+def family_name(base: Base) -> str:
+    """The family of a base, as files of LoRAs name it."""
+    return family_of_base(wearable(base.components)).name

@@ -137,8 +137,8 @@ def wearing_each(base: Base, people: Sequence[Adapter | None]) -> Generator[Call
     if not distinct:
         yield lambda places: None
         return
-    everybody = padded([person.factors for person in distinct])
-    if len(distinct) > 1 and everybody.keys() - {site.name for site in linear_sites(base.components)}:
+    everybody = padded([one.factors for one in distinct]) if len(distinct) > 1 else distinct[0].factors
+    if len(distinct) > 1 and everybody.keys() - {site.name for site in linear_sites(base.wearers)}:
         raise InputError("adapter: one that changes convolutions cannot share a batch; draw it alone")
     row = {id(person): k for k, person in enumerate(distinct)}
     rows = [row[id(person)] for person in people]
@@ -148,7 +148,7 @@ def wearing_each(base: Base, people: Sequence[Adapter | None]) -> Generator[Call
         own = own[:1] if len(set(own)) == 1 else own  # one person for the whole batch needs no copies
         return {site: (down[own], up[own]) for site, (down, up) in everybody.items()}
 
-    with wear(base.components, chosen([0])) as worn:
+    with wear(base.wearers, chosen([0])) as worn:
         yield lambda places: worn.set(chosen(places))
 
 
@@ -162,7 +162,7 @@ def wearing(base: Base, adapter: Adapter) -> Generator[Worn]:
         InputError: an adapter that the base cannot wear.
     """
     check_wearable(base, adapter)
-    with base.lock, wear(base.components, adapter.factors) as worn:
+    with base.lock, wear(base.wearers, adapter.factors) as worn:
         yield worn
 
 

@@ -109,8 +109,7 @@ class Personalizer:
         with self._stage("predict"):
             numbers = self.predictor.average(self._pixels(photos))
             factors = {k: (down.cpu(), up.cpu()) for k, (down, up) in self.predictor.factors(numbers).items()}
-            base, lidb = self.base, self.predictor.lidb(numbers)
-            return Adapter(factors, base.trigger, base.fingerprint, base.source, base.resolution, lidb)
+            return Adapter.made_on(self.base, factors, self.predictor.lidb(numbers))
 
     def distance(self, photos: Photos) -> float | None:
         """How far photos are from those that the hypernetwork was trained on: 1 is the limit.

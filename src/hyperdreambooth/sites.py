@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical
@@ -33,12 +33,13 @@ def find_sites(
 
 
 def wearable(components: Mapping[str, nn.Module], kind: type[nn.Module] = nn.Module) -> tuple[Site, ...]:
-    """Returns every layer of a kind that a LoRA can change, sorted by name: linear ones and 1×1 convolutions.
+    """Returns every layer of a kind that a LoRA can change, sorted by name: linear ones and convolutions.
 
-    Other people's LoRAs change more than the attention projections that ours do.
+    Other people's LoRAs change more than the attention projections that ours do. A convolution counts as a
+    linear layer of its patches, with `i·k·k` inputs.
     """
     found = (
-        Site(canonical(part, path), layer.weight.shape[1], layer.weight.shape[0])
+        Site(canonical(part, path), layer.weight[0].numel(), layer.weight.shape[0])
         for part, component in components.items()
         for path, layer in _layers(component)
         if isinstance(layer, kind)
@@ -56,6 +57,19 @@ def locate(part: str, component: nn.Module) -> dict[str, str]:
     return {canonical(part, path): path for path, _ in _layers(component)}
 
 
+def weight_of(components: Mapping[str, nn.Module]) -> Callable[[str], Tensor]:
+    """Returns what gives a layer's weight, `(o, i)` or `(o, i, k, k)`, by its name, without what is worn."""
+    layers: dict[str, Tensor] = {}
+
+    def weight(site: str) -> Tensor:
+        if not layers:  # few adapters ask, and looking through all modules takes a while
+            for part, component in components.items():
+                layers.update((canonical(part, path), layer.weight) for path, layer in _layers(component))
+        return layers[site]
+
+    return weight
+
+
 def _layers(component: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """Yields path and layer. PEFT's wrappers have a `base_layer`: it counts, their factors do not."""
     wrapper = ""
@@ -65,7 +79,7 @@ def _layers(component: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]
         layer: Any = module
         while hasattr(layer, "base_layer"):
             wrapper, layer = f"{path}.", layer.base_layer
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
             yield path, layer
 
 

@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     lidb = Lidb(row, layout, "seed:0", basis_fingerprint(basis), BASE, "sks", "some/base")
     made: dict[str, bytes] = {}
     for form in ("diffusers", "kohya", "lidb"):
-        Adapter.from_lidb(lidb, basis).save(folder / f"{form}.safetensors", form)
+        Adapter.from_lidb(lidb, basis, "sd1").save(folder / f"{form}.safetensors", form)
         read_adapter(folder / f"{form}.safetensors", SITES, BASE)
         made[form] = (folder / f"{form}.safetensors").read_bytes()
     return made

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import pipelines
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.headers import LoraInfo
-from hyperdreambooth.lora.formats.names import kohya_rows
+from hyperdreambooth.lora.formats.names import FLUX, SDXL, family_of, family_of_base, kohya_rows
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import Form, write_lora
 from hyperdreambooth.lora.inject import wear
@@ -49,6 +49,7 @@ ORIGINAL: dict[str, dict[str, int]] = {
     | {f"output_blocks_{b}_1": 10 if b < 3 else 2 for b in range(6)},
 }
 ENCODERS = {"SD 1.5": {"lora_te": 12}, "SDXL": {"lora_te1": 12, "lora_te2": 32}}
+FAMILY = {"SD 1.5": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux"}
 HALVES = ("lora_down.weight", "lora_up.weight", "alpha")
 
 
@@ -70,6 +71,10 @@ def text(encoders: dict[str, int]) -> set[str]:
     }
 
 
+def info(base: str) -> LoraInfo:
+    return LoraInfo("sks", base, 512, "Ana", family=FAMILY[base])
+
+
 def full(base: str) -> tuple[Site, ...]:
     return pipelines.attention_sites(pipelines.parts(pipelines.FULL[base]()))
 
@@ -80,7 +85,12 @@ def zeros(sites: tuple[Site, ...]) -> Factors:
 
 @pytest.mark.parametrize("base", pipelines.FULL)
 def test_every_key_is_known_to_the_loaders_and_every_site_is_covered(base: str, tmp_path: Path) -> None:
-    write_lora(tmp_path / "a.safetensors", zeros(full(base)), "kohya", LoraInfo("sks", base, 512, "Ana"))
+    write_lora(
+        tmp_path / "a.safetensors",
+        zeros(full(base)),
+        "kohya",
+        LoraInfo("sks", base, 512, "Ana", family=FAMILY[base]),
+    )
     keys = set(load_file(tmp_path / "a.safetensors"))
     kohya = unet((DIFFUSERS if base == "SD 1.5" else ORIGINAL)[base]) | text(ENCODERS[base])
     comfy = unet(DIFFUSERS[base]) | unet(ORIGINAL[base]) | text(ENCODERS[base])
@@ -92,13 +102,17 @@ def test_every_key_is_known_to_the_loaders_and_every_site_is_covered(base: str, 
 def test_a_choice_of_sites_is_named_as_all_are(left_out: str) -> None:
     """Which layer of the original model a block is follows from the base, not from what else is adapted."""
     sites = full("SDXL")
-    whole, some = kohya_rows(sites), kohya_rows([s for s in sites if not re.search(left_out, s.name)])
+    whole, some = (
+        kohya_rows(sites, SDXL),
+        kohya_rows([s for s in sites if not re.search(left_out, s.name)], SDXL),
+    )
     assert some == {site: slot for site, slot in whole.items() if site in some}
 
 
 def test_a_choice_of_fluxs_sites_is_flux() -> None:
     sites = [Site("transformer.transformer_blocks.0.ff.net.0.proj", 3072, 12288)]
-    assert kohya_rows(sites)[sites[0].name].module == "lora_unet_double_blocks_0_img_mlp_0"
+    assert family_of(sites) is FLUX
+    assert kohya_rows(sites, FLUX)[sites[0].name].module == "lora_unet_double_blocks_0_img_mlp_0"
 
 
 def test_a_text_encoders_projection_lies_outside_its_model(tmp_path: Path) -> None:
@@ -110,21 +124,31 @@ def test_a_text_encoders_projection_lies_outside_its_model(tmp_path: Path) -> No
     }
     for form, name in names.items():
         file = tmp_path / f"{form}.safetensors"
-        write_lora(file, zeros((projection,)), form, LoraInfo("sks", "SDXL", 512, "Ana"))
+        if form == "kohya":  # kohya's scripts look for attention and MLPs alone
+            with pytest.warns(UserWarning, match=r"leave out the layer text_encoder_2\.text_projection"):
+                write_lora(file, zeros((projection,)), form, info("SDXL"))
+        else:
+            write_lora(file, zeros((projection,)), form, info("SDXL"))
         assert name in load_file(file)
 
 
 def test_a_rank_that_bfloat16_cannot_count_to_is_written(tmp_path: Path) -> None:
     site = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     factors = {site: (torch.ones(1, 387, 320), torch.ones(1, 320, 387))}
-    write_lora(tmp_path / "a.safetensors", factors, "kohya", LoraInfo("sks", "b", 512, "Ana"), torch.bfloat16)
+    write_lora(
+        tmp_path / "a.safetensors",
+        factors,
+        "kohya",
+        info("SD 1.5"),
+        torch.bfloat16,
+    )
     assert [t.item() for k, t in load_file(tmp_path / "a.safetensors").items() if "alpha" in k] == [387.0]
 
 
 @pytest.mark.parametrize("base", pipelines.FULL)
 def test_both_namings_of_a_unet_are_read(base: str, tmp_path: Path) -> None:
     sites = tuple(s for s in full(base) if s.component == "unet")
-    by_name = {slot.module: site for site, slot in kohya_rows(sites).items()}
+    by_name = {slot.module: site for site, slot in kohya_rows(sites, family_of_base(sites)).items()}
     assert len(by_name) == len(sites)
     for blocks in (DIFFUSERS[base], ORIGINAL[base]):
         state = {}
@@ -168,7 +192,7 @@ def test_fused_forms_are_block_diagonal(base: str, keys: Any, tmp_path: Path) ->
     pipe = pipelines.FAMILIES[base]()
     sites = tuple(s for s in pipelines.attention_sites(pipelines.parts(pipe)) if s.component == "transformer")
     factors = {s.name: (torch.randn(1, 2, s.in_features), torch.randn(1, s.out_features, 2)) for s in sites}
-    write_lora(tmp_path / "a.safetensors", factors, "kohya", LoraInfo("sks", base, 512, "Ana"))
+    write_lora(tmp_path / "a.safetensors", factors, "kohya", info(base))
     state = load_file(tmp_path / "a.safetensors")
     assert {key.partition(".")[0] for key in state} == set(keys())
     fused = next(key for key in state if "qkv" in key and "lora_up" in key)

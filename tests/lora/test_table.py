@@ -25,17 +25,17 @@ from torch import Tensor
 import pipelines
 from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.merged import save_merged
-from hyperdreambooth.lora.formats.names import FLUX, SD1, SD2, SD3, SDXL, family_of
+from hyperdreambooth.lora.formats.names import SD2, family_of, family_of_base
 from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.lora.inject import wear
-from hyperdreambooth.lora.relax import padded, relative_distance
+from hyperdreambooth.lora.relax import relative_distance
 from hyperdreambooth.shapes import Factors, Site, canonical
-from hyperdreambooth.sites import locate
+from hyperdreambooth.sites import locate, wearable
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
-INFO = LoraInfo("sks", "micro", 32, "Ana")
+FAMILY = {"SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux"}  # micro: no widths
 VARIANTS = ("uniform", "mixed ranks", "alpha ≠ rank")
 ADAPTS = {False: "denoiser only", True: "with text encoder"}
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
@@ -123,11 +123,6 @@ def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     said[:] = [text for text in said if not text.startswith(unasked)]
 
 
-def plain(factors: Factors) -> Factors:
-    """At one rank, as `wear` wants it."""
-    return padded([factors])
-
-
 def rows_of(
     base: str, cases: Iterable[tuple[bool, str]], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> list[Row]:
@@ -138,12 +133,12 @@ def rows_of(
     for text, variant in cases:
         sites = choose(pipelines.attention_sites(components), text)
         wanted = person(sites, variant, folder)
-        with wear(components, plain(wanted)):
+        with wear(components, wanted):
             live = pipelines.picture(pipe)
         assert (live - bare).abs().max() > 1e-3
         for form in FORMS:
             row = Row(base, form, ADAPTS[text], variant)
-            row.own = write(folder / "ana.safetensors", wanted, sites, form)
+            row.own = write(folder / "ana.safetensors", wanted, sites, form, base)
             if (base, form) not in NOT_READ:
                 load(pipe, folder / "ana.safetensors", wanted, row, caplog)
                 row.image = float((pipelines.picture(pipe) - live).abs().max())
@@ -175,9 +170,15 @@ def choose(sites: tuple[Site, ...], text: bool) -> tuple[Site, ...]:
     return tuple(s for s in sites if text or not s.component.startswith("text"))
 
 
-def write(path: Path, wanted: Factors, sites: tuple[Site, ...], form: Literal["diffusers", "kohya"]) -> float:
+def info(base: str) -> LoraInfo:
+    return LoraInfo("sks", "micro", 32, "Ana", family=FAMILY[base])
+
+
+def write(
+    path: Path, wanted: Factors, sites: tuple[Site, ...], form: Literal["diffusers", "kohya"], base: str
+) -> float:
     """Writes one form; what our own reader makes of it."""
-    write_lora(path, wanted, form, INFO)
+    write_lora(path, wanted, form, info(base))
     own = worst(wanted, read_lora(path, sites)[0])
     assert own < 1e-6
     return own
@@ -194,7 +195,7 @@ def load(pipe: Any, path: Path, wanted: Factors, row: Row, caplog: pytest.LogCap
 def merged(row: Row, pipe: Any, wanted: Factors, live: Tensor, folder: Path) -> Row:
     """Saves the merged pipeline, loads it as any pipeline, and takes the base's weights off again."""
     components = pipelines.parts(pipe)
-    save_merged(folder, pipe, components, plain(wanted))
+    save_merged(folder, pipe, components, wanted)
     absent = {name: None for name, part in pipe.components.items() if part is None}
     back = type(pipe).from_pretrained(folder, **absent)
     row.image = float((pipelines.picture(back) - live).abs().max())
@@ -203,7 +204,9 @@ def merged(row: Row, pipe: Any, wanted: Factors, live: Tensor, folder: Path) -> 
     for part, component in components.items():
         for name, path in locate(part, component).items():
             before, after = (m.get_submodule(path).weight.detach() for m in (component, theirs[part]))
-            down, up = wanted.get(name, (torch.zeros(1, 1, before.shape[1]), torch.zeros(1, len(before), 1)))
+            down, up = wanted.get(
+                name, (torch.zeros(1, 1, before[0].numel()), torch.zeros(1, len(before), 1))
+            )
             delta = (up[0] @ down[0]).view(before.shape)
             error = float((after - before - delta).norm())  # of a layer that is not adapted: nothing at all
             row.delta = max(row.delta, error / max(float(delta.norm()), 1e-30))
@@ -224,7 +227,7 @@ def test_plain_diffusers_loads_every_site_of_the_real_bases(
         sites = choose(every, text)
         wanted = person(sites, variant, tmp_path)
         row = Row(f"{base}, full size", form, ADAPTS[text], variant)
-        row.own = write(tmp_path / "ana.safetensors", wanted, sites, form)
+        row.own = write(tmp_path / "ana.safetensors", wanted, sites, form, base)
         load(pipe, tmp_path / "ana.safetensors", wanted, row, caplog)
         pipe.unload_lora_weights()
         ROWS.append(row)
@@ -235,7 +238,7 @@ def test_diffusers_adapts_no_site_of_the_kohya_form_of_sd3(
 ) -> None:
     pipe = pipelines.sd3()
     sites = tuple(s for s in pipelines.attention_sites(pipelines.parts(pipe)) if s.component == "transformer")
-    write_lora(tmp_path / "ana.safetensors", person(sites, "uniform", tmp_path), "kohya", INFO)
+    write_lora(tmp_path / "ana.safetensors", person(sites, "uniform", tmp_path), "kohya", info("SD3"))
     with complaints(caplog) as said:
         pipe.load_lora_weights(str(tmp_path), weight_name="ana.safetensors")
     assert said and not as_loaded(pipe)
@@ -249,7 +252,7 @@ def test_diffusers_splits_the_fused_form_of_flux_at_its_real_width(tmp_path: Pat
     wanted: Factors = {
         name: (torch.randn(1, rank, wide), torch.randn(1, wide, rank)) for name in [*double, *single]
     }
-    write_lora(path, wanted, "kohya", INFO)
+    write_lora(path, wanted, "kohya", info("Flux"))
     state: Any = FluxPipeline.lora_state_dict(load_file(path))
     got: Factors = {
         name: (state[f"{name}.lora_A.weight"][None], state[f"{name}.lora_B.weight"][None]) for name in wanted
@@ -260,14 +263,14 @@ def test_diffusers_splits_the_fused_form_of_flux_at_its_real_width(tmp_path: Pat
     assert not state["transformer.single_transformer_blocks.21.proj_mlp.lora_B.weight"].any()
 
 
-def test_families_are_told_from_their_sites() -> None:
+def test_families_of_bases_are_told_from_all_of_their_layers() -> None:
     found = {
-        base: family_of(pipelines.attention_sites(pipelines.parts(make())))
+        base: family_of_base(wearable(pipelines.parts(make()))).name
         for base, make in pipelines.FAMILIES.items()
     }
-    assert found == {"SD 1.5": SD1, "SD 2.1": SD1, "SDXL": SDXL, "SD3": SD3, "Flux": FLUX}  # micro: no widths
+    assert found == FAMILY
     second = [Site("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 1024, 1280)]
-    assert family_of(second) == SD2
+    assert family_of(second) == family_of_base(second) == SD2
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def export(
 
 def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
     """Takes one identity out of a bank and checks it against the base."""
-    from hyperdreambooth.adapter import Adapter
+    from hyperdreambooth.adapter import Adapter, family_name
     from hyperdreambooth.files import InputError
     from hyperdreambooth.lidb.bank import Bank
     from hyperdreambooth.lidb.basis import seed_of, seeded_basis
@@ -107,7 +107,7 @@ def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
     basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
     lidb = bank.lidb(identity, basis)
     check_fits(lidb, base.fingerprint, base.sites, basis, folder)
-    return Adapter.from_lidb(lidb, basis)
+    return Adapter.from_lidb(lidb, basis, family_name(base))
 
 
 @command("hyperdreambooth.apps.settings:NoConfig")

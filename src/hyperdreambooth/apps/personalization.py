@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from PIL import Image
 from typer import echo
 
-from hyperdreambooth.adapter import FILES, Adapter
+from hyperdreambooth.adapter import FILES, Adapter, check_forms
 from hyperdreambooth.apps.familiarity import report_distance
 from hyperdreambooth.apps.loading import load, load_personalizer
 from hyperdreambooth.apps.person_config import PersonalizeConfig, ScratchConfig
@@ -77,6 +77,7 @@ def _by_prediction(
     """Predicts, relaxes and finetunes."""
     personalizer = load_personalizer(job.base, hypernet)
     job.seconds["load"] = round(time.perf_counter() - job.began, 3)  # with the imports
+    check_forms(personalizer.base, personalizer.predictor.layout.sites)
     inputs = {"hypernet": personalizer.predictor.fingerprint}
     work = _begin(job, personalizer.base, photos, others, out, inputs)
     distance = report_distance(personalizer, work.photos, drawn=bool(others))
@@ -94,15 +95,8 @@ def _by_prediction(
         )
     job.seconds.update({stage: round(value, 3) for stage, value in personalizer.seconds.items()})
     files = {"lidb": FILES["lidb"], **save_trained(adapter, out, work.base)}
-    _finish(
-        job,
-        work,
-        {"base": None, "prediction": prediction, "finetuned": adapter},
-        adapter,
-        files,
-        look,
-        distance,
-    )
+    stages = {"base": None, "prediction": prediction, "finetuned": adapter}
+    _finish(job, work, stages, adapter, files, look, distance)
 
 
 def _from_scratch(
@@ -111,6 +105,8 @@ def _from_scratch(
     """Trains without a hypernetwork."""
     base = load(job.base)
     job.seconds["load"] = round(time.perf_counter() - job.began, 3)
+    if job.own.method in ("lidb", "lora"):
+        check_forms(base, base.sites)
     work = _begin(job, base, photos, others, out, {})
     plain = DreamboothConfig(**job.own.model_dump(include=set(DreamboothConfig.model_fields)))
     config, look = _looked_at(work, plain, USUAL[plain.method]["steps"], samples=True)
@@ -172,8 +168,8 @@ def _finish(
     held_out = work.given[-1].path.name if len(work.photos) < len(work.given) else None
     job.report(
         work.out, files={**files, **more}, scores=scores, rank=rank, trigger=work.base.trigger,
-        prompts=work.prompts, base=work.base.source, distance=distance, photos=len(work.given), held_out=held_out,
-        judge=work.scorers and work.scorers.judge.summary(), **steps,
+        prompts=work.prompts, base=work.base.source, distance=distance, photos=len(work.given),
+        held_out=held_out, judge=work.scorers and work.scorers.judge.summary(), **steps,
     )  # fmt: skip
     _print(work, read_json(work.out / "report.json"))
 

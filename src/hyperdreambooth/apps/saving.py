@@ -45,7 +45,7 @@ def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))  # diffusers' own `to` warns about float16
     words = {"trigger": adapter.trigger or base.trigger, "class_word": base.class_word}
-    save_merged(out / "merged", base.pipe, base.components, adapter.factors, words)
+    save_merged(out / "merged", base.pipe, base.wearers, adapter.factors, words)
     return {"merged": "merged"}
 
 

@@ -71,10 +71,11 @@ def finetune(
     hypernet: HypernetName = None,
 ) -> None:
     """Raise the rank of an adapter and train it for a few steps."""
-    from hyperdreambooth.adapter import check_rank
+    from hyperdreambooth.adapter import check_forms, check_rank
     from hyperdreambooth.apps.loading import load, open_adapter
     from hyperdreambooth.faces.dataset import read_person
     from hyperdreambooth.finetune.fast import finetune_adapter
+    from hyperdreambooth.lora.formats.write import sites_of
 
     person = read_person(photo)
     with job.stage("load"):
@@ -83,6 +84,7 @@ def finetune(
         # captions use the trigger of the adapter's file
         base = base.with_words(adapter.trigger or base.trigger, base.class_word)
         check_rank(job.own.rank, adapter.factors)
+    check_forms(base, sites_of(adapter.factors), [form])
     with job.stage("finetune"):
         trained = finetune_adapter(base, adapter, person, job.own)
     trained.save(out, form)

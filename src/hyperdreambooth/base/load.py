@@ -115,6 +115,12 @@ class Base:
         return replace(self, trigger=trigger, class_word=class_word)
 
     @property
+    def wearers(self) -> dict[str, nn.Module]:
+        """The components, and a T5 text encoder, which LoRAs of other tools may change as well."""
+        parts = {name: getattr(self.pipe, name, None) for name in ("text_encoder_2", "text_encoder_3")}
+        return {name: part for name, part in parts.items() if part is not None} | self.components
+
+    @property
     def denoiser(self) -> Any:
         """The component that is asked for noise or velocity."""
         return self.components[self.family.DENOISER]

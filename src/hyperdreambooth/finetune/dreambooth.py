@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from hyperdreambooth.adapter import Adapter, check_rank
+from hyperdreambooth.adapter import Adapter, check_rank, family_name
 from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photos, read_person
@@ -96,9 +96,7 @@ def _lora(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> li
     trainable = pairs(padded([fresh(base.sites, config.rank, config.seed)] * people), base.device)
     outcome = learn(trainable)
     return [
-        Adapter(
-            one, base.trigger, base.fingerprint, base.source, base.resolution, metadata=outcome.metadata(k)
-        )
+        Adapter.made_on(base, one, metadata=outcome.metadata(k))
         for k, one in enumerate(each(trainable.worn()))
     ]
 
@@ -111,7 +109,7 @@ def _light(base: Base, people: int, config: DreamboothConfig, learn: Learn) -> l
     outcome, digest = learn(trainable), basis_fingerprint(basis)
     origin = (base.fingerprint, base.trigger, base.source, base.resolution)
     done = [
-        Adapter.from_lidb(Lidb(row, layout, basis.source, digest, *origin), basis)
+        Adapter.from_lidb(Lidb(row, layout, basis.source, digest, *origin), basis, family_name(base))
         for row in trainable.leaves["numbers"].detach().cpu()
     ]
     return [replace(one, metadata=outcome.metadata(k)) for k, one in enumerate(done)]

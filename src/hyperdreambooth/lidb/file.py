@@ -7,7 +7,7 @@ in the header prove that both are those that the numbers were made for.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.files import InputError, load_tensors, save_tensors
-from hyperdreambooth.lidb.basis import Basis, basis_fingerprint
+from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seed_of, seeded_basis
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.shapes import Site, site_fingerprint
 
 FORMAT = "1"
+ROUNDING = 2e-3  # relative error of a site's numbers that float16 may cause: ten times what it usually is
 _FIELDS = (
     "base_fingerprint", "base_source", "sites_fingerprint", "basis", "basis_fingerprint",
     "rank", "down_dim", "up_dim", "trigger",
@@ -68,14 +69,28 @@ def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> Non
         raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
     if tuple(lidb.numbers.shape) != (lidb.layout.size,):
         raise ValueError(f"numbers of shape ({lidb.layout.size},) expected, got {tuple(lidb.numbers.shape)}")
-    numbers = lidb.numbers.detach().to(dtype)
+    numbers, name = lidb.numbers.detach().to(dtype), str(dtype).removeprefix("torch.")
     if not numbers.isfinite().all():
-        name = str(dtype).removeprefix("torch.")
         raise InputError(
             f"{path}: nothing was written, the numbers are NaN, infinite or too large for {name}"
         )
+    if lost := _lost(lidb, numbers):
+        limit = f"lose {lost[1]:.1%} in {name}, expected at most {ROUNDING:.1%}; use float32"
+        raise InputError(f"{path}: nothing was written, the numbers of {lost[0]} {limit}")
     parts = {part: numbers[span] for part, span in lidb.layout.components.items()}
     save_tensors(path, parts, _header(lidb))
+
+
+def _lost(lidb: Lidb, rounded: Tensor) -> tuple[str, float] | None:
+    """Returns a site whose numbers lose too much by rounding, and how much; None if none does."""
+    layout = lidb.layout
+    whole, kept = layout.split(lidb.numbers[None].detach()), layout.split(rounded[None].float())
+    for site, halves in whole.items():
+        for half, other in zip(halves, kept[site], strict=True):
+            error = float((half - other).norm() / half.norm().clamp_min(1e-30))
+            if error > ROUNDING:
+                return site, error
+    return None
 
 
 def lidb_header(path: Path) -> dict[str, str] | None:
@@ -129,6 +144,19 @@ def check_fits(
             f"{name}: made over basis {lidb.basis_fingerprint} ({lidb.basis_source}), this basis is {found} "
             f"({basis.source}); use the hypernetwork or seed it was made with"
         )
+
+
+def basis_for(path: Path, lidb: Lidb, basis_of: Callable[[str], Basis] | None) -> Basis:
+    """Bases from the seed, at the file's own dims; learned ones from the hypernetwork that has them."""
+    seed, layout = seed_of(lidb.basis_source), lidb.layout
+    if seed is not None:
+        return seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
+    if basis_of is None:
+        raise InputError(
+            f"{path}: its basis is {lidb.basis_source}; name that hypernetwork's folder "
+            "(--hypernet; in Python, load it with that hypernetwork's Personalizer)"
+        )
+    return basis_of(lidb.basis_source)
 
 
 def _header(lidb: Lidb) -> dict[str, str]:

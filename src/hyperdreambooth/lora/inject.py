@@ -116,16 +116,16 @@ class Worn(AbstractContextManager["Worn"]):
         ]
         self._layers: dict[str, Any] = {}
         self._sites = {site: SiteWear() for site in factors}
-        rank = next(iter(factors.values()))[0].shape[1]
+        ranks = {site: down.shape[1] for site, (down, _) in factors.items()}
         for part, paths in self._paths.items():
-            self._layers |= _inject(components[part], paths, rank, name)
+            self._layers |= _inject(components[part], paths, ranks, name)
         for site, layer in self._layers.items():
             if isinstance(layer, WornLinear):
                 variants: Any = layer.lora_variant
                 variants[name] = self._sites[site]
 
     def set(self, factors: Factors, images: int = 1) -> None:
-        """Replaces the factors in place: of the sites and the rank given to `wear`.
+        """Replaces the factors in place: of the sites and the ranks given to `wear`.
 
         Factors that need gradients must stay worn until the backward pass has ended: gradient checkpointing
         reads them again, and would silently use whatever is worn by then.
@@ -184,12 +184,12 @@ def wear(
 
     Args:
         components: the base's adaptable parts, such as `unet` and `text_encoder`.
-        factors: site → down `(n, r, i)`, up `(n, o, r)`, all of one rank. Other sites stay bare.
+        factors: site → down `(n, r, i)`, up `(n, o, r)`, each of its own rank. Other sites stay bare.
         name: in PEFT and diffusers; adapters worn at the same time need different names.
         images: consecutive samples of one identity in every batch.
     """
-    if len({down.shape[1] for down, _ in factors.values()}) != 1:
-        raise ValueError(f"adapter {name!r}: expected factors of one rank at one or more sites")
+    if not factors:
+        raise ValueError(f"adapter {name!r}: expected factors at one or more sites")
     taken = sorted(part for part, m in components.items() if name in getattr(m, "peft_config", {}))
     if taken:
         raise ValueError(f"an adapter named {name!r} is already worn by {', '.join(taken)}; use another name")
@@ -231,20 +231,24 @@ def _lora_layers(component: nn.Module) -> list[LoraLayer]:
     return [module for module in component.modules() if isinstance(module, LoraLayer)]
 
 
-def _inject(component: Any, sites: Mapping[str, str], rank: int, name: str) -> dict[str, Any]:
+def _inject(component: Any, sites: Mapping[str, str], ranks: Mapping[str, int], name: str) -> dict[str, Any]:
     """Puts a frozen LoRA layer at each path; returns site → layer. The global random state stays as it is.
 
     The outcome is that of PEFT's `inject_adapter_in_model`, which is slow: it compares every module with
     every path, and initialises weights that are overwritten at once.
     """
     active = next((list(layer.active_adapters) for layer in _lora_layers(component)), [])
-    paths = list(sites.values())
+    rank = max(ranks[site] for site in sites)
+    other = {path: ranks[site] for site, path in sites.items() if ranks[site] != rank}
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=paths, init_lora_weights=False, inference_mode=True
-    )
+        r=rank, lora_alpha=rank, rank_pattern=other, alpha_pattern=dict(other),
+        target_modules=list(sites.values()), init_lora_weights=False, inference_mode=True,
+    )  # fmt: skip
     component.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # a new module draws its weights
-        layers = {site: _lora_layer(component, path, config, name) for site, path in sites.items()}
+        layers = {
+            site: _lora_layer(component, path, config, ranks[site], name) for site, path in sites.items()
+        }
     component.peft_config = {**getattr(component, "peft_config", {}), name: config}
     component._hf_peft_config_loaded = True
     for layer in _lora_layers(component):
@@ -252,14 +256,14 @@ def _inject(component: Any, sites: Mapping[str, str], rank: int, name: str) -> d
     return layers
 
 
-def _lora_layer(component: nn.Module, path: str, config: LoraConfig, name: str) -> Any:
+def _lora_layer(component: nn.Module, path: str, config: LoraConfig, rank: int, name: str) -> Any:
     """Returns the LoRA layer at a path with one more adapter in it; makes the layer if there is none."""
     layer: Any = component.get_submodule(path)
     if isinstance(layer, LoraLayer):
-        layer.update_layer(name, config.r, config.r, config=config)
+        layer.update_layer(name, rank, rank, config=config)
         return layer
     kind = WornLinear if isinstance(layer, nn.Linear) else LoraConv2d
-    made = kind(layer, name, config=config, r=config.r, lora_alpha=config.r)
+    made = kind(layer, name, config=config, r=rank, lora_alpha=rank)
     component.set_submodule(path, made)
     return made
 

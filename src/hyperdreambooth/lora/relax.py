@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hyperdreambooth.files import InputError
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Down, Factors, Site, Up
 
@@ -110,14 +111,20 @@ def concatenate(a: Factors, b: Factors) -> Factors:
 def add_up(many: Sequence[Factors]) -> Factors:
     """Joins adapters of the same identities to one whose ΔW is exactly their sum, at all of their sites.
 
-    Its rank is the largest sum of ranks at any site; the others are zero-padded.
+    At every site its rank is the sum of their ranks there.
+
+    Raises:
+        InputError: two layers of one name and different sizes.
     """
     made: Factors = {}
     for site in sorted({site for factors in many for site in factors}):
         pairs = [factors[site] for factors in many if site in factors]
+        if len(sizes := list(dict.fromkeys((down.shape[2], up.shape[1]) for down, up in pairs))) > 1:
+            one, other = (f"{i} → {o}" for i, o in sizes[:2])
+            what = f"{site} is {one} in one and {other} in the other"
+            raise InputError(f"adapters of two bases cannot be added: {what}")
         made[site] = torch.cat([down for down, _ in pairs], 1), torch.cat([up for _, up in pairs], 2)
-    rank = max(down.shape[1] for down, _ in made.values())
-    return {site: (_pad(down.mT, rank).mT, _pad(up, rank)) for site, (down, up) in made.items()}
+    return made
 
 
 def padded(many: Sequence[Factors]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -156,3 +163,14 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
         rows, columns = vh[:, :rank].mT, (u * s[:, None])[..., :rank]
         kept[site] = _pad(rows, rank).mT.to(down), _pad(columns, rank).to(up)
     return kept, (lost / total) ** 0.5 if total else 0.0
+
+
+def check_rank(rank: int, factors: Factors) -> None:
+    """Refuses a rank that a LoRA file of these sites cannot have: readers take it for damage.
+
+    Raises:
+        InputError: one line with the limit.
+    """
+    limit, site = min((down.shape[2] + up.shape[1], name) for name, (down, up) in factors.items())
+    if not 1 <= rank <= limit:
+        raise InputError(f"rank {rank}: expected 1 to {limit}, the inputs and outputs of {site} together")

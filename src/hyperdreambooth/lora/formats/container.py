@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from hyperdreambooth.files import InputError, broken_tensors, check_file, open_tensors
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""The number formats that a LoRA may have."""
+"""The number formats that matrices may have."""
+NUMBERS = (*FLOATS, "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""The number formats that a single number may have: kohya's extraction tools write alpha as an integer."""
 MAX_HEADER = 2**21  # bytes; larger than any header seen in the field, metadata of a training set included
 _TENSOR = re.compile(rb'"data_offsets"\s*:\s*\[')  # once in each tensor's entry; metadata values are strings
 
@@ -41,7 +44,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     if len(entries) != names:
         raise broken_tensors(path, "a tensor name occurs twice in the header")
     for name, entry in entries.items():
-        if entry.dtype not in FLOATS:
-            wanted = f"expected one of {', '.join(FLOATS)}; convert the file"
+        allowed = NUMBERS if prod(entry.shape) == 1 else FLOATS
+        if entry.dtype not in allowed:
+            wanted = f"expected one of {', '.join(allowed)}; convert the file"
             raise InputError(f"{path}: tensor {name[:80]!r} has number format {entry.dtype!r}, {wanted}")
     return entries, metadata

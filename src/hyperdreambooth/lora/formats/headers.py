@@ -32,6 +32,7 @@ class LoraInfo:
     title: str  # a name for people
     steps: int = 0  # of the finetune
     base_fingerprint: str = ""  # of the weights of that base; empty where nobody knows
+    family: str = ""  # of that base, a key of `FAMILIES`; where nobody knows, the layers have to show it
 
 
 def peft_config(sites: Sequence[Site], rank: int) -> str:

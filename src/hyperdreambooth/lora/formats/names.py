@@ -1,7 +1,6 @@
 """The names that tools give a site: diffusers' dotted names, kohya's underscored ones, the original models'.
 
-Families differ in names only. Where an original model has one layer for several of diffusers' (the fused q,
-k, v of Flux and SD3), a site owns some consecutive rows of that layer.
+Families differ in names only; `original.py` has the names of the original models.
 """
 
 from __future__ import annotations
@@ -9,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from hyperdreambooth.files import InputError
+from hyperdreambooth.lora.formats.original import Rows, original_rows, per_block
 from hyperdreambooth.shapes import Site, canonical
 
 
@@ -26,6 +27,7 @@ class LoraFamily:
     text: Mapping[str, str]  # text encoder → kohya's prefix
 
 
+_ENCODERS = {"text_encoder": "1", "text_encoder_2": "2", "text_encoder_3": "3"}  # component → its number
 _BOTH = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 _STABILITY = "https://github.com/Stability-AI/generative-models"
 _KOHYA = "networks.lora"
@@ -39,121 +41,102 @@ FLUX = LoraFamily(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A site's rows `start` to `start + o` of a module; its `total` rows are more if sites share it."""
-
-    module: str
-    start: int
-    total: int
+FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, SD3, FLUX)}
 
 
-def family_of(sites: Iterable[Site]) -> LoraFamily:
-    """Recognises the family by names and widths, because other people's files hold nothing else.
+def family_of_base(layers: Iterable[Site]) -> LoraFamily:
+    """Recognises the family of a base by the names and widths of all of its layers.
 
-    A token of SD 1.x has 768 numbers, one of SD 2.x 1024. Flux is 3072 wide, four times that within its MLPs;
-    no SD3 is.
+    A token of SD 1.x has 768 numbers, one of SD 2.x 1024. Of the transformers, only Flux has single blocks.
     """
-    names = {site.name for site in sites}
-    readers = ("attn2.to_k", "self_attn.q_proj", "attn.to_q")
-    widths = {site.in_features for site in sites if site.name.endswith(readers)}
-    parts = {site.component for site in sites}
+    names = {site.name for site in layers}
+    widths = {site.in_features for site in layers if site.name.endswith("attn2.to_k")}
+    parts = {site.component for site in layers}
     if "transformer" in parts:
-        single = any(name.startswith("transformer.single_transformer_blocks.") for name in names)
-        wide = any(site.in_features in (3072, 12288) for site in sites if site.component == "transformer")
-        return FLUX if single or wide else SD3
+        return (
+            FLUX if any(name.startswith("transformer.single_transformer_blocks.") for name in names) else SD3
+        )
     if "text_encoder_2" in parts or 2048 in widths or any(".transformer_blocks.1." in name for name in names):
         return SDXL
     return SD2 if 1024 in widths else SD1
 
 
-# A layer of a block for picture and text: its name in diffusers, in Flux's own model and in SD3's.
-_JOINT = (
-    (r"attn\.to_([qkv])", "img_attn.qkv", "x_block.attn.qkv"),
-    (r"attn2\.to_([qkv])", None, "x_block.attn2.qkv"),
-    (r"attn\.add_([qkv])_proj", "txt_attn.qkv", "context_block.attn.qkv"),
-    (r"attn\.to_out\.0", "img_attn.proj", "x_block.attn.proj"),
-    (r"attn2\.to_out\.0", None, "x_block.attn2.proj"),
-    (r"attn\.to_add_out", "txt_attn.proj", "context_block.attn.proj"),
-    (r"ff\.net\.0\.proj", "img_mlp.0", "x_block.mlp.fc1"),
-    (r"ff\.net\.2", "img_mlp.2", "x_block.mlp.fc2"),
-    (r"ff_context\.net\.0\.proj", "txt_mlp.0", "context_block.mlp.fc1"),
-    (r"ff_context\.net\.2", "txt_mlp.2", "context_block.mlp.fc2"),
-    (r"norm1\.linear", "img_mod.lin", None),
-    (r"norm1_context\.linear", "txt_mod.lin", None),
-)
-_SINGLE = (
-    (r"(?:attn\.to_([qkv])|proj_(mlp))", "linear1", None),
-    (r"proj_out", "linear2", None),
-    (r"norm\.linear", "modulation.lin", None),
-)
+def family_of(sites: Sequence[Site], name: str = "") -> LoraFamily:
+    """Returns the family of that name or, where nobody knows it, the only one that has such layers.
 
-
-def _unet(inner: str, per_block: int) -> str | None:
-    """Names a layer as the original U-Net does, which counts through all blocks and resolution changes."""
-    found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.(.+)", inner)
-    if found is None:
-        return None
-    way, block, number, rest = found.groups()
-    if way is None:
-        return f"middle_block.1.{rest}"
-    at = int(block) * (per_block + 1) + int(number)
-    return f"input_blocks.{at + 1}.1.{rest}" if way == "down" else f"output_blocks.{at}.1.{rest}"
-
-
-def _original(site: Site, family: LoraFamily, per_block: int) -> Rows | None:
-    """Finds a denoiser's site in the original model; None if that has no such layer."""
-    inner = site.name.partition(".")[2]
-    if site.component == "unet":
-        module = _unet(inner, per_block)
-        return Rows(module, 0, site.out_features) if module else None
-    block = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", inner)
-    if block is None or family not in (FLUX, SD3):
-        return None
-    single, number, layer = block.groups()
-    blocks = "joint_blocks" if family is SD3 else "single_blocks" if single else "double_blocks"
-    for pattern, flux, sd3 in _SINGLE if single else _JOINT:
-        name = flux if family is FLUX else sd3
-        if name and (found := re.fullmatch(pattern, layer)):
-            letter = next((part for part in found.groups() if part), "")
-            return _rows_of(f"{blocks}.{number}.{name}", letter, site)
-    return None
-
-
-def _rows_of(module: str, letter: str, site: Site) -> Rows:
-    """Returns the rows of q, k or v, which follow each other, or of the MLP after them in `linear1`."""
-    if not letter:
-        return Rows(module, 0, site.out_features)
-    wide = module.endswith("linear1")
-    hidden = site.in_features if wide else site.out_features
-    return Rows(module, ("q", "k", "v", "mlp").index(letter) * hidden, hidden * (7 if wide else 3))
-
-
-def _per_block(sites: Iterable[Site]) -> int:
-    """Returns the layers in each block of a U-Net: two in all published ones, whichever sites are given.
-
-    In a smaller one, the highest number on the way up gives it: the way up has one more than the way down.
+    Raises:
+        InputError: several families have them, so that the names in a file would be a guess.
     """
-    if any(site.component == "unet" and site.out_features >= 320 for site in sites):
-        return 2
-    found = (re.match(r"unet\.up_blocks\.\d+\.attentions\.(\d+)\.", site.name) for site in sites)
-    return max((int(match[1]) for match in found if match), default=2)
+    if name:
+        return FAMILIES[name]
+    fitting = [family for family in FAMILIES.values() if _has(family, sites)]
+    if len(fitting) != 1:
+        known = ", ".join(family.name for family in fitting) or "none that is known"
+        raise InputError(
+            f"the layers ({sites[0].name}, …) fit these families of bases: {known}; name the base that the "
+            "LoRA is for (--base)"
+        )
+    return fitting[0]
 
 
-def kohya_rows(sites: Sequence[Site]) -> dict[str, Rows]:
+# what a token of each family's text has in numbers, and its CLIP-L or OpenCLIP text encoder
+_CONTEXT = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
+_ENCODER = {"sd1": 768, "sd2": 1024, "sdxl": 768, "sd3": 768, "flux": 768}
+_PUBLISHED = (768, 1024, 2048)
+
+
+def _has(family: LoraFamily, sites: Iterable[Site]) -> bool:
+    """Returns whether no site speaks against a family; widths of no published base speak against none."""
+    return all(_may_have(family, site) for site in sites)
+
+
+def _may_have(family: LoraFamily, site: Site) -> bool:
+    part, inner, name = site.component, site.name.partition(".")[2], family.name
+    if part in ("unet", "transformer"):
+        if (part == "unet") != (family in (SD1, SD2, SDXL)):
+            return False
+        if inner.endswith(("attn2.to_k", "attn2.to_v")) and site.in_features in _PUBLISHED and part == "unet":
+            return site.in_features == _CONTEXT[name]
+        if part == "transformer":
+            wide = inner.startswith("single_") or site.in_features in (3072, 12288)
+            return not (wide and family is SD3) and not (
+                (".attn2." in inner or _is_sd3s(site)) and family is FLUX
+            )
+        return family is SDXL or not re.search(r"transformer_blocks\.[1-9]|^add_embedding", inner)
+    if part == "text_encoder":
+        width = site.in_features if "self_attn" in inner else 0
+        return width not in _PUBLISHED or width == _ENCODER[name]
+    if part == "text_encoder_2":
+        return family is FLUX if is_t5(site) else family in (SDXL, SD3)
+    return family is SD3
+
+
+def _is_sd3s(site: Site) -> bool:
+    """Whether a layer has a width that SD 3's transformers have, and Flux's has nowhere."""
+    return site.in_features in (1536, 2432) or site.name.startswith("transformer.pos_embed")
+
+
+def is_t5(site: Site) -> bool:
+    """Returns whether a layer belongs to a T5, which no LoRA of ours changes, but other people's do."""
+    return ".encoder.block." in site.name
+
+
+def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
     """Places every site in kohya's form, by the original models' names, which all of its readers know.
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
     """
-    family, per_block = family_of(sites), _per_block(sites)
+    layers = per_block(sites)
     made: dict[str, Rows] = {}
     for site in sites:
         inner = site.name.partition(".")[2]
-        if prefix := family.text.get(site.component):
+        if is_t5(site):
+            rows = Rows(f"lora_te3_{inner}", 0, site.out_features)
+        elif prefix := family.text.get(site.component):
             rows = Rows(prefix + _clip(inner), 0, site.out_features)
         elif site.component == "unet" and family in (SD1, SD2):
             rows = Rows(f"lora_unet_{inner}", 0, site.out_features)
-        elif rows := _original(site, family, per_block):
+        elif rows := next((one for one in original_rows(site, layers) if _is_of(one, family)), None):
             rows = replace(rows, module=f"lora_unet_{rows.module}")
         else:
             raise InputError(f"the kohya form has no name for {site.name}; use the diffusers form")
@@ -161,47 +144,96 @@ def kohya_rows(sites: Sequence[Site]) -> dict[str, Rows]:
     return made
 
 
-def is_convolution(site: Site, family: LoraFamily) -> bool:
-    """Returns whether the layer is a 1×1 convolution: around SD 1.x's transformers, or any shortcut."""
-    around = family is SD1 and re.fullmatch(r"unet\..*\.attentions\.\d+\.proj_(in|out)", site.name)
-    return bool(around) or site.name.endswith(".conv_shortcut")
+# how the modules that only Flux or only SD3 has begin
+_FLUXS = ("double_blocks.", "single_blocks.", "img_in", "txt_in", "time_in.", "vector_in.", "guidance_in.")
 
 
-def diffusers_module(site: Site, family: LoraFamily) -> str:
+def _is_of(rows: Rows, family: LoraFamily) -> bool:
+    shared = rows.module.startswith("final_layer.")
+    return shared or family not in (FLUX, SD3) or rows.module.startswith(_FLUXS) == (family is FLUX)
+
+
+def left_out_by(sites: Iterable[Site]) -> dict[str, str]:
+    """Returns which layers of a file in kohya's form tools leave out without an error: tools → an example.
+
+    kohya's scripts look for a U-Net's transformers, ResNet blocks and resolution changes, and for a text
+    encoder's attention and MLPs. ComfyUI has known a text encoder's projection since late 2024 only.
+    """
+    found: dict[str, str] = {}
+    for site in sites:
+        if re.match(r"unet\.(time_embedding|add_embedding|conv_in|conv_out)", site.name):
+            found.setdefault("kohya's own scripts leave", site.name)
+        if site.name.endswith(".text_projection"):
+            found.setdefault("kohya's own scripts and older versions of ComfyUI leave", site.name)
+    return found
+
+
+def kernel_of(site: Site, family: LoraFamily) -> int:
+    """Returns the side of a convolution's kernel, and 0 for a linear layer."""
+    inner = site.name.partition(".")[2]
+    if inner.endswith(".conv_shortcut"):
+        return 1
+    if re.fullmatch(r"conv_in|conv_out|.*\.resnets\.\d+\.conv[12]|.*\.(down|up)samplers\.\d+\.conv", inner):
+        return 3
+    if site.name == "transformer.pos_embed.proj":
+        return 2 if site.in_features % 64 == 0 else 1  # SD3 has 16 channels, in patches of 2×2
+    around = (
+        family is SD1 and site.component == "unet" and re.search(r"\.attentions\.\d+\.proj_(in|out)$", inner)
+    )
+    return 1 if around else 0
+
+
+def diffusers_module(site: Site) -> str:
     """Returns the name in diffusers' form; old and new transformers read CLIP's with `text_model.`"""
     inner = site.name.partition(".")[2]
-    return f"{site.component}.{_clip(inner)}" if site.component in family.text else site.name
+    return f"{site.component}.{_clip(inner)}" if site.component.startswith("text_") else site.name
 
 
 def _clip(inner: str) -> str:
     """Adds `text_model.` to a layer of a CLIP text encoder; its projection lies outside of that."""
-    return f"text_model.{inner}" if inner.startswith("encoder.") else inner
+    return f"text_model.{inner}" if inner.startswith("encoder.layers.") else inner
 
 
-def lookup(sites: Sequence[Site]) -> dict[str, list[tuple[Site, Rows]]]:
-    """Maps every spelling of a module (see `plain`) to its sites: several if the layer is fused."""
-    family, per_block = family_of(sites), _per_block(sites)
-    found: dict[str, list[tuple[Site, Rows]]] = {}
+Places: TypeAlias = dict[str, list[tuple[Site, Rows]]]
+"""Every spelling of a module (see `plain`) → its sites: several if the layer is fused."""
+
+
+def lookup(sites: Sequence[Site]) -> tuple[Places, Places]:
+    """Maps the spellings of modules to sites: those that name a component, and PEFT's own, which name none.
+
+    A name without its component may belong to several components: these are alternatives, not parts.
+    """
+    layers = per_block(sites)
+    named: Places = {}
+    bare: Places = {}
     for site in sites:
-        for rows in _spellings(site, family, per_block):
-            others = found.setdefault(rows.module, [])
-            if rows.total > site.out_features or not others:  # a name without its component may be ambiguous
+        for rows in _spellings(site, layers):
+            others = named.setdefault(rows.module, [])
+            if rows.total > site.out_features or not others:
                 others.append((site, rows))
-    return found
+        bare.setdefault(site.name.partition(".")[2], []).append((site, Rows(site.name, 0, site.out_features)))
+    return named, bare
 
 
-def _spellings(site: Site, family: LoraFamily, per_block: int) -> Iterator[Rows]:
+def _spellings(site: Site, layers: int) -> Iterator[Rows]:
     inner = site.name.partition(".")[2]
-    flat, prefixes = inner.replace(".", "_"), ("lora_unet_", "lora_transformer_")
-    if site.component in _BOTH:
-        prefixes = ("lora_te_", "lora_te1_") if site.component == "text_encoder" else ("lora_te2_",)
-        prefixes += tuple(f"{prefix}text_model_" for prefix in prefixes)
-    # PEFT's own files name no component
-    for module in (site.name, inner, *(prefix + flat for prefix in prefixes)):
+    flat, dotted, prefixes = (
+        inner.replace(".", "_"),
+        [site.name],
+        ["lora_unet_", "lora_transformer_", "lycoris_"],
+    )
+    if number := _ENCODERS.get(site.component):
+        prefixes = [f"lora_te{number}_", *(["lora_te_", "lora_te1_"] if number == "1" else [])]
+        own = {"1": "clip_l", "2": "clip_g"}.get(number, "")
+        if is_t5(site):
+            prefixes, own = [*prefixes, "lora_te3_"], "t5xxl"
+        prefixes += [f"{prefix}text_model_" for prefix in prefixes]
+        dotted.append(f"text_encoders.{own}.transformer.{inner}")
+    for module in dict.fromkeys([*dotted, *(prefix + flat for prefix in prefixes)]):
         yield Rows(module, 0, site.out_features)
-    if site.component not in _BOTH and (rows := _original(site, family, per_block)):
-        kohya = "lora_unet_" + rows.module.replace(".", "_")
-        for module in (rows.module, f"diffusion_model.{rows.module}", kohya):
+    for rows in () if number else original_rows(site, layers):
+        tidy = rows.module.replace(".", "_")
+        for module in (rows.module, f"diffusion_model.{rows.module}", f"lora_unet_{tidy}", f"lycoris_{tidy}"):
             yield replace(rows, module=module)
 
 

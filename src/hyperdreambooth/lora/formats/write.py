@@ -1,12 +1,15 @@
 """Writing a LoRA so that every tool loads it, and reading it back before the file appears.
 
-The scale is in `up`, all sites have one rank, and alpha equals it: readers that ignore alpha get the same ΔW.
-Where the original model has one layer for q, k and v, these become one block-diagonal LoRA of rank 3r.
+The scale is in the matrices, all sites have one rank, and alpha equals it: readers that ignore alpha get the
+same ΔW. Where the original model has one layer for q, k and v, these become one block-diagonal LoRA of rank
+3r.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,19 +28,23 @@ from hyperdreambooth.lora.formats.headers import (
 )
 from hyperdreambooth.lora.formats.names import (
     LoraFamily,
-    Rows,
     diffusers_module,
     family_of,
-    is_convolution,
+    kernel_of,
     kohya_rows,
+    left_out_by,
 )
-from hyperdreambooth.lora.formats.read import ADAPTER_METADATA, Matrices, read_lora
+from hyperdreambooth.lora.formats.original import Rows
+from hyperdreambooth.lora.formats.peft import ADAPTER_METADATA
+from hyperdreambooth.lora.formats.read import Matrices, read_lora
 from hyperdreambooth.lora.relax import padded, relative_distance
 from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya"]
 
-TOLERANCE = 1e-5  # relative, of a site's ΔW
+TOLERANCE = 1e-5  # relative, of a site's ΔW as read back from what was written
+ROUNDING = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
+"""Number format → the relative error of a site's ΔW that rounding may cause, several times the usual one."""
 
 
 def write_lora(
@@ -49,14 +56,16 @@ def write_lora(
         path: a `.safetensors` file, of a name that diffusers does not ignore.
         factors: one identity, down `(1, r, i)` and up `(1, o, r)`; smaller ranks are zero-padded.
         form: `diffusers` for `pipe.load_lora_weights`, `kohya` for ComfyUI, A1111 and Forge.
-        info: what the header says about the adapter.
-        dtype: number format in the file; refused if it cannot hold a number.
+        info: what the header says about the adapter, and the family of its base.
+        dtype: number format in the file; refused if it cannot hold a number, or only with a large error.
     """
     check_name(path)
+    sites = sites_of(factors)
+    family = check_form(sites, form, info.family)
     flat = _flatten(factors, dtype)
-    sites = [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()]
-    family, rank = family_of(sites), len(next(iter(flat.values()))[0])
-    tensors = _diffusers_tensors(flat, sites) if form == "diffusers" else _kohya_tensors(flat, sites)
+    rank = len(next(iter(flat.values()))[0])
+    make = _diffusers_tensors if form == "diffusers" else _kohya_tensors
+    tensors = make(flat, sites, family)
     digest = content_hash(tensors)
     metadata = model_spec(info, family, "diffusers" if form == "diffusers" else family.origin, digest)
     if form == "diffusers":
@@ -70,45 +79,102 @@ def write_lora(
         _check(temporary, flat, sites)
 
 
-def state_dict(factors: Factors, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:
     """Returns the tensors of one identity that diffusers loads, as `write_lora` writes them."""
-    flat = _flatten(factors, dtype)
-    return _diffusers_tensors(flat, [Site(name, down.shape[1], len(up)) for name, (down, up) in flat.items()])
+    sites = sites_of(factors)
+    return _diffusers_tensors(_flatten(factors, dtype), sites, family_of(sites, family))
+
+
+def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily:
+    """Refuses layers that a form has no name for; to be called before long work as well.
+
+    It warns of layers that a tool would leave out without a word.
+
+    Args:
+        sites: the layers that a file is to change.
+        form: `diffusers` or `kohya`; other forms name no layers.
+        family: name of the base's family; where nobody knows it, the layers have to show it.
+
+    Returns:
+        The family.
+
+    Raises:
+        InputError: a layer without a name, or layers that several families have.
+    """
+    found = family_of(sites, family)
+    if form == "kohya":
+        kohya_rows(sites, found)
+        for tools, layer in left_out_by(sites).items():
+            warnings.warn(f"kohya form: {tools} out the layer {layer}", stacklevel=2)
+    return found
+
+
+def sites_of(factors: Factors) -> list[Site]:
+    """Returns the layers that factors change, sorted by name."""
+    return [Site(name, down.shape[2], up.shape[1]) for name, (down, up) in sorted(factors.items())]
 
 
 def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
-    """Returns one identity at one rank: site → down `(r, i)`, up `(o, r)`."""
+    """Returns one identity at one rank, rounded: site → down `(r, i)`, up `(o, r)`."""
     if several := [len(down) for down, _ in factors.values() if len(down) != 1]:
         raise ValueError(f"a LoRA file holds one identity, not {several[0]}")
     flat: Matrices = {}
     for site, (down, up) in sorted(padded([factors]).items()):
-        flat[site] = down.detach()[0].to("cpu", dtype), up.detach()[0].to("cpu", dtype)
+        whole = down.detach()[0].cpu(), up.detach()[0].cpu()
+        flat[site] = _rounded(whole, dtype)
+        name, advice = str(dtype).removeprefix("torch."), "use float32, or a lower learning rate"
         if not all(half.isfinite().all() for half in flat[site]):
-            advice = "use float32, or a lower learning rate"
             raise InputError(f"{site}: NaN or infinite numbers in {dtype}; {advice}")
+        error = _distance(whole, flat[site]) if dtype in ROUNDING else 0.0
+        if error > ROUNDING.get(dtype, 1.0):
+            limit = f"its ΔW loses {error:.1%} in {name}, expected at most {ROUNDING[dtype]:.1%}"
+            raise InputError(f"{site}: {limit}; use float32")
     return flat
 
 
-def _diffusers_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
-    family, tensors = family_of(sites), dict[str, Tensor]()
+def _rounded(pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rounds down `(r, i)` and up `(o, r)`.
+
+    float16 has a small range. So the sizes of both are made alike first, by a power of two for each slot of
+    the rank, which costs no digit and leaves ΔW as it is.
+    """
+    down, up = pair
+    if dtype == torch.float16:
+        sizes = down.abs().amax(1), up.abs().amax(0)
+        alike = (sizes[0] > 0) & (sizes[1] > 0)
+        ratio = sizes[1].where(alike, 1).double().log2() - sizes[0].where(alike, 1).double().log2()
+        shift = (ratio / 2).round().exp2()
+        down, up = down.double() * shift[:, None], up.double() / shift
+    return down.to(dtype), up.to(dtype)
+
+
+def _distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Returns the relative distance of two ΔW, computed in float64."""
+    return relative_distance((one[0][None], one[1][None]), (other[0][None], other[1][None]))
+
+
+def _diffusers_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
+    tensors = dict[str, Tensor]()
     for site in sites:
         down, up = _shaped(site, family, *flat[site.name])
-        module = diffusers_module(site, family)
+        module = diffusers_module(site)
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
     return tensors
 
 
 def _shaped(site: Site, family: LoraFamily, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns down and up as matrices, or as 1×1 convolutions if the layer is one, which diffusers needs."""
-    return (down[..., None, None], up[..., None, None]) if is_convolution(site, family) else (down, up)
+    """Returns down and up as matrices, or as a convolution and a 1×1 one if the layer is a convolution."""
+    side = kernel_of(site, family)
+    return (down.unflatten(1, (-1, side, side)), up[..., None, None]) if side else (down, up)
 
 
-def _kohya_tensors(flat: Matrices, sites: list[Site]) -> dict[str, Tensor]:
+def _kohya_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
     members: defaultdict[str, list[tuple[Rows, Tensor, Tensor]]] = defaultdict(list)
-    family, places = family_of(sites), kohya_rows(sites)
+    places = kohya_rows(sites, family)
     for site in sites:
         rows = places[site.name]
-        members[rows.module].append((rows, *_shaped(site, family, *flat[site.name])))
+        down, up = _shaped(site, family, *flat[site.name])
+        members[rows.module].append((rows, down, rows.turned(up)))
     tensors: dict[str, Tensor] = {}
     for module, shares in members.items():
         down, up = _fused(sorted(shares, key=lambda share: share[0].start))
