@@ -176,7 +176,7 @@ def test_the_card_names_tools_that_have_the_base_and_a_place_that_is_there(
 ) -> None:
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     factors = {name: (torch.ones(1, 1, 768), torch.ones(1, 1280, 1))}
-    text = Adapter(factors, "sks", "", source).card(None)
+    text = Adapter(factors, "sks", "", source, family="sd1").card(None)
     assert line in text and ("base_model" in text) == (not source.startswith("/"))
     assert ", ".join(tool for tool in ("ComfyUI", "A1111") if f"\n## {tool}" in text) == tools
     assert "{" not in text.replace("{}", "")

@@ -33,7 +33,7 @@ def person(base: Base, seed: int, size: float = 0.3) -> Adapter:
         )
         for site in base.sites
     }
-    return Adapter(factors, base.trigger, base.fingerprint, base.source)
+    return Adapter.made_on(base, factors)
 
 
 def apart(one: Image.Image, other: Image.Image) -> int:

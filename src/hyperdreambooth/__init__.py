@@ -56,6 +56,7 @@ _HOME = {
     "FinetuneConfig": "finetune.config",
     "HypernetConfig": "hypernet.config",
     "InputError": "files",
+    "Look": "training.looks",
     "LossConfig": "base.config",
     "Personalizer": "personalize",
     "Photo": "faces.dataset",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -236,7 +237,7 @@ FULL = [FILES["lidb"], FILES["kohya"], "checkpoint-2", "base-00.png", "picture.p
 def test_a_full_disk_loses_only_what_did_not_fit(
     name: str, world: Path, micro_photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, save = tmp_path / "me", files.save_file
+    out, save = tmp_path / "me", safetensors.torch.save_file
     beside = files._beside  # pyright: ignore[reportPrivateUsage]
 
     def full(path: Path) -> Path:
@@ -253,7 +254,7 @@ def test_a_full_disk_loses_only_what_did_not_fit(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "_beside", full)
-        patch.setattr(files, "save_file", full_tensors)
+        patch.setattr(safetensors.torch, "save_file", full_tensors)
         line = hdb(*words(world, micro_photos, out), code=1).stderr.splitlines()[-1]
     assert line.startswith("error: the disk is full: ") and name in line and "free some space" in line
     assert ".tmp" not in line and re.search(r", which needs \d+\.\d [kM]B, did not fit", line)
@@ -299,8 +300,9 @@ def test_dreambooth_is_the_same_road(world: Path, micro_photos: Path, tmp_path: 
 def test_the_recommended_method_must_not_be_mixed(world: Path, micro_photos: Path, tmp_path: Path) -> None:
     asked = words(world, micro_photos, tmp_path / "me", "--method", "lora")
     assert "hypernet: method lora trains without one" in error(*asked)
+    photo = micro_photos / "person-0"
     line = error(
-        "personalize", tmp_path, "--out", tmp_path / "me", "--method", "lora", "--set", "way=complement"
+        "personalize", photo, "--out", tmp_path / "me", "--method", "lora", "--set", "way=complement"
     )
     assert "unknown key 'way'" in line
 
@@ -333,8 +335,9 @@ def test_one_photo_says_why_identity_is_not_judged(
 
 
 def test_a_base_without_scorers_trains_on_every_photo(
-    micro_dir: Path, micro_photos: Path, tmp_path: Path
+    micro_dir: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hyperdreambooth.apps.personalization.load_base_scorers", lambda _base: None)
     base = ["--base", micro_dir, "--method", "lora"]
     printed = hdb("personalize", micro_photos / "person-1", "--out", tmp_path / "me", *base, *RUN).stdout
     assert "this base has no scorers" in printed and report(tmp_path / "me")["held_out"] is None

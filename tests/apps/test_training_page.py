@@ -28,7 +28,7 @@ def tiny(line: str, bases: dict[str, Path], eye: Path) -> list[str]:
     """The line with a tiny base, crops as they are, and few steps."""
     words = [str(bases.get(word, word)) for word in shlex.split(line)]
     if words[0] == "prepare":
-        return [*words, "--already-cropped", "--set", "sharpness=0", "--set", "min_side=8"]
+        return [*words, "--already-cropped", "--set", "sharpness=0", "--set", "most_enlarged=99"]
     own = {"train": f"{SMALL} encoder={eye} dtype=float32 variant=null", "personalize": SHORT}.get(
         words[0], ""
     )

@@ -112,6 +112,7 @@ def test_who_has_one_photo_only_is_named_and_not_scored(
     photos = shutil.copytree(micro_photos, tmp_path / "photos")
     for number in (1, 2):
         (photos / "person-1" / f"{number}.png").unlink()
+        (photos / "person-1" / f"{number}.txt").unlink()
     experiment = made(home, photos, tmp_path / "out", rows=("another-photo", "base"))
     told = summary(experiment, experiment.run())
     assert told["missing"] == ["likeness: null for person-1, who have one photo only"]

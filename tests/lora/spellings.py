@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.lora.formats.headers import LoraInfo
-from hyperdreambooth.lora.formats.names import Rows, kohya_rows
+from hyperdreambooth.lora.formats.names import family_of_base, kohya_rows
+from hyperdreambooth.lora.formats.original import Rows
 from hyperdreambooth.lora.formats.write import write_lora
 from hyperdreambooth.shapes import Site
 
@@ -84,12 +85,18 @@ def _inner(site: Site) -> str:
     return f"text_model.{inner}" if site.component.startswith("text") else inner
 
 
+def _rows_of(family: str) -> dict[str, Rows]:
+    """Site → its place in kohya's form."""
+    sites = sorted(SITES[family])
+    return kohya_rows(sites, family_of_base(sites))
+
+
 def kohya(family: str, alpha: float | None = 1.0, blocks: str = "own") -> Made:
     """kohya's own trainers; `blocks = "diffusers"` keeps diffusers' names of the denoiser."""
     state: State = {}
     one = "lora_te_" if family in ("SD 1.5", "SD 2.1") else "lora_te1_"
     prefixes = {"text_encoder": one, "text_encoder_2": "lora_te2_"}
-    rows = kohya_rows(sorted(SITES[family]))
+    rows = _rows_of(family)
     for site in SITES[family]:
         own, name = rows[site.name], _inner(site).replace(".", "_")
         if site.component in prefixes or blocks == "diffusers":
@@ -159,7 +166,7 @@ def flat(family: str, prefix: str, alpha: float | None = 1.0, text: str = "") ->
 def original(family: str, prefix: str, halves: tuple[str, str], clip: bool = False) -> Made:
     """The original model's names with dots, as ai-toolkit and OneTrainer's ComfyUI form have them."""
     state: State = {}
-    rows = kohya_rows(sorted(SITES[family]))
+    rows = _rows_of(family)
     names = _ORIGINAL[family]
     for site in _denoiser(family):
         own = rows[site.name]
@@ -179,7 +186,7 @@ def _dots(family: str) -> dict[str, str]:
     """kohya's flat names of the denoiser → the original model's."""
     made: dict[str, str] = {}
     for site in _denoiser(family):
-        module = kohya_rows(sorted(SITES[family]))[site.name].module
+        module = _rows_of(family)[site.name].module
         name = module.removeprefix("lora_unet_")
         for old, new in _DOTS:
             name = name.replace(old, new)

@@ -7,14 +7,15 @@ left one. What lies outside them is padding, which the loss of a training does n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
-from torch import Tensor
 
 from hyperdreambooth.faces.landmarks import TEMPLATE, Landmarks, framed, laid_onto, moved, similarity
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Corners: TypeAlias = tuple[tuple[float, float], ...]
 """Four `(x, y)`."""
@@ -106,6 +107,8 @@ def photo_masks(corners: Sequence[Corners | None], like: Tensor) -> Tensor | Non
     A cell counts 0 if its middle is padding, and 1 from one cell inside the photo: the encoder's own blur
     carries padding over the edge.
     """
+    import torch
+
     if not any(corners):
         return None
     side, masks = like.shape[-1], torch.ones_like(like[:, :1], dtype=torch.float32)
