@@ -325,14 +325,21 @@ def test_an_interrupt_or_a_full_disk_at_the_first_file_leaves_no_half_of_it(
     raised: BaseException,
     code: int,
     right: Right,
+    made: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    small = [f"encoder={made / 'encoder'}", "width=8", "heads=2", "batch=2", "validation=1", "draws=1"]
+    more: dict[str, list[str]] = {
+        "train": [word for setting in small for word in ("--set", setting)],
+        "evaluate": [str(right.of("people"))],
+    }
+
     def fail(*_: object) -> None:
         raise raised
 
     monkeypatch.setattr(os, "replace", fail)
-    result = run(right.words(name, out_of(name, tmp_path)))
+    result = run([*right.words(name, out_of(name, tmp_path)), *more.get(name[0], [])])
     last = result.stderr.splitlines()[-1]
     assert result.exit_code == code, (result.output, result.exception)
     assert last.startswith("interrupted" if code == 130 else "error: the disk is full"), last
