@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.adapter import Adapter, check_wearable
+from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.generate import wearing_each
@@ -65,6 +66,7 @@ def read_region(text: str) -> Region:
     return Region(left, top, right, bottom)
 
 
+@alone
 def draw_together(
     base: Base,
     prompt: str,
@@ -90,13 +92,16 @@ def draw_together(
         size: side in pixels; None for the base's own.
 
     Raises:
-        InputError: no people, an adapter that the base cannot wear or that changes convolutions, or a bad
-            size.
+        InputError: no people, an adapter that the base cannot wear or that changes convolutions, a bad
+            size, or a number of steps that the base's scheduler cannot make.
     """
     if not people:
         raise InputError("regions: expected one or more people, got none; use generate_images instead")
     side = base.resolution if size is None else size
     base.check_side("size", side)
+    if steps < 1:
+        raise InputError(f"steps: expected 1 or more, got {steps}")
+    base.check_steps("steps", steps)
     worn = [0.0 * people[0][0], *(adapter for adapter, _ in people)]  # the first one is the bare base
     check_wearable(base, *worn)
     texts = [base.prompt(prompt.replace(PLACEHOLDER, one.trigger or base.trigger)) for one in worn]

@@ -331,7 +331,7 @@ def test_one_photo_says_why_identity_is_not_judged(
     world: Path, micro_photos: Path, tmp_path: Path, whole: Path
 ) -> None:
     printed = hdb(*words(world, micro_photos, whole)).stdout
-    assert "identity   not scored: one photo was given" in printed
+    assert "identity   not scored: only one photo was given" in printed
 
 
 def test_a_base_without_scorers_trains_on_every_photo(

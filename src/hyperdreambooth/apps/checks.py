@@ -41,7 +41,7 @@ def person(photos: Path | Sequence[Path]) -> None:
 
 
 def people(folder: Path) -> None:
-    """Refuses what is no folder of photos; the photos themselves are many."""
+    """Refuses what is no folder; the photos in it are too many to be opened here."""
     if not folder.is_dir():
         what = "expected a folder of photos, found a file" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}")
@@ -49,12 +49,12 @@ def people(folder: Path) -> None:
 
 def source(photos: str) -> None:
     """Refuses a source of `prepare` that is not there, or an empty folder; data sets may be the hub's."""
-    from hyperdreambooth.faces.dataset import printable
+    from hyperdreambooth.faces.notes import printable
 
     path = Path(photos)
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{printable(photos)}: expected photos, found an empty folder")
-    if not path.exists() and not photos.startswith("hf:") and not any(mark in photos for mark in "*?[{"):
+    if not path.exists() and not photos.startswith("hf:"):
         raise InputError(f"{printable(photos)}: no such photo or folder of photos")
 
 

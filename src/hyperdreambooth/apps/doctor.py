@@ -20,7 +20,10 @@ NEEDED = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "typer",
     "rich", "pillow", "numpy", "jaxtyping", "jinja2",
 )  # fmt: skip
-EXTRAS = {"datasets": "data", "cv2": "faces", "onnxruntime": "eval", "dlib": "judge", "matplotlib": "plots"}
+EXTRAS = {
+    "datasets": "data", "cv2": "faces", "pillow_heif": "heic", "onnxruntime": "eval", "dlib": "judge",
+    "matplotlib": "plots",
+}  # fmt: skip
 """Module → the extra that installs it."""
 Task = Literal["train", "personalize"]
 _TASK_HELP = "Also estimate the memory that this task needs on --base."

@@ -151,7 +151,7 @@ def _print(entries: Mapping[str, Any]) -> None:
     for key, value in lines.items():
         echo(f"{key.replace('_', ' '):26} {_text(value)[:120]}")
     for warning in entries.get("warnings", ()):
-        echo(f"{'warning':26} {warning}")
+        echo(f"{'warning':26} {_text(warning)}")
     if tools := entries.get("tools"):
         echo("\nwhat tools load: layers, and the factor of ΔW at weight 1")
         for tool, reading in tools.items():
@@ -159,12 +159,12 @@ def _print(entries: Mapping[str, Any]) -> None:
     if metadata := entries.get("metadata"):
         echo("\nmetadata of the file")
         for key, value in sorted(metadata.items()):
-            echo(f"  {key:32} {_text(value)[:120]}")
+            echo(f"  {_text(key):32} {_text(value)[:120]}")
     if norms := entries.get("norms"):
         echo(f"\n{'norm':>9}  {'distance  ' if distances else ''}{'site' if 'sites' in entries else 'layer'}")
         for name, norm in norms.items():
             distance = f"{distances.get(name, math.nan):8.3g}  " if distances else ""
-            echo(f"{norm:9.3g}  {distance}{name}")
+            echo(f"{norm:9.3g}  {distance}{_text(name)}")
 
 
 def _text(value: Any) -> str:
@@ -175,4 +175,6 @@ def _text(value: Any) -> str:
         return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
-    return " ".join(str(value).split())
+    text = " ".join(str(value).split())
+    # a stranger's file must not send commands to the terminal
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

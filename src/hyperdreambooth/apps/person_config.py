@@ -18,7 +18,7 @@ class Drawing(BaseModel):
         draw_steps: the denoising steps.
         guidance: the scale of classifier-free guidance.
         hold_out: whether the last of several photos is left out of the training to judge identity, where the
-            base has scorers.
+            base's scorers or the extra `judge` can.
     """
 
     prompts: tuple[str, ...] = Field(PROMPTS, min_length=1)

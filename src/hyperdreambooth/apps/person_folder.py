@@ -44,7 +44,7 @@ def check_person(out: Path, photos: Sequence[Photo]) -> None:
 
 def sweep(out: Path) -> None:
     """Deletes the unfinished files of a run that was killed."""
-    for left in [*out.glob(".*.tmp*"), *out.glob("*/.*.tmp*")]:
+    for left in list(out.rglob(".*.tmp*")):
         discard(left)
 
 

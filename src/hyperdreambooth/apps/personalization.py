@@ -46,7 +46,9 @@ Stages: TypeAlias = Mapping[str, TrainedPerson | None]
 Scores: TypeAlias = dict[str, dict[str, float | None]]
 Config = TypeVar("Config", bound=TrainConfig)
 
-_ALONE = "not scored: one photo was given; of two or more the last is left out of the training to judge"
+_ALONE = (
+    "not scored: only one photo was given; of two or more, the last is kept out of the training to judge by"
+)
 
 
 def run_personalization(
@@ -86,7 +88,7 @@ def _by_prediction(
     plain = FinetuneConfig(**job.own.model_dump(include=set(FinetuneConfig.model_fields)))
     config, look = _looked_at(work, plain, FinetuneConfig().last, samples=False)
     if distance is not None and distance > 1 and not job.own.finetune_strange:
-        echo("the finetune is left out; --set finetune_strange=true does it anyway")
+        echo("the finetune is left out; --set finetune_strange=true with another --out does it anyway")
         look = None
         adapter = prediction.relax(max(config.rank, prediction.rank), config.seed)
     else:
@@ -125,21 +127,24 @@ def _begin(
     inputs: Mapping[str, str],
 ) -> Work:
     """Binds the folder to all that the person is made from, and holds a photo out if it can be judged by."""
-    Run(out, job.own, inputs={**inputs_of(base, [photos], job.own), **inputs, PERSON: person_key(photos)})
-    sweep(out)
     scorers, trained, judges = load_base_scorers(base), photos, list(others)
     if scorers is not None and job.own.hold_out and not others and len(photos) > 1:
         trained, judges = photos[:-1], [photos[-1].open()]
+    entries = {**inputs, PERSON: person_key(photos), "held_out": str(len(photos) - len(trained))}
+    Run(out, job.own, inputs={**inputs_of(base, [photos], job.own), **entries})
+    sweep(out)
     return Work(base, job.own, job.own.seed, out, photos, trained, judges, scorers)
 
 
 def _looked_at(work: Work, config: Config, usual: int, *, samples: bool) -> tuple[Config, Look | None]:
     """Returns the training's config, and how it is looked at, if it is.
 
-    With `steps = "auto"` and scorers, looks choose among the `usual` steps; without scorers the loss does.
+    With `steps = "auto"`, looks choose among the `usual` steps where identity and prompt can be scored.
+    Elsewhere the loss chooses: identity alone would favour the last step.
     """
     auto = config.steps == "auto"
-    if (auto and work.scorers is None) or not (auto or samples):
+    judged = work.scorers is not None and work.scorers.reader is not None
+    if (auto and not judged) or not (auto or samples):
         return config, None
     fixed = config.model_copy(update={"steps": min(config.most, usual) if auto else config.steps})
     return fixed, Look(look_steps(fixed.last), look_score(work), choose=auto)
@@ -178,7 +183,7 @@ def _print(work: Work, report: Mapping[str, Any]) -> None:
     """Prints scores, seconds and files, a line each."""
     for score, stages in report["scores"].items():
         values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
-        alone = score == "identity" and work.scorers is not None and not work.judges
+        alone = score == "identity" and work.scorers is not None and not work.judges and len(work.given) == 1
         reason = _ALONE if alone else why_not_scored(work.scorers, score)
         echo(f"{score:10} {'   '.join(values) or reason}")
     if report["held_out"]:

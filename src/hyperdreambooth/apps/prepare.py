@@ -28,7 +28,7 @@ def prepare(
     job: Job[PrepareConfig],
     photos: Annotated[
         str,
-        Argument(help="A folder, a photo, *.tar shards, a data set folder, or hf:NAME[:split]."),
+        Argument(help="A folder, a photo, a .tar shard or a folder of them, a data set, or hf:NAME[:split]."),
         Check(checks.source),
     ],
     out: Annotated[Path, Option(help="The folder for the crops."), Check(checks.run_folder)],
@@ -123,8 +123,8 @@ def _findings(check: dict[str, Any]) -> list[str]:
         like = f", like {one['like']}" if one["like"] else ""
         lines.append(f"{one['crop']}: perhaps another person than in the rest of the folder{like}")
     lines += [f"{', '.join(names)}: the same photo" for names in check["duplicates"]]
-    if check["references"] and check["not_checked"]:
-        lines.append(f"nobody looked for other people's photos: {check['not_checked']}")
+    if check["references"] and check["not_checked"] not in (None, "switched off"):
+        lines.append(f"other people's photos were not looked for: {check['not_checked']}")
     return lines
 
 

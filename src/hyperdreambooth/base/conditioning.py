@@ -25,7 +25,7 @@ def mentions(trigger: str, text: str) -> bool:
 
 
 def read_part(base: Base, text: str) -> str:
-    """Returns the beginning of a text that a text encoder of the base reads: all of it unless it is too long.
+    """Returns as much of a text as the base's text encoders read.
 
     Args:
         base: its tokenizers cut what is too long. Of several, the one that reads most counts.

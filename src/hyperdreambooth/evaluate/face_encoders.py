@@ -132,7 +132,8 @@ def face_encoder(name: str = "auto", detect: Detector | None = None) -> FaceEnco
     file = beside if beside.is_file() else fetch_file(source, AURAFACE_FILE)
     _session(file)
     align = partial(_arcface_crop, detect or _yunet_beside(Path(source)))
-    return FaceEncoder(name, "Apache-2.0", align, partial(_arcface_vectors, file), AURAFACE_CALIBRATION)
+    licence = "Apache-2.0" if source == AURAFACE else "unknown"
+    return FaceEncoder(name, licence, align, partial(_arcface_vectors, file), AURAFACE_CALIBRATION)
 
 
 def _at_hand() -> str:

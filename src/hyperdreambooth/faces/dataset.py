@@ -76,7 +76,8 @@ class Album:
 
     Attributes:
         people: identity → its photos, both sorted by name.
-        refused: photo → why its caption or landmarks cannot be read. Only `people` has these photos, too.
+        refused: photo → why its caption or landmarks cannot be read. They are still in `people`; `usable`
+            leaves them out.
         unused: notes for no photo, notes that another one replaces, and pictures that are not read.
         others: everything else that is not read.
     """

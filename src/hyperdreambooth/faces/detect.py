@@ -157,9 +157,9 @@ def straightened(image: Image.Image, face: Face, see: Detector) -> Face:
     """Looks at a face again until it is seen upright, and returns it with the landmarks of the last look.
 
     YuNet finds turned faces, but places their points as if they were less turned. On portraits that were
-    turned by 60 degrees, its points are off by 10 to 26 % of the head's width, after this by 1 to 3 %. A face
-    that it is not sure of is first looked at from eight sides, because it sees hardly any upright face upside
-    down, and takes the mouth for the eyes.
+    turned by 60 degrees, its points are off by 10 to 26 % of the head's width, after this by 2 to 6 %
+    (docs/LOG.md). A face that it is not sure of is first looked at from eight sides, because it hardly ever
+    sees a face that is upside down, and then takes the mouth for the eyes.
     """
     if misfit(face.landmarks) > MOST_MISFIT:
         return face  # points of no face have no upright

@@ -102,7 +102,9 @@ def depth(corners: Corners, side: int) -> _Array:
 
 
 def photo_masks(corners: Sequence[Corners | None], like: Tensor) -> Tensor | None:
-    """Returns masks `(m, 1, h, w)` of what shows nothing but photo in latents `(m, c, h, w)`; None for all.
+    """Returns masks `(m, 1, h, w)` of what shows nothing but photo in latents `(m, c, h, w)`.
+
+    None where nothing is padded.
 
     A cell counts 0 if its middle is padding, and 1 from one cell inside the photo: the encoder's own blur
     carries padding over the edge.

@@ -72,6 +72,10 @@ class Journal:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(file, timeout=60, isolation_level=None)
         try:
+            if self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
+                self._database.close()
+                older = "made by an older version; pass another --out, or delete the folder"
+                raise InputError(f"{file.parent}: {older}")
             # a kill loses nothing; waiting for the disk, which only a power cut needs, takes 15 ms per photo
             self._database.execute("PRAGMA synchronous = OFF")
             for table in _TABLES:

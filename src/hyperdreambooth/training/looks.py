@@ -1,4 +1,4 @@
-"""Looks at a training: pictures of the person at a few steps, scored where somebody can score them.
+"""Looks at a training: pictures of the person at a few steps, scored where scorers are at hand.
 
 The pictures show how the person appears. With `steps = "auto"` they also decide: the person is left as at the
 look with the highest score, because the loss falls long after pictures have stopped following their prompts.
@@ -85,7 +85,7 @@ class Looks:
         looks = ", ".join(
             f"{score:.2f} at {step}" for step, score in self.scores.items() if score is not None
         )
-        return [f"the best of {len(self.scores)} looks, identity + prompt: {looks}"]
+        return [f"the best of {len(self.scores)} looks: {looks}"]
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""

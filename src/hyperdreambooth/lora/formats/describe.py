@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def describe(path: Path) -> dict[str, Any]:
     layers, others = layers_of(entries)
     if not any(layer.kind != "unknown" for layer in layers):
         raise InputError(f"{path}: expected a LoRA (lora_A and lora_B, or lora_down and lora_up), found none")
+    shapes = ((layer.keys[tail], tail, shape) for layer in layers for tail, shape in layer.shapes.items())
+    if odd := next((key for key, tail, shape in shapes if not _sound(tail, shape)), ""):
+        raise InputError(f"{path}: tensor {odd[:120]!r} has a shape that no LoRA has; get the file again")
     file = LoraKeys(layers, others, family_of(layers, metadata), metadata)
     with open_tensors(path) as tensors:
         for key in file.keys:
@@ -67,6 +71,14 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
+def _sound(tail: str, shape: tuple[int, ...]) -> bool:
+    """Returns whether a part has as many dimensions as its kind needs, and none of them is 0."""
+    if tail == "alpha":
+        return prod(shape) == 1
+    matrix = re.match(r"_?lora(?!_magnitude)|hada_w|lokr_w", tail) and not tail.endswith(".bias")
+    return 0 not in shape and (len(shape) > 1 or not matrix)
+
+
 def _form(layers: list[Layer]) -> str:
     """Returns whose names most layers have."""
     prefix = Counter(layer.prefix for layer in layers).most_common(1)[0][0]
@@ -90,7 +102,7 @@ def _norm(file: LoraKeys, layer: Layer, tensors: Any) -> float:
     if halves[0].shape[0] != halves[1].shape[1]:
         return float("nan")
     pair = halves[0][None], halves[1][None]
-    return abs(strength(file, layer)) * max(inner_product(pair, pair), 0.0) ** 0.5
+    return abs(strength(layer)) * max(inner_product(pair, pair), 0.0) ** 0.5
 
 
 def _trigger(metadata: Mapping[str, str]) -> str:
@@ -100,7 +112,7 @@ def _trigger(metadata: Mapping[str, str]) -> str:
     try:
         folders: Any = json.loads(metadata.get("ss_tag_frequency", "{}"))
         counts = {tag: int(count) for folder in folders.values() for tag, count in folder.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return ""
     return max(counts, key=lambda tag: counts[tag], default="").strip()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
+from hyperdreambooth.lora.formats.peft import fits
 
 _CLIP = ("clip", "clip flat")
 _PROJECTED = ("clip", "clip flat", "projection")
@@ -108,15 +109,14 @@ def _onetrainer(file: LoraKeys) -> tuple[list[Layer], str]:
 def strength_in_diffusers(file: LoraKeys, layer: Layer) -> float:
     """Returns the factor of ΔW: by kohya's alpha tensors, or by PEFT's fields in the header."""
     if layer.prefix not in ("unet.", "transformer.", "text_encoder.", "text_encoder_2."):
-        return strength(file, layer)
+        return strength(layer)
+    fields = file.config
+    inner = layer.module.removeprefix(layer.prefix)
     try:
-        config: Any = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-        fields: dict[str, Any] = config if isinstance(config, dict) else {}
         patterns: dict[str, Any] = fields.get(f"{layer.prefix}alpha_pattern") or {}
-        inner = layer.module.removeprefix(layer.prefix)
-        named = (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", inner))
+        named = (value for key, value in patterns.items() if fits(Path(), "alpha_pattern", key, inner))
         alpha = float(next(named, fields.get(f"{layer.prefix}lora_alpha", layer.rank)))
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return 1.0  # a header that no tool can read; `inspect` shows it
     root = bool(fields.get(f"{layer.prefix}use_rslora"))
     return alpha / (layer.rank**0.5 if root else layer.rank)

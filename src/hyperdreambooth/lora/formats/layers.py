@@ -6,12 +6,16 @@ can judge files of every spelling, also those that `read` refuses. It knows name
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from hyperdreambooth.lora.formats.container import Entry
+from hyperdreambooth.lora.formats.peft import ADAPTER_METADATA, MAX_CONFIG
 
 PREFIXES = (
     "lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lycoris_",
@@ -141,15 +145,24 @@ class LoraKeys:
     family: str
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """PEFT's fields in the header; none where they cannot be read."""
+        text = self.metadata.get(ADAPTER_METADATA, "{}")
+        try:
+            found = json.loads(text) if len(text) <= MAX_CONFIG else {}
+        except (ValueError, RecursionError):
+            found = {}
+        return found if isinstance(found, dict) else {}
+
     @property
     def keys(self) -> list[str]:
         """Every key of the file."""
         return [key for layer in self.layers for key in layer.keys.values()] + list(self.others)
 
 
-def strength(file: LoraKeys, layer: Layer) -> float:
+def strength(layer: Layer) -> float:
     """Returns alpha over the rank, and 1 without an alpha tensor: tools ignore what the header says."""
-    del file
     return 1.0 if layer.alpha is None or not layer.rank else layer.alpha / layer.rank
 
 

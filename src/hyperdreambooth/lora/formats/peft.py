@@ -145,10 +145,10 @@ def _refusal(where: str, key: str, value: Any, meaning: str) -> InputError:
 def _chosen(path: Path, fields: Mapping[str, Any], field: str, name: str, otherwise: Any) -> Any:
     """Returns the value of the first pattern that fits a layer, as PEFT 0.21 does (`get_pattern_key`)."""
     patterns: Mapping[str, Any] = fields.get(field) or {}
-    return next((value for key, value in patterns.items() if _fits(path, field, key, name)), otherwise)
+    return next((value for key, value in patterns.items() if fits(path, field, key, name)), otherwise)
 
 
-def _fits(path: Path, field: str, key: str, name: str) -> bool:
+def fits(path: Path, field: str, key: str, name: str) -> bool:
     """Whether a regular expression fits the whole name of a layer, or the end of it that follows a dot."""
     if re.fullmatch(r"[\w.]+", key):  # thousands of full names are usual, for every layer of thousands
         start = len(name) - len(key)

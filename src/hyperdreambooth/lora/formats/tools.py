@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hyperdreambooth.lora.formats.diffusers_rules import by_diffusers, strength_in_diffusers
 from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
@@ -144,8 +145,8 @@ def _reading(tool: str, file: LoraKeys) -> Reading:
         loaded, refused = _by_names(tool, file)
     if refused:
         return Reading(tool, 0, every, refused)
-    rule = strength_in_diffusers if tool == "diffusers" else strength
-    strengths = tuple(sorted({round(rule(file, layer), 6) for layer in loaded}))
+    rule = partial(strength_in_diffusers, file) if tool == "diffusers" else strength
+    strengths = tuple(sorted({round(rule(layer), 6) for layer in loaded}))
     return Reading(tool, len(loaded), every - len(loaded), "", strengths, _note(tool, loaded))
 
 
