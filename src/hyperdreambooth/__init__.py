@@ -20,7 +20,10 @@ Everything is imported when it is first asked for, so `import hyperdreambooth` a
 
 from __future__ import annotations
 
+import os
+import tempfile
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,8 +48,14 @@ if TYPE_CHECKING:
     from hyperdreambooth.preopt.bank_training import preoptimize as preoptimize
     from hyperdreambooth.preopt.config import PreoptConfig as PreoptConfig
     from hyperdreambooth.training.config import TrainConfig as TrainConfig
+    from hyperdreambooth.training.looks import Look as Look
 
 __version__ = "0.1.0"
+
+try:
+    Path.home()
+except RuntimeError:  # a user without a home, as in some containers: the hub's libraries need a folder
+    os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir()) / "huggingface"))
 
 _HOME = {
     "Adapter": "adapter",

@@ -140,8 +140,15 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def cache_home() -> Path:
-    """Returns the folder of the cache that all runs share: `HDB_CACHE`, or `~/.cache/hyperdreambooth`."""
-    return Path(os.environ.get("HDB_CACHE") or Path.home() / ".cache" / "hyperdreambooth")
+    """Returns the folder of the cache that all runs share: `HDB_CACHE`, or `~/.cache/hyperdreambooth`.
+
+    A user without a home, as in some containers, has it in the folder for temporary files.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return Path(os.environ.get("HDB_CACHE") or home / ".cache" / "hyperdreambooth")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -52,7 +53,8 @@ def grid(
     top = above + (max(map(_height, heads)) + gap // 2 if heads else 0)
     width = left + max(map(len, rows), default=0) * (cell + gap) - gap + margin
     height = top + len(rows) * pitch - gap * bool(rows) + margin
-    sheet = Image.new("RGB", (max(width, 2 * margin), height), PAPER)
+    titled = 2 * margin + math.ceil(font(LABEL).getlength(drawn(title)))
+    sheet = Image.new("RGB", (max(width, titled), height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, above - LABEL), drawn(title), INK, font(LABEL), anchor="ls")
     for column, lines in enumerate(heads):

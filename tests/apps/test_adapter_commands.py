@@ -22,6 +22,7 @@ from hyperdreambooth.lora.relax import scaled
 from hyperdreambooth.sites import wearable
 
 
+@pytest.mark.filterwarnings("ignore:adapters of two people")  # twice the same one
 def test_generate_wears_several_adapters(made: Path, micro_dir: Path, tmp_path: Path) -> None:
     one = ["--adapter", made / "p.lidb.safetensors"]
     words = [
@@ -253,7 +254,10 @@ WEIGHTS = str(EMBEDDED / "vae" / "diffusion_pytorch_model.safetensors")  # a who
         ("generate", "--prompt", "a face", "--adapter", "none.safetensors", "--out", "out"),
     ],
 )
-def test_a_missing_file_is_an_error_before_the_base_is_loaded(words: tuple[str, ...]) -> None:
+def test_a_missing_file_is_an_error_before_the_base_is_loaded(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert "none.safetensors: no such file" in error(*words, "--base", "nowhere")
 
 

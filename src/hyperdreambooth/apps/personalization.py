@@ -87,7 +87,8 @@ def _by_prediction(
     prediction = kept_prediction(out, made, personalizer.load)
     plain = FinetuneConfig(**job.own.model_dump(include=set(FinetuneConfig.model_fields)))
     config, look = _looked_at(work, plain, FinetuneConfig().last, samples=False)
-    if distance is not None and distance > 1 and not job.own.finetune_strange:
+    left_out = distance is not None and distance > 1 and not job.own.finetune_strange
+    if left_out:
         echo("the finetune is left out; --set finetune_strange=true with another --out does it anyway")
         look = None
         adapter = prediction.relax(max(config.rank, prediction.rank), config.seed)
@@ -98,6 +99,8 @@ def _by_prediction(
     job.seconds.update({stage: round(value, 3) for stage, value in personalizer.seconds.items()})
     files = {"lidb": FILES["lidb"], **save_trained(adapter, out, work.base)}
     stages = {"base": None, "prediction": prediction, "finetuned": adapter}
+    if left_out:
+        del stages["finetuned"]
     _finish(job, work, stages, adapter, files, look, distance)
 
 
@@ -170,6 +173,8 @@ def _finish(
         more |= save_card(work.out, person, work.base.class_word, forms)
     rank = person.rank if isinstance(person, Adapter) else None
     scores: Scores = {s: {stage: found[stage][s] for stage in stages} for s in ("identity", "prompt")}
+    if "prediction" in stages and "finetuned" not in stages:
+        scores = {score: {**values, "finetuned": None} for score, values in scores.items()}
     held_out = work.given[-1].path.name if len(work.photos) < len(work.given) else None
     job.report(
         work.out, files={**files, **more}, scores=scores, rank=rank, trigger=work.base.trigger,

@@ -61,7 +61,8 @@ def prepare(
     job.report(out, photos=printable(photos), counts=counts, **named, check=check)
     if dropped and not kept:
         reason = dropped[0]["reason"]
-        raise InputError(f"{out}: none of {given} photos was kept; the first: {reason}; see report.json")
+        advice = "see report.json; other settings need another --out"
+        raise InputError(f"{out}: none of {given} photos was kept; the first: {reason}; {advice}")
     _print(out, "dropped", [f"{one['photo']}: {one['reason']}" for one in dropped])
     _print(out, "ignored", [f"{one['name']}: {one['reason']}" for one in ignored])
     _print(out, "check", _findings(check))

@@ -19,6 +19,7 @@ from hyperdreambooth.faces.frame import Corners, as_corners
 from hyperdreambooth.faces.landmarks import Landmarks, as_landmarks
 from hyperdreambooth.files import decode_text
 
+MAX_CAPTION = 2**16  # bytes; a text encoder reads a few hundred words at most
 TEXTS = (".txt", ".caption")  # in order of precedence
 METADATA = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's image folders have them
 CAPTIONS = ("text", "caption", "prompt")
@@ -169,6 +170,8 @@ def _texts(folder: Path, photos: Sequence[Path]) -> Generator[_Found]:
 
 def _caption(file: Path) -> Note | ValueError:
     try:
+        if (size := file.stat().st_size) > MAX_CAPTION:
+            return ValueError(f"expected a caption of at most {MAX_CAPTION:,} bytes, got {size:,}")
         return note_of(decode_text(file.read_bytes()), None)
     except OSError as error:
         return ValueError(f"cannot read the caption ({error.strerror})")

@@ -50,7 +50,7 @@ def describe(path: Path) -> dict[str, Any]:
         for layer in layers:
             if "alpha" in layer.keys:
                 layer.alpha = float(tensors.get_tensor(layer.keys["alpha"]).flatten()[0])
-        zero = [layer for layer in layers if layer.alpha == 0 or _is_zero(layer, tensors)]
+        zero = [layer for layer in layers if not _magnitudes(layer) and _is_zero(layer, tensors)]
         norms = {layer.module: _norm(file, layer, tensors) for layer in layers if layer.down}
     trigger = _trigger(metadata)
     return {
@@ -76,7 +76,7 @@ def _sound(tail: str, shape: tuple[int, ...]) -> bool:
     if tail == "alpha":
         return prod(shape) == 1
     matrix = re.match(r"_?lora(?!_magnitude)|hada_w|lokr_w", tail) and not tail.endswith(".bias")
-    return 0 not in shape and (len(shape) > 1 or not matrix)
+    return 0 not in shape and len(shape) <= 5 and (len(shape) > 1 or not matrix)
 
 
 def _form(layers: list[Layer]) -> str:
@@ -92,8 +92,15 @@ def _form(layers: list[Layer]) -> str:
 
 def _is_zero(layer: Layer, tensors: Any) -> bool:
     """Returns whether a factor of ΔW is zero everywhere, and so ΔW."""
+    if layer.alpha == 0:
+        return True
     factors = [key for tail, key in layer.keys.items() if re.match(r"_?lora|hada_w|lokr_w|diff", tail)]
     return any(not bool(tensors.get_tensor(key).float().any()) for key in factors)
+
+
+def _magnitudes(layer: Layer) -> bool:
+    """Returns whether a layer has a DoRA's magnitudes, which change weights without a ΔW of their own."""
+    return any("dora_scale" in tail or "lora_magnitude" in tail for tail in layer.keys)
 
 
 def _norm(file: LoraKeys, layer: Layer, tensors: Any) -> float:

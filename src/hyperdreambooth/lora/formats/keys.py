@@ -18,6 +18,8 @@ from hyperdreambooth.lora.formats.names import plain
 
 Kind = Literal["LoRA", "LoHa", "LoKr", "whole matrix"]
 
+MAX_KERNEL = 3  # of the convolutions of every base
+
 _PARTS = re.compile(
     r"(?P<module>.+?)\.(?:"
     r"(?P<down>(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.[^.]+)?\.weight)"
@@ -47,6 +49,16 @@ _REQUIRED: tuple[tuple[Kind, tuple[set[str], ...]], ...] = (
     ("LoKr", ({"lokr_w1", "lokr_w1_a"}, {"lokr_w2", "lokr_w2_a"})),
     ("whole matrix", ({"diff"},)),
 )
+
+
+_ALWAYS = {"alpha", "dora_scale", "magnitude"}
+_MORE: dict[Kind, set[str]] = {
+    "LoRA": {"mid"}, "LoHa": {"hada_t1", "hada_t2"}, "LoKr": {"lokr_w1_b", "lokr_w2_b", "lokr_t2"},
+    "whole matrix": set(),
+}  # fmt: skip
+"""The parts that a kind may have besides those that it must have."""
+_HALVES = (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"))
+_WHOLE = (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a"))  # one or the other
 
 
 @dataclass
@@ -146,6 +158,16 @@ def _check_parts(file: LoraFile, name: str, layer: Layer) -> None:
         has = " and ".join(sorted(layer.parts.keys() - {"alpha"}) or ["alpha"])
         lacks = f"{name[:200]} has only its {has} matrix, {', '.join(missing)} is missing"
         raise InputError(f"{file.path}: {lacks}; get the file again")
+    parts, known = layer.parts.keys(), set[str]().union(*needed) | _MORE[layer.kind] | _ALWAYS
+    torn = any(len({one, other} & parts) == 1 for one, other in _HALVES)
+    twice = any({one, other} <= parts for one, other in _WHOLE)
+    if (odd := sorted(parts - known)) or torn or twice:
+        what = f"has {', '.join(odd)} besides a {layer.kind}" if odd else f"is no whole {layer.kind}"
+        raise InputError(f"{file.path}: {name[:200]} {what}: {', '.join(sorted(parts))}; get the file again")
+    for part, shape in file.shapes(layer).items():
+        if len(shape) == 4 and (shape[2] != shape[3] or shape[2] > MAX_KERNEL) and part not in _ALWAYS:
+            kernel = f"expected a kernel of at most {MAX_KERNEL}×{MAX_KERNEL}, got {shape[2]}×{shape[3]}"
+            raise InputError(f"{file.path}: {name[:200]}: {kernel}; it was made for another base")
     if layer.kind == "LoRA":
         _check_halves(file, name, file.shapes(layer))
 

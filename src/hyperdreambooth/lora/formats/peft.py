@@ -15,13 +15,8 @@ ADAPTER_METADATA = "lora_adapter_metadata"  # the header field that diffusers ha
 MAX_ALPHA = 1e6  # far above any in use: the largest ranks are a few thousand
 MAX_CONFIG = 2**18  # characters of JSON: parsed, each costs about thirty bytes
 _BESIDE = "adapter_config.json"
-_OTHER_BASE = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # initialisations that change the base's weights
+# initialisations that change the base's weights
+_OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _REFUSED = {
     "modules_to_save": "whole layers besides the LoRA",
     "target_parameters": "parameters that are no layer's weight",
@@ -39,6 +34,7 @@ _REFUSED = {
 # What patterns of names need. Some regular expressions take for ever, and files come from strangers.
 _HARMLESS = re.compile(r"(?:[\w^$|-]|\\[.]|(?:\.|\\[dw]|\[[\w-]+\])[*+]?|\((?:\?:)?[\w.|\\]+\))*")
 _MAX_CHOICES = 12
+_MAX_REPEATS = 3  # of `*` and `+`: each makes a search longer by the length of a name
 
 
 def config_of(file: LoraFile) -> dict[str, Any]:
@@ -59,6 +55,9 @@ def config_of(file: LoraFile) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{where}: expected an object, got {str(config)[:80]}")
     _check(config, where)
+    asks = any(key.rpartition(".")[2] == "use_dora" and value for key, value in config.items())
+    if asks and not any(layer.dora for layer in file.modules.values()):
+        raise InputError(f"{where}: use_dora is true, but the file has no magnitudes; get the file again")
     return config
 
 
@@ -154,7 +153,8 @@ def fits(path: Path, field: str, key: str, name: str) -> bool:
         start = len(name) - len(key)
         alike = start >= 0 and all(a in (".", b) for a, b in zip(key, name[start:], strict=True))
         return alike and (start == 0 or name[start - 1] == ".")
-    if len(key) > 200 or not _HARMLESS.fullmatch(key) or len(re.findall(r"[*+|]", key)) > _MAX_CHOICES:
+    safe = len(re.findall("[*+]", key)) <= _MAX_REPEATS and key.count("|") <= _MAX_CHOICES
+    if len(key) > 200 or not safe or not _HARMLESS.fullmatch(key):
         wanted = "expected names, digits, '.*' and groups of alternatives; write the layers' names in full"
         raise InputError(f"{path}: {field} has the pattern {key[:80]!r}: {wanted}")
     try:
