@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Modules of tensor maths. The hook makes every call of their functions check its shapes.
 CHECKED = ("lidb.weights", "lora.inject", "lora.relax", "hypernet.decoder", "hypernet.loss")
 install_import_hook([f"hyperdreambooth.{module}" for module in CHECKED], "beartype.beartype")
+# Before the hub's libraries, as in a user's process: it gives them a folder where the user has no home.
+import_module("hyperdreambooth")
 
 if TYPE_CHECKING:
     from hyperdreambooth.base.load import Base
