@@ -163,6 +163,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def decode_text(content: bytes, errors: str = "strict") -> str:
     """Decodes what a person wrote with any editor, and makes every line break a line feed.
 

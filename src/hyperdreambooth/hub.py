@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from hyperdreambooth.files import InputError
+from hyperdreambooth.files import InputError, first_line
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -62,5 +62,5 @@ def _one_line(repo_id: str, wanted: str) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"hub {wanted}: {reason}; check the name, the token and the network") from error

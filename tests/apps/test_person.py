@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from hyperdreambooth import files
 from hyperdreambooth.adapter import FILES, read_adapter
 from hyperdreambooth.apps import person_folder, work
 from hyperdreambooth.base.load import load_base
+from kills import run_killed
 
 PROMPTS = ["--prompt", "a photo of a [V] face, smiling", "--prompt", "a [V] face in a red hat"]
 RUN = [*PROMPTS, "--steps", 3, *QUICK, "--device", "cpu", "--set", "save_every=2"]
@@ -373,46 +372,23 @@ def test_a_picture_made_from_something_else_is_not_taken(tmp_path: Path) -> None
     assert person_folder.read_picture(tmp_path / "none.png") is None
 
 
-KILLED = """
-import multiprocessing, random, resource, signal, sys
-from pathlib import Path
-import torch
+RUN_THROUGH = """
 from typer.testing import CliRunner
 from hyperdreambooth.apps import personalization
 from hyperdreambooth.apps.cli import app
 
-torch.set_num_threads(1)
-out, kills, *words = sys.argv[1:]
-
-def work(folder, seconds):
-    signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing, so a busy machine changes nothing
-    done = CliRunner().invoke(app, [*words, "--out", str(Path(out, folder))])
+def run(folder):
+    done = CliRunner().invoke(app, [*given, "--out", str(folder)])
     assert done.exit_code == 0, done.output
-
-def finished(folder, seconds):
-    child = multiprocessing.get_context("fork").Process(target=work, args=(folder, seconds))
-    child.start()
-    child.join()
-    assert child.exitcode in (0, -signal.SIGPROF), child.exitcode
-    return child.exitcode == 0
-
-assert finished("whole", 0)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-seconds, rng, killed = used.ru_utime + used.ru_stime, random.Random(0), 0
-while not finished("killed", rng.uniform(0.1, 0.9) * seconds if killed < int(kills) else 0):
-    killed += 1
-print(killed)
 """
 
 
 def killed_and_resumed(world: Path, photos: Path, out: Path, kills: int) -> int:
-    """Runs a person through in one go, and another killed at random moments, as kill -9 does it."""
+    """Runs a person through in one go, and another killed at random moments."""
     asked = words(world, photos, out)
-    command = [sys.executable, "-c", KILLED, out, kills, *asked[:2], *asked[4:], "--steps", 9]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    killed = run_killed(RUN_THROUGH, out, kills, [*asked[:2], *asked[4:], "--steps", 9], (0.1, 0.9))
     same(out / "whole", out / "killed")
-    return int(done.stdout.splitlines()[-1])
+    return killed
 
 
 def test_killed_twice_is_the_same_person(world: Path, micro_photos: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_every_score_of_a_picture_against_plain_arithmetic() -> None:
     pictures = [Image.new("L", (1, 1), k) for k in range(6)]
 
     def embed(some: object) -> torch.Tensor:
-        return vectors[[picture.getpixel((0, 0)) for picture in some]]  # type: ignore[attr-defined]
+        return vectors[[picture.getpixel((0, 0)) for picture in some]]
 
     judge = Judge("a test", "none", embed, Calibration(same=0.6, stranger=-0.1))
     found = judge.likeness(pictures[:3], pictures[3], pictures[4:])

@@ -89,7 +89,7 @@ def test_a_foreign_lora_of_one_text_encoder_keeps_the_family_of_its_base(part: s
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
         number = 2 if part == "text_encoder_2" else 1
-        assert all(key.startswith(f"lora_te{number}_") for key in file.keys())  # noqa: SIM118
+        assert all(key.startswith(f"lora_te{number}_") for key in file.keys())  # noqa: SIM118 - no mapping
 
 
 def test_sites_that_were_skipped_do_not_change_the_family(tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_two_encoders_alike_are_told_apart_by_the_folder(tmp_path: Path) -> None
 class Checkpoint(dict[str, Tensor]):
     """A checkpoint of ΔW: what is not changed is anything at all."""
 
-    def pop(self, key: str, *default: Any) -> Tensor:  # type: ignore[override]
+    def pop(self, key: str, *default: Any) -> Tensor:
         return super().pop(key, torch.zeros(6, 2))
 
-    def get(self, key: str, *default: Any) -> Tensor:  # type: ignore[override]
+    def get(self, key: str, *default: Any) -> Tensor:
         return super().get(key, torch.zeros(6, 2))
 
 
@@ -205,10 +205,10 @@ def test_every_linear_layer_can_be_trained_and_written_in_kohyas_form(base: str,
         if base != "Flux"
         else pytest.MonkeyPatch.context()
     ):
-        write_lora(path, factors, "kohya", info)  # type: ignore[arg-type]
+        write_lora(path, factors, "kohya", info)
     got, _ = read_lora(path, layers)
     assert got.keys() == factors.keys()
-    assert all(relative_distance(factors[name], got[name]) < 1e-6 for name in got)  # type: ignore[arg-type]
+    assert all(relative_distance(factors[name], got[name]) < 1e-6 for name in got)
 
 
 def test_a_layer_without_a_name_is_refused_before_the_training() -> None:

@@ -92,7 +92,7 @@ CONFIGS: dict[str, Any] = {
 
 def saved(config: Any, folder: Path) -> State:
     """Has PEFT write a random adapter of a configuration; returns ΔW as PEFT merges it."""
-    model: Any = get_peft_model(Net(), config)  # type: ignore[arg-type]
+    model: Any = get_peft_model(Net(), config)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

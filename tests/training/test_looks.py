@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_looking_changes_nothing_and_shows_the_person_of_that_step(
     method: str, micro_base: Base, micro_photos: Path, tmp_path: Path
 ) -> None:
     photo = micro_photos / "person-0" / "0.png"
-    config = DreamboothConfig(method=method, steps=3, lr=0.02, batch=1)  # type: ignore[arg-type]
+    config = DreamboothConfig(method=method, steps=3, lr=0.02, batch=1)
     shown = list[bytes]()
 
     def score(step: int) -> None:
@@ -76,12 +77,12 @@ def test_looking_changes_nothing_and_shows_the_person_of_that_step(
     assert first != last
 
 
-def tensors(person: object) -> dict[str, torch.Tensor]:
+def tensors(person: Any) -> dict[str, torch.Tensor]:
     """What was trained, by name."""
     factors = getattr(person, "factors", None)
     if factors is not None:
         return {f"{site}.{end}": pair[end] for site, pair in factors.items() for end in (0, 1)}
-    return getattr(person, "weights", None) or {"word": getattr(person, "vector")}  # noqa: B009
+    return getattr(person, "weights", None) or {"word": person.vector}
 
 
 def test_a_resumed_training_looks_only_at_what_it_has_not_seen(
@@ -96,7 +97,7 @@ def test_a_resumed_training_looks_only_at_what_it_has_not_seen(
     def killed(*args: object) -> torch.Tensor:
         if args[-1] == 5:
             raise KeyboardInterrupt
-        return step_losses(*args)  # type: ignore[arg-type]
+        return step_losses(*args)
 
     looked.clear()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

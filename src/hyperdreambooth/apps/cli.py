@@ -17,6 +17,7 @@ import typer
 import typer.core
 
 from hyperdreambooth.apps import adapters, avatars, doctor, evaluate, inference, inspect, prepare, training
+from hyperdreambooth.files import DiskFull, InputError
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
 _interrupts: list[int] = []  # signals that came: an import may turn a KeyboardInterrupt into any error
@@ -31,7 +32,7 @@ def explain(error: Any) -> tuple[str, int] | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to continue from what was saved", 130
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-        full = error.strerror if type(error).__name__ == "DiskFull" else "the disk is full"
+        full = error.strerror if isinstance(error, DiskFull) else "the disk is full"
         return f"error: {full}; free some space and run the same command again", 1
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return f"error: {' '.join(str(error).split())}", 1
@@ -41,8 +42,6 @@ def explain(error: Any) -> tuple[str, int] | None:
     if type(error).__name__ == "OutOfMemoryError":
         return "error: the device has too little memory; use a smaller batch, or --device cpu", 1
     from pydantic import ValidationError
-
-    from hyperdreambooth.files import InputError
 
     if isinstance(error, InputError):
         return f"error: {error}", 2

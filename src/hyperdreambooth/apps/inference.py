@@ -12,6 +12,7 @@ from typer import Option, echo
 from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
+    PROMPT_HELP,
     HypernetName,
     Photos,
     Weights,
@@ -128,7 +129,7 @@ def personalize(
 @command("hyperdreambooth.apps.settings:GenerateConfig", "seed")
 def generate(
     job: Job[GenerateConfig],
-    prompt: Annotated[list[str], Option(help="A prompt; [V] stands for the person; may be repeated.")],
+    prompt: Annotated[list[str], Option(help=PROMPT_HELP)],
     out: Annotated[Path, Option(help="The folder for the images."), checks.result_of("generate")],
     adapter: Annotated[
         list[Path] | None, Option(help="An adapter file; may be repeated."), Check(checks.adapters)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 from hyperdreambooth.base.recognise import INDEX, check_base
-from hyperdreambooth.files import InputError, read_json
+from hyperdreambooth.files import InputError, first_line, read_json
 
 # transformers warns of every image processor that it runs without torchvision, which nothing here needs
 logging.getLogger("transformers.utils.import_utils").addFilter(
@@ -123,7 +123,7 @@ def _refusal(place: str, error: Exception) -> InputError:
             missing = "the configs of its architecture are not on this machine"
             advice = "set base_config to a pipeline folder of the same architecture"
         return InputError(f"base {place}: {missing}, and the hub cannot be reached; {advice}")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     advice = "pass a pipeline folder, a hub id or a .safetensors file"
     if "no file named" in reason and not Path(place).exists():
         advice = f"if its files are named like model.fp16.safetensors, set variant=fp16; else {advice}"

@@ -5,7 +5,6 @@ Whatever is not recognised goes on to the loaders, which know more and take long
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hyperdreambooth.files import InputError
+from hyperdreambooth.files import InputError, read_json
 
 INDEX = "model_index.json"
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif"})
@@ -152,7 +151,7 @@ def _folder(path: Path) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     """Returns a table of a JSON file; an empty one if there is none."""
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(InputError):
+        found = read_json(path)
         return found if isinstance(found, dict) else {}
     return {}

@@ -25,7 +25,7 @@ from hyperdreambooth.evaluate.face_encoders import NO_ENCODER, Calibration, face
 from hyperdreambooth.evaluate.judge import Judge, Values, judge_of
 from hyperdreambooth.evaluate.text import asked, found_share
 from hyperdreambooth.faces.image import to_pixels
-from hyperdreambooth.files import InputError
+from hyperdreambooth.files import InputError, first_line
 
 _TRAIT = "trait:"
 _BATCH = 64  # pictures in one forward
@@ -42,7 +42,7 @@ class Classifier:
                 folder, local_files_only=True, dtype=torch.float32
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"scorer {folder}: cannot be loaded ({reason}); download it again") from error
         self.model: nn.Module = model.requires_grad_(False).eval().to(device)
         self.config: Any = model.config

@@ -49,9 +49,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
     rgb = _converted(image)
     if alpha is not None:
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
-    return Image.frombytes(
-        "RGB", rgb.size, rgb.tobytes()
-    )  # Pillow would save the old profile with the new pixels
+    # Pillow would save the old profile with the new pixels
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -107,9 +106,7 @@ def _stated(image: Image.Image) -> Any:
         if "srgb" not in image.info and ({"gamma", "chromaticity"} & image.info.keys()):
             return _of_png(image.info)
         if image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex) == "R03":
-            return _profile(
-                _ADOBE, _power(563 / 256)
-            )  # what cameras write for Adobe RGB instead of a profile
+            return _profile(_ADOBE, _power(563 / 256))  # cameras write this for Adobe RGB, not a profile
     except Exception:  # what a stranger's file states may break anything
         return None
     return None

@@ -31,9 +31,7 @@ class PrepareConfig(BaseModel):
     sharpness: float = Field(default=10.0, ge=0)  # the least of `crop.sharpness`; 0 keeps blurred photos too
     score: float = Field(default=LEAST_SCORE, gt=0, le=1)  # the detector's least confidence
     detector: Path | None = None  # YuNet's ONNX file; None downloads it from the hub once
-    check: Literal["auto", "off"] = (
-        "auto"  # whether a face encoder looks for strangers, where one is installed
-    )
+    check: Literal["auto", "off"] = "auto"  # whether an installed face encoder looks for strangers
     caption: str | None = None  # for photos without one; None leaves them to the `prompt` of training
     # of a data set, or a key of a shard's JSON; None tries the usual names
     identity_column: str | None = None

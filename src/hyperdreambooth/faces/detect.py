@@ -25,7 +25,7 @@ from hyperdreambooth.faces.landmarks import (
     moved,
     similarity,
 )
-from hyperdreambooth.files import InputError
+from hyperdreambooth.files import InputError, first_line
 
 REPOSITORY, FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 LONGEST = 1024  # pixels of the longer side that YuNet sees: it was trained on faces of 10 to 300 pixels
@@ -72,7 +72,7 @@ def fetch_yunet(otherwise: str) -> Path:
     try:
         return Path(hf_hub_download(REPOSITORY, FILE))
     except (OSError, ValueError) as error:  # errors of hub and network derive from these
-        why = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        why = first_line(error)
         what = f"{FILE} cannot be fetched from {REPOSITORY} ({why})"
         raise InputError(f"face detection: {what}; {otherwise}") from None
 
@@ -110,7 +110,7 @@ def _network(file: Path, score: float) -> Any:
         with _silent():
             return cv2.FaceDetectorYN.create(str(file), "", (320, 320), score, _OVERLAP, _MOST)
     except cv2.error as error:
-        why = str(error).strip().splitlines()[0][:120]
+        why = first_line(error)
         raise InputError(f"detector {file}: OpenCV cannot read it as YuNet's ONNX file ({why})") from None
 
 

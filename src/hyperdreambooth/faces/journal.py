@@ -90,10 +90,8 @@ class Journal:
 
     def add(self, records: Sequence[Record]) -> None:
         """Replaces a photo's records, so that a later kill cannot lose them; a full disk is an `OSError`."""
-        text, crops = (
-            json.dumps([asdict(one) for one in records]),
-            [(one.name,) for one in records if one.kept],
-        )
+        text = json.dumps([asdict(one) for one in records])
+        crops = [(one.name,) for one in records if one.kept]
         try:
             self._database.executemany("INSERT OR IGNORE INTO crops VALUES (?)", crops)
             self._database.execute("INSERT OR REPLACE INTO photos VALUES (?, ?)", (records[0].item, text))

@@ -23,7 +23,7 @@ from hyperdreambooth.faces.dataset import EXTENSIONS, Album, person_album, photo
 from hyperdreambooth.faces.frame import Corners
 from hyperdreambooth.faces.landmarks import Landmarks
 from hyperdreambooth.faces.notes import CAPTIONS, Note, Unused, note_of, pick, printable
-from hyperdreambooth.files import InputError, decode_text
+from hyperdreambooth.files import InputError, decode_text, first_line
 
 HUB = "hf:"
 IDENTITIES = ("identity", "person", "person_id", "celeb_id", "label")
@@ -182,7 +182,7 @@ def _of_hub(source: str, config: PrepareConfig) -> Iterator[Item]:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
     except Exception as error:  # network, hub and splits raise errors of their own
         advice = "expected hf:NAME or hf:NAME:split"
-        raise InputError(f"{source}: cannot be loaded ({_first_line(error)}); {advice}") from None
+        raise InputError(f"{source}: cannot be loaded ({first_line(error)}); {advice}") from None
     items = _rows(rows, source, split or "train", config)
     return _streamed(items, source, "run the same command again to go on")
 
@@ -194,11 +194,7 @@ def _streamed(rows: Iterator[Item], source: str, advice: str) -> Iterator[Item]:
     except InputError:
         raise
     except Exception as error:  # the libraries for networks and formats raise nearly anything
-        raise OSError(f"{source}: the stream broke off ({_first_line(error)}); {advice}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise OSError(f"{source}: the stream broke off ({first_line(error)}); {advice}") from error
 
 
 def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
@@ -211,7 +207,7 @@ def _of_saved(folder: Path, config: PrepareConfig) -> Iterator[Item]:
         else:
             loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        reason = f"cannot be read as a data set ({_first_line(error)})"
+        reason = f"cannot be read as a data set ({first_line(error)})"
         raise InputError(f"{folder}: {reason}; get it again") from None
     parts: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {str(loaded.split or "data"): loaded}
     rows = (item for split, part in parts.items() for item in _rows(part, str(folder), split, config))

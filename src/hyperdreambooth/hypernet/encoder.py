@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from hyperdreambooth.base.load import EMBEDDED, is_embedded
 from hyperdreambooth.base.open import DAMAGED
-from hyperdreambooth.files import InputError, read_json, write_json
+from hyperdreambooth.files import InputError, first_line, read_json, write_json
 
 AVATARS = "avatars"
 """The name of the encoder that ships with the avatars' hypernetwork."""
@@ -142,7 +142,7 @@ def load_encoder(
         model: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
         file = cached_file(place, PROCESSOR, _raise_exceptions_for_missing_entries=False)
     except DAMAGED as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         advice = "pass a transformers vision model folder with safetensors, avatars, or a hub id while online"
         raise InputError(f"encoder {place}: cannot be loaded ({reason}); {advice}") from error
     preprocess = _preprocess(read_json(Path(file)) if file else {}, getattr(config, "vision_config", config))

@@ -19,6 +19,7 @@ from torch import Tensor
 from hyperdreambooth.base.load import EMBEDDED
 from hyperdreambooth.files import (
     InputError,
+    first_line,
     load_tensors,
     read_json,
     save_tensors,
@@ -269,7 +270,7 @@ def load_hypernet(
         network = _network(config, tensors).to(device)
         origin, layers, wanted = (config["encoder"][name] for name in ("source", "layers", "fingerprint"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"{folder / 'config.json'}: does not describe model.safetensors ({reason}); get it again"
         ) from None

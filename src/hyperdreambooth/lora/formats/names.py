@@ -217,11 +217,8 @@ def lookup(sites: Sequence[Site]) -> tuple[Places, Places]:
 
 def _spellings(site: Site, layers: int) -> Iterator[Rows]:
     inner = site.name.partition(".")[2]
-    flat, dotted, prefixes = (
-        inner.replace(".", "_"),
-        [site.name],
-        ["lora_unet_", "lora_transformer_", "lycoris_"],
-    )
+    flat, dotted = inner.replace(".", "_"), [site.name]
+    prefixes = ["lora_unet_", "lora_transformer_", "lycoris_"]
     if number := _ENCODERS.get(site.component):
         prefixes = [f"lora_te{number}_", *(["lora_te_", "lora_te1_"] if number == "1" else [])]
         own = {"1": "clip_l", "2": "clip_g"}.get(number, "")
