@@ -386,7 +386,7 @@ def run(folder):
 def killed_and_resumed(world: Path, photos: Path, out: Path, kills: int) -> int:
     """Runs a person through in one go, and another killed at random moments."""
     asked = words(world, photos, out)
-    killed = run_killed(RUN_THROUGH, out, kills, [*asked[:2], *asked[4:], "--steps", 9], (0.1, 0.9))
+    killed = run_killed(RUN_THROUGH, out, kills, [*asked[:2], *asked[4:], "--steps", 9], (0.1, 0.6))
     same(out / "whole", out / "killed")
     return killed
 
