@@ -152,6 +152,8 @@ def krea2(is_distilled: bool = False) -> Any:
         text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=24,
         num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 6, 6),
     ).eval()  # fmt: skip
+    with torch.no_grad():  # random layers hardly answer, and a person would not show
+        transformer.final_layer.linear.weight.mul_(4)
     torch.manual_seed(1)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     text = {**_TEXT, "vocab_size": len(tokenizer()), "num_hidden_layers": 3, "rope_parameters": rope}

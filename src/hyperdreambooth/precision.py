@@ -35,3 +35,9 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """Returns an autocast to a precision, which does nothing for float32."""
     chosen = resolved(precision, device)
     return torch.autocast(device.type, _DTYPES[chosen], enabled=chosen != "float32")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Returns a block that computes in the number format of its networks, whatever surrounds it."""
+    # the meta device has no autocast
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from hyperdreambooth.precision import without_autocast
+
 
 @contextmanager
 def _precise(vae: Any) -> Generator[torch.device]:
@@ -17,7 +19,7 @@ def _precise(vae: Any) -> Generator[torch.device]:
     dtype = vae.dtype
     nn.Module.to(vae, torch.float32)  # diffusers' own `to` warns about submodules that the VAE does not have
     try:
-        with torch.autocast(vae.device.type, enabled=False):
+        with without_autocast(vae.device):
             yield vae.device
     finally:
         nn.Module.to(vae, dtype)  # exact, as float32 holds every half-precision number

@@ -27,9 +27,7 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """Returns the states of three layers, `hidden (b, t, 3c)`; the transformer sees those of padding, too."""
-    tokens = tokens.cpu()
-    mask = qwen.mask_of(pipe.tokenizer, tokens)
-    return {"hidden": qwen.layer_states(pipe.text_encoder, tokens, mask, LAYERS, trim=False).flatten(2)}
+    return {"hidden": qwen.layer_states(pipe, tokens, LAYERS, trim=False)[0].flatten(2)}
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -49,7 +47,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
 
 def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
     """Returns the arguments for classifier-free guidance, which a distilled model is drawn without."""
-    texts = {"prompt": [*prompts], "max_sequence_length": LENGTH}
+    texts: dict[str, Any] = {"prompt": [*prompts], "max_sequence_length": LENGTH}
     if pipe.config.is_distilled or guidance <= 1:
         return {**texts, "guidance_scale": 1.0}
     if negative is not None:  # the pipeline takes it encoded only

@@ -32,9 +32,8 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """Returns the states of the chosen layers, `hidden (b, t, layers, c)`, and `mask (b, t)`."""
-    tokens, start = tokens.cpu(), pipe.prompt_template_encode_start_idx
-    mask, layers = qwen.mask_of(pipe.tokenizer, tokens), pipe.text_encoder_select_layers
-    states = qwen.layer_states(pipe.text_encoder, tokens, mask, layers, trim=True, axes=3)
+    start, layers = pipe.prompt_template_encode_start_idx, pipe.text_encoder_select_layers
+    states, mask = qwen.layer_states(pipe, tokens, layers, trim=True, axes=3)
     return {"hidden": states[:, start:], "mask": mask[:, start:]}
 
 

@@ -26,9 +26,8 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """Returns the last states of the caption, `hidden (b, t, c)`, and `mask (b, t)`."""
-    tokens, start = tokens.cpu(), pipe.prompt_template_encode_start_idx
-    mask = qwen.mask_of(pipe.tokenizer, tokens)
-    states = qwen.layer_states(pipe.text_encoder, tokens, mask, (-1,), trim=True)
+    start = pipe.prompt_template_encode_start_idx
+    states, mask = qwen.layer_states(pipe, tokens, (-1,), trim=True)
     return {"hidden": states[:, start:].squeeze(2), "mask": mask[:, start:]}
 
 

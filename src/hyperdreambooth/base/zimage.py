@@ -27,9 +27,7 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """Returns the states of the last layer but one, `hidden (b, t, c)`, and `mask (b, t)`."""
-    tokens = tokens.cpu()
-    mask = qwen.mask_of(pipe.tokenizer, tokens)
-    states = qwen.layer_states(pipe.text_encoder, tokens, mask, (-2,), trim=True)
+    states, mask = qwen.layer_states(pipe, tokens, (-2,), trim=True)
     return {"hidden": states.squeeze(2), "mask": mask}
 
 
