@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import micro
+import qwens
 from hyperdreambooth.shapes import Site, canonical
 
 DENOISER = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -152,6 +153,8 @@ def flux() -> Any:
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "SD 1.5": micro.pipeline, "SD 2.1": sd21, "SDXL": sdxl, "SD3": sd3, "Flux": flux,
+    "Z-Image": qwens.zimage, "FLUX.2 klein": qwens.klein, "Qwen-Image": qwens.qwenimage,
+    "Krea 2": qwens.krea2,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import eyes
 import pipelines
+import qwens
 from hyperdreambooth.adapter import Adapter, read_adapter
 from hyperdreambooth.apps import cli
 from hyperdreambooth.apps.person_folder import FILES
@@ -50,6 +51,11 @@ def flux_guided() -> Any:
     return pipe
 
 
+def sampled_in_few_steps() -> Any:
+    """A distilled one is drawn without guidance."""
+    return qwens.klein(is_distilled=True)
+
+
 def sd3_with_t5() -> Any:
     """The whole one: its T5 reads prompts too."""
     pipe = pipelines.sd3()
@@ -60,6 +66,7 @@ def sd3_with_t5() -> Any:
 
 VARIANTS: dict[str, Callable[[], Any]] = {
     **pipelines.FAMILIES, "Flux, guided": flux_guided, "SD3 with T5": sd3_with_t5,
+    "FLUX.2 klein, distilled": sampled_in_few_steps,
 }  # fmt: skip
 
 
@@ -105,27 +112,38 @@ def test_one_of_two_text_encoders_may_rest_elsewhere(make: Callable[[], Any]) ->
     }
 
 
+def unpacked(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents as rows and columns again, where a pipeline keeps them as a sequence of patches."""
+    if latents.ndim == 4:
+        return latents
+    match type(pipe).__name__:
+        case "FluxPipeline":
+            return pipe._unpack_latents(latents, 16, 16, 1)
+        case "Flux2KleinPipeline":
+            return latents.mT.unflatten(2, (8, 8))
+        case "QwenImagePipeline":
+            return pipe._unpack_latents(latents, 32, 32, pipe.vae_scale_factor).squeeze(2)
+        case _:
+            return pipe._unpack_latents(latents, 32, 32).squeeze(2)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_the_denoiser_is_told_is_what_the_pipeline_tells_it(name: str) -> None:
     pipe: Any = VARIANTS[name]()
     pipe.set_progress_bar_config(disable=True)
     base = Base.from_pipeline(pipe, name, resolution=32)
-    heard: list[tuple[dict[str, Any], tuple[Any, ...], Tensor]] = []
-    hook = base.denoiser.register_forward_hook(
-        lambda module, words, told, answer: heard.append((told, words, answer[0])), with_kwargs=True
-    )
+    steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    take = pipe.scheduler.step
+
+    def record(answer: Tensor, t: Tensor, noisy: Tensor, **options: Any) -> Any:
+        steps.append((answer, t, noisy))
+        return take(answer, t, noisy, **options)
+
+    pipe.scheduler.step = record
     told = base.family.sampling(pipe, ["a sks face", "a hat"], None, 1.0)
     pipe(**told, num_inference_steps=2, height=32, width=32, generator=torch.Generator().manual_seed(0))
-    hook.remove()
-    seen, words, theirs = heard[1]
-    noisy = seen["hidden_states"] if "hidden_states" in seen else words[0]
-    t = torch.as_tensor(seen["timestep"] if "timestep" in seen else words[1])
-    if noisy.ndim == 3:  # packed, and the time in units of its own
-        noisy, theirs, t = (
-            pipe._unpack_latents(noisy, 16, 16, 1),
-            pipe._unpack_latents(theirs, 16, 16, 1),
-            t * 1000,
-        )
+    theirs, t, noisy = steps[1]
+    theirs, noisy = unpacked(pipe, theirs), unpacked(pipe, noisy)
     with torch.no_grad():
         conditioning = base.encode_prompts(base.tokenize(["a [V] face", "a hat"]))
         ours = base.predict(noisy, t.expand(2), conditioning)
@@ -133,19 +151,48 @@ def test_what_the_denoiser_is_told_is_what_the_pipeline_tells_it(name: str) -> N
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+# what trainers of the later families adapt, by the ends of names (ai-toolkit, SimpleTuner, musubi-tuner)
+QKVO = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT = (*QKVO, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+ADAPTED = {
+    "ZImagePipeline": QKVO,
+    "Flux2KleinPipeline": (*JOINT, "to_qkv_mlp_proj", "attn.to_out"),
+    "QwenImagePipeline": JOINT,
+    "Krea2Pipeline": (*QKVO, "to_gate"),
+}
+
+
 def test_sites_are_the_attention_projections(base: Base) -> None:
-    assert base.sites == pipelines.attention_sites(pipelines.parts(base.pipe))
+    if (ends := ADAPTED.get(type(base.pipe).__name__)) is None:
+        assert base.sites == pipelines.attention_sites(pipelines.parts(base.pipe))
+        return
+    layers = (name for name, layer in base.denoiser.named_modules() if isinstance(layer, torch.nn.Linear))
+    wanted = {f"transformer.{name}" for name in layers if name.endswith(ends) and "text_fusion" not in name}
+    assert {site.name for site in base.sites} == wanted
 
 
 def test_latents_come_back_as_pictures_of_the_pipelines_own_decoding(base: Base) -> None:
-    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
-    latents, vae = base.encode_images(pixels), base.pipe.vae
-    shift = vae.config.shift_factor or 0.0
+    pixels, vae = torch.rand(1, 3, 32, 32) * 2 - 1, base.pipe.vae
+    film = pixels.unsqueeze(2) if "temperal_downsample" in vae.config else pixels
     with torch.no_grad():
-        expected = (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor
-        shown = vae.decode(latents / vae.config.scaling_factor + shift).sample.clamp(-1, 1)
-    torch.testing.assert_close(latents, expected)
-    torch.testing.assert_close(base.decode_latents(latents), shown)
+        shown = vae.decode(vae.encode(film).latent_dist.mode()).sample.clamp(-1, 1)
+    torch.testing.assert_close(base.decode_latents(base.encode_images(pixels)), shown.reshape(1, 3, 32, 32))
+
+
+def test_the_last_latents_are_the_picture(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    last: list[Tensor] = []
+    take = base.pipe.scheduler.step
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        last.append(take(*arguments, **options)[0])
+        return (last[-1],)
+
+    monkeypatch.setattr(base.pipe.scheduler, "step", record)
+    generators = [torch.Generator().manual_seed(0)]
+    picture = base.draw(["a hat"], None, generators, steps=2, guidance=1.0, side=32)[0]
+    latents = unpacked(base.pipe, last[-1])
+    ours = (base.decode_latents(latents)[0].permute(1, 2, 0) / 2 + 0.5) * 255
+    assert np.abs(ours.numpy() - np.asarray(picture)).max() < 0.51
 
 
 def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel
 
+from hyperdreambooth.base.autoencoder import raw_latents
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import EMBEDDED, FAMILIES, Base, is_embedded
 from hyperdreambooth.base.open import open_skeleton
@@ -254,8 +255,8 @@ def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
             saved[_storage(tensor)] = tensor
         return tensor
 
-    batch, side = people * images, base.resolution // base.pipe.vae_scale_factor
-    noise, timestep = sample_noise(base, (base.pipe.vae.config.latent_channels, side, side), "measured")
+    batch = people * images
+    noise, timestep = sample_noise(base, _latent_shape(base), "measured")
     tokens = base.family.tokenize(base.pipe, ["a person"] * batch)
     with (
         wear(base.components, factors, images=images),
@@ -277,12 +278,17 @@ def _storage(tensor: Tensor) -> int:
     return storage._cdata
 
 
+def _latent_shape(base: Base) -> tuple[int, ...]:
+    """Returns the shape of a photo's latents, `(c, h, w)`."""
+    return tuple(base.encode_images(torch.empty(1, 3, base.resolution, base.resolution)).shape[1:])
+
+
 @torch.no_grad()
 def _largest_map(base: Base, images: int) -> int:
     """Returns the bytes of the VAE's largest activation while it decodes that many images."""
     sizes: list[int] = []
-    vae, side = base.pipe.vae, base.resolution // base.pipe.vae_scale_factor
-    latents = torch.empty(images, vae.config.latent_channels, side, side, device="meta", dtype=vae.dtype)
+    vae = base.pipe.vae
+    latents = raw_latents(vae, torch.empty(images, *_latent_shape(base), device="meta")).to(vae.dtype)
     watch = register_module_forward_hook(lambda _, __, output: sizes.append(getattr(output, "nbytes", 0)))
     with watch, _FusedAttention():
         vae.decode(latents)

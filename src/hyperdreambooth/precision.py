@@ -40,3 +40,11 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
     chosen = resolved(precision, device)
     return torch.autocast(device.type, getattr(torch, _DTYPES[chosen]), enabled=chosen != "float32")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Returns a block that computes in the number format of its networks, whatever surrounds it."""
+    import torch
+
+    # the meta device has no autocast
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)

@@ -12,19 +12,19 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical
 
 # q, k, v and output of every attention, joint attention's second stream included (paper, section 4.1)
-_ATTENTION = r"attn.*\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|(q|k|v|out)_proj)$"
+ATTENTION = r"attn.*\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|(q|k|v|out)_proj)$"
 
 
 def find_sites(
-    components: Mapping[str, nn.Module], add: str | None = None, skip: str | None = None
+    components: Mapping[str, nn.Module], pattern: str, add: str | None = None, skip: str | None = None
 ) -> tuple[Site, ...]:
-    """Returns the sites of a base, sorted by name: its attention projections, unless a config says otherwise.
+    """Returns the sites of a base, sorted by name: its family's pattern, unless a config says otherwise.
 
     The config's regular expressions add further linear layers, such as `ff\\.net`, and skip some, such as
     `^text_encoder`.
     """
     linears = linear_sites(components)
-    wanted = {site for site in linears if re.search(_ATTENTION, site.name)}
+    wanted = {site for site in linears if re.search(pattern, site.name)}
     wanted.update(_matching("add_sites", add, linears))
     left = wanted.difference(_matching("skip_sites", skip, sorted(wanted)))
     if not left:

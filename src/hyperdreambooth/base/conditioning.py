@@ -102,7 +102,8 @@ class Conditioner:
         if not self._text_worn:
             if self._once is None:
                 self._once = self._encode_all()
-            return {name: tensor[rows].to(self._base.device) for name, tensor in self._once.items()}
+            made = {name: tensor[rows] for name, tensor in self._once.items()}
+            return {name: tensor.to(self._base.device) for name, tensor in _without_padding(made).items()}
         chosen, places = _distinct(rows, images)
         made = self._base.encode_prompts(self._tokens[[rows[k] for k in chosen]])
         return made if len(chosen) == len(rows) else {name: tensor[places] for name, tensor in made.items()}
@@ -123,6 +124,14 @@ class Conditioner:
         return cached_rows(
             names, lambda k: base.encode_prompts(self._tokens[k]), folder, _TOGETHER, "encode captions"
         )
+
+
+def _without_padding(made: Conditioning) -> Conditioning:
+    """Leaves out the tokens that every caption masks, so that a batch is as long as its longest caption."""
+    if "mask" not in made:
+        return made
+    used = made["mask"].any(dim=0)
+    return {name: tensor[:, used] for name, tensor in made.items()}
 
 
 def _distinct(rows: Sequence[int], images: int) -> tuple[list[int], list[int]]:

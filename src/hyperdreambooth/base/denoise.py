@@ -91,7 +91,7 @@ def sample_noises(
     Of `bias` timesteps the noisiest is kept. A nearly clean picture already shows who it is, so a step spent
     on it teaches next to nothing about a person (docs/LOG.md).
     """
-    patches = shape[-1] * shape[-2] // 4  # what a transformer with patches of 2 x 2 sees
+    patches = shape[-1] * shape[-2] // base.family.PATCH**2
     scheduler, noising = base.pipe.scheduler, base.family.NOISING
     noise: list[Tensor] = []
     timesteps: list[Tensor] = []

@@ -23,9 +23,17 @@ class Family(Protocol):
     @property
     def TEXT_ENCODERS(self) -> tuple[str, ...]: ...
 
+    # the pattern of the names of the layers that an adapter changes
+    @property
+    def SITES(self) -> str: ...
+
     # the noise levels and what the denoiser predicts
     @property
     def NOISING(self) -> Diffusion | Flow: ...
+
+    # the side of the square of latents that the denoiser takes as one token
+    @property
+    def PATCH(self) -> int: ...
 
     # token ids `(b, t)`, those of all tokenizers concatenated
     def tokenize(self, pipe: Any, prompts: list[str]) -> Tensor: ...

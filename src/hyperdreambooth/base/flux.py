@@ -10,10 +10,13 @@ from torch import Tensor
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
 from hyperdreambooth.base.text import frozen_states, read, token_numbers
+from hyperdreambooth.sites import ATTENTION
 
 DENOISER = "transformer"
 TEXT_ENCODERS = ("text_encoder",)
+SITES = ATTENTION
 NOISING = Flow(logit_normal=False)
+PATCH = 2
 T5_LENGTH = 512  # the pipeline's default
 # at 1 the distilled model predicts the plain velocity, which is the target of the loss
 GUIDANCE = 1.0

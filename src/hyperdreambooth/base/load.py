@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from hyperdreambooth.base import autoencoder, flux, sd, sd3, sdxl
+from hyperdreambooth.base import autoencoder, flux, flux2, krea2, qwenimage, sd, sd3, sdxl, zimage
 from hyperdreambooth.base.alone import lock_of
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
@@ -33,6 +33,10 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
     "FluxPipeline": flux,
+    "Flux2KleinPipeline": flux2,
+    "ZImagePipeline": zimage,
+    "QwenImagePipeline": qwenimage,
+    "Krea2Pipeline": krea2,
 }
 PLACEHOLDER = "[V]"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -98,7 +102,7 @@ class Base:
         components: dict[str, nn.Module] = {name: getattr(pipe, name) for name in parts}
         for module in _networks(pipe).values():
             module.requires_grad_(False).eval()
-        sites = find_sites(components, add_sites, skip_sites)
+        sites = find_sites(components, family.SITES, add_sites, skip_sites)
         fingerprint = weights_fingerprint(components, stored, variant)
         side = resolution or family.resolution(pipe)
         lock = lock_of(components[family.DENOISER])

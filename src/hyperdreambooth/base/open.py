@@ -159,9 +159,9 @@ def open_skeleton(
         parts = {
             name: None if name in absent else _part(Path(folder) / name, entry[0], entry[1], number)
             for name, entry in index.items()
-            if isinstance(entry, list) and len(entry) == 2
+            if isinstance(entry, list) and len(entry) == 2 and not isinstance(entry[0], int)
         }
-        settings = {name: value for name, value in index.items() if isinstance(value, bool)}
+        settings = {name: value for name, value in index.items() if name[0] != "_" and name not in parts}
         return getattr(diffusers, index["_class_name"])(**parts, **settings)
     except DAMAGED as error:
         raise _refusal(place, error) from error

@@ -9,10 +9,13 @@ from torch import Tensor
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.text import token_numbers
+from hyperdreambooth.sites import ATTENTION
 
 DENOISER = "unet"
 TEXT_ENCODERS = ("text_encoder",)
+SITES = ATTENTION
 NOISING = Diffusion()
+PATCH = 1
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:

@@ -12,10 +12,13 @@ from hyperdreambooth.base import sd
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
 from hyperdreambooth.base.text import concatenate, frozen_states, read, token_numbers
+from hyperdreambooth.sites import ATTENTION
 
 DENOISER = "transformer"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+SITES = ATTENTION
 NOISING = Flow(logit_normal=True)
+PATCH = 2
 T5_LENGTH = 256  # the pipeline's default, with and without a T5
 
 

@@ -13,10 +13,13 @@ from hyperdreambooth.base.sd import multiple, resolution, sampling
 from hyperdreambooth.base.text import concatenate, read, token_numbers
 
 __all__ = ["multiple", "resolution", "sampling"]  # the same as for the earlier models
+from hyperdreambooth.sites import ATTENTION
 
 DENOISER = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+SITES = ATTENTION
 NOISING = Diffusion()
+PATCH = 1
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from hyperdreambooth.precision import without_autocast
+
 REMEMBERED = 64  # texts; each has 512 states of 4,096 half-precision numbers, 4 MB
 
 _known: WeakKeyDictionary[nn.Module, OrderedDict[tuple[torch.dtype, bytes], Tensor]] = WeakKeyDictionary()
@@ -40,9 +42,8 @@ def frozen_states(encoder: Any, tokens: Tensor) -> Tensor:
     keys = [(encoder.dtype, row.numpy().tobytes()) for row in tokens.cpu()]
     rows = {key: row for row, key in enumerate(keys) if key not in known}
     if rows:
-        # without autocast: what is cached must not depend on the first caller (meta has no autocast)
-        kind = "cpu" if encoder.device.type == "meta" else encoder.device.type
-        with torch.autocast(kind, enabled=False):
+        # without autocast: what is cached must not depend on the first caller
+        with without_autocast(encoder.device):
             states = encoder(tokens[list(rows.values())].to(encoder.device))[0]
         known.update(zip(rows, states, strict=True))
     found = torch.stack([known[key].to(encoder.device) for key in keys])  # it may have moved since
