@@ -1,0 +1,1 @@
+"""The service: jobs over HTTP, kept in a database, done by one warm process a device."""

@@ -1,0 +1,1 @@
+"""The page: the whole method in a browser, for who opens no terminal."""
