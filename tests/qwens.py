@@ -77,7 +77,7 @@ def zimage() -> Any:
     torch.manual_seed(3)
     transformer = ZImageTransformer2DModel(
         in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=_WIDTH,
-        axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64],
+        axes_dims=[4, 6, 6], axes_lens=[1024, 256, 256],
     ).eval()  # fmt: skip
     torch.manual_seed(2)
     vae = AutoencoderKL(
