@@ -102,6 +102,9 @@ FLAGS: Mapping[str, Any] = {
     "detector": Annotated[Path | None, Option(help="The ONNX file of YuNet [downloaded once].")],
     "person": Annotated[str | None, Option(help="The person's name, if a flat folder shows one person.")],
     "several": Annotated[str | None, Option(help="A photo of several people: refuse, largest or all.")],
+    "people": Annotated[int | None, Option(min=1, help="How many people the photos show [15000].")],
+    "gpus": Annotated[str | None, Option(help="How many of which, such as 8xH100 [this machine].")],
+    "price": Annotated[float | None, Option(min=0, help="The price of an hour of one GPU.")],
     "already_cropped": Annotated[bool | None, Option("--already-cropped", help=_CROPPED_HELP)],
 }
 """Key of a config → the flag that sets it. What follows a bar tells apart two flags of one key."""
