@@ -84,9 +84,7 @@ def test_a_training_shares_its_batch_and_encodes_every_photo_once(micro_dir: Pat
     alone = stages(bare, PlanConfig(people=10, photos=3, train=own, gpus="H100"), EXACT)[2]
     steps = 100 * 16 * sample_flops(bare, True)
     assert alone.seconds == pytest.approx(100 + 30 * 0.5 + steps + 2 * 2.0)
-    slow = Speed(
-        {"train": 1e-3}, EXACT.fixed, "made up"
-    )  # so that arithmetic outweighs the exchange of gradients
+    slow = Speed({"train": 1e-3}, EXACT.fixed, "made up")  # arithmetic outweighs the exchange
     one, four = (
         stages(bare, PlanConfig(people=10, photos=3, train=own, gpus=gpus), slow)[2]
         for gpus in ("H100", "4xH100")
