@@ -23,6 +23,7 @@ from hyperdreambooth.generate import Drawn, generate_images, wearing
 from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, Predictor, hypernet_folder, load_hypernet
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.training.looks import Look
+from hyperdreambooth.training.warm import Warm
 
 
 class Personalizer:
@@ -50,6 +51,7 @@ class Personalizer:
         self.predictor = predictor
         self.base = base.with_words(predictor.info.trigger, predictor.info.class_word)
         self.seconds: dict[str, float] = {}
+        self._warm = Warm()
 
     @classmethod
     def from_pretrained(
@@ -171,7 +173,9 @@ class Personalizer:
             if chosen.way == "complement":
                 adapter = adapter.relax(chosen.rank, chosen.seed)
         with self._stage("finetune"):
-            return finetune_adapter(self.base, adapter, photos, chosen, out=out, callback=callback, look=look)
+            return finetune_adapter(
+                self.base, adapter, photos, chosen, out=out, callback=callback, look=look, warm=self._warm
+            )
 
     def generate(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 Precision: TypeAlias = Literal["auto", "float32", "bf16", "fp16"]
-"""`auto` is bf16 where the machine multiplies that faster than float32, and float32 elsewhere."""
+"""`auto` is bf16 on GPUs that multiply it faster than float32, and float32 elsewhere."""
 
 _DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -18,28 +17,49 @@ _DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bf16", "fp16"]:
     """Returns the number format that `auto` stands for on a device, or the precision itself.
 
-    On CPUs with bf16 instructions (AMX, AVX-512 BF16) a step takes half the time in bf16; on other CPUs it
-    takes 1.4 times the time (docs/LOG.md).
+    CPUs get float32, so that a training comes out the same on all of them. On those with bf16 instructions
+    (AMX, AVX-512 BF16) a step takes half the time in bf16; on other CPUs it takes 1.4 times the time
+    (docs/LOG.md).
     """
     if precision != "auto":
         return precision
     import torch
 
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # not every supported version of torch has it
-    capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    found = capabilities()
-    fast = device.type == "cpu" and (found.get("amx_bf16") or found.get("avx512_bf16"))
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if fast else "float32"
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Returns an autocast to a precision, which does nothing for float32."""
+def resolved_dtype(dtype: str, device: torch.device) -> str:
+    """Returns the format of frozen weights that `auto` stands for on a device, or the format itself."""
+    return _DTYPES[resolved("auto", device)] if dtype == "auto" else dtype
+
+
+def autocast(
+    precision: Precision, device: torch.device, weights: torch.dtype | None = None
+) -> AbstractContextManager[Any]:
+    """Returns an autocast to a precision, which does nothing for float32.
+
+    Args:
+        precision: of the passes.
+        device: where they run.
+        weights: the number format of the network. Where it is the precision's own, there is nothing to cast,
+            and `auto` is the format of a network in half precision.
+    """
     import torch
 
+    half = weights in (torch.bfloat16, torch.float16)
     chosen = resolved(precision, device)
-    return torch.autocast(device.type, getattr(torch, _DTYPES[chosen]), enabled=chosen != "float32")
+    needed = chosen != "float32" and weights != getattr(torch, _DTYPES[chosen])
+    enabled = needed and not (half and precision == "auto")
+    return torch.autocast(device.type, getattr(torch, _DTYPES[chosen]), enabled=enabled)
+
+
+def compute_dtype(device: torch.device, weights: torch.dtype) -> torch.dtype:
+    """Returns the format in which a network computes at this moment: that of autocast, or of its weights."""
+    import torch
+
+    kind = "cpu" if device.type == "meta" else device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

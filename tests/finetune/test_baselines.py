@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from hyperdreambooth.finetune.whole import Whole
 from hyperdreambooth.finetune.word import TOKEN, Word
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.training import loop
-from hyperdreambooth.training.loop import step_losses
 from hyperdreambooth.training.plateau import EVERY, SHARE, WINDOW, Plateau
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import photo_shots, shots_of
+from hyperdreambooth.training.step import Inputs, step_inputs
+from steps import losses_of
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_a_full_step_is_plain_torch(micro_base: Base, person: tuple[Photo, ...])
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(named.values(), lr=1e-3)
     for step in range(2):
-        step_losses(micro_base, samples, encode, config, step).sum().backward()
+        losses_of(micro_base, samples, encode, config, step).sum().backward()
         torch.nn.utils.clip_grad_norm_(named.values(), 0.05)
         optimizer.step()
         optimizer.zero_grad()
@@ -211,13 +213,13 @@ def test_steps_auto_of_a_real_training(
     steps = int(whole.metadata["steps"])
     assert steps % EVERY == 0 and steps <= 60
 
-    def killed(*args: object) -> Tensor:
+    def killed(*args: Any) -> Inputs:
         if args[-1] == 12:
             raise KeyboardInterrupt
-        return step_losses(*args)  # type: ignore[arg-type]
+        return step_inputs(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "step_losses", killed)
+        patch.setattr(loop, "step_inputs", killed)
         dreambooth(micro_base, person, tmp_path / "killed", config)
     resumed = dreambooth(micro_base, person, tmp_path / "killed", config)
     assert resumed.metadata["steps"] == whole.metadata["steps"]

@@ -29,8 +29,9 @@ from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.shapes import Factors
 from hyperdreambooth.sites import linear_sites, wearable
 from hyperdreambooth.training import loop
-from hyperdreambooth.training.loop import PATIENCE, step_losses
+from hyperdreambooth.training.loop import PATIENCE
 from hyperdreambooth.training.shots import photo_shots
+from hyperdreambooth.training.step import Inputs, step_inputs
 
 FACE = tuple((32 * x, 32 * y) for x, y in TEMPLATE)
 
@@ -184,13 +185,13 @@ def test_killed_and_run_again_is_the_same_to_the_bit(
     config = DreamboothConfig(method=method, steps=7, save_every=2, down_dim=8, up_dim=8)  # type: ignore[arg-type]
     whole = dreambooth(micro_base, person, tmp_path / "whole", config)
 
-    def killed(*args: object) -> Tensor:
+    def killed(*args: Any) -> Inputs:
         if args[-1] == 5:
             raise KeyboardInterrupt
-        return step_losses(*args)  # type: ignore[arg-type]
+        return step_inputs(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "step_losses", killed)
+        patch.setattr(loop, "step_inputs", killed)
         dreambooth(micro_base, person, tmp_path / "killed", config)
     resumed = dreambooth(micro_base, person, tmp_path / "killed", config)
     again = dreambooth(micro_base, person, tmp_path / "killed", config)

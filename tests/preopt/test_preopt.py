@@ -27,6 +27,7 @@ from hyperdreambooth.runs import rng
 from hyperdreambooth.training import loop
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import Shots, person_key, shots_of
+from hyperdreambooth.training.step import Inputs
 
 SMALL: dict[str, Any] = {
     "down_dim": 8,
@@ -145,7 +146,7 @@ def test_one_person_is_learnt_and_the_base_is_left_alone(
         noise = torch.stack([torch.randn(shape, generator=rng(0, key[1])) for key in keys])
         return noise, torch.full((len(keys),), 300)
 
-    monkeypatch.setattr(denoise, "sample_noises", fixed)
+    monkeypatch.setattr(denoise, "_sampled", fixed)
     before = {name: p.clone() for name, p in micro_base.components["unet"].state_dict().items()}
     stage, people = crowd(micro_base, micro_photos, config(steps=60, lr=3e-2))
     _, outcome = train_group(stage, people[:2])
@@ -213,9 +214,9 @@ def test_adapting_the_unet_alone_encodes_each_prompt_once(
     encoded: list[int] = []
     real = Base.encode_prompts
 
-    def spy(self: Base, tokens: Tensor) -> dict[str, Tensor]:
+    def spy(self: Base, tokens: Tensor, *frozen: Any) -> dict[str, Tensor]:
         encoded.append(len(tokens))
-        return real(self, tokens)
+        return real(self, tokens, *frozen)
 
     monkeypatch.setattr(Base, "encode_prompts", spy)
     numbers, _ = train_group(stage, people)
@@ -245,13 +246,13 @@ def test_a_bank_takes_what_the_loop_takes(
     monkeypatch.setenv("HDB_CACHE", str(tmp_path / "home"))
     settings = config(steps="auto", most=10, background=0.2, prior_weight=0.5, prior_images=2)
     seen: list[Samples] = []
-    real = loop.step_losses
+    real = loop.step_inputs
 
-    def spy(base: Base, samples: Samples, *rest: Any) -> Tensor:
+    def spy(base: Base, samples: Samples, *rest: Any) -> Inputs:
         seen.append(samples)
         return real(base, samples, *rest)
 
-    monkeypatch.setattr(loop, "step_losses", spy)
+    monkeypatch.setattr(loop, "step_inputs", spy)
     bank = preoptimize(micro_base, micro_photos, tmp_path / "bank", settings)
     assert len(bank) == 6
     trained = [samples for samples in seen if samples.each == 2]
@@ -321,15 +322,15 @@ def test_a_killed_group_goes_on_from_its_checkpoint(
     settings = config(steps=7, save_every=3, identities_per_batch=6)
     whole = preoptimize(micro_base, micro_photos, tmp_path / "whole", settings)
     steps: list[int] = []
-    real = loop.step_losses
+    real = loop.step_inputs
 
-    def spy(*args: Any) -> Tensor:
+    def spy(*args: Any) -> Inputs:
         steps.append(args[-1])
         if len(steps) == 6:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(loop, "step_losses", spy)
+    monkeypatch.setattr(loop, "step_inputs", spy)
     with pytest.raises(KeyboardInterrupt):
         preoptimize(micro_base, micro_photos, tmp_path / "killed", settings)
     killed = preoptimize(micro_base, micro_photos, tmp_path / "killed", settings)

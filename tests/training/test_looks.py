@@ -14,7 +14,7 @@ from hyperdreambooth.finetune.dreambooth import dreambooth
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.training import loop
 from hyperdreambooth.training.looks import Look, Looks, look_steps
-from hyperdreambooth.training.loop import step_losses
+from hyperdreambooth.training.step import Inputs, step_inputs
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_a_resumed_training_looks_only_at_what_it_has_not_seen(
     whole = dreambooth(micro_base, photo, config=config, look=look)
     assert whole.metadata["steps"] == "2" and "best of 3 looks" in whole.metadata["stopped"]
 
-    def killed(*args: object) -> torch.Tensor:
+    def killed(*args: Any) -> Inputs:
         if args[-1] == 5:
             raise KeyboardInterrupt
-        return step_losses(*args)
+        return step_inputs(*args)
 
     looked.clear()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "step_losses", killed)
+        patch.setattr(loop, "step_inputs", killed)
         dreambooth(micro_base, photo, tmp_path / "run", config, look=look)
     again = dreambooth(micro_base, photo, tmp_path / "run", config, look=look)
     assert looked == [0, 2, 6]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
 from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.training.config import TrainConfig
-from hyperdreambooth.training.loop import clip_people, step_losses
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import Shots, photo_shots
+from hyperdreambooth.training.step import clip_people
+from steps import losses_of
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_step_loss_is_the_weighted_mean_of_single_samples(
     samples, expected = Samples([groups], config), torch.zeros(())
     with torch.no_grad(), wear(micro_base.components, prediction.factors):
         encode = Conditioner(micro_base, samples.captions, text_worn=True)
-        (got,) = step_losses(micro_base, samples, encode, config, step=4)
+        (got,) = losses_of(micro_base, samples, encode, config, 4)
         for place in range(2 * len(groups)):
             shots, index = groups[place // 2], (8 + place % 2) % 3
             shape = tuple(shots.latents.shape[1:])
@@ -93,9 +95,9 @@ def test_everybody_has_noise_of_their_own_whatever_the_batch(
             assert Samples([own], config).keys(step) == keys[4 * k : 4 * k + 4]
     with torch.no_grad(), wear(micro_base.components, prediction.factors):
         encode = Conditioner(micro_base, together.captions, text_worn=True)
-        losses = step_losses(micro_base, together, encode, config, 3)
+        losses = losses_of(micro_base, together, encode, config, 3)
         for k, own in enumerate(groups):
-            alone = step_losses(micro_base, Samples([own], config), encode, config, 3)
+            alone = losses_of(micro_base, Samples([own], config), encode, config, 3)
             torch.testing.assert_close(losses[k], alone[0])
 
 
@@ -117,9 +119,9 @@ def test_a_person_with_one_caption_is_encoded_once_a_step(
     encoded: list[int] = []
     real = Base.encode_prompts
 
-    def spy(self: Base, tokens: Tensor) -> dict[str, Tensor]:
+    def spy(self: Base, tokens: Tensor, *frozen: Any) -> dict[str, Tensor]:
         encoded.append(len(tokens))
-        return real(self, tokens)
+        return real(self, tokens, *frozen)
 
     monkeypatch.setattr(Base, "encode_prompts", spy)
     config = FinetuneConfig(steps=1, batch=4, rank=2)

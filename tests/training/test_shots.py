@@ -22,9 +22,9 @@ from hyperdreambooth.finetune.dreambooth import dreambooth
 from hyperdreambooth.training import class_images
 from hyperdreambooth.training.class_images import class_shots
 from hyperdreambooth.training.config import TrainConfig
-from hyperdreambooth.training.loop import step_losses
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import photo_shots
+from steps import losses_of
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_mask_follows_the_landmarks(micro_base: Base, person: tuple[Photo, .
     config = TrainConfig(batch=2, background=0.25)
     with torch.no_grad():
         encode = Conditioner(micro_base, shots.captions, text_worn=False)
-        (got,) = step_losses(micro_base, Samples([[shots]], config), encode, config, step=0)
+        (got,) = losses_of(micro_base, Samples([[shots]], config), encode, config, 0)
         drawn = [
             sample_noise(micro_base, tuple(shots.latents.shape[1:]), 0, shots.person, 0, k) for k in (0, 1)
         ]

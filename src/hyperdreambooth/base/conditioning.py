@@ -6,11 +6,13 @@ import bisect
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.load import Base
@@ -93,20 +95,39 @@ class Conditioner:
     ) -> None:
         known = sorted(set(captions))
         self._base, self._text_worn, self._cache = base, text_worn, cache
-        self._rows, self._tokens = {caption: row for row, caption in enumerate(known)}, base.tokenize(known)
+        self._rows = {caption: row for row, caption in enumerate(known)}
+        self._tokens = base.tokenize(known).cpu()  # where steps choose their rows without waiting for a GPU
         self._once: Conditioning | None = None
 
     def __call__(self, captions: Sequence[str], images: int = 1) -> Conditioning:
         """Returns the conditioning of `b` captions, each as its person (of `images` in a row) is worn."""
-        rows = [self._rows[caption] for caption in captions]
+        return self.encode(self.inputs(captions, images))
+
+    def inputs(self, captions: Sequence[str], images: int = 1) -> dict[str, Tensor]:
+        """Returns what `encode` needs of `b` captions, as tensors on the base's device.
+
+        That is the conditioning itself where the text encoders do not change.
+        """
+        rows, device = [self._rows[caption] for caption in captions], self._base.device
         if not self._text_worn:
             if self._once is None:
                 self._once = self._encode_all()
             made = {name: tensor[rows] for name, tensor in self._once.items()}
-            return {name: tensor.to(self._base.device) for name, tensor in _without_padding(made).items()}
+            return {name: sent(tensor, device) for name, tensor in _without_padding(made).items()}
         chosen, places = _distinct(rows, images)
-        made = self._base.encode_prompts(self._tokens[[rows[k] for k in chosen]])
-        return made if len(chosen) == len(rows) else {name: tensor[places] for name, tensor in made.items()}
+        tokens = self._tokens[[rows[k] for k in chosen]]
+        found = {"tokens": tokens, "frozen": self._base.encode_frozen(tokens)}
+        if len(chosen) != len(rows):
+            found["places"] = torch.tensor(places)
+        return {name: sent(tensor, device) for name, tensor in found.items() if tensor is not None}
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Conditioning:
+        """Returns the conditioning of `inputs`, as the base is worn at this moment."""
+        if not self._text_worn:
+            return dict(inputs)
+        made = self._base.encode_prompts(inputs["tokens"], inputs.get("frozen"))
+        places = inputs.get("places")
+        return made if places is None else {name: tensor[places] for name, tensor in made.items()}
 
     @torch.no_grad()
     def _encode_all(self) -> Conditioning:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.config import LossConfig, Weighting
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
@@ -15,6 +16,28 @@ from hyperdreambooth.runs import rng
 
 Key: TypeAlias = tuple[int | str, ...]
 """The name of a random draw: whoever asks for the same key gets the same noise and timestep."""
+
+
+class Draw(NamedTuple):
+    """The random part of a step's samples, and what follows from it alone; all lead with the batch axis.
+
+    Attributes:
+        noise: `(b, c, h, w)`.
+        timesteps: `(b,)`.
+        signal, sigma: the levels of the latents and of the noise, `(b, 1, 1, 1)`.
+        weights: of the squared errors, `(b,)`, see `loss_weights`.
+    """
+
+    noise: Tensor
+    timesteps: Tensor
+    signal: Tensor
+    sigma: Tensor
+    weights: Tensor
+
+
+def draw_of(base: Base, noise: Tensor, timesteps: Tensor, weighting: Weighting = "uniform") -> Draw:
+    """Returns noise `(b, c, h, w)` and timesteps `(b,)` with what follows from them."""
+    return Draw(noise, timesteps, *_levels(base, timesteps), loss_weights(base, timesteps, weighting))
 
 
 def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +59,6 @@ def target(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Ten
     return base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
 
 
-# E‖ε - ε_θ(x_t, c, t)‖²   (paper, equation 1), one value a sample
 def denoise_loss(
     base: Base,
     latents: Tensor,
@@ -46,15 +68,30 @@ def denoise_loss(
     mask: Tensor | None = None,
     weighting: Weighting = "uniform",
 ) -> Tensor:
+    """Returns the `draw_loss` of clean latents and noise `(b, c, h, w)` at timesteps `(b,)`."""
+    return draw_loss(base, latents, conditioning, draw_of(base, noise, timesteps, weighting), mask)
+
+
+# E‖ε - ε_θ(x_t, c, t)‖²   (paper, equation 1), one value a sample
+def draw_loss(
+    base: Base, latents: Tensor, conditioning: Conditioning, draw: Draw, mask: Tensor | None = None
+) -> Tensor:
     """Returns the mean squared error of the denoiser's prediction for each sample, `(b,)`.
 
-    Clean latents and noise are `(b, c, h, w)`, timesteps `(b,)`. The mask `(b, 1, h, w)` weights pixels, for
-    example those of the face, and `weighting` noise levels, see `loss_weights`.
+    It reads nothing but its arguments and the base's weights, so that a CUDA graph can replay it.
+
+    Args:
+        base: predicts the noise or the velocity.
+        latents: `(b, c, h, w)`, clean.
+        conditioning: the encoded captions.
+        draw: noise and timesteps of the samples.
+        mask: the weights of the pixels `(b, 1, h, w)`, for example those of the face; None for all alike.
     """
-    noisy = add_noise(base, latents, noise, timesteps).to(base.dtype)
+    noise, timesteps, *levels, weights = draw
+    noisy = (levels[0] * latents + levels[1] * noise).to(base.dtype)
     prediction = base.predict(noisy, timesteps, conditioning).float()
-    error = (prediction - target(base, latents, noise, timesteps)).square()
-    weights = loss_weights(base, timesteps, weighting)
+    wanted = base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
+    error = (prediction - wanted).square()
     if mask is None:
         return weights * error.mean(dim=(1, 2, 3))
     covered = (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
@@ -91,6 +128,12 @@ def sample_noises(
     Of `bias` timesteps the noisiest is kept. A nearly clean picture already shows who it is, so a step spent
     on it teaches next to nothing about a person (docs/LOG.md).
     """
+    noise, timesteps = _sampled(base, shape, keys, bias)
+    return noise.to(base.device), timesteps.to(base.device)
+
+
+def _sampled(base: Base, shape: tuple[int, ...], keys: Sequence[Key], bias: int) -> tuple[Tensor, Tensor]:
+    """Returns the noise and the timesteps of `sample_noises` on the CPU, where they are drawn."""
     patches = shape[-1] * shape[-2] // base.family.PATCH**2
     scheduler, noising = base.pipe.scheduler, base.family.NOISING
     noise: list[Tensor] = []
@@ -99,7 +142,14 @@ def sample_noises(
         generator = rng(*key)
         timesteps.append(max(noising.sample_timestep(scheduler, generator, patches) for _ in range(bias)))
         noise.append(torch.randn(shape, generator=generator))
-    return torch.stack(noise).to(base.device), torch.stack(timesteps).to(base.device)
+    return torch.stack(noise), torch.stack(timesteps)
+
+
+def sample_draw(base: Base, shape: tuple[int, ...], keys: Sequence[Key], config: LossConfig) -> Draw:
+    """Samples a step's draw by key, on the base's device; the host does not wait for the device."""
+    noise, timesteps = _sampled(base, shape, keys, config.timestep_bias)
+    draw = draw_of(base, noise, timesteps, config.weighting)
+    return Draw(*(sent(tensor, base.device) for tensor in draw))
 
 
 def sampled_loss(
@@ -114,5 +164,5 @@ def sampled_loss(
 
     The caller opens the autocast, in which the captions must be encoded as well.
     """
-    noise, timesteps = sample_noises(base, tuple(latents.shape[1:]), keys, config.timestep_bias)
-    return denoise_loss(base, latents, conditioning, noise, timesteps, mask, config.weighting)
+    draw = sample_draw(base, tuple(latents.shape[1:]), keys, config)
+    return draw_loss(base, latents, conditioning, draw, mask)

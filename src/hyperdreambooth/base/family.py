@@ -38,7 +38,8 @@ class Family(Protocol):
     # token ids `(b, t)`, those of all tokenizers concatenated
     def tokenize(self, pipe: Any, prompts: list[str]) -> Tensor: ...
 
-    # the conditioning of token ids `(b, t)`; an adapter that is worn gets gradients
+    # the conditioning of token ids `(b, t)`; an adapter that is worn gets gradients. A family with a further
+    # text encoder that never wears one has `encode_frozen(pipe, tokens)` and takes its answer as `frozen`
     def encode_prompts(self, pipe: Any, tokens: Tensor) -> Conditioning: ...
 
     # the denoiser's prediction, `(b, c, h, w)` like the noisy latents; timesteps `(b,)`

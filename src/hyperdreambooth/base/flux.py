@@ -33,12 +33,23 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
     return torch.cat([token_numbers(each, prompts, length) for each, length in pairs], dim=1)
 
 
-def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
+def encode_frozen(pipe: Any, tokens: Tensor) -> Tensor:
+    """Returns T5's states, `(b, t, c)`."""
+    return frozen_states(pipe.text_encoder_2, tokens.split(_lengths(pipe), dim=1)[1])
+
+
+def encode_prompts(pipe: Any, tokens: Tensor, frozen: Tensor | None = None) -> Conditioning:
     """Returns T5's states, `hidden (b, t, c)`, and CLIP's pooled vector, `pooled (b, p)`."""
-    first, second = tokens.split(_lengths(pipe), dim=1)
-    pooled = read(pipe.text_encoder, first).pooler_output
-    hidden = frozen_states(pipe.text_encoder_2, second).to(pooled.device, pooled.dtype)
+    pooled = read(pipe.text_encoder, tokens.split(_lengths(pipe), dim=1)[0]).pooler_output
+    states = encode_frozen(pipe, tokens) if frozen is None else frozen
+    hidden = states.to(pooled.device, pooled.dtype)
     return {"hidden": hidden, "pooled": pooled}
+
+
+def _positions(height: int, width: int, like: Tensor) -> Tensor:
+    """Returns the place of every patch, `(h · w, 3)`, made where `like` lies; the first column is 0."""
+    rows, columns = (torch.arange(side, device=like.device) for side in (height, width))
+    return torch.cartesian_prod(rows[:1], rows, columns).to(like.dtype)
 
 
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -52,7 +63,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
         pooled_projections=conditioning["pooled"],
         encoder_hidden_states=hidden,
         txt_ids=hidden.new_zeros(hidden.shape[1], 3),
-        img_ids=pipe._prepare_latent_image_ids(b, h // 2, w // 2, noisy.device, hidden.dtype),
+        img_ids=_positions(h // 2, w // 2, hidden),
         return_dict=False,
     )[0]
     return pipe._unpack_latents(packed, h, w, 1)

@@ -191,9 +191,20 @@ class Base:
         """Token numbers `(b, t)` of prompts whose `[V]` is replaced by the trigger."""
         return self.family.tokenize(self.pipe, [self.prompt(p) for p in prompts]).to(self.device)
 
-    def encode_prompts(self, tokens: Tensor) -> Conditioning:
-        """Conditioning of token numbers `(b, t)`; every tensor leads with the batch axis."""
-        made = self.family.encode_prompts(self.pipe, tokens)
+    def encode_frozen(self, tokens: Tensor) -> Tensor | None:
+        """States `(b, t, c)` of the text encoder that never wears an adapter; None where there is none."""
+        encode = getattr(self.family, "encode_frozen", None)
+        return None if encode is None else encode(self.pipe, tokens)
+
+    def encode_prompts(self, tokens: Tensor, frozen: Tensor | None = None) -> Conditioning:
+        """Conditioning of token numbers `(b, t)`; every tensor leads with the batch axis.
+
+        Args:
+            tokens: of the prompts.
+            frozen: what `encode_frozen` gave for them, if that is known already.
+        """
+        encode: Any = self.family.encode_prompts
+        made = encode(self.pipe, tokens) if frozen is None else encode(self.pipe, tokens, frozen)
         return {name: tensor.to(self.device) for name, tensor in made.items()}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

@@ -39,16 +39,21 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
     return torch.cat([token_numbers(each, prompts, length) for each, length in pairs if length], dim=1)
 
 
-def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
+def encode_frozen(pipe: Any, tokens: Tensor) -> Tensor | None:
+    """Returns T5's states, `(b, t, c)`; None without a T5."""
+    if pipe.text_encoder_3 is None:
+        return None
+    return frozen_states(pipe.text_encoder_3, tokens.split(_lengths(pipe), dim=1)[2])
+
+
+def encode_prompts(pipe: Any, tokens: Tensor, frozen: Tensor | None = None) -> Conditioning:
     """Returns `hidden (b, t, c)`, padded CLIP states and then T5's, and both projections, `pooled (b, p)`."""
-    first, second, third = tokens.split(_lengths(pipe), dim=1)
+    first, second, _ = tokens.split(_lengths(pipe), dim=1)
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
     clip = concatenate(one.hidden_states[-2], two.hidden_states[-2])
     width = pipe.transformer.config.joint_attention_dim
-    if pipe.text_encoder_3 is None:
-        t5 = clip.new_zeros(len(clip), _t5_length(pipe), width)
-    else:
-        t5 = frozen_states(pipe.text_encoder_3, third).to(clip.device, clip.dtype)
+    states = encode_frozen(pipe, tokens) if frozen is None else frozen
+    t5 = clip.new_zeros(len(clip), _t5_length(pipe), width) if states is None else states.to(clip)
     hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
     return {"hidden": hidden, "pooled": concatenate(one[0], two[0])}
 

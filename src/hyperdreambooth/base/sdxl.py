@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,11 +36,17 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     return {"hidden": concatenate(one.hidden_states[-2], two.hidden_states[-2]), "pooled": two[0]}
 
 
+@lru_cache(maxsize=8)
+def _sizes(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns the sizes that condition the U-Net, `(6,)`; made once, as each copy makes the host wait."""
+    return torch.tensor([height, width, 0, 0, height, width], device=device, dtype=dtype)
+
+
 def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Returns the U-Net's prediction, conditioned on uncropped images of this size, as in sampling."""
     pooled = conditioning["pooled"]
     height, width = (side * pipe.vae_scale_factor for side in noisy.shape[-2:])
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device, dtype=pooled.dtype)
+    sizes = _sizes(height, width, noisy.device, pooled.dtype)
     added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
     states = {"encoder_hidden_states": conditioning["hidden"], "added_cond_kwargs": added}
     return pipe.unet(noisy, timesteps, **states, return_dict=False)[0]

@@ -29,7 +29,7 @@ from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.shapes import site_fingerprint
-from hyperdreambooth.training.loop import in_half
+from hyperdreambooth.training.step import in_half
 
 FORMAT = 1  # raise it when the meaning of a cell changes
 TRAINING = 2

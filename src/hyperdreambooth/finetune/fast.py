@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hyperdreambooth.adapter import Adapter, check_wearable
 from hyperdreambooth.base.alone import alone
@@ -21,6 +22,7 @@ from hyperdreambooth.training.looks import Look
 from hyperdreambooth.training.loop import Callback, check_loss, train
 from hyperdreambooth.training.shots import inputs_of, shots_of
 from hyperdreambooth.training.trainable import FactorLeaves, beside, each, hashed, pairs
+from hyperdreambooth.training.warm import Warm
 
 
 def finetune_adapter(
@@ -32,6 +34,7 @@ def finetune_adapter(
     out: str | Path | None = None,
     callback: Callback | None = None,
     look: Look | None = None,
+    warm: Warm | None = None,
 ) -> Adapter:
     """Trains an adapter on its person's photos for a few steps (paper, section 4.3).
 
@@ -46,6 +49,7 @@ def finetune_adapter(
         out: a run folder for the log and checkpoints; None to keep everything in memory.
         callback: called after every step with its number and the loss; False ends the training.
         look: looks at pictures while it trains; the number of steps must then be fixed.
+        warm: keeps the step that a GPU has recorded, for the next person; None to keep none.
 
     Returns:
         A LoRA of rank `config.rank`.
@@ -54,7 +58,8 @@ def finetune_adapter(
         InputError: an adapter of another base, one whose rank does not fit in `config.rank`, a run folder of
             another config, base, start or photos, or a loss that is not finite at the end.
     """
-    made = finetune_adapters(base, [adapter], [photos], config, out=out, callback=callback, look=look)[0]
+    options: dict[str, Any] = {"out": out, "callback": callback, "look": look, "warm": warm}
+    made = finetune_adapters(base, [adapter], [photos], config, **options)[0]
     check_loss(made.metadata)
     return made
 
@@ -69,6 +74,7 @@ def finetune_adapters(
     out: str | Path | None = None,
     callback: Callback | None = None,
     look: Look | None = None,
+    warm: Warm | None = None,
 ) -> list[Adapter]:
     """Trains several adapters of the same sites as `finetune_adapter` trains one, side by side.
 
@@ -81,7 +87,8 @@ def finetune_adapters(
         start = hashed([adapter.factors for adapter in adapters])
         run = Run(Path(out), config, inputs={**inputs_of(base, photos, config), "adapters": start})
     shots, judged = shots_of(base, photos, config, class_shots(base, config))
-    outcome = train(base, trainable, shots, config, run, judged=judged, callback=callback, look=look)
+    options: dict[str, Any] = {"judged": judged, "callback": callback, "look": look, "warm": warm}
+    outcome = train(base, trainable, shots, config, run, **options)
     return [
         _finished(base, one, factors, config, outcome.metadata(k))
         for k, (one, factors) in enumerate(zip(adapters, each(trainable.worn()), strict=True))

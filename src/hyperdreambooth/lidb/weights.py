@@ -70,10 +70,12 @@ class Layout:
         """Returns views of numbers `(n, P)`: name → `(A_train (n, r, a_site), B_train (n, d_site, r))`."""
         if numbers.ndim != 2 or numbers.shape[1] != self.size:
             raise ValueError(f"expected numbers of shape (n, {self.size}), got {tuple(numbers.shape)}")
+        dims = [self.dims(site) for site in self.sites]
+        # one split, as each one's backward pass copies everything that was split
+        halves = iter(numbers.split([self.rank * dim for pair in dims for dim in pair], dim=1))
         parts: dict[str, tuple[Tensor, Tensor]] = {}
-        for site, chunk in zip(self.sites, numbers.split(self.sizes, dim=1), strict=True):
-            a, d = self.dims(site)
-            left, right = chunk.split((self.rank * a, d * self.rank), dim=1)
+        for site, (a, d) in zip(self.sites, dims, strict=True):
+            left, right = next(halves), next(halves)
             parts[site.name] = (left.unflatten(1, (self.rank, a)), right.unflatten(1, (d, self.rank)))
         return parts
 

@@ -24,8 +24,9 @@ from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.runs import Run, environment
 from hyperdreambooth.training.class_images import class_shots
-from hyperdreambooth.training.loop import Outcome, in_half, train
+from hyperdreambooth.training.loop import Outcome, train
 from hyperdreambooth.training.shots import Shots, digest, inputs_of, shots_of
+from hyperdreambooth.training.step import in_half
 from hyperdreambooth.training.trainable import numbers_of
 
 

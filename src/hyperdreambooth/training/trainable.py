@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -14,12 +14,16 @@ from torch import Tensor
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.weights import Layout, factors
-from hyperdreambooth.lora.inject import wear
+from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.lora.relax import concatenate
+from hyperdreambooth.precision import compute_dtype
 from hyperdreambooth.shapes import Factors
 
 Put: TypeAlias = Callable[[int], None]
 """Puts the current leaves on the base, for batches with this many samples in a row for each person."""
+
+
+_Shapes: TypeAlias = Mapping[str, tuple[torch.Size, torch.Size]]
 
 
 class Trainable(Protocol):
@@ -45,29 +49,43 @@ class FactorLeaves:
 
     Attributes:
         leaves: name → tensor `(n, …)`.
-        to_factors: a differentiable function from the leaves to the factors of the same `n` people.
+        to_factors: a differentiable function from the leaves and a number format to the factors of the same
+            `n` people in this format.
+        fixed: the other tensors of the people that `to_factors` reads; None where it reads what is nobody's.
     """
 
     leaves: dict[str, Tensor]
-    to_factors: Callable[[Mapping[str, Tensor]], Factors]
+    to_factors: Callable[[Mapping[str, Tensor], torch.dtype], Factors]
+    fixed: tuple[Tensor, ...] | None = None
 
     @property
     def parts(self) -> set[str]:
         """The components of the base that wear the factors."""
         with torch.no_grad():
-            return {site.split(".", 1)[0] for site in self.to_factors(self.leaves)}
+            return {site.split(".", 1)[0] for site in self.to_factors(self.leaves, torch.float32)}
 
     def worn(self) -> Factors:
         """Returns a copy of the current factors, on the CPU and without gradients."""
         with torch.no_grad():
-            now = self.to_factors(self.leaves).items()
+            now = self.to_factors(self.leaves, torch.float32).items()
             return {name: (down.to("cpu", copy=True), up.to("cpu", copy=True)) for name, (down, up) in now}
 
     @contextmanager
     def on(self, base: Base) -> Generator[Put]:
-        """Puts the factors on the base for the length of the block."""
-        with wear(base.components, self.worn()) as worn:
-            yield lambda images: worn.set(self.to_factors(self.leaves), images)
+        """Puts the factors on the base for the length of the block, from the first call on.
+
+        A step that is replayed from its start, because another person's was recorded, calls it never.
+        """
+        with ExitStack() as stack:
+            worn: Worn | None = None
+
+            def put(images: int) -> None:
+                nonlocal worn
+                worn = worn or stack.enter_context(wear(base.components, self.worn()))
+                dtype = compute_dtype(base.device, base.dtype)
+                worn.set(self.to_factors(self.leaves, dtype), images)
+
+            yield put
 
 
 def leaf(tensor: Tensor, device: torch.device) -> Tensor:
@@ -80,21 +98,40 @@ def numbers_of(
 ) -> FactorLeaves:
     """Returns LiDB numbers over frozen bases as one leaf `(n, P)`; everybody starts from `start` `(P,)`."""
     numbers = leaf(start.repeat(people, 1), device)
-    return FactorLeaves({"numbers": numbers}, lambda now: factors(layout, basis, now["numbers"]))
+
+    def to_factors(now: Mapping[str, Tensor], dtype: torch.dtype) -> Factors:
+        made = factors(layout, basis, now["numbers"])
+        # the products are float32; one cast of all of them instead of two a site
+        return made if dtype == torch.float32 else _split(_flat(made).to(dtype), _shapes(made))
+
+    return FactorLeaves({"numbers": numbers}, to_factors)
 
 
 def pairs(trained: Factors, device: torch.device) -> FactorLeaves:
     """Returns factors as one leaf, so that an optimiser's step takes a few kernels and not thousands."""
-    tensors = [tensor for pair in trained.values() for tensor in pair]
-    widths, shapes = [tensor[0].numel() for tensor in tensors], [tensor.shape for tensor in tensors]
+    flat, shapes = _flat(trained), _shapes(trained)
+    return FactorLeaves(
+        {"factors": leaf(flat, device)},
+        lambda now, dtype: _split(now["factors"].to(dtype), shapes),  # one cast instead of two a site
+        fixed=(),
+    )
 
-    def to_factors(now: Mapping[str, Tensor]) -> Factors:
-        parts = now["factors"].split(widths, dim=1)
-        made = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return dict(zip(trained, zip(made[::2], made[1::2], strict=True), strict=True))
 
-    flat = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
-    return FactorLeaves({"factors": leaf(flat, device)}, to_factors)
+def _shapes(people: Factors) -> _Shapes:
+    """Returns the shapes of down `(n, r, i)` and up `(n, o, r)` of every site."""
+    return {site: (down.shape, up.shape) for site, (down, up) in people.items()}
+
+
+def _flat(people: Factors) -> Tensor:
+    """Returns all factors side by side, one row a person."""
+    return torch.cat([factor.flatten(1) for pair in people.values() for factor in pair], dim=1)
+
+
+def _split(flat: Tensor, shapes: _Shapes) -> Factors:
+    """Returns the factors of such shapes as views of `flat`."""
+    sizes = [size for pair in shapes.values() for size in pair]
+    parts = iter(flat.split([size[1:].numel() for size in sizes], dim=1))
+    return {site: (next(parts).view(down), next(parts).view(up)) for site, (down, up) in shapes.items()}
 
 
 def each(people: Factors) -> list[Factors]:
@@ -118,6 +155,10 @@ def hashed(people: Sequence[Factors]) -> str:
 
 def beside(frozen: Factors, trained: Factors, device: torch.device) -> FactorLeaves:
     """Returns a trained LoRA worn beside a frozen one: concatenating them along the rank adds the two ΔW."""
-    still = {name: (down.to(device), up.to(device)) for name, (down, up) in frozen.items()}
+    still, shapes = _flat(frozen).to(device), _shapes(frozen)
     inner = pairs(trained, device)
-    return FactorLeaves(inner.leaves, lambda now: concatenate(still, inner.to_factors(now)))
+
+    def to_factors(now: Mapping[str, Tensor], dtype: torch.dtype) -> Factors:
+        return concatenate(_split(still.to(dtype), shapes), inner.to_factors(now, dtype))
+
+    return FactorLeaves(inner.leaves, to_factors, fixed=(still,))
