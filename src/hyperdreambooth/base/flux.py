@@ -37,7 +37,7 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     """Returns T5's states, `hidden (b, t, c)`, and CLIP's pooled vector, `pooled (b, p)`."""
     first, second = tokens.split(_lengths(pipe), dim=1)
     pooled = read(pipe.text_encoder, first).pooler_output
-    hidden = frozen_states(pipe.text_encoder_2, second).to(pooled.device, pooled.dtype)
+    hidden = frozen_states(pipe, "text_encoder_2", second).to(pooled.device, pooled.dtype)
     return {"hidden": hidden, "pooled": pooled}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.readers import reader
 from hyperdreambooth.precision import without_autocast
 
 
@@ -44,7 +45,7 @@ def layer_states(
             reads what there is, and not the longest caption that there could be.
         axes: the number of axes of the encoder's positions, if they are to count only what is no padding.
     """
-    encoder, tokens = pipe.text_encoder, tokens.cpu()
+    encoder, tokens = reader(pipe, "text_encoder"), tokens.cpu()
     mask = tokens != pipe.tokenizer.pad_token_id
     used = mask.any(dim=0) if trim else torch.ones(tokens.shape[1], dtype=torch.bool)
     device, options = encoder.device, {}

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from hyperdreambooth.base import sd
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
+from hyperdreambooth.base.readers import has_reader
 from hyperdreambooth.base.text import concatenate, frozen_states, read, token_numbers
 from hyperdreambooth.sites import ATTENTION
 
@@ -45,10 +46,10 @@ def encode_prompts(pipe: Any, tokens: Tensor) -> Conditioning:
     one, two = read(pipe.text_encoder, first), read(pipe.text_encoder_2, second)
     clip = concatenate(one.hidden_states[-2], two.hidden_states[-2])
     width = pipe.transformer.config.joint_attention_dim
-    if pipe.text_encoder_3 is None:
+    if not has_reader(pipe, "text_encoder_3"):
         t5 = clip.new_zeros(len(clip), _t5_length(pipe), width)
     else:
-        t5 = frozen_states(pipe.text_encoder_3, third).to(clip.device, clip.dtype)
+        t5 = frozen_states(pipe, "text_encoder_3", third).to(clip.device, clip.dtype)
     hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
     return {"hidden": hidden, "pooled": concatenate(one[0], two[0])}
 
