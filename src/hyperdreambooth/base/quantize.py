@@ -122,7 +122,7 @@ def nbytes(network: nn.Module, quantize: Quantize | None) -> int:
     for name, layer in network.named_modules():
         if quantize and isinstance(layer, nn.Linear) and not name.endswith(_UNQUANTIZED):
             small.add(id(layer.weight))
-            scales = layer.out_features * layer.weight.element_size() if quantize == "int8" else 0
+            scales = 4 * layer.out_features if quantize == "int8" else 0
             size += layer.weight.numel() * _BYTES[quantize] + scales
     return int(size) + _other_bytes(network, small)
 
