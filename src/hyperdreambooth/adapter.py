@@ -345,7 +345,9 @@ def check_wearable(base: Base, *adapters: Adapter) -> None:
     Raises:
         InputError: layers that the base does not have, or a LiDB of another base.
     """
-    known = {site.name for site in wearable(base.wearers)}
+    known = {site.name for site in wearable(base.components)}
+    if any(adapter.factors.keys() - known for adapter in adapters):  # a T5 is read for this alone
+        known = {site.name for site in wearable(base.wearers)}
     for adapter in adapters:
         if foreign := sorted(adapter.factors.keys() - known):
             raise InputError(

@@ -5,13 +5,14 @@
 This is the sum while training. While generating some of its parts are smaller and *work* is larger; the
 estimate is the larger of the two sums.
 
-*weights*: the networks on the device, in their number format; with `offload` only those that are there
-together. *encoder*: the image encoder of the hypernetwork in float32, and for `personalize` the hypernetwork
-too; 0 if their configs are not found. *trained*: value, gradient and two moments of Adam of each number in
-float32 (20 bytes with the average that `train` keeps, 14 with its 8-bit optimizer). *saved*: what autograd
-saves for the backward pass of one step, with fused attention as on devices. *work*: three times the largest
-activation of the VAE (input, output and workspace of a convolution), or three times the largest saved tensor
-if that is larger. *process*: Python with its libraries, or a CUDA context.
+*weights*: the networks on the device, in their number format or quantised; with `offload` only those that are
+there together, and while training no frozen text encoder that can be read from its files again. *encoder*:
+the image encoder of the hypernetwork in float32, and for `personalize` the hypernetwork too; 0 if their
+configs are not found. *trained*: value, gradient and two moments of Adam of each number in float32 (20 bytes
+with the average that `train` keeps, 14 with its 8-bit optimizer). *saved*: what autograd saves for the
+backward pass of one step, with fused attention as on devices. *work*: three times the largest activation of
+the VAE (input, output and workspace of a convolution), or three times the largest saved tensor if that is
+larger. *process*: Python with its libraries, or a CUDA context.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from hyperdreambooth.base.autoencoder import raw_latents
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import EMBEDDED, FAMILIES, Base, is_embedded
 from hyperdreambooth.base.open import open_skeleton
+from hyperdreambooth.base.quantize import PACKAGES, Quantize, nbytes
+from hyperdreambooth.base.readers import networks
 from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
@@ -112,23 +115,26 @@ def advise(
     free: int,
     hypernet: Path | None = None,
     offline: bool = False,
+    bits: Collection[Quantize] = tuple(PACKAGES),
 ) -> Iterator[tuple[str, dict[str, int]]]:
     """Estimates a task as it is set, then with one more setting that saves memory at a time, until it fits.
 
     Args:
-        build: makes the skeleton, given `dtype` or `offload` (`functools.partial` of `skeleton`).
+        build: makes the skeleton, given `dtype`, `offload` or `quantize` (`functools.partial` of `skeleton`).
         task, config, hypernet, offline: see `need`.
         free: the bytes that are free.
+        bits: the quantisations that the device can have.
 
     Yields:
         The added settings, as options of the command line, and what the task needs with them.
     """
     # a hypernetwork's step must see many people; accumulated one by one they make the same step
     one_by_one = {"accumulation": config.batch} if task == "train" else {"batch": 1}
-    settings: list[str] = []
+    sparing = [{"dtype": "bfloat16"}, {"offload": True}, {"checkpointing": True}, one_by_one]
+    settings: dict[str, Any] = {}
     options: dict[str, Any] = {}
     least: float = math.inf
-    for change in ({}, {"dtype": "bfloat16"}, {"offload": True}, {"checkpointing": True}, one_by_one):
+    for change in ({}, *sparing, *({"quantize": each} for each in bits)):
         trains = change.keys() <= type(config).model_fields.keys()
         changed_options = options if trains else {**options, **change}
         changed = config.model_copy(update=change) if trains else config
@@ -136,8 +142,8 @@ def advise(
         if (total := sum(needs.values())) >= least:
             continue
         options, config, least = changed_options, changed, total
-        settings += [f"--set {key}={str(value).lower()}" for key, value in change.items()]
-        yield " ".join(settings), needs
+        settings |= change
+        yield " ".join(f"--set {key}={str(value).lower()}" for key, value in settings.items()), needs
         if total <= free:
             return
 
@@ -176,15 +182,16 @@ def _nbytes(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
-def _networks(base: Base) -> dict[str, nn.Module]:
-    return {name: part for name, part in base.pipe.components.items() if isinstance(part, nn.Module)}
-
-
 def _weights(base: Base, training: bool) -> int:
     """Returns the bytes of the networks that are on the device together, while training or generating."""
-    sizes = {name: _nbytes(part) for name, part in _networks(base).items()}
+    packed = {base.family.DENOISER, *base.readers}
+    sizes = {
+        name: nbytes(part, base.quantize if name in packed else None)
+        for name, part in networks(base.pipe).items()
+    }
     if not base.offload:
-        return sum(sizes.values())
+        away = base.readers if training and not Path(base.source).is_file() else ()
+        return sum(size for name, size in sizes.items() if name not in away)
     if training:
         kept = {base.family.DENOISER, *(site.component for site in base.sites)}
         return sum(sizes[name] for name in kept)
@@ -247,7 +254,7 @@ def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
         s.name: (leaf(people, config.rank, s.in_features), leaf(people, s.out_features, config.rank))
         for s in base.sites
     }
-    weights = {_storage(p) for part in _networks(base).values() for p in part.parameters()}
+    weights = {_storage(p) for part in networks(base.pipe).values() for p in part.parameters()}
     saved: dict[int, Tensor] = {}  # kept alive, or their storages' addresses would be used again
 
     def pack(tensor: Tensor) -> Tensor:

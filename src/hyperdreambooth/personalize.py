@@ -220,6 +220,7 @@ class Personalizer:
             InputError: an adapter that the base cannot wear.
         """
         with wearing(self.base, adapter):
+            self.base.wake()
             yield self.base.pipe
 
     def load(

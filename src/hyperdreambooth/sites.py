@@ -39,12 +39,33 @@ def wearable(components: Mapping[str, nn.Module], kind: type[nn.Module] = nn.Mod
     linear layer of its patches, with `i·k·k` inputs.
     """
     found = (
-        Site(canonical(part, path), layer.weight[0].numel(), layer.weight.shape[0])
+        Site(canonical(part, path), *_features(layer))
         for part, component in components.items()
         for path, layer in _layers(component)
         if isinstance(layer, kind)
     )
     return tuple(sorted(found))
+
+
+def _features(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """Returns the inputs and outputs of a layer; a quantised weight has another shape."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.weight[0].numel(), layer.weight.shape[0]
+
+
+def quantized(weight: Tensor) -> bool:
+    """Returns whether a weight is stored in 8 or 4 bits, by torchao or bitsandbytes."""
+    return hasattr(weight, "quant_state") or type(weight).__module__.startswith("torchao.")
+
+
+def full_weight(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """Returns the weight of a layer as plain numbers, which a quantised one only approximates."""
+    if not quantized(layer.weight):
+        return layer.weight
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(layer)
 
 
 def linear_sites(components: Mapping[str, nn.Module]) -> tuple[Site, ...]:
@@ -59,13 +80,13 @@ def locate(part: str, component: nn.Module) -> dict[str, str]:
 
 def weight_of(components: Mapping[str, nn.Module]) -> Callable[[str], Tensor]:
     """Returns what gives a layer's weight, `(o, i)` or `(o, i, k, k)`, by its name, without what is worn."""
-    layers: dict[str, Tensor] = {}
+    layers: dict[str, nn.Linear | nn.Conv2d] = {}
 
     def weight(site: str) -> Tensor:
         if not layers:  # few adapters ask, and looking through all modules takes a while
             for part, component in components.items():
-                layers.update((canonical(part, path), layer.weight) for path, layer in _layers(component))
-        return layers[site]
+                layers.update((canonical(part, path), layer) for path, layer in _layers(component))
+        return full_weight(layers[site])
 
     return weight
 

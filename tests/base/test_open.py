@@ -87,10 +87,10 @@ def test_variants_and_parts_that_are_left_out(tmp_path: Path) -> None:
     pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
     pipe.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     whole = load_base(tmp_path, "cpu", "float16", variant="fp16", resolution=32)
-    assert whole.pipe.text_encoder_3 is not None and whole.dtype == torch.float16
+    assert "text_encoder_3" in whole.parts and whole.dtype == torch.float16
     left = ("text_encoder_3", "tokenizer_3")
     small = load_base(tmp_path, "cpu", "float16", variant="fp16", resolution=32, leave_out=left)
-    assert small.pipe.text_encoder_3 is None and small.fingerprint == whole.fingerprint
+    assert "text_encoder_3" not in small.parts and small.fingerprint == whole.fingerprint
     assert small.encode_prompts(small.tokenize(["a [V] face"]))["hidden"][:, 32:].abs().sum() == 0
 
 
@@ -247,27 +247,32 @@ def test_small_maps_on_a_cpu_take_plain_attention(micro_dir: Path) -> None:
     assert {type(each) for each in large.unet.attn_processors.values()} == {AttnProcessor2_0}
 
 
+def read_by_t5(pipe: Any, *prompts: str) -> torch.Tensor:
+    """What Flux's T5 makes of prompts."""
+    return text.frozen_states(pipe, "text_encoder_2", text.token_numbers(pipe.tokenizer_2, [*prompts], 8))
+
+
 def test_a_frozen_reader_reads_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tok, t5 = pipelines.t5()
-    tokens = text.token_numbers(tok, ["ab", "c", "ab"], 8)
+    pipe = pipelines.flux()
     seen: list[int] = []
-    t5.register_forward_pre_hook(lambda _, words: seen.append(len(words[0])))
-    states = text.frozen_states(t5, tokens)
-    torch.testing.assert_close(states, text.frozen_states(t5, tokens))
-    torch.testing.assert_close(states[1], t5(tokens)[0][1])
-    assert seen == [2, 3]
+    pipe.text_encoder_2.register_forward_pre_hook(lambda _, words: seen.append(len(words[0])))
+    states = read_by_t5(pipe, "ab", "c", "ab")
+    torch.testing.assert_close(states, read_by_t5(pipe, "ab", "c", "ab"))
+    alone = pipe.text_encoder_2(text.token_numbers(pipe.tokenizer_2, ["c"], 8))[0]
+    torch.testing.assert_close(states[1], alone[0])
+    assert seen == [2, 1]
     monkeypatch.setattr(text, "REMEMBERED", 1)
-    assert len(text.frozen_states(t5, tokens)) == 3
-    text.frozen_states(t5, tokens)
+    assert len(read_by_t5(pipe, "ab", "c", "ab")) == 3
+    read_by_t5(pipe, "ab", "c", "ab")
     assert seen[2:] == [1]  # the younger one was still known
 
 
 def test_what_was_read_follows_an_encoder_that_moves() -> None:
     """The meta device stands for an accelerator, where some texts were read and others not yet."""
-    tok, t5 = pipelines.t5()
-    text.frozen_states(t5, text.token_numbers(tok, ["ab"], 8))
-    t5.to("meta")
-    assert text.frozen_states(t5, text.token_numbers(tok, ["ab", "c"], 8)).device.type == "meta"
+    pipe = pipelines.flux()
+    read_by_t5(pipe, "ab")
+    pipe.text_encoder_2.to("meta")
+    assert read_by_t5(pipe, "ab", "c").device.type == "meta"
 
 
 @pytest.mark.parametrize("name", pipelines.FAMILIES)

@@ -22,7 +22,7 @@ NEEDED = (
 )  # fmt: skip
 EXTRAS = {
     "datasets": "data", "cv2": "faces", "pillow_heif": "heic", "onnxruntime": "eval", "dlib": "judge",
-    "matplotlib": "plots",
+    "matplotlib": "plots", "torchao": "quantize", "bitsandbytes": "quantize",
 }  # fmt: skip
 """Module → the extra that installs it."""
 Task = Literal["train", "personalize"]
@@ -104,6 +104,7 @@ def _memory(
     from hyperdreambooth.apps.person_config import PersonalizeConfig
     from hyperdreambooth.apps.settings import resolve
     from hyperdreambooth.base.load import is_embedded
+    from hyperdreambooth.base.quantize import Quantize
     from hyperdreambooth.files import InputError
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
@@ -120,7 +121,8 @@ def _memory(
     place, free = _free_memory(loading.device)
     fits = list[bool]()
     try:
-        for options, needs in advise(build, task, job.own, free or 0, predictor, offline):
+        bits: tuple[Quantize, ...] = ("int8",) if place == "cpu" else ("int8", "nf4")
+        for options, needs in advise(build, task, job.own, free or 0, predictor, offline, bits):
             fits.append(free is None or sum(needs.values()) <= free)
             estimate = _estimate(needs, place, free)
             _line(task, f"with {options}: {estimate}" if options else estimate)

@@ -13,7 +13,7 @@ from typer import echo
 
 from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.files import room_for
+from hyperdreambooth.files import InputError, room_for
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
 from hyperdreambooth.lora.formats.merged import save_merged
@@ -41,6 +41,11 @@ def save_forms(
 
 def save_pipeline(adapter: Adapter, out: Path, base: Base, dtype: str = "float32") -> dict[str, str]:
     """Writes the base with the adapter folded in, as a folder that is a base itself; form → folder name."""
+    if base.quantize:
+        raise InputError(
+            f"quantize: a merged pipeline has full weights, got {base.quantize}; load the base without it"
+        )
+    base.wake()
     for part in base.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, getattr(torch, dtype))  # diffusers' own `to` warns about float16

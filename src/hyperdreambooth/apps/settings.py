@@ -42,6 +42,7 @@ class BaseConfig(BaseModel, extra="forbid"):
         add_sites: a pattern of linear layers to adapt besides those of the attention.
         skip_sites: a pattern of sites to leave out.
         offload: keep networks without an adapter on the CPU while training.
+        quantize: int8 or nf4 for the weights of the denoiser and of frozen text encoders; null for neither.
     """
 
     base: str | None = None
@@ -57,6 +58,7 @@ class BaseConfig(BaseModel, extra="forbid"):
     add_sites: str | None = None
     skip_sites: str | None = None
     offload: bool = False
+    quantize: Literal["int8", "nf4"] | None = None
 
 
 class NoConfig(BaseModel, extra="forbid"):

@@ -7,7 +7,9 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.base.readers import readers_of
+from hyperdreambooth.base.text import REMEMBERED
 from hyperdreambooth.cache import cached_rows
 
 _TOGETHER = 32  # captions encoded in one call
@@ -88,6 +92,8 @@ class Conditioner:
 
     `text_worn` says whether the text encoders change during the training. If not, all captions are encoded at
     the first call, in the precision of that moment, and never again, and the folder `cache` keeps the result.
+    Either way, frozen text encoders are let go after the first call (see `readers.py`). Where the cache has
+    all captions, they are not even read.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class Conditioner:
         self._rows = {caption: row for row, caption in enumerate(known)}
         self._tokens = base.tokenize(known).cpu()  # where steps choose their rows without waiting for a GPU
         self._once: Conditioning | None = None
+        self._read = False
 
     def __call__(self, captions: Sequence[str], images: int = 1) -> Conditioning:
         """Returns the conditioning of `b` captions, each as its person (of `images` in a row) is worn."""
@@ -114,6 +121,7 @@ class Conditioner:
                 self._once = self._encode_all()
             made = {name: tensor[rows] for name, tensor in self._once.items()}
             return {name: sent(tensor, device) for name, tensor in _without_padding(made).items()}
+        self._read_all()
         chosen, places = _distinct(rows, images)
         tokens = self._tokens[[rows[k] for k in chosen]]
         found = {"tokens": tokens, "frozen": self._base.encode_frozen(tokens)}
@@ -130,21 +138,43 @@ class Conditioner:
         return made if places is None else {name: tensor[places] for name, tensor in made.items()}
 
     @torch.no_grad()
+    def _read_all(self) -> None:
+        """Has the frozen text encoder beside those that wear an adapter (T5) read all captions, and go."""
+        if not self._read and 0 < len(self._tokens) <= REMEMBERED:
+            with self._base.reading():
+                self._base.encode_frozen(self._tokens)
+        self._read = True
+
+    @torch.no_grad()
     def _encode_all(self) -> Conditioning:
         """Returns the conditioning of all captions, from the cache where it is there."""
-        if self._cache is None:
-            made = [self._base.encode_prompts(part) for part in self._tokens.split(_TOGETHER)]
+        with ExitStack() as stack:
+
+            def encode(part: Tensor) -> Conditioning:
+                if not self._read:  # nothing is read where the cache has all captions
+                    stack.enter_context(self._base.reading())
+                    self._read = True
+                return self._base.encode_prompts(part)
+
+            if self._cache is not None:
+                names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens.cpu()]
+                tokens, place = self._tokens, self._cache / self._folder()
+                return cached_rows(names, lambda k: encode(tokens[k]), place, _TOGETHER, "encode captions")
+            made = [encode(part) for part in self._tokens.split(_TOGETHER)]
             return {name: torch.cat([part[name] for part in made]) for name in made[0]}
+
+    def _folder(self) -> str:
+        """Names all that the conditioning depends on besides the captions."""
         base, kind = self._base, self._base.device.type
-        parts = sorted(name for name, part in base.pipe.components.items() if part is not None)
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.dtype
-        texts = {name: base.pipe.components[name] for name in parts if name.startswith("text_encoder")}
-        identity = repr((base.fingerprint, weights_fingerprint(texts), parts, base.dtype, precision))
-        folder = self._cache / f"conditioning-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        names = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32] for row in self._tokens.cpu()]
-        return cached_rows(
-            names, lambda k: base.encode_prompts(self._tokens[k]), folder, _TOGETHER, "encode captions"
-        )
+        readers, components = readers_of(base.pipe), base.pipe.components
+        texts = {name for name in base.parts if name.startswith("text_encoder")}
+        texts -= {*(readers.names if readers else ())}
+        weights = weights_fingerprint({name: components[name] for name in texts})
+        identity: list[Any] = [base.fingerprint, weights, base.parts, base.dtype, precision]
+        identity += [readers.fingerprint] if readers else []
+        identity += [base.quantize] if base.quantize else []
+        return f"conditioning-{hashlib.sha256(repr(tuple(identity)).encode()).hexdigest()[:16]}"
 
 
 def _without_padding(made: Conditioning) -> Conditioning:

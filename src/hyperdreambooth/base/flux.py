@@ -35,7 +35,7 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 def encode_frozen(pipe: Any, tokens: Tensor) -> Tensor:
     """Returns T5's states, `(b, t, c)`."""
-    return frozen_states(pipe.text_encoder_2, tokens.split(_lengths(pipe), dim=1)[1])
+    return frozen_states(pipe, "text_encoder_2", tokens.split(_lengths(pipe), dim=1)[1])
 
 
 def encode_prompts(pipe: Any, tokens: Tensor, frozen: Tensor | None = None) -> Conditioning:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
@@ -20,6 +20,8 @@ from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.open import folder_of, open_pipeline
+from hyperdreambooth.base.quantize import Quantize, check_quantize
+from hyperdreambooth.base.readers import awake, fetch, in_turn, let_go, networks, readers_of, reading
 from hyperdreambooth.base.recognise import check_channels, only_variant
 from hyperdreambooth.files import InputError, read_json
 from hyperdreambooth.shapes import Site, site_fingerprint
@@ -57,6 +59,7 @@ class Base:
         trigger, class_word: the rare word, `[V]` in prompts, and what captions call a person (`face`).
         resolution: pixels a side at which photos are encoded and pictures are drawn.
         offload: whether `rest` moves what a training loop does not need to the CPU.
+        quantize: `int8` or `nf4` if the denoiser and the frozen text encoders are quantised, else None.
         lock: held by whoever wears, draws or trains. All bases that share a denoiser share it.
     """
 
@@ -70,6 +73,7 @@ class Base:
     class_word: str
     resolution: int
     offload: bool
+    quantize: Quantize | None
     lock: RLock
 
     @classmethod
@@ -84,13 +88,14 @@ class Base:
         add_sites: str | None = None,
         skip_sites: str | None = None,
         offload: bool = False,
+        quantize: Quantize | None = None,
         stored: Path | None = None,
         variant: str | None = None,
     ) -> Base:
         """Freezes a diffusers pipeline of one of `FAMILIES`, which files and cards call `source`.
 
         `stored` is the folder of the files, which the fingerprint is computed from where `pipe` holds their
-        numbers rounded to bfloat16. The other arguments are those of `load_base`.
+        numbers rounded to bfloat16 or quantised. The other arguments are those of `load_base`.
 
         Raises:
             InputError: a scheduler that the family cannot train with, a bad pattern, or a bad resolution.
@@ -100,15 +105,16 @@ class Base:
         check_channels(source, getattr(pipe, family.DENOISER).config, pipe.vae.config)
         parts = (family.DENOISER, *family.TEXT_ENCODERS)
         components: dict[str, nn.Module] = {name: getattr(pipe, name) for name in parts}
-        for module in _networks(pipe).values():
+        for module in networks(pipe).values():
             module.requires_grad_(False).eval()
         sites = find_sites(components, family.SITES, add_sites, skip_sites)
         fingerprint = weights_fingerprint(components, stored, variant)
         side = resolution or family.resolution(pipe)
         lock = lock_of(components[family.DENOISER])
         base = cls(
-            pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload, lock
-        )
+            pipe, source, family, components, sites, fingerprint, trigger, class_word, side, offload,
+            quantize, lock,
+        )  # fmt: skip
         base.check_side("resolution", side)
         if side >= _LARGE:
             pipe.vae.enable_slicing()
@@ -121,6 +127,7 @@ class Base:
     @property
     def wearers(self) -> dict[str, nn.Module]:
         """The components, and a T5 text encoder, which LoRAs of other tools may change as well."""
+        fetch(self.pipe)
         parts = {name: getattr(self.pipe, name, None) for name in ("text_encoder_2", "text_encoder_3")}
         return {name: part for name, part in parts.items() if part is not None} | self.components
 
@@ -136,8 +143,16 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's number format."""
-        return next(self.denoiser.parameters()).dtype
+        """The denoiser's number format; the one that it computes in where it is quantised."""
+        named = self.denoiser.named_parameters()
+        return next(p.dtype for name, p in named if p.is_floating_point() and "lora_" not in name)
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the pipeline's components, also of text encoders that are not in memory now."""
+        readers = readers_of(self.pipe)
+        here = {name for name, part in self.pipe.components.items() if part is not None}
+        return sorted(here.union(readers.names if readers is not None else ()))
 
     @property
     def scorers(self) -> Path:
@@ -149,7 +164,14 @@ class Base:
         """What a training has to find again when it goes on: weights, words, size and sites."""
         words = {"trigger": self.trigger, "class_word": self.class_word}
         sizes = {"resolution": str(self.resolution), "sites": site_fingerprint(self.sites)}
-        return {"base": self.fingerprint, **words, **sizes}
+        packed = {"quantize": self.quantize} if self.quantize else {}
+        return {"base": self.fingerprint, **words, **sizes, **packed}
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The names of the text encoders that no adapter of ours changes."""
+        texts = (name for name in self.parts if name.startswith("text_encoder"))
+        return tuple(name for name in texts if name not in self.family.TEXT_ENCODERS)
 
     def check_side(self, field: str, side: int) -> None:
         """Refuses a side of pictures that this base cannot draw."""
@@ -222,30 +244,40 @@ class Base:
         side: int,
     ) -> list[Any]:
         """Pictures by the pipeline itself, a generator each; prompts are taken as they are."""
+        readers, slept = readers_of(self.pipe), not awake(self.pipe)
+        self.wake()
         options = self.family.sampling(self.pipe, prompts, negative, guidance)
         options |= {"num_inference_steps": steps, "generator": generators, "height": side, "width": side}
-        if not self.offload:
-            return self.pipe(**options).images
-        places = {module: next(module.parameters()).device for module in _networks(self.pipe).values()}
         try:
-            self.pipe.enable_model_cpu_offload(device=self.device)  # one network after the other
-            return self.pipe(**options).images
+            return in_turn(self.pipe, options, self.device) if self.offload else self.pipe(**options).images
         finally:
-            self.pipe.remove_all_hooks()
-            for module, place in places.items():
-                module.to(place)
+            if readers is not None and readers.training and slept:
+                let_go(self.pipe)
+
+    def wake(self) -> None:
+        """Brings back the text encoders that a training has let go, or that were never read yet."""
+        if (readers := readers_of(self.pipe)) is not None:
+            readers.device = torch.device("cpu") if self.offload else self.device
+            fetch(self.pipe)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Has the frozen text encoders on the device in the block, and no longer in memory after it.
+
+        With `offload`, the denoiser makes room for them.
+        """
+        return reading(self.pipe, self.denoiser, self.offload)
 
     def rest(self, worn: Collection[str] = ()) -> None:
         """With `offload`, keeps only the denoiser and what wears an adapter on the device."""
         if self.offload:
-            for name, module in _networks(self.pipe).items():
+            for name, module in networks(self.pipe).items():
                 module.to(self.device if name in worn or module is self.denoiser else "cpu")
 
     def move(self, device: torch.device) -> None:
         """Puts the denoiser on a device, and with it what `offload` does not keep on the CPU."""
         self.denoiser.to(device)
         if not self.offload:
-            for module in _networks(self.pipe).values():
+            for module in networks(self.pipe).values():
                 module.to(device)
 
     @contextmanager
@@ -255,6 +287,9 @@ class Base:
         Without cuDNN's attention: on Hopper GPUs its backward fails or gives NaN at some lengths (torch 2.11;
         github.com/pytorch/pytorch/issues/196678, and Flux at 1024 pixels, docs/LOG.md).
         """
+        readers = readers_of(self.pipe)
+        if readers is not None:
+            readers.training = True
         allowed = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(False)
         if checkpointing:
@@ -262,14 +297,11 @@ class Base:
         try:
             yield
         finally:
+            if readers is not None:
+                readers.training = False
             torch.backends.cuda.enable_cudnn_sdp(allowed)
             if checkpointing:
                 self.denoiser.disable_gradient_checkpointing()
-
-
-def _networks(pipe: Any) -> dict[str, nn.Module]:
-    """Every network of a pipeline, also those that never wear an adapter."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -306,6 +338,7 @@ def load_base(
     add_sites: str | None = None,
     skip_sites: str | None = None,
     offload: bool = False,
+    quantize: Quantize | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> Base:
@@ -325,6 +358,7 @@ def load_base(
         add_sites: pattern of linear layers to adapt besides the attention's, such as `ff\\.net`.
         skip_sites: pattern of sites to leave out, such as `^text_encoder`.
         offload: keep the VAE and text encoders without an adapter on the CPU while training.
+        quantize: `int8` or `nf4` for the weights of the denoiser and of the frozen text encoders.
         revision, token: branch, tag or commit on the hub, and an access token for private repositories.
 
     Raises:
@@ -335,14 +369,19 @@ def load_base(
     if dtype not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
-    families, variant = tuple(FAMILIES), variant or only_variant(place)
-    pipe = open_pipeline(place, families, dtype, variant, offline, base_config, leave_out, revision, token)
+    check_quantize(quantize, where, Path(place).is_file())
+    variant = variant or only_variant(place)
+    with torch.cuda.device(where) if where.type == "cuda" else nullcontext():  # nf4 is made where it will be
+        pipe = open_pipeline(
+            place, FAMILIES, dtype, variant, offline, base_config, leave_out, revision, token, quantize
+        )
     asked = {"trigger": trigger, "class_word": class_word, "resolution": resolution}
     words: dict[str, Any] = _facts(Path(place)) | {name: value for name, value in asked.items() if value}
     name = EMBEDDED_NAME if is_embedded(place) else place
-    stored = folder_of(place, revision) if dtype == "bfloat16" else None
+    stored = folder_of(place, revision) if dtype == "bfloat16" or quantize else None
     sites: dict[str, Any] = {"add_sites": add_sites, "skip_sites": skip_sites}
-    base = Base.from_pipeline(pipe, name, **words, **sites, offload=offload, stored=stored, variant=variant)
+    files: dict[str, Any] = {"stored": stored, "variant": variant}
+    base = Base.from_pipeline(pipe, name, **words, **sites, **files, offload=offload, quantize=quantize)
     base.move(where)
     if base.device.type == "cpu":
         plain_attention(base)

@@ -19,6 +19,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
+from hyperdreambooth.base.family import Family
+from hyperdreambooth.base.quantize import Quantize, quantization, spare_backward
+from hyperdreambooth.base.readers import Readers, read_lazily
 from hyperdreambooth.base.recognise import INDEX, check_base
 from hyperdreambooth.files import InputError, first_line, read_json
 
@@ -35,7 +38,7 @@ DAMAGED = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
 
 def open_pipeline(
     place: str,
-    families: Collection[str],
+    families: Mapping[str, Family],
     dtype: str = "float32",
     variant: str | None = None,
     offline: bool = False,
@@ -43,8 +46,12 @@ def open_pipeline(
     leave_out: Collection[str] = (),
     revision: str | None = None,
     token: str | None = None,
+    quantize: Quantize | None = None,
 ) -> Any:
-    """Loads a pipeline of a family on the CPU; another class is refused before a large download."""
+    """Loads a pipeline of a family on the CPU; another class is refused before a large download.
+
+    Of a folder or a hub id, the text encoders that stay frozen are not read yet, see `readers.py`.
+    """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": offline, "revision": revision, "token": token}
@@ -57,14 +64,63 @@ def open_pipeline(
         if Path(place).is_file():
             options |= {"config": source, "torch_dtype": getattr(torch, dtype)}
             pipe = loader.from_single_file(place, **options, **absent)
+            _check_whole(place, pipe)
         else:
-            options |= {"dtype": getattr(torch, dtype), "variant": variant, "use_safetensors": True}
-            pipe = loader.from_pretrained(place, **options, **absent)
-        _check_whole(place, pipe)
+            named: dict[str, Any] = {"variant": variant, "use_safetensors": True}
+            folder = place if Path(place).is_dir() else loader.download(place, **options, **named, **absent)
+            family = families[index["_class_name"]]
+            pipe = _open_folder(place, Path(folder), index, family, dtype, variant, [*absent], quantize)
     except (*DAMAGED, SingleFileComponentError) as error:
         raise _refusal(place, error) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _open_folder(
+    place: str,
+    folder: Path,
+    index: Mapping[str, Any],
+    family: Family,
+    dtype: str,
+    variant: str | None,
+    absent: Collection[str],
+    quantize: Quantize | None,
+) -> Any:
+    """Loads all of a pipeline's components but the frozen text encoders, which are read when needed."""
+    parts = {name: entry[0] for name, entry in index.items() if _is_part(entry) and name not in absent}
+    frozen = {name for name in parts if name.startswith("text_encoder")} - {*family.TEXT_ENCODERS}
+    loader: Any = getattr(diffusers, index["_class_name"])
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "variant": variant, "use_safetensors": True}
+
+    def load(wanted: Collection[str]) -> Any:
+        without = dict.fromkeys(name for name in index if _is_part(index[name]) and name not in wanted)
+        small = {name: parts[name] for name in wanted if name in {family.DENOISER, *frozen}}
+        packed = quantization(quantize, small, options["dtype"]) if quantize else None
+        pipe = loader.from_pretrained(str(folder), **options, **without, quantization_config=packed)
+        _check_whole(place, pipe)
+        return pipe
+
+    def read() -> dict[str, torch.nn.Module]:
+        try:
+            pipe = load(frozen)
+        except DAMAGED as error:
+            raise _refusal(place, error) from error
+        return {name: getattr(pipe, name) for name in frozen}
+
+    for name in frozen:  # a copy that was cut short is said at once, and not when the first text is read
+        if not any((folder / name).glob("*.safetensors")):
+            raise InputError(f"base {place}: found no .safetensors file of {name}; get the pipeline again")
+    pipe = load(parts.keys() - frozen)
+    if quantize == "int8":
+        spare_backward(getattr(pipe, family.DENOISER))
+    if frozen:
+        read_lazily(pipe, Readers(tuple(sorted(frozen)), read, folder, variant))
+    return pipe
+
+
+def _is_part(entry: Any) -> bool:
+    """Returns whether an entry of `model_index.json` is a component: its library and its class."""
+    return isinstance(entry, list) and len(entry) == 2 and not isinstance(entry[0], int)
 
 
 def _check_whole(place: str, pipe: Any) -> None:
@@ -159,7 +215,7 @@ def open_skeleton(
         parts = {
             name: None if name in absent else _part(Path(folder) / name, entry[0], entry[1], number)
             for name, entry in index.items()
-            if isinstance(entry, list) and len(entry) == 2 and not isinstance(entry[0], int)
+            if _is_part(entry)
         }
         settings = {name: value for name, value in index.items() if name[0] != "_" and name not in parts}
         return getattr(diffusers, index["_class_name"])(**parts, **settings)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.readers import reader
 from hyperdreambooth.precision import without_autocast
 
 
@@ -44,26 +45,36 @@ def layer_states(
             reads what there is, and not the longest caption that there could be.
         axes: the number of axes of the encoder's positions, if they are to count only what is no padding.
     """
-    encoder, tokens = pipe.text_encoder, tokens.cpu()
+    encoder, tokens = reader(pipe, "text_encoder"), tokens.cpu()
     mask = tokens != pipe.tokenizer.pad_token_id
     used = mask.any(dim=0) if trim else torch.ones(tokens.shape[1], dtype=torch.bool)
-    device, options = encoder.device, {}
-    if axes is not None:
-        places = (mask[:, used].long().cumsum(dim=-1) - 1).clamp_min(0)
-        options["position_ids"] = places.expand(axes, -1, -1).to(device)
-    # without the head, as the logits of every token would be the largest tensor of all
-    network: Any = getattr(encoder, "model", encoder)
-    with without_autocast(device):  # as for T5: what is cached must not depend on the caller
-        read = network(
-            input_ids=tokens[:, used].to(device),
-            attention_mask=mask[:, used].to(device),
-            output_hidden_states=True,
-            use_cache=False,
-            **options,
-        ).hidden_states
-    states = torch.stack([read[layer] for layer in layers], dim=2).to(pipe.transformer.dtype)
+    states = _states(encoder, tokens[:, used], mask[:, used], layers, axes).to(pipe.transformer.dtype)
     if not trim:
         return states, mask
     whole = states.new_zeros(*tokens.shape, *states.shape[2:])
     whole[:, used.to(whole.device)] = states
     return whole, mask
+
+
+def _states(
+    encoder: Any, tokens: Tensor, mask: Tensor, layers: Sequence[int], axes: int | None
+) -> Tensor:
+    """Runs a text encoder; returns the states of some layers, `(b, t, layers, c)`."""
+    device, options = encoder.device, {}
+    if device.type == "meta":  # its masks depend on the numbers of tensors
+        width = encoder.config.get_text_config().hidden_size
+        return torch.empty(*tokens.shape, len(layers), width, device=device)
+    if axes is not None:
+        places = (mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+        options["position_ids"] = places.expand(axes, -1, -1).to(device)
+    # without the head, as the logits of every token would be the largest tensor of all
+    network: Any = getattr(encoder, "model", encoder)
+    with without_autocast(device):  # as for T5: what is cached must not depend on the caller
+        read = network(
+            input_ids=tokens.to(device),
+            attention_mask=mask.to(device),
+            output_hidden_states=True,
+            use_cache=False,
+            **options,
+        ).hidden_states
+    return torch.stack([read[layer] for layer in layers], dim=2)

@@ -38,7 +38,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
         hidden_states=pipe._pack_latents(noisy, b, c, h, w),
         timestep=timesteps / pipe.scheduler.config.num_train_timesteps,
         encoder_hidden_states=conditioning["hidden"],
-        encoder_hidden_states_mask=conditioning["mask"],
+        encoder_hidden_states_mask=conditioning["mask"].to(noisy.device),
         img_shapes=[[(1, h // PATCH, w // PATCH)]] * b,
         return_dict=False,
     )[0]

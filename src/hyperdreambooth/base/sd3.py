@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from hyperdreambooth.base import sd
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Flow
+from hyperdreambooth.base.readers import has_reader
 from hyperdreambooth.base.text import concatenate, frozen_states, read, token_numbers
 from hyperdreambooth.sites import ATTENTION
 
@@ -41,9 +42,9 @@ def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
 
 def encode_frozen(pipe: Any, tokens: Tensor) -> Tensor | None:
     """Returns T5's states, `(b, t, c)`; None without a T5."""
-    if pipe.text_encoder_3 is None:
+    if not has_reader(pipe, "text_encoder_3"):
         return None
-    return frozen_states(pipe.text_encoder_3, tokens.split(_lengths(pipe), dim=1)[2])
+    return frozen_states(pipe, "text_encoder_3", tokens.split(_lengths(pipe), dim=1)[2])
 
 
 def encode_prompts(pipe: Any, tokens: Tensor, frozen: Tensor | None = None) -> Conditioning:

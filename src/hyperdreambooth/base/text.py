@@ -7,13 +7,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hyperdreambooth.base.readers import reader
 from hyperdreambooth.precision import without_autocast
 
 REMEMBERED = 64  # texts; each has 512 states of 4,096 half-precision numbers, 4 MB
 
-_known: WeakKeyDictionary[nn.Module, OrderedDict[tuple[torch.dtype, bytes], Tensor]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, OrderedDict[bytes, Tensor]] = WeakKeyDictionary()
 
 
 def token_numbers(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
@@ -33,20 +34,23 @@ def concatenate(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def frozen_states(encoder: Any, tokens: Tensor) -> Tensor:
-    """Returns the last hidden states `(b, t, c)` of an encoder without adapters, which encodes a text once.
+def frozen_states(pipe: Any, name: str, tokens: Tensor) -> Tensor:
+    """Returns the last hidden states `(b, t, c)` of a text encoder without adapters, which reads a text once.
 
-    Such encoders are the largest networks of their pipelines, and captions repeat at every step.
+    Such encoders are the largest networks of their pipelines, and captions repeat at every step. For texts
+    that it has read, the encoder need not be in memory.
     """
-    known = _known.setdefault(encoder, OrderedDict())
-    keys = [(encoder.dtype, row.numpy().tobytes()) for row in tokens.cpu()]
+    known = _known.setdefault(pipe, OrderedDict())
+    keys = [row.numpy().tobytes() for row in tokens.cpu()]
     rows = {key: row for row, key in enumerate(keys) if key not in known}
     if rows:
+        encoder = reader(pipe, name)
         # without autocast: what is cached must not depend on the first caller
         with without_autocast(encoder.device):
             states = encoder(tokens[list(rows.values())].to(encoder.device))[0]
         known.update(zip(rows, states, strict=True))
-    found = torch.stack([known[key].to(encoder.device) for key in keys])  # it may have moved since
+    device = getattr(pipe, name).device if getattr(pipe, name) is not None else known[keys[0]].device
+    found = torch.stack([known[key].to(device) for key in keys])  # it may have moved since
     while len(known) > REMEMBERED:
         known.popitem(last=False)
     return found

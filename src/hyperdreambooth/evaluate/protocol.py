@@ -284,7 +284,8 @@ def _drawn_by(base: Base, vae: str) -> str:
         resolution=base.resolution,
         sites=site_fingerprint(base.sites),
         dtype=base.dtype,
-        components=sorted(name for name, part in pipe.components.items() if part is not None),
+        components=base.parts,
+        **({"quantize": base.quantize} if base.quantize else {}),
     )
 
 

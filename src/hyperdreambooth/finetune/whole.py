@@ -48,6 +48,11 @@ class Whole:
     """
 
     def __init__(self, base: Base, text_encoder: bool = True) -> None:
+        if base.quantize:
+            raise InputError(
+                f"quantize: full DreamBooth trains the base's own weights, which {base.quantize} freezes; "
+                "load the base without it"
+            )
         if base.dtype != torch.float32:
             raise InputError(
                 f"dtype: full DreamBooth trains the base's own weights and needs float32, got {base.dtype}; "
@@ -80,6 +85,7 @@ class Whole:
     def save(self, folder: Path, base: Base) -> None:
         """Writes a whole pipeline, which any tool loads and which is a base of its own."""
         words = {"trigger": base.trigger, "class_word": base.class_word}
+        base.wake()
         with self.worn(base), whole_folder(folder) as part:
             base.pipe.save_pretrained(part)
             (part / "hyperdreambooth.json").write_text(json.dumps(words), encoding="utf-8")

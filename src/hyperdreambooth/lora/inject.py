@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyperdreambooth.shapes import Down, Factors, Up
-from hyperdreambooth.sites import locate
+from hyperdreambooth.sites import locate, quantized
 
 
 def routing(batch: int, n: int, images: int) -> int:
@@ -74,6 +74,8 @@ class SiteWear:
 
     def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """Returns the weight `(o, i)` with the adapter fused. A copy of the old one makes unfusing exact."""
+        if quantized(orig_weight):
+            raise ValueError("a quantised base cannot be fused with an adapter; load it without quantize")
         down, up = self.factors or _own_weights(module, active_adapter)
         if len(down) != 1:
             worn = f"adapter {active_adapter!r} wears {len(down)} identities"

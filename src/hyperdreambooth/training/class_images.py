@@ -57,8 +57,8 @@ def _folder_name(base: Base, caption: str, seed: int) -> str:
     scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     return digest((
         encoder_key(base.fingerprint, pipe.vae), type(pipe.scheduler).__name__, sorted(scheduler.items()),
-        sorted(name for name, part in pipe.components.items() if part is not None),  # some can be left out
-        base.resolution, caption, seed, _FORMAT,
+        base.parts,  # some can be left out
+        base.resolution, caption, seed, _FORMAT, *([base.quantize] if base.quantize else []),
     ))  # fmt: skip
 
 
