@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,10 @@ import micro
 import qwens
 from hyperdreambooth.shapes import Site, canonical
 
-DENOISER = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+DENOISER = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    "to_qkv_mlp_proj", "attn.to_out", "to_gate",
+)  # fmt: skip
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -40,7 +44,8 @@ def parts(pipe: Any) -> dict[str, nn.Module]:
     """Denoiser and CLIP text encoders: what a LoRA may change."""
     names = ("unet", "transformer", "text_encoder", "text_encoder_2")
     found = {name: getattr(pipe, name, None) for name in names}
-    return {name: m for name, m in found.items() if m is not None and not isinstance(m, T5EncoderModel)}
+    frozen = (T5EncoderModel, *qwens.TEXT_ENCODERS)
+    return {name: m for name, m in found.items() if m is not None and not isinstance(m, frozen)}
 
 
 def attention_sites(components: dict[str, nn.Module]) -> tuple[Site, ...]:
@@ -51,7 +56,8 @@ def attention_sites(components: dict[str, nn.Module]) -> tuple[Site, ...]:
             for part, module in components.items()
             for path, layer in module.named_modules()
             if isinstance(layer, nn.Linear)
-            and "attn" in path
+            and re.search(r"att(n|ention)", path)
+            and "text_fusion" not in path
             and path.endswith(tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER)))
         )
     )

@@ -35,15 +35,19 @@ from hyperdreambooth.sites import locate, wearable
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
-FAMILY = {"SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux"}  # micro: no widths
+FAMILY = {  # of micro pipelines: SD 2.1 is one without its widths
+    "SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux", "Z-Image": "zimage",
+    "FLUX.2 klein": "flux2", "Qwen-Image": "qwenimage", "Krea 2": "krea2",
+}  # fmt: skip
 VARIANTS = ("uniform", "mixed ranks", "alpha ≠ rank")
 ADAPTS = {False: "denoiser only", True: "with text encoder"}
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
 NOT_READ = {
     ("SD3", "kohya"): "not read by diffusers",
     ("Flux", "kohya"): "read by diffusers at the real width only",
+    ("Krea 2", "kohya"): "not read by diffusers",
 }
-"""diffusers adapts no site of the first, and splits the second at 3072 alone: tested apart, below."""
+"""diffusers adapts no site of SD 3's and Krea 2's, and splits Flux's at 3072 alone: tested apart, below."""
 
 
 @dataclass
