@@ -33,10 +33,8 @@ import micro
 import qwens
 from hyperdreambooth.shapes import Site, canonical
 
-DENOISER = (
-    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-    "to_qkv_mlp_proj", "attn.to_out", "to_gate",
-)  # fmt: skip
+DENOISER = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+LATER = ("to_qkv_mlp_proj", "attn.to_out", "to_gate")  # FLUX.2's single blocks, Krea 2
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -58,7 +56,7 @@ def attention_sites(components: dict[str, nn.Module]) -> tuple[Site, ...]:
             if isinstance(layer, nn.Linear)
             and re.search(r"att(n|ention)", path)
             and "text_fusion" not in path
-            and path.endswith(tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER)))
+            and path.endswith(tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER + LATER)))
         )
     )
 
@@ -162,6 +160,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Z-Image": qwens.zimage, "FLUX.2 klein": qwens.klein, "Qwen-Image": qwens.qwenimage,
     "Krea 2": qwens.krea2,
 }  # fmt: skip
+FAMILY_NAMES = {  # a micro SD 2.1 is one without its widths
+    "SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux", "Z-Image": "zimage",
+    "FLUX.2 klein": "flux2", "Qwen-Image": "qwenimage", "Krea 2": "krea2",
+}  # fmt: skip
 
 
 def _weightless(pipe: Any) -> Any:
@@ -212,7 +214,7 @@ def picture(pipe: Any) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         made = pipe(
-            "a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np",
+            prompt="a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np",
             **options,
         )  # fmt: skip
     return torch.from_numpy(made.images)

@@ -35,10 +35,6 @@ from hyperdreambooth.sites import locate, wearable
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
-FAMILY = {  # of micro pipelines: SD 2.1 is one without its widths
-    "SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux", "Z-Image": "zimage",
-    "FLUX.2 klein": "flux2", "Qwen-Image": "qwenimage", "Krea 2": "krea2",
-}  # fmt: skip
 VARIANTS = ("uniform", "mixed ranks", "alpha ≠ rank")
 ADAPTS = {False: "denoiser only", True: "with text encoder"}
 FORMS: tuple[Literal["diffusers", "kohya"], ...] = ("diffusers", "kohya")
@@ -175,7 +171,7 @@ def choose(sites: tuple[Site, ...], text: bool) -> tuple[Site, ...]:
 
 
 def info(base: str) -> LoraInfo:
-    return LoraInfo("sks", "micro", 32, "Ana", family=FAMILY[base])
+    return LoraInfo("sks", "micro", 32, "Ana", family=pipelines.FAMILY_NAMES[base])
 
 
 def write(
@@ -272,7 +268,7 @@ def test_families_of_bases_are_told_from_all_of_their_layers() -> None:
         base: family_of_base(wearable(pipelines.parts(make()))).name
         for base, make in pipelines.FAMILIES.items()
     }
-    assert found == FAMILY
+    assert found == pipelines.FAMILY_NAMES
     second = [Site("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 1024, 1280)]
     assert family_of(second) == family_of_base(second) == SD2
 
