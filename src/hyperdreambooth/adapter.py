@@ -27,7 +27,7 @@ from hyperdreambooth.lora.relax import add_up, check_rank, relax, scaled, trunca
 from hyperdreambooth.shapes import Factors, Site
 from hyperdreambooth.sites import wearable, weight_of
 
-Format = Literal["diffusers", "kohya", "lidb"]
+Format = Literal["diffusers", "kohya", "original", "lidb"]
 
 FILES: dict[Format, str] = {
     "lidb": "person.lidb.safetensors",
@@ -35,6 +35,8 @@ FILES: dict[Format, str] = {
     "diffusers": "pytorch_lora_weights.safetensors",
 }
 """The file of each format in a folder or repository that holds one person."""
+ORIGINAL_FILE = "person.original.safetensors"
+"""The file of the format that is only written when somebody asks for it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # thousands of numbers can be neither compared nor shown
@@ -205,7 +207,8 @@ class Adapter:
 
         Args:
             path: the file.
-            format: `diffusers` (`pipe.load_lora_weights`), `kohya` (ComfyUI, A1111, Forge), or `lidb`.
+            format: `diffusers` (`pipe.load_lora_weights`), `kohya` (ComfyUI, A1111, Forge), `original` (the
+                original model's names, for other trainers and hosts), or `lidb`.
             dtype: number format in the file.
 
         Raises:
@@ -219,11 +222,11 @@ class Adapter:
                     f"{path}: a relaxed or finetuned adapter is not a LiDB; use diffusers or kohya"
                 )
             save_lidb(path, self.lidb, dtype)
-        elif format in ("diffusers", "kohya"):
+        elif format in ("diffusers", "kohya", "original"):
             check_rank(self.rank, self.factors)
             write_lora(path, self.factors, format, self.lora_info(path.name.split(".")[0]), dtype)
         else:
-            raise InputError(f"format {format!r} is unknown; use diffusers, kohya or lidb")
+            raise InputError(f"format {format!r} is unknown; use diffusers, kohya, original or lidb")
 
     def push_to_hub(
         self,

@@ -155,8 +155,8 @@ def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
     """
-    layers = per_block(sites)
     made: dict[str, Rows] = {}
+    own = _original_places(sites, family)
     for site in sites:
         inner = site.name.partition(".")[2]
         if is_t5(site):
@@ -165,11 +165,30 @@ def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
             rows = Rows(prefix + _clip(inner), 0, site.out_features)
         elif site.component == "unet" and family in (SD1, SD2):
             rows = Rows(f"lora_unet_{inner}", 0, site.out_features)
-        elif rows := next((rows for name, rows in original_rows(site, layers) if name == family.name), None):
+        elif rows := own.get(site.name):
             rows = replace(rows, module=f"lora_unet_{rows.module}")
         else:
             raise InputError(f"the kohya form has no name for {site.name}; use the diffusers form")
         made[site.name] = replace(rows, module=rows.module.replace(".", "_"))
+    return made
+
+
+def original_rows_of(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
+    """Places every site in the original form: the original model's own names, for a denoiser alone."""
+    own = _original_places(sites, family)
+    if missing := [site.name for site in sites if site.name not in own]:
+        raise InputError(f"the original form has no name for {missing[0]}; use the kohya or diffusers form")
+    return {name: replace(rows, module=f"diffusion_model.{rows.module}") for name, rows in own.items()}
+
+
+def _original_places(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
+    """Places the sites that the original model of a family has."""
+    layers = per_block(sites)
+    made: dict[str, Rows] = {}
+    for site in sites:
+        for name, rows in original_rows(site, layers):
+            if name == family.name:
+                made.setdefault(site.name, rows)
     return made
 
 
