@@ -56,7 +56,9 @@ def attention_sites(components: dict[str, nn.Module]) -> tuple[Site, ...]:
             if isinstance(layer, nn.Linear)
             and re.search(r"att(n|ention)", path)
             and "text_fusion" not in path
-            and path.endswith(tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER + LATER)))
+            and path.endswith(
+                tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER + LATER))
+            )
         )
     )
 

@@ -9,25 +9,38 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import later
 import pytest
 import spellings
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    Krea2Transformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
-from spellings import FILES, KOHYA, ODD, PEFT, Made, dotted, kohya, write
+from spellings import KOHYA, ODD, PEFT, Made, dotted, kohya, write
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import micro
 import pipelines
+import qwens
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.describe import describe
-from hyperdreambooth.lora.formats.layers import family_in_layers, layers_of, naming_of
+from hyperdreambooth.lora.formats.layers import family_in_layers, layers_of
 from hyperdreambooth.lora.formats.tools import TOOLS
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
+FILES = {**spellings.FILES, **later.FILES}
 BEGIN, END = "<!-- tools -->\n", "<!-- end of tools -->\n"
 
 
@@ -101,8 +114,26 @@ def _flux() -> Any:
     return pipelines._weightless(pipe)
 
 
+def _later(family: str) -> Any:
+    """One block of each kind at its real width; FLUX.2 is klein 9B."""
+    makers: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "Z-Image": (qwens.zimage, lambda: ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)),
+        "FLUX.2": (
+            qwens.klein,
+            lambda: Flux2Transformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=32),
+        ),
+        "Qwen-Image": (qwens.qwenimage, lambda: QwenImageTransformer2DModel(num_layers=1)),
+        "Krea 2": (qwens.krea2, lambda: Krea2Transformer2DModel(num_layers=1)),
+    }
+    pipe, make = makers[family][0](), makers[family][1]
+    with torch.device("meta"):
+        pipe.transformer = make()
+    return pipelines._weightless(pipe)
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "SD 1.5": lambda: _sd(768), "SD 2.1": lambda: _sd(1024), "SDXL": _sdxl, "SD3": _sd3, "Flux": _flux,
+    **{family: partial(_later, family) for family in later.DIFFUSERS},
 }  # fmt: skip
 
 
@@ -121,6 +152,9 @@ def in_diffusers(pipe: Any, path: Path) -> tuple[int, list[float]] | None:
                 (name,) = layer.lora_A
                 down, up = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
                 found.append(float(down.flatten()[0] * up.abs().max() * layer.scaling[name]))
+            if isinstance(layer, LoKrLayer):
+                (name,) = layer.lokr_w1
+                found.append(float(layer.lokr_w1[name].detach().abs().max() * layer.scaling[name]))
     pipe.unload_lora_weights()
     return len(found), sorted({round(value, 6) for value in found})
 
@@ -141,10 +175,14 @@ def around(family: str, odd: spellings.State) -> Made:
 
 
 def fused(path: Path) -> int:
-    """How many more layers diffusers makes of those of a file: three of a qkv, four of a `linear1`."""
-    names = [layer.flat for layer in layers_of(spellings.entries(path))[0]]
-    extra = {"qkv": 2, "linear1": 3}
-    return sum(extra.get(name.rpartition("_")[2], 0) for name in names if naming_of(name) == "flux")
+    """How many more layers diffusers makes of those of a file: three of a qkv, four of Flux's `linear1`."""
+    layers = [layer for layer in layers_of(spellings.entries(path))[0] if layer.down]
+    extra = {"qkv": 2, "linear1": 0 if family_in_layers(layers) == "FLUX.2" else 3}
+    return sum(
+        extra.get(layer.flat.rpartition("_")[2], 0)
+        for layer in layers
+        if layer.naming == "flux" or (layer.naming == "zimage fused" and "lora_down" in layer.down)
+    )
 
 
 @pytest.mark.parametrize("family", PIPELINES)

@@ -49,17 +49,20 @@ FLUX2 = LoraFamily(
     "flux2", "Flux.2", "flux_2", f"{_MUSUBI}flux_2", "https://github.com/black-forest-labs/flux2", {}
 )
 QWENIMAGE = LoraFamily(
-    "qwenimage", "Qwen-Image", "qwen_image", f"{_MUSUBI}qwen_image", "https://github.com/QwenLM/Qwen-Image", {}
+    "qwenimage",
+    "Qwen-Image",
+    "qwen_image",
+    f"{_MUSUBI}qwen_image",
+    "https://github.com/QwenLM/Qwen-Image",
+    {},
 )
 KREA2 = LoraFamily("krea2", "Krea-2", "krea2", f"{_MUSUBI}krea2", "https://github.com/krea-ai/krea-2", {})
 
-FAMILIES = {
-    family.name: family for family in (SD1, SD2, SDXL, SD3, FLUX, ZIMAGE, FLUX2, QWENIMAGE, KREA2)
-}
+FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, SD3, FLUX, ZIMAGE, FLUX2, QWENIMAGE, KREA2)}
 # what only a family's transformer has in its names; Stable Diffusion 3's has nothing of it
 _MARKS = {
     "zimage": r"^(layers|noise_refiner|context_refiner)\.\d|^all_|^cap_embedder",
-    "flux2": r"attn\.to_qkv_mlp_proj$|single_.*attn\.to_out$|linear_(in|out)$|stream_modulation|^time_guidance",
+    "flux2": r"attn\.to_qkv_mlp_proj$|single_.*\.to_out$|linear_(in|out)$|stream_modulation|^time_guidance",
     "qwenimage": r"\.(img|txt)_(mlp|mod)\.",
     "krea2": r"attn\.to_gate$|\.ff\.(gate|up|down)$|^text_fusion|^time_(embed|mod)|^txt_in\.|^final_layer",
     "flux": r"^single_transformer_blocks",
@@ -139,7 +142,7 @@ def _may_have(family: LoraFamily, site: Site) -> bool:
 
 
 def _width(site: Site) -> int:
-    """Returns the width of the stream that a transformer's layer belongs to; 0 where its size does not say."""
+    """Returns the width of a transformer at a layer; 0 where its size does not tell."""
     if site.name.endswith((".ff.net.2", ".ff_context.net.2")):
         return site.in_features // 4
     return site.in_features if re.search(r"\.att(?:n2?|ention)\.|\.net\.0\.proj$", site.name) else 0
