@@ -216,7 +216,7 @@ def picture(pipe: Any) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         made = pipe(
-            prompt="a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np",
-            **options,
+            prompt="a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise,
+            output_type="np", **options,
         )  # fmt: skip
     return torch.from_numpy(made.images)

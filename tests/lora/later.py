@@ -1,7 +1,7 @@
 """LoRA files of Z-Image, FLUX.2, Qwen-Image and Krea 2 as tools spell them, made without those tools.
 
-Every list of names was written from the tools' own rules: ai-toolkit and SimpleTuner (August 2026), OneTrainer
-(August 2026), musubi-tuner (June 2026), and ComfyUI's `comfy/lora.py` and `comfy/utils.py` (August 2026).
+Every list of names was written from the tools' own rules: ai-toolkit, SimpleTuner and OneTrainer (August
+2026), musubi-tuner (June 2026), and ComfyUI's `comfy/lora.py` and `comfy/utils.py` (August 2026).
 """
 
 from __future__ import annotations

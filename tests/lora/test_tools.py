@@ -251,7 +251,14 @@ def test_kohya_needs_alphas_for_transformers_only(tmp_path: Path) -> None:
     ("module", "columns", "rows", "family"),
     [
         ("lora_te_text_model_encoder_layers_0_mlp_fc1", 1024, 4096, "SD 2.1"),
-        ("lora_unet_double_blocks_0_img_attn_qkv", 3072, 9216, "Flux"),
+        ("lora_unet_double_blocks_0_img_attn_qkv", 3072, 9216, ""),  # Flux, or FLUX.2 klein 4B
+        ("lora_unet_double_blocks_5_img_attn_qkv", 3072, 9216, "Flux"),
+        ("lora_unet_double_blocks_5_img_attn_qkv", 4096, 12288, "FLUX.2"),
+        ("lora_unet_double_blocks_5_txt_attn_qkv", 6144, 18432, "FLUX.2"),
+        ("transformer.transformer_blocks.20.attn.to_q", 3072, 3072, "Qwen-Image"),
+        ("transformer.transformer_blocks.3.attn.to_q", 6144, 6144, "Krea 2"),
+        ("transformer.transformer_blocks.3.ff.net.0.proj", 3072, 12288, "Flux"),
+        ("transformer.transformer_blocks.3.attn.to_q", 1536, 1536, "SD3"),
         ("lora_unet_single_blocks_0_linear1", 3072, 27648, "FLUX.2"),
         ("diffusion_model.layers.3.feed_forward.w1", 3840, 10240, "Z-Image"),
         ("diffusion_model.context_refiner.0.attention.qkv", 3840, 11520, "Z-Image"),

@@ -124,7 +124,7 @@ _KREA2 = {
 FAMILY_LAYERS: Mapping[str, Mapping[str, str]] = {
     "sd3": _SD3, "flux": _FLUX, "zimage": _ZIMAGE, "flux2": _FLUX2, "qwenimage": _QWENIMAGE, "krea2": _KREA2,
 }  # fmt: skip
-"""Family → the layer in diffusers → the original one. `*` is a block's number, `[qkv]` one of these letters."""
+"""Family → the layer in diffusers → the original one; `*` is a block's number, `[qkv]` one of the letters."""
 
 
 def _by_layer() -> dict[str, list[tuple[str, str, int]]]:
@@ -140,4 +140,4 @@ def _by_layer() -> dict[str, list[tuple[str, str, int]]]:
 
 
 PLACES: Mapping[str, list[tuple[str, str, int]]] = _by_layer()
-"""Layer in diffusers, with `*` for the block → (family, original layer, its part of that or -1 for the whole)."""
+"""Layer in diffusers, with `*` for the block → (family, original layer, its part of that; -1: the whole)."""

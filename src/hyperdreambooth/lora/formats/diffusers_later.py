@@ -9,6 +9,7 @@ from hyperdreambooth.lora.formats.layers import Layer, LoraKeys, Reads
 Loads = tuple[list[Layer], str]
 """The layers that diffusers loads, or why it refuses the file."""
 
+_ORIGINAL: Sequence[str] = ("diffusion_model.", "base_model.model.")  # before the original model's names
 _ZIMAGE = ("zimage split", "zimage", "sd3 edge")
 _FLUX2 = ("joint", "flux2 joint", "joint edge", "flux2 joint edge", "context")
 _FLUX2_OWN = ("flux", "flux edge", "flux2 edge", "joint", "flux2 joint")
@@ -81,7 +82,7 @@ def _flux2(file: LoraKeys) -> Loads:
     prefixes = _prefixes(file)
     if any("lora_down" in layer.down for layer in file.layers):  # it leaves out what it does not know
         return pairs(file.layers, {"lora_unet_": ("flux", "flux edge")}), ""
-    original = bool(prefixes & {"diffusion_model.", "base_model.model."})
+    original = bool(prefixes & set(_ORIGINAL))
     if any(layer.kind == "lokr" for layer in file.layers):
         if "transformer." in prefixes:
             return _own(file, _FLUX2, ("lora", "dora", "lokr"))
@@ -95,7 +96,7 @@ def _flux2(file: LoraKeys) -> Loads:
         return _own(file, _FLUX2)
     if _has_alphas(file):
         return [], "it stops at `.alpha` tensors beside the original names"
-    reads = dict.fromkeys(("diffusion_model.", "base_model.model."), _FLUX2_OWN)
+    reads = dict.fromkeys(_ORIGINAL, _FLUX2_OWN)
     odd = next((layer.module for layer in file.layers if layer not in pairs([layer], reads)), "")
     return (list(file.layers), "") if not odd else ([], f"it cannot rename {odd}")
 
@@ -107,11 +108,11 @@ def _qwen(file: LoraKeys) -> Loads:
 
 
 def _krea2(file: LoraKeys) -> Loads:
-    if not _prefixes(file) & {"diffusion_model.", "base_model.model."}:
+    if not _prefixes(file) & set(_ORIGINAL):
         return _own(file, _KREA2)
     if _has_alphas(file):
         return [], "it stops at `.alpha` tensors beside the original names"
-    reads = dict.fromkeys(("diffusion_model.", "base_model.model."), ("krea2",))
+    reads = dict.fromkeys(_ORIGINAL, ("krea2",))
     loaded = [layer for layer in pairs(file.layers, reads) if "lora_A" in layer.down]
     odd = next((layer.module for layer in file.layers if layer not in loaded), "")
     return (loaded, "") if not odd else ([], f"it cannot rename {odd}")

@@ -19,7 +19,7 @@ from hyperdreambooth.shapes import Site
 BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 """Our own header field: bases of the same shapes would wear each other's people without a word."""
 _SIDES = {"sd1": 512, "sd2": 512}
-"""Family → side in pixels of its pictures where nobody knows better; 1024 for the families that are not here."""
+"""Family → side in pixels of its pictures, where nobody knows better; 1024 for all others."""
 
 
 @dataclass(frozen=True)

@@ -253,14 +253,17 @@ def family_in_layers(layers: Iterable[Layer]) -> str:
 
 _FLUX2_ROWS = (27648, 36864, 55296, 18432, 24576)
 """Rows of `linear1` and `mlp.0` at FLUX.2's widths 3072, 4096 and 6144: 9 and 6 times, with gated MLPs."""
-_FLUXS = r"single_transformer_blocks_|.*_(?:ff_(?:context_)?net_|norm1?_(?:context_)?linear|linear1$|mlp_0$)"
+_FLUXS = (
+    r"single_transformer_blocks_|double_blocks_(?:[5-9]|1\d)_|single_blocks_[23]\d_|.*_(?:linear1|mlp_0)$"
+)
+_OLDER = r"_ff_(?:context_)?net_|_norm1_"  # Flux's and SD 3's names alone
 
 
 def _transformer_family(layers: list[Layer]) -> str:
     """Returns the family of a transformer whose names several have: by its widths, or by its depth.
 
-    Attention layers of 3072 numbers may be those of Flux, of FLUX.2 klein 4B, or of Qwen-Image, which has 60
-    blocks where Flux has 19.
+    Attention layers of 3072 numbers may be those of Flux, with 19 and 38 blocks, of FLUX.2 klein 4B, with 5 and
+    20, or of Qwen-Image with 60.
     """
     flats = {layer.flat: layer for layer in layers}
     widths = {_columns(layer) for layer in layers}
@@ -269,12 +272,13 @@ def _transformer_family(layers: list[Layer]) -> str:
     )
     if wide or 4096 in widths:
         return "FLUX.2"
-    if 6144 in widths and not {1536, 2432} & widths:
+    older = any(re.search(_OLDER, flat) for flat in flats)
+    if 6144 in widths and not older:
         text = any(re.search(r"attn_(?:add|to_add)_|^double_", flat) for flat in flats)
         return "FLUX.2" if text else "Krea 2"
     if not {3072, 12288} & widths:
         return "SD3" if any(layer.naming.startswith("joint") for layer in layers) else "Flux"
-    if any(re.match(_FLUXS, flat) for flat in flats):
+    if older or any(re.match(_FLUXS, flat) for flat in flats):
         return "Flux"
     return (
         "Qwen-Image" if any(re.match(r"transformer_blocks_(?:19|[2-9]\d)_", flat) for flat in flats) else ""

@@ -1,8 +1,8 @@
 """The names of layers in the original models, which kohya's form uses; `blocks` has those of transformers.
 
 Where an original model has one layer for several of diffusers' (the fused q, k, v of most transformers), a
-site owns some consecutive rows of that layer. In the last modulation of a stream, diffusers has the two halves of
-the rows the other way round (`AdaLayerNormContinuous`: scale before shift).
+site owns some consecutive rows of that layer. In the last modulation of a stream, diffusers has the two
+halves of the rows the other way round (`AdaLayerNormContinuous`: scale before shift).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def per_block(sites: Iterable[Site]) -> int:
 def original_rows(site: Site, layers: int) -> Iterator[tuple[str, Rows]]:
     """Yields a denoiser's site in original models, each with its family, the likeliest name first.
 
-    The family of a U-Net's layer is `sdxl`: the trainers of older U-Nets know diffusers' names. Several families
-    have a transformer's layer, of which a writer chooses that of its base.
+    The family of a U-Net's layer is `sdxl`: the trainers of older U-Nets know diffusers' names. Several
+    families have a transformer's layer, of which a writer chooses that of its base.
 
     Args:
         site: a layer of a U-Net or of a transformer.
