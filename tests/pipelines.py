@@ -11,12 +11,16 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from torch import nn
 from transformers import (
@@ -168,7 +172,7 @@ FAMILY_NAMES = {  # a micro SD 2.1 is one without its widths
 }  # fmt: skip
 
 
-def _weightless(pipe: Any) -> Any:
+def weightless(pipe: Any) -> Any:
     """Modules of the meta device get weights again, all of them one zero, at no cost."""
     for component in parts(pipe).values():
         for module in component.modules():
@@ -186,7 +190,7 @@ def full_sd15() -> Any:
     with torch.device("meta"):
         pipe.unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         pipe.text_encoder = _clip(tok, 768, 1, False, layers=12)
-    return _weightless(pipe)
+    return weightless(pipe)
 
 
 def full_sdxl() -> Any:
@@ -203,10 +207,41 @@ def full_sdxl() -> Any:
         )  # fmt: skip
         pipe.text_encoder = _clip(tok, 768, 1, False, layers=12)
         pipe.text_encoder_2 = _clip(tok, 1280, 1, True, layers=32)
-    return _weightless(pipe)
+    return weightless(pipe)
 
 
 FULL: dict[str, Callable[[], Any]] = {"SD 1.5": full_sd15, "SDXL": full_sdxl}
+
+# the denoisers of later families at their published sizes; klein's are from Black Forest Labs' own code
+_KLEIN_9B = {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
+_KLEIN_4B = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+_LATER_FULL: dict[str, tuple[Callable[[], Any], Callable[[], nn.Module]]] = {
+    "Z-Image": (qwens.zimage, ZImageTransformer2DModel),
+    "FLUX.2 klein 4B": (
+        qwens.klein,
+        lambda: Flux2Transformer2DModel(guidance_embeds=False, **_KLEIN["4B"]),
+    ),
+    "FLUX.2 klein 9B": (
+        qwens.klein,
+        lambda: Flux2Transformer2DModel(guidance_embeds=False, **_KLEIN["9B"]),
+    ),
+    "Qwen-Image": (qwens.qwenimage, QwenImageTransformer2DModel),
+    "Krea 2": (qwens.krea2, Krea2Transformer2DModel),
+}
+LATER_FULL = tuple(_LATER_FULL)
+
+
+def full_later(name: str) -> Any:
+    """A pipeline of a later family whose transformer has its published size, and no weights."""
+    pipe, make = _LATER_FULL[name][0](), _LATER_FULL[name][1]
+    with torch.device("meta"):
+        pipe.transformer = make()
+    return weightless(pipe)
 
 
 def picture(pipe: Any) -> torch.Tensor:

@@ -85,14 +85,14 @@ def _sd(tokens: int) -> Any:
     with torch.device("meta"):
         pipe.unet = UNet2DConditionModel(cross_attention_dim=tokens, use_linear_projection=tokens > 768)
         pipe.text_encoder = _clip(tokens)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _sdxl() -> Any:
     pipe = pipelines.full_sdxl()
     with torch.device("meta"):
         pipe.text_encoder, pipe.text_encoder_2 = _clip(768), _clip(1280, projected=True)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _sd3() -> Any:
@@ -103,7 +103,7 @@ def _sd3() -> Any:
             caption_projection_dim=1536,
         )  # fmt: skip
         pipe.text_encoder, pipe.text_encoder_2 = _clip(768, projected=True), _clip(1280, projected=True)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _flux() -> Any:
@@ -111,7 +111,7 @@ def _flux() -> Any:
     with torch.device("meta"):
         pipe.transformer = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
         pipe.text_encoder = _clip(768)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _later(family: str) -> Any:
@@ -128,7 +128,7 @@ def _later(family: str) -> Any:
     pipe, make = makers[family][0](), makers[family][1]
     with torch.device("meta"):
         pipe.transformer = make()
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {

@@ -262,8 +262,8 @@ _OLDER = r"_ff_(?:context_)?net_|_norm1_"  # Flux's and SD 3's names alone
 def _transformer_family(layers: list[Layer]) -> str:
     """Returns the family of a transformer whose names several have: by its widths, or by its depth.
 
-    Attention layers of 3072 numbers may be those of Flux, with 19 and 38 blocks, of FLUX.2 klein 4B, with 5 and
-    20, or of Qwen-Image with 60.
+    Attention layers of 3072 numbers may be those of Flux, with 19 and 38 blocks, of FLUX.2 klein 4B, with 5
+    and 20, or of Qwen-Image with 60.
     """
     flats = {layer.flat: layer for layer in layers}
     widths = {_columns(layer) for layer in layers}
