@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -213,23 +214,14 @@ def full_sdxl() -> Any:
 FULL: dict[str, Callable[[], Any]] = {"SD 1.5": full_sd15, "SDXL": full_sdxl}
 
 # the denoisers of later families at their published sizes; klein's are from Black Forest Labs' own code
-_KLEIN_9B = {
-    "num_layers": 8,
-    "num_single_layers": 24,
-    "num_attention_heads": 32,
-    "joint_attention_dim": 12288,
+_KLEIN: dict[str, dict[str, int]] = {
+    "4B": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680},
+    "9B": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
 }
-_KLEIN_4B = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
 _LATER_FULL: dict[str, tuple[Callable[[], Any], Callable[[], nn.Module]]] = {
     "Z-Image": (qwens.zimage, ZImageTransformer2DModel),
-    "FLUX.2 klein 4B": (
-        qwens.klein,
-        lambda: Flux2Transformer2DModel(guidance_embeds=False, **_KLEIN["4B"]),
-    ),
-    "FLUX.2 klein 9B": (
-        qwens.klein,
-        lambda: Flux2Transformer2DModel(guidance_embeds=False, **_KLEIN["9B"]),
-    ),
+    "FLUX.2 klein 4B": (qwens.klein, partial(Flux2Transformer2DModel, guidance_embeds=False, **_KLEIN["4B"])),
+    "FLUX.2 klein 9B": (qwens.klein, partial(Flux2Transformer2DModel, guidance_embeds=False, **_KLEIN["9B"])),
     "Qwen-Image": (qwens.qwenimage, QwenImageTransformer2DModel),
     "Krea 2": (qwens.krea2, Krea2Transformer2DModel),
 }

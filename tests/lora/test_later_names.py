@@ -1,4 +1,4 @@
-"""Key names of Z-Image, FLUX.2, Qwen-Image and Krea 2 at published sizes, against lists of what ComfyUI reads.
+"""Key names of Z-Image, FLUX.2, Qwen-Image and Krea 2 at published sizes, against what ComfyUI reads.
 
 The lists are written here from ComfyUI's rules (`model_lora_keys_unet` in comfy/lora.py and the maps
 `flux_to_diffusers`, `z_image_to_diffusers` and `krea2_to_diffusers` in comfy/utils.py, August 2026), not from
