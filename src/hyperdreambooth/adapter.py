@@ -19,7 +19,7 @@ from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.file import Lidb, basis_for, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.card import licence_of, model_card
-from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, BASE_NAME, LoraInfo, resolution_of
 from hyperdreambooth.lora.formats.names import family_of_base
 from hyperdreambooth.lora.formats.read import WeightOf, read_lora
 from hyperdreambooth.lora.formats.write import check_form, state_dict, write_lora
@@ -330,7 +330,8 @@ def read_adapter(
     if header is None:
         factors, metadata = read_lora(path, layers, weights)
         trigger = metadata.get("modelspec.trigger_phrase", "")
-        source, fingerprint = metadata.get("ss_sd_model_name", ""), metadata.get(BASE_FINGERPRINT, "")
+        source = metadata.get(BASE_NAME) or metadata.get("ss_sd_model_name", "")
+        fingerprint = metadata.get(BASE_FINGERPRINT, "")
         side = resolution_of(metadata)
         return Adapter(factors, trigger, fingerprint, source, side, None, metadata, family=family)
     lidb = load_lidb(path, base_sites)
@@ -342,8 +343,8 @@ def read_adapter(
 def check_wearable(base: Base, *adapters: Adapter) -> None:
     """Refuses adapters that a base cannot wear; warns of a LoRA that was made for another checkpoint.
 
-    A LoRA may be worn on another checkpoint of the same family, as people do; a LiDB means something only
-    over the base that it was trained on.
+    A LoRA may be worn on another checkpoint of the same family, as people do: trained on a base, worn on its
+    turbo or distilled sibling. A LiDB means something only over the base that it was trained on.
 
     Raises:
         InputError: layers that the base does not have, or a LiDB of another base.
@@ -357,7 +358,8 @@ def check_wearable(base: Base, *adapters: Adapter) -> None:
             )
         if adapter.base_fingerprint in ("", base.fingerprint):
             continue
-        made_for = f"made for base {adapter.base_fingerprint}, this base {base.source} is {base.fingerprint}"
+        theirs = f"{adapter.base_fingerprint} ({adapter.base_source or 'of no known name'})"
+        made_for = f"made for base {theirs}, this base {base.source} is {base.fingerprint}"
         if adapter.kind == "lidb":
             raise InputError(f"adapter: {made_for}; load the base it was made for")
         warnings.warn(f"adapter: {made_for}; the person may look different", stacklevel=3)

@@ -62,25 +62,50 @@ DIFFUSERS: Mapping[str, Sizes] = {
     },
 }
 """Family → the layers of one block, in diffusers' names; FLUX.2 is klein 9B."""
-ORIGINAL: Mapping[str, Sizes] = {
+_KREA_NAMES = {"to_q": "wq", "to_k": "wk", "to_v": "wv", "to_out.0": "wo", "to_gate": "gate"}
+PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Z-Image": {
-        **_sizes("layers.0.attention", {"qkv": (3840, 11520), "out": (3840, 3840)}),
-        **_sizes("layers.0", _ZIMAGE_MLP),
-        **_sizes("noise_refiner.0.attention", {"qkv": (3840, 11520), "out": (3840, 3840)}),
+        f"{block}.attention.{own}": tuple(f"{block}.attention.{part}" for part in parts.split())
+        for block in ("layers.0", "noise_refiner.0")
+        for own, parts in (("qkv", "to_q to_k to_v"), ("out", "to_out.0"))
     },
     "FLUX.2": {
-        **_sizes("double_blocks.0.img_attn", {"qkv": (4096, 12288), "proj": (4096, 4096)}),
-        **_sizes("double_blocks.0.txt_attn", {"qkv": (4096, 12288), "proj": (4096, 4096)}),
-        **_sizes("double_blocks.0.img_mlp", {"0": (4096, 24576), "2": (12288, 4096)}),
-        **_sizes("single_blocks.0", {"linear1": (4096, 36864), "linear2": (16384, 4096)}),
+        f"{own}.{end}": tuple(f"{theirs}.{part}" for part in parts.split())
+        for own, theirs, end, parts in (
+            ("double_blocks.0", "transformer_blocks.0.attn", "img_attn.qkv", "to_q to_k to_v"),
+            (
+                "double_blocks.0",
+                "transformer_blocks.0.attn",
+                "txt_attn.qkv",
+                "add_q_proj add_k_proj add_v_proj",
+            ),
+            ("double_blocks.0", "transformer_blocks.0.attn", "img_attn.proj", "to_out.0"),
+            ("double_blocks.0", "transformer_blocks.0.attn", "txt_attn.proj", "to_add_out"),
+            ("double_blocks.0", "transformer_blocks.0.ff", "img_mlp.0", "linear_in"),
+            ("double_blocks.0", "transformer_blocks.0.ff", "img_mlp.2", "linear_out"),
+            ("single_blocks.0", "single_transformer_blocks.0.attn", "linear1", "to_qkv_mlp_proj"),
+            ("single_blocks.0", "single_transformer_blocks.0.attn", "linear2", "to_out"),
+        )
     },
-    "Qwen-Image": DIFFUSERS["Qwen-Image"],
+    "Qwen-Image": {},
     "Krea 2": {
-        **_sizes("blocks.0.attn", _square("wq wo gate", 6144)),
-        **_sizes("blocks.0.attn", {"wk": (6144, 1536), "wv": (6144, 1536)}),
-        **_sizes("blocks.0.mlp", _KREA_MLP),
+        **{f"blocks.0.attn.{own}": (f"transformer_blocks.0.attn.{end}",) for end, own in _KREA_NAMES.items()},
+        **{f"blocks.0.mlp.{end}": (f"transformer_blocks.0.ff.{end}",) for end in _KREA_MLP},
     },
 }
+"""Family → layer of the original model → the layers of diffusers that are its rows; others have one name."""
+
+
+def _original(family: str) -> Sizes:
+    own = DIFFUSERS[family]
+    renamed = {part for parts in PARTS[family].values() for part in parts}
+    fused = {
+        name: (own[parts[0]][0], sum(own[part][1] for part in parts)) for name, parts in PARTS[family].items()
+    }
+    return {**fused, **{name: size for name, size in own.items() if name not in renamed}}
+
+
+ORIGINAL: Mapping[str, Sizes] = {family: _original(family) for family in DIFFUSERS}
 """Family → the same layers in the original model's names."""
 
 

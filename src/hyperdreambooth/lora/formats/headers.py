@@ -18,6 +18,8 @@ from hyperdreambooth.shapes import Site
 
 BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 """Our own header field: bases of the same shapes would wear each other's people without a word."""
+BASE_NAME = "hyperdreambooth.base"
+"""Our own header field: the name of that base, for warnings that name both."""
 _SIDES = {"sd1": 512, "sd2": 512}
 """Family → side in pixels of its pictures, where nobody knows better; 1024 for all others."""
 

@@ -246,10 +246,11 @@ def lookup(sites: Sequence[Site]) -> tuple[Places, Places]:
     A name without its component may belong to several components: these are alternatives, not parts.
     """
     layers = per_block(sites)
+    sizes = {site.name: site.out_features for site in sites}
     named: Places = {}
     bare: Places = {}
     for site in sites:
-        for rows in _spellings(site, layers):
+        for rows in (*_spellings(site, layers), *_in_diffusers_fused(site, sizes)):
             others = named.setdefault(rows.module, [])
             if rows.total > site.out_features or not others:
                 others.append((site, rows))
@@ -276,6 +277,20 @@ def _spellings(site: Site, layers: int) -> Iterator[Rows]:
         tidy = rows.module.replace(".", "_")
         for module in (rows.module, f"diffusion_model.{rows.module}", f"lora_unet_{tidy}", f"lycoris_{tidy}"):
             yield replace(rows, module=module)
+
+
+def _in_diffusers_fused(site: Site, sizes: Mapping[str, int]) -> Iterator[Rows]:
+    """Yields the rows of q, k or v where a trainer has fused diffusers' layers: `to_qkv`, `to_added_qkv`."""
+    found = re.fullmatch(r"transformer\.(.+\.)(to_|add_)([qkv])(_proj)?", site.name)
+    if not found:
+        return
+    stem, verb, letter, end = found.groups(default="")
+    widths = [sizes.get(f"transformer.{stem}{verb}{one}{end}", 0) for one in "qkv"]
+    if all(widths):
+        module = f"{stem}{'to_added_qkv' if end else 'to_qkv'}"
+        rows = Rows(module, sum(widths[: "qkv".index(letter)]), sum(widths))
+        for name in (module, f"transformer.{module}", f"lycoris_{module.replace('.', '_')}"):
+            yield replace(rows, module=name)
 
 
 def plain(module: str) -> str:

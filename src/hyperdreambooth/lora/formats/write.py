@@ -20,6 +20,7 @@ from hyperdreambooth.files import InputError, save_tensors, whole_file
 from hyperdreambooth.lora.formats.filename import check_name
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
+    BASE_NAME,
     LoraInfo,
     content_hash,
     kohya_fields,
@@ -73,11 +74,14 @@ def write_lora(
         metadata[ADAPTER_METADATA] = peft_config(sites, rank)
     if form == "kohya":
         metadata |= kohya_fields(info, family, path.stem, rank, digest)
-    if info.base_fingerprint:
-        metadata[BASE_FINGERPRINT] = info.base_fingerprint
+    metadata |= {name: value for name, value in _origin(info).items() if value}
     with whole_file(path) as temporary:
         save_tensors(temporary, tensors, metadata)
         _check(temporary, flat, sites)
+
+
+def _origin(info: LoraInfo) -> dict[str, str]:
+    return {BASE_FINGERPRINT: info.base_fingerprint, BASE_NAME: info.base}
 
 
 def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:
