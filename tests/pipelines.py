@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from torch import nn
 from transformers import (
@@ -33,6 +39,7 @@ import qwens
 from hyperdreambooth.shapes import Site, canonical
 
 DENOISER = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+LATER = ("to_qkv_mlp_proj", "attn.to_out", "to_gate")  # FLUX.2's single blocks, Krea 2
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -40,7 +47,8 @@ def parts(pipe: Any) -> dict[str, nn.Module]:
     """Denoiser and CLIP text encoders: what a LoRA may change."""
     names = ("unet", "transformer", "text_encoder", "text_encoder_2")
     found = {name: getattr(pipe, name, None) for name in names}
-    return {name: m for name, m in found.items() if m is not None and not isinstance(m, T5EncoderModel)}
+    frozen = (T5EncoderModel, *qwens.TEXT_ENCODERS)
+    return {name: m for name, m in found.items() if m is not None and not isinstance(m, frozen)}
 
 
 def attention_sites(components: dict[str, nn.Module]) -> tuple[Site, ...]:
@@ -51,8 +59,11 @@ def attention_sites(components: dict[str, nn.Module]) -> tuple[Site, ...]:
             for part, module in components.items()
             for path, layer in module.named_modules()
             if isinstance(layer, nn.Linear)
-            and "attn" in path
-            and path.endswith(tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER)))
+            and re.search(r"att(n|ention)", path)
+            and "text_fusion" not in path
+            and path.endswith(
+                tuple(f".{end}" for end in (TEXT if part.startswith("text") else DENOISER + LATER))
+            )
         )
     )
 
@@ -156,9 +167,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Z-Image": qwens.zimage, "FLUX.2 klein": qwens.klein, "Qwen-Image": qwens.qwenimage,
     "Krea 2": qwens.krea2,
 }  # fmt: skip
+FAMILY_NAMES = {  # a micro SD 2.1 is one without its widths
+    "SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux", "Z-Image": "zimage",
+    "FLUX.2 klein": "flux2", "Qwen-Image": "qwenimage", "Krea 2": "krea2",
+}  # fmt: skip
 
 
-def _weightless(pipe: Any) -> Any:
+def weightless(pipe: Any) -> Any:
     """Modules of the meta device get weights again, all of them one zero, at no cost."""
     for component in parts(pipe).values():
         for module in component.modules():
@@ -176,7 +191,7 @@ def full_sd15() -> Any:
     with torch.device("meta"):
         pipe.unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         pipe.text_encoder = _clip(tok, 768, 1, False, layers=12)
-    return _weightless(pipe)
+    return weightless(pipe)
 
 
 def full_sdxl() -> Any:
@@ -193,10 +208,32 @@ def full_sdxl() -> Any:
         )  # fmt: skip
         pipe.text_encoder = _clip(tok, 768, 1, False, layers=12)
         pipe.text_encoder_2 = _clip(tok, 1280, 1, True, layers=32)
-    return _weightless(pipe)
+    return weightless(pipe)
 
 
 FULL: dict[str, Callable[[], Any]] = {"SD 1.5": full_sd15, "SDXL": full_sdxl}
+
+# the denoisers of later families at their published sizes; klein's are from Black Forest Labs' own code
+_KLEIN: dict[str, dict[str, int]] = {
+    "4B": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680},
+    "9B": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+}
+_LATER_FULL: dict[str, tuple[Callable[[], Any], Callable[[], nn.Module]]] = {
+    "Z-Image": (qwens.zimage, ZImageTransformer2DModel),
+    "FLUX.2 klein 4B": (qwens.klein, partial(Flux2Transformer2DModel, guidance_embeds=False, **_KLEIN["4B"])),
+    "FLUX.2 klein 9B": (qwens.klein, partial(Flux2Transformer2DModel, guidance_embeds=False, **_KLEIN["9B"])),
+    "Qwen-Image": (qwens.qwenimage, QwenImageTransformer2DModel),
+    "Krea 2": (qwens.krea2, Krea2Transformer2DModel),
+}
+LATER_FULL = tuple(_LATER_FULL)
+
+
+def full_later(name: str) -> Any:
+    """A pipeline of a later family whose transformer has its published size, and no weights."""
+    pipe, make = _LATER_FULL[name][0](), _LATER_FULL[name][1]
+    with torch.device("meta"):
+        pipe.transformer = make()
+    return weightless(pipe)
 
 
 def picture(pipe: Any) -> torch.Tensor:
@@ -206,7 +243,7 @@ def picture(pipe: Any) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         made = pipe(
-            "a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise, output_type="np",
-            **options,
+            prompt="a photo of sks", num_inference_steps=2, height=32, width=32, generator=noise,
+            output_type="np", **options,
         )  # fmt: skip
     return torch.from_numpy(made.images)

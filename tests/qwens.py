@@ -36,6 +36,7 @@ _CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+TEXT_ENCODERS = (Qwen3ForCausalLM, Qwen2_5_VLForConditionalGeneration, Qwen3VLModel)
 _WIDTH = 16
 _TEXT: dict[str, Any] = {
     "hidden_size": _WIDTH, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2,

@@ -19,7 +19,7 @@ from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.file import Lidb, basis_for, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.card import licence_of, model_card
-from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, BASE_NAME, LoraInfo, resolution_of
 from hyperdreambooth.lora.formats.names import family_of_base
 from hyperdreambooth.lora.formats.read import WeightOf, read_lora
 from hyperdreambooth.lora.formats.write import check_form, state_dict, write_lora
@@ -27,7 +27,7 @@ from hyperdreambooth.lora.relax import add_up, check_rank, relax, scaled, trunca
 from hyperdreambooth.shapes import Factors, Site
 from hyperdreambooth.sites import wearable, weight_of
 
-Format = Literal["diffusers", "kohya", "lidb"]
+Format = Literal["diffusers", "kohya", "original", "lidb"]
 
 FILES: dict[Format, str] = {
     "lidb": "person.lidb.safetensors",
@@ -35,6 +35,8 @@ FILES: dict[Format, str] = {
     "diffusers": "pytorch_lora_weights.safetensors",
 }
 """The file of each format in a folder or repository that holds one person."""
+ORIGINAL_FILE = "person.original.safetensors"
+"""The file of the format that is only written when somebody asks for it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # thousands of numbers can be neither compared nor shown
@@ -205,7 +207,8 @@ class Adapter:
 
         Args:
             path: the file.
-            format: `diffusers` (`pipe.load_lora_weights`), `kohya` (ComfyUI, A1111, Forge), or `lidb`.
+            format: `diffusers` (`pipe.load_lora_weights`), `kohya` (ComfyUI, A1111, Forge), `original` (the
+                original model's names, for other trainers and hosts), or `lidb`.
             dtype: number format in the file.
 
         Raises:
@@ -219,11 +222,11 @@ class Adapter:
                     f"{path}: a relaxed or finetuned adapter is not a LiDB; use diffusers or kohya"
                 )
             save_lidb(path, self.lidb, dtype)
-        elif format in ("diffusers", "kohya"):
+        elif format in ("diffusers", "kohya", "original"):
             check_rank(self.rank, self.factors)
             write_lora(path, self.factors, format, self.lora_info(path.name.split(".")[0]), dtype)
         else:
-            raise InputError(f"format {format!r} is unknown; use diffusers, kohya or lidb")
+            raise InputError(f"format {format!r} is unknown; use diffusers, kohya, original or lidb")
 
     def push_to_hub(
         self,
@@ -327,7 +330,8 @@ def read_adapter(
     if header is None:
         factors, metadata = read_lora(path, layers, weights)
         trigger = metadata.get("modelspec.trigger_phrase", "")
-        source, fingerprint = metadata.get("ss_sd_model_name", ""), metadata.get(BASE_FINGERPRINT, "")
+        source = metadata.get(BASE_NAME) or metadata.get("ss_sd_model_name", "")
+        fingerprint = metadata.get(BASE_FINGERPRINT, "")
         side = resolution_of(metadata)
         return Adapter(factors, trigger, fingerprint, source, side, None, metadata, family=family)
     lidb = load_lidb(path, base_sites)
@@ -339,8 +343,8 @@ def read_adapter(
 def check_wearable(base: Base, *adapters: Adapter) -> None:
     """Refuses adapters that a base cannot wear; warns of a LoRA that was made for another checkpoint.
 
-    A LoRA may be worn on another checkpoint of the same family, as people do; a LiDB means something only
-    over the base that it was trained on.
+    A LoRA may be worn on another checkpoint of the same family, as people do: trained on a base, worn on its
+    turbo or distilled sibling. A LiDB means something only over the base that it was trained on.
 
     Raises:
         InputError: layers that the base does not have, or a LiDB of another base.
@@ -356,7 +360,8 @@ def check_wearable(base: Base, *adapters: Adapter) -> None:
             )
         if adapter.base_fingerprint in ("", base.fingerprint):
             continue
-        made_for = f"made for base {adapter.base_fingerprint}, this base {base.source} is {base.fingerprint}"
+        theirs = f"{adapter.base_fingerprint} ({adapter.base_source or 'of no known name'})"
+        made_for = f"made for base {theirs}, this base {base.source} is {base.fingerprint}"
         if adapter.kind == "lidb":
             raise InputError(f"adapter: {made_for}; load the base it was made for")
         warnings.warn(f"adapter: {made_for}; the person may look different", stacklevel=3)

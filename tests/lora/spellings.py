@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from hyperdreambooth.lora.formats.container import Entry, read_header
 from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.names import family_of_base, kohya_rows
 from hyperdreambooth.lora.formats.original import Rows
-from hyperdreambooth.lora.formats.write import write_lora
+from hyperdreambooth.lora.formats.write import Form, write_lora
 from hyperdreambooth.shapes import Site
 
 RANK = 4
@@ -273,37 +273,24 @@ def with_modulation(made: Made) -> Made:
     return made[0] | pair(module, 1536, 6 * 1536, KOHYA) | {f"{module}.alpha": torch.tensor(1.0)}, made[1]
 
 
-def ours(family: str, form: Literal["diffusers", "kohya"], folder: Path) -> Made:
+def written(sites: Sequence[Site], family: str, form: Form, folder: Path) -> Made:
     """Our own writer's file."""
     factors = {
         site.name: (torch.ones(1, RANK, site.in_features), torch.ones(1, site.out_features, RANK))
-        for site in SITES[family]
+        for site in sites
     }
     path = folder / "ana.safetensors"
     write_lora(path, factors, form, LoraInfo("sks", family, 512, "Ana"))
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return load_file(path), dict(file.metadata())
-
-
-def _newer(modules: Mapping[str, tuple[int, int]], halves: tuple[str, str]) -> Callable[[Path], Made]:
-    def make(folder: Path) -> Made:
-        del folder
-        state: State = {}
-        for module, (columns, rows) in modules.items():
-            state |= pair(module, columns, rows, halves)
-        return state, {}
-
-    return make
 
 
 def _plain(make: Callable[..., Made], *args: object, **options: object) -> Callable[[Path], Made]:
     return lambda folder: make(*args, **options)
 
 
-def _ours(family: str, form: Literal["diffusers", "kohya"]) -> Callable[[Path], Made]:
-    return lambda folder: ours(family, form, folder)
+def _ours(family: str, form: Form) -> Callable[[Path], Made]:
+    return lambda folder: written(SITES[family], family, form, folder)
 
 
 _OLD = ("lora.down.weight", "lora.up.weight")
@@ -350,18 +337,6 @@ FILES: Mapping[tuple[str, str], Callable[[Path], Made]] = {
     ("Flux", "SimpleTuner, alpha 8 in the header"): _plain(with_header, "Flux", 8),
     ("Flux", "SimpleTuner, LyCORIS, LoKr"): _plain(lycoris, "Flux"),
     ("Flux", "PEFT, the denoiser alone"): _plain(dotted, "Flux", "base_model.model.", text=False),
-    ("Z-Image", "ai-toolkit"): _newer({"diffusion_model.layers.0.attention.to_q": (3840, 3840)}, PEFT),
-    ("Z-Image", "musubi-tuner"): _newer({"lora_unet_layers_0_attention_qkv": (3840, 11520)}, KOHYA),
-    ("Qwen-Image", "ai-toolkit"): _newer(
-        {"diffusion_model.transformer_blocks.0.img_mlp.net.0.proj": (3072, 12288)}, PEFT
-    ),
-    ("Qwen-Image", "musubi-tuner"): _newer(
-        {"lora_unet_transformer_blocks_40_attn_add_q_proj": (3072, 3072)}, KOHYA
-    ),
-    ("FLUX.2", "ai-toolkit, klein 9B"): _newer(
-        {"diffusion_model.single_blocks.0.linear1": (4096, 36864)}, PEFT
-    ),
-    ("Krea 2", "SimpleTuner"): _newer({"transformer.transformer_blocks.0.attn.to_gate": (6144, 6144)}, PEFT),
 }
 """(family, who writes it so) → the file."""
 

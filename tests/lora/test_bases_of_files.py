@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import (
+    convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
+    convert_krea2_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_z_image_transformer_checkpoint_to_diffusers,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -56,7 +59,15 @@ CLIP = "text_encoder.encoder.layers.0.self_attn.q_proj"
         ([(SELF, 1280)], "sd1, sd2, sdxl"),
         ([(CLIP, 768), (SELF, 1280)], "sd1, sdxl"),
         ([("text_encoder_2.encoder.layers.0.self_attn.q_proj", 1280)], "sdxl, sd3"),
-        ([("transformer.transformer_blocks.0.attn.to_q", 9)], "sd3, flux"),
+        ([("transformer.transformer_blocks.0.attn.to_q", 9)], "sd3, flux, flux2, qwenimage, krea2"),
+        ([("transformer.transformer_blocks.0.attn.to_q", 3072)], "flux, flux2, qwenimage"),
+        ([("transformer.transformer_blocks.0.attn.to_q", 6144)], "flux2, krea2"),
+        ([("transformer.transformer_blocks.0.attn.add_q_proj", 4096)], "flux2"),
+        ([("transformer.transformer_blocks.0.ff.net.2", 12288)], "flux"),
+        ([("transformer.single_transformer_blocks.0.attn.to_out", 9)], "flux2"),
+        ([("transformer.transformer_blocks.0.attn.to_gate", 9)], "krea2"),
+        ([("transformer.transformer_blocks.0.txt_mlp.net.2", 9)], "qwenimage"),
+        ([("transformer.layers.0.attention.to_q", 9)], "zimage"),
     ],
 )
 def test_layers_of_several_families_are_a_question(sites: list[tuple[str, int]], fitting: str) -> None:
@@ -145,8 +156,13 @@ def of_flux(checkpoint: Checkpoint, pipe: Any) -> dict[str, Tensor]:
 
 
 CONVERTERS: dict[str, tuple[Callable[[Checkpoint, Any], dict[str, Tensor]], str]] = {
-    "SDXL": (of_unet, "sdxl"), "SD3": (of_sd3, "sd3"), "Flux": (of_flux, "flux"),
-}  # fmt: skip
+    "SDXL": (of_unet, "sdxl"),
+    "SD3": (of_sd3, "sd3"),
+    "Flux": (of_flux, "flux"),
+    "Z-Image": (lambda made, _: convert_z_image_transformer_checkpoint_to_diffusers(made), "zimage"),
+    "FLUX.2 klein": (lambda made, _: convert_flux2_transformer_checkpoint_to_diffusers(made), "flux2"),
+    "Krea 2": (lambda made, _: convert_krea2_transformer_checkpoint_to_diffusers(made), "krea2"),
+}
 
 
 @pytest.mark.parametrize("base", CONVERTERS)
@@ -177,7 +193,7 @@ def test_every_layer_has_the_original_models_name_and_row_order(base: str, tmp_p
             compared += 1
         else:
             assert base == "Flux" and ".single_" in site.name, site.name
-    assert compared == len([s for s in layers if ".single_" not in s.name])
+    assert compared == len([s for s in layers if base != "Flux" or ".single_" not in s.name])
 
 
 def dotted(layers: list[Site], family: str) -> dict[str, str]:
@@ -187,7 +203,7 @@ def dotted(layers: list[Site], family: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for site in layers:
         wanted = kohya_rows(layers, FAMILIES[family])[site.name].module
-        for rows in original_rows(site, per_block(layers)):
+        for _, rows in original_rows(site, per_block(layers)):
             if "lora_unet_" + rows.module.replace(".", "_") == wanted:
                 names[rows.module] = wanted
     return names
@@ -196,13 +212,13 @@ def dotted(layers: list[Site], family: str) -> dict[str, str]:
 @pytest.mark.parametrize("base", pipelines.FAMILIES)
 def test_every_linear_layer_can_be_trained_and_written_in_kohyas_form(base: str, tmp_path: Path) -> None:
     """SD 3's modulations among them, whose halves change places on the way, and back."""
-    family = {"SD 1.5": "sd1", "SD 2.1": "sd1", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux"}[base]
+    family = pipelines.FAMILY_NAMES[base]
     layers = wearable(pipelines.parts(pipelines.FAMILIES[base]()))
     factors = {s.name: tuple(half[None] for half in of_pair(s)) for s in layers}
     path, info = tmp_path / "a.safetensors", LoraInfo("sks", base, 32, "Ana", family=family)
     with (
         pytest.warns(UserWarning, match="leave out the layer")
-        if base != "Flux"
+        if base.startswith("SD")
         else pytest.MonkeyPatch.context()
     ):
         write_lora(path, factors, "kohya", info)

@@ -9,25 +9,38 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import later
 import pytest
 import spellings
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    Krea2Transformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
-from spellings import FILES, KOHYA, ODD, PEFT, Made, dotted, kohya, write
+from spellings import KOHYA, ODD, PEFT, Made, dotted, kohya, write
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import micro
 import pipelines
+import qwens
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.describe import describe
-from hyperdreambooth.lora.formats.layers import family_in_layers, layers_of, naming_of
+from hyperdreambooth.lora.formats.layers import family_in_layers, layers_of
 from hyperdreambooth.lora.formats.tools import TOOLS
 
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
+FILES = {**spellings.FILES, **later.FILES}
 BEGIN, END = "<!-- tools -->\n", "<!-- end of tools -->\n"
 
 
@@ -72,14 +85,14 @@ def _sd(tokens: int) -> Any:
     with torch.device("meta"):
         pipe.unet = UNet2DConditionModel(cross_attention_dim=tokens, use_linear_projection=tokens > 768)
         pipe.text_encoder = _clip(tokens)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _sdxl() -> Any:
     pipe = pipelines.full_sdxl()
     with torch.device("meta"):
         pipe.text_encoder, pipe.text_encoder_2 = _clip(768), _clip(1280, projected=True)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _sd3() -> Any:
@@ -90,7 +103,7 @@ def _sd3() -> Any:
             caption_projection_dim=1536,
         )  # fmt: skip
         pipe.text_encoder, pipe.text_encoder_2 = _clip(768, projected=True), _clip(1280, projected=True)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
 
 
 def _flux() -> Any:
@@ -98,11 +111,29 @@ def _flux() -> Any:
     with torch.device("meta"):
         pipe.transformer = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
         pipe.text_encoder = _clip(768)
-    return pipelines._weightless(pipe)
+    return pipelines.weightless(pipe)
+
+
+def _later(family: str) -> Any:
+    """One block of each kind at its real width; FLUX.2 is klein 9B."""
+    makers: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "Z-Image": (qwens.zimage, lambda: ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)),
+        "FLUX.2": (
+            qwens.klein,
+            lambda: Flux2Transformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=32),
+        ),
+        "Qwen-Image": (qwens.qwenimage, lambda: QwenImageTransformer2DModel(num_layers=1)),
+        "Krea 2": (qwens.krea2, lambda: Krea2Transformer2DModel(num_layers=1)),
+    }
+    pipe, make = makers[family][0](), makers[family][1]
+    with torch.device("meta"):
+        pipe.transformer = make()
+    return pipelines.weightless(pipe)
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
     "SD 1.5": lambda: _sd(768), "SD 2.1": lambda: _sd(1024), "SDXL": _sdxl, "SD3": _sd3, "Flux": _flux,
+    **{family: partial(_later, family) for family in later.DIFFUSERS},
 }  # fmt: skip
 
 
@@ -121,6 +152,9 @@ def in_diffusers(pipe: Any, path: Path) -> tuple[int, list[float]] | None:
                 (name,) = layer.lora_A
                 down, up = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
                 found.append(float(down.flatten()[0] * up.abs().max() * layer.scaling[name]))
+            if isinstance(layer, LoKrLayer):
+                (name,) = layer.lokr_w1
+                found.append(float(layer.lokr_w1[name].detach().abs().max() * layer.scaling[name]))
     pipe.unload_lora_weights()
     return len(found), sorted({round(value, 6) for value in found})
 
@@ -141,10 +175,14 @@ def around(family: str, odd: spellings.State) -> Made:
 
 
 def fused(path: Path) -> int:
-    """How many more layers diffusers makes of those of a file: three of a qkv, four of a `linear1`."""
-    names = [layer.flat for layer in layers_of(spellings.entries(path))[0]]
-    extra = {"qkv": 2, "linear1": 3}
-    return sum(extra.get(name.rpartition("_")[2], 0) for name in names if naming_of(name) == "flux")
+    """How many more layers diffusers makes of those of a file: three of a qkv, four of Flux's `linear1`."""
+    layers = [layer for layer in layers_of(spellings.entries(path))[0] if layer.down]
+    extra = {"qkv": 2, "linear1": 0 if family_in_layers(layers) == "FLUX.2" else 3}
+    return sum(
+        extra.get(layer.flat.rpartition("_")[2], 0)
+        for layer in layers
+        if layer.naming == "flux" or (layer.naming == "zimage fused" and "lora_down" in layer.down)
+    )
 
 
 @pytest.mark.parametrize("family", PIPELINES)
@@ -213,7 +251,14 @@ def test_kohya_needs_alphas_for_transformers_only(tmp_path: Path) -> None:
     ("module", "columns", "rows", "family"),
     [
         ("lora_te_text_model_encoder_layers_0_mlp_fc1", 1024, 4096, "SD 2.1"),
-        ("lora_unet_double_blocks_0_img_attn_qkv", 3072, 9216, "Flux"),
+        ("lora_unet_double_blocks_0_img_attn_qkv", 3072, 9216, ""),  # Flux, or FLUX.2 klein 4B
+        ("lora_unet_double_blocks_5_img_attn_qkv", 3072, 9216, "Flux"),
+        ("lora_unet_double_blocks_5_img_attn_qkv", 4096, 12288, "FLUX.2"),
+        ("lora_unet_double_blocks_5_txt_attn_qkv", 6144, 18432, "FLUX.2"),
+        ("transformer.transformer_blocks.20.attn.to_q", 3072, 3072, "Qwen-Image"),
+        ("transformer.transformer_blocks.3.attn.to_q", 6144, 6144, "Krea 2"),
+        ("transformer.transformer_blocks.3.ff.net.0.proj", 3072, 12288, "Flux"),
+        ("transformer.transformer_blocks.3.attn.to_q", 1536, 1536, "SD3"),
         ("lora_unet_single_blocks_0_linear1", 3072, 27648, "FLUX.2"),
         ("diffusion_model.layers.3.feed_forward.w1", 3840, 10240, "Z-Image"),
         ("diffusion_model.context_refiner.0.attention.qkv", 3840, 11520, "Z-Image"),

@@ -51,8 +51,8 @@ def export(
     out: Annotated[Path, Option(help="The folder for the files."), checks.result_of("export")],
     identity: Annotated[str | None, Option(help="The person to export from a bank.")] = None,
     form: Annotated[
-        Literal["diffusers", "kohya", "lidb", "merged", "all"],
-        Option("--format", help="merged writes a whole pipeline; all writes every form there is."),
+        Literal["diffusers", "kohya", "original", "lidb", "merged", "all"],
+        Option("--format", help="merged writes a whole pipeline; all writes diffusers, kohya and lidb."),
     ] = "all",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Option(help="The number format of the files.")

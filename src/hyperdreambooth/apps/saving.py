@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from typer import echo
 
-from hyperdreambooth.adapter import FILES, Adapter, Format
+from hyperdreambooth.adapter import FILES, ORIGINAL_FILE, Adapter, Format
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError, room_for
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
@@ -28,7 +28,7 @@ def save_forms(
     small = adapter.lidb is not None and dtype != "bfloat16"  # in which a LiDB's few numbers lose too much
     every: list[Format] = [one for one in FILES if one != "lidb" or small]
     forms: list[Format] = every if form == "all" else [form]
-    files: dict[Format, str] = {one: FILES[one] for one in forms}
+    files: dict[Format, str] = {one: FILES.get(one, ORIGINAL_FILE) for one in forms}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".forms-", dir=out) as part:
         for one, name in files.items():

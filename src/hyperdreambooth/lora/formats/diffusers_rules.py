@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hyperdreambooth.lora.formats.diffusers_later import LATER, pairs, with_a_target
 from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
 from hyperdreambooth.lora.formats.peft import fits
 
@@ -44,28 +45,19 @@ _ATTENTION = r"(?:single_)?transformer_blocks_\d+_attn_.*"
 
 def by_diffusers(file: LoraKeys) -> tuple[list[Layer], str]:
     """Returns the layers that diffusers loads, or why it refuses the file."""
+    if later := LATER.get(file.family):
+        return later(file)
     if file.family == "Flux":
         return _flux(file)
     kohya = file.family in UNETS and all(key.startswith(_KOHYA_PREFIXES) for key in file.keys)
     reads = (_KOHYA if kohya else _OWN)[file.family]
-    loaded = _pairs(file.layers, reads)
+    loaded = pairs(file.layers, reads)
     if kohya and (odd := next((layer.module for layer in file.layers if not layer.down), "")):
         return [], f"it cannot rename {odd}"
     strange = [key for key in file.keys if "lora" not in key and "dora_scale" not in key]
     if not kohya and strange:
         return [], f"it wants `lora` in every key, and finds {strange[0]}"
-    return _with_a_target(file, loaded, reads)
-
-
-def _with_a_target(file: LoraKeys, loaded: list[Layer], reads: Reads) -> tuple[list[Layer], str]:
-    """Refuses a file that names a part of the pipeline, but no layer of that part."""
-    found = {layer.prefix for layer in loaded}
-    lost = (layer.module for layer in file.layers if layer.prefix in reads.keys() - found)
-    return (loaded, "") if not (odd := next(lost, "")) else ([], f"it finds no layer such as {odd}")
-
-
-def _pairs(layers: Sequence[Layer], reads: Reads) -> list[Layer]:
-    return [layer for layer in layers if layer.down and layer.naming in reads.get(layer.prefix, ())]
+    return with_a_target(file, loaded, reads)
 
 
 def _left_over(file: LoraKeys, loaded: Sequence[Layer]) -> str:
@@ -83,12 +75,12 @@ def _flux(file: LoraKeys) -> tuple[list[Layer], str]:
             return [], "it takes `base_model` for a form of FLUX Kontext that has other layers"
         if not any("lora" in key for key in keys):
             return [], "it wants `lora` in a key"
-        return _with_a_target(file, _pairs(file.layers, _OWN["Flux"]), _OWN["Flux"])
+        return with_a_target(file, pairs(file.layers, _OWN["Flux"]), _OWN["Flux"])
     if "transformer." in prefixes:
-        return _pairs(file.layers, {"transformer.": _JOINT}), ""
+        return pairs(file.layers, {"transformer.": _JOINT}), ""
     if "lora_transformer_" in prefixes:
         return _onetrainer(file)
-    loaded = _pairs(file.layers, _KOHYA["Flux"])
+    loaded = pairs(file.layers, _KOHYA["Flux"])
     ours = ("lora_unet_", "diffusion_model.")
     left = [layer for layer in file.layers if layer not in loaded and layer.prefix in ours]
     odd = next((layer.module for layer in left if layer.naming != "flux edge"), "")
@@ -97,7 +89,7 @@ def _flux(file: LoraKeys) -> tuple[list[Layer], str]:
 
 def _onetrainer(file: LoraKeys) -> tuple[list[Layer], str]:
     """Reads OneTrainer's names of Flux, of which the blocks' attentions alone are known."""
-    loaded = _pairs(file.layers, _ONETRAINER)
+    loaded = pairs(file.layers, _ONETRAINER)
     for layer in loaded:
         block = layer.prefix == "lora_transformer_" and layer.naming == "joint"
         if layer.alpha is None or (block and not re.fullmatch(_ATTENTION, layer.flat)):

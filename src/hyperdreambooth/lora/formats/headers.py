@@ -18,8 +18,10 @@ from hyperdreambooth.shapes import Site
 
 BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 """Our own header field: bases of the same shapes would wear each other's people without a word."""
-_SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024}
-"""Family → side in pixels of its pictures, for adapters of which nobody knows better."""
+BASE_NAME = "hyperdreambooth.base"
+"""Our own header field: the name of that base, for warnings that name both."""
+_SIDES = {"sd1": 512, "sd2": 512}
+"""Family → side in pixels of its pictures, where nobody knows better; 1024 for all others."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def model_spec(info: LoraInfo, family: LoraFamily, implementation: str, digest: 
 
     `implementation` is whose names the keys are, `digest` the SHA-256 of everything behind the header.
     """
-    side = info.resolution or _SIDES[family.name]
+    side = info.resolution or _SIDES.get(family.name, 1024)
     architecture = "stable-diffusion-v2-768-v" if _is_768_v(family, side) else family.architecture
     return {
         "modelspec.sai_model_spec": "1.0.1",
@@ -66,7 +68,7 @@ def model_spec(info: LoraInfo, family: LoraFamily, implementation: str, digest: 
 
 def kohya_fields(info: LoraInfo, family: LoraFamily, name: str, rank: int, digest: str) -> dict[str, str]:
     """What A1111, Forge and kohya's own tools show; `name` is the file's stem, A1111's alias for it."""
-    side = info.resolution or _SIDES[family.name]
+    side = info.resolution or _SIDES.get(family.name, 1024)
     return {
         "ss_v2": str(family is SD2),
         "ss_base_model_version": f"{family.version}_v" if _is_768_v(family, side) else family.version,

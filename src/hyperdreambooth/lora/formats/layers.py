@@ -40,6 +40,7 @@ _EMBEDDERS = (
     r"x_embedder|pos_embed_proj|proj_out|norm_out_linear"
     r"|time_text_embed_(?:timestep|guidance|text)_embedder_linear_[12]"
 )
+_ZIMAGE = r"(?:layers|noise_refiner|context_refiner)_\d+"
 NAMINGS: Mapping[str, str] = {
     "unet projection": r"(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+_transformer_blocks_\d+_attn[12]"
     r"_to_(?:[qkv]|out_0)",
@@ -65,24 +66,29 @@ NAMINGS: Mapping[str, str] = {
     r"|ff(?:_context)?_net_(?:0_proj|2)|norm1(?:_context)?_linear)"
     r"|single_transformer_blocks_\d+_(?:attn_to_[qkv]|proj_mlp|proj_out|norm_linear)",
     "joint edge": _EMBEDDERS,
+    "zimage split": rf"{_ZIMAGE}_attention_to_(?:[qkv]|out_0)|all_x_embedder_2-1"
+    r"|all_final_layer_2-1_(?:linear|adaLN_modulation_1)",
+    "zimage fused": rf"{_ZIMAGE}_attention_(?:qkv|out)",
+    "zimage": rf"{_ZIMAGE}_(?:feed_forward_w[123]|adaLN_modulation_0)|cap_embedder_1",
+    "flux2 joint": r"transformer_blocks_\d+_ff(?:_context)?_linear_(?:in|out)"
+    r"|single_transformer_blocks_\d+_attn_to_(?:qkv_mlp_proj|out)",
+    "flux2 edge": r"(?:double_stream_modulation_(?:img|txt)|single_stream_modulation)_lin",
+    "flux2 joint edge": r"(?:double_stream_modulation_(?:img|txt)|single_stream_modulation)_linear"
+    r"|time_guidance_embed_(?:timestep|guidance)_embedder_linear_[12]",
+    "qwen": r"transformer_blocks_\d+_(?:img|txt)_(?:mlp_net_(?:0_proj|2)|mod_1)",
+    "krea2 joint": r"(?:transformer_blocks|text_fusion_(?:layerwise|refiner)_blocks)_\d+"
+    r"_(?:attn_to_(?:[qkv]|out_0|gate)|ff_(?:gate|up|down))"
+    r"|time_embed_linear_[12]|time_mod_proj|txt_in_linear_[12]|text_fusion_projector",
+    "krea2 qkv": r"transformer_blocks_\d+_attn_to_qkv",
+    "krea2": r"(?:blocks|txtfusion_(?:layerwise|refiner)_blocks)_\d+"
+    r"_(?:attn_(?:w[qkvo]|gate)|mlp_(?:gate|up|down))"
+    r"|first|last_linear|tmlp_[02]|tproj_1|txtmlp_[13]|txtfusion_projector",
     "clip": r"text_model_encoder_layers_\d+_(?:self_attn_(?:[qkv]|out)_proj|mlp_fc[12])",
     "clip flat": r"encoder_layers_\d+_(?:self_attn_(?:[qkv]|out)_proj|mlp_fc[12])",
     "projection": r"text_projection",
     "t5": r"encoder_block_\d+_layer_\d_(?:SelfAttention_[qkvo]|DenseReluDense_w[io](?:_[01])?)",
 }
 """Naming → the modules that have it, with `_` for every `.`; the first one that matches counts."""
-
-_NEWER: Mapping[str, str] = {
-    "Krea 2": r"text_fusion|transformer_blocks_\d+_(?:attn_to_gate|ff_(?:gate|up|down)$)"
-    r"|attn_w[qkvo]$|attn_to_qkv$",
-    "Z-Image": r"(?:^|(?:noise|context)_refiner_|_)(?:layers_)?\d+_(?:attention_(?:to_|qkv|out)"
-    r"|feed_forward_w[123]|adaLN_modulation)",
-    "Qwen-Image": r"transformer_blocks_\d+_(?:(?:img|txt)_mlp_net|(?:img|txt)_mod_1)"
-    r"|transformer_blocks_(?:[2-5]\d|19)_attn_add_[qkv]_proj",
-    "FLUX.2": r"(?:double_stream|single_stream)_modulation|attn_to_qkv_mlp_proj|ff_linear_(?:in|out)"
-    r"|ff_context_linear_",
-}
-"""Families that this package cannot load → what only their modules have in their names."""
 
 
 @dataclass
@@ -217,29 +223,28 @@ def family_of(layers: Sequence[Layer], metadata: Mapping[str, str]) -> str:
     found = family_in_layers(layers) or family_in_header(metadata)
     if found:
         return found
+    if any(layer.naming in ("flux", "joint") for layer in layers):
+        return "Flux"
     if {layer.prefix for layer in layers} & {"lora_te1_", "lora_te2_", "text_encoder_2."}:
         return "SDXL"
     return "SD 1.5" if any(layer.naming for layer in layers) else ""
 
 
+_OWN_NAMES = {"zimage": "Z-Image", "flux2": "FLUX.2", "qwen": "Qwen-Image", "krea2": "Krea 2", "sd3": "SD3"}
+
+
 def family_in_layers(layers: Iterable[Layer]) -> str:
     """Returns the family whose names and widths the layers have; empty where several families have them."""
     every = list(layers)
-    flats, prefixes = [layer.flat for layer in every], {layer.prefix for layer in every}
-    namings = {layer.naming.partition(" ")[0] for layer in every}
-    for family, pattern in _NEWER.items():
-        if any(re.search(pattern, flat) for flat in flats):
-            return family
+    prefixes = {layer.prefix for layer in every}
+    namings = {layer.naming.partition(" ")[0] for layer in every if layer.naming != "sd3 edge"}
+    if own := next((family for naming, family in _OWN_NAMES.items() if naming in namings), ""):
+        return own
     if namings & {"unet", "sgm"}:
         return _unet_family(every, prefixes)
-    if "sd3" in namings:
-        return "SD3"
-    if "flux" in namings or any(flat.startswith("single_transformer_blocks_") for flat in flats):
-        wide = any(flat.endswith(("linear1", "mlp_0")) and _rows(layer) in _FLUX2_ROWS
-                   for flat, layer in zip(flats, every, strict=True))  # fmt: skip
-        return "FLUX.2" if wide else "Flux"
-    if "joint" in namings:
-        return "Flux" if {_columns(layer) for layer in every} & {3072, 12288} else "SD3"
+    if namings & {"flux", "joint"}:
+        core = [layer for layer in every if layer.naming in ("flux", "joint")]
+        return _transformer_family(core or every)
     widths = Counter(_columns(layer) for layer in every)
     if prefixes & {"lora_te_"} and widths.keys() & _TOKEN_WIDTHS.keys():
         return _TOKEN_WIDTHS[max(widths.keys() & _TOKEN_WIDTHS.keys())]
@@ -248,6 +253,36 @@ def family_in_layers(layers: Iterable[Layer]) -> str:
 
 _FLUX2_ROWS = (27648, 36864, 55296, 18432, 24576)
 """Rows of `linear1` and `mlp.0` at FLUX.2's widths 3072, 4096 and 6144: 9 and 6 times, with gated MLPs."""
+_FLUXS = (
+    r"single_transformer_blocks_|double_blocks_(?:[5-9]|1\d)_|single_blocks_[23]\d_|.*_(?:linear1|mlp_0)$"
+)
+_OLDER = r"_ff_(?:context_)?net_|_norm1_"  # Flux's and SD 3's names alone
+
+
+def _transformer_family(layers: list[Layer]) -> str:
+    """Returns the family of a transformer whose names several have: by its widths, or by its depth.
+
+    Attention layers of 3072 numbers may be those of Flux, with 19 and 38 blocks, of FLUX.2 klein 4B, with 5
+    and 20, or of Qwen-Image with 60.
+    """
+    flats = {layer.flat: layer for layer in layers}
+    widths = {_columns(layer) for layer in layers}
+    wide = any(
+        flat.endswith(("linear1", "mlp_0")) and _rows(layer) in _FLUX2_ROWS for flat, layer in flats.items()
+    )
+    if wide or 4096 in widths:
+        return "FLUX.2"
+    older = any(re.search(_OLDER, flat) for flat in flats)
+    if 6144 in widths and not older:
+        text = any(re.search(r"attn_(?:add|to_add)_|^double_", flat) for flat in flats)
+        return "FLUX.2" if text else "Krea 2"
+    if not {3072, 12288} & widths:
+        return "SD3" if any(layer.naming.startswith("joint") for layer in layers) else "Flux"
+    if older or any(re.match(_FLUXS, flat) for flat in flats):
+        return "Flux"
+    return (
+        "Qwen-Image" if any(re.match(r"transformer_blocks_(?:19|[2-9]\d)_", flat) for flat in flats) else ""
+    )
 
 
 def _unet_family(layers: list[Layer], prefixes: set[str]) -> str:

@@ -41,21 +41,46 @@ FLUX = LoraFamily(
 )  # fmt: skip
 
 
-FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, SD3, FLUX)}
+_MUSUBI = "networks.lora_"
+ZIMAGE = LoraFamily(
+    "zimage", "Z-Image", "z_image", f"{_MUSUBI}zimage", "https://github.com/Tongyi-MAI/Z-Image", {}
+)
+FLUX2 = LoraFamily(
+    "flux2", "Flux.2", "flux_2", f"{_MUSUBI}flux_2", "https://github.com/black-forest-labs/flux2", {}
+)
+QWENIMAGE = LoraFamily(
+    "qwenimage",
+    "Qwen-Image",
+    "qwen_image",
+    f"{_MUSUBI}qwen_image",
+    "https://github.com/QwenLM/Qwen-Image",
+    {},
+)
+KREA2 = LoraFamily("krea2", "Krea-2", "krea2", f"{_MUSUBI}krea2", "https://github.com/krea-ai/krea-2", {})
+
+FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, SD3, FLUX, ZIMAGE, FLUX2, QWENIMAGE, KREA2)}
+# what only a family's transformer has in its names; Stable Diffusion 3's has nothing of it
+_MARKS = {
+    "zimage": r"^(layers|noise_refiner|context_refiner)\.\d|^all_|^cap_embedder",
+    "flux2": r"attn\.to_qkv_mlp_proj$|single_.*\.to_out$|linear_(in|out)$|stream_modulation|^time_guidance",
+    "qwenimage": r"\.(img|txt)_(mlp|mod)\.",
+    "krea2": r"attn\.to_gate$|\.ff\.(gate|up|down)$|^text_fusion|^time_(embed|mod)|^txt_in\.|^final_layer",
+    "flux": r"^single_transformer_blocks",
+}
 
 
 def family_of_base(layers: Iterable[Site]) -> LoraFamily:
     """Recognises the family of a base by the names and widths of all of its layers.
 
-    A token of SD 1.x has 768 numbers, one of SD 2.x 1024. Of the transformers, only Flux has single blocks.
+    A token of SD 1.x has 768 numbers, one of SD 2.x 1024.
     """
     names = {site.name for site in layers}
     widths = {site.in_features for site in layers if site.name.endswith("attn2.to_k")}
     parts = {site.component for site in layers}
     if "transformer" in parts:
-        return (
-            FLUX if any(name.startswith("transformer.single_transformer_blocks.") for name in names) else SD3
-        )
+        inner = [name.partition(".")[2] for name in names]
+        marked = (name for name, mark in _MARKS.items() if any(re.search(mark, one) for one in inner))
+        return FAMILIES[next(marked, "sd3")]
     if "text_encoder_2" in parts or 2048 in widths or any(".transformer_blocks.1." in name for name in names):
         return SDXL
     return SD2 if 1024 in widths else SD1
@@ -83,6 +108,12 @@ def family_of(sites: Sequence[Site], name: str = "") -> LoraFamily:
 _CONTEXT = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
 _ENCODER = {"sd1": 768, "sd2": 1024, "sdxl": 768, "sd3": 768, "flux": 768}
 _PUBLISHED = (768, 1024, 2048)
+# the widths of the published transformers
+_WIDTHS = {
+    "sd3": (1536, 2432), "flux": (3072,), "zimage": (3840,), "flux2": (3072, 4096, 6144),
+    "qwenimage": (3072,), "krea2": (6144,),
+}  # fmt: skip
+_ALL_WIDTHS = {width for widths in _WIDTHS.values() for width in widths}
 
 
 def _has(family: LoraFamily, sites: Iterable[Site]) -> bool:
@@ -92,28 +123,29 @@ def _has(family: LoraFamily, sites: Iterable[Site]) -> bool:
 
 def _may_have(family: LoraFamily, site: Site) -> bool:
     part, inner, name = site.component, site.name.partition(".")[2], family.name
-    if part in ("unet", "transformer"):
-        if (part == "unet") != (family in (SD1, SD2, SDXL)):
+    if part == "transformer":
+        known = any(name == one for one, _ in original_rows(site, 0))
+        width = _width(site)
+        return known and (width in _WIDTHS[name] or width not in _ALL_WIDTHS)
+    if part == "unet":
+        if family not in (SD1, SD2, SDXL):
             return False
-        if inner.endswith(("attn2.to_k", "attn2.to_v")) and site.in_features in _PUBLISHED and part == "unet":
+        if inner.endswith(("attn2.to_k", "attn2.to_v")) and site.in_features in _PUBLISHED:
             return site.in_features == _CONTEXT[name]
-        if part == "transformer":
-            wide = inner.startswith("single_") or site.in_features in (3072, 12288)
-            return not (wide and family is SD3) and not (
-                (".attn2." in inner or _is_sd3s(site)) and family is FLUX
-            )
         return family is SDXL or not re.search(r"transformer_blocks\.[1-9]|^add_embedding", inner)
     if part == "text_encoder":
         width = site.in_features if "self_attn" in inner else 0
-        return width not in _PUBLISHED or width == _ENCODER[name]
+        return name in _ENCODER and (width not in _PUBLISHED or width == _ENCODER[name])
     if part == "text_encoder_2":
         return family is FLUX if is_t5(site) else family in (SDXL, SD3)
     return family is SD3
 
 
-def _is_sd3s(site: Site) -> bool:
-    """Whether a layer has a width that SD 3's transformers have, and Flux's has nowhere."""
-    return site.in_features in (1536, 2432) or site.name.startswith("transformer.pos_embed")
+def _width(site: Site) -> int:
+    """Returns the width of a transformer at a layer; 0 where its size does not tell."""
+    if site.name.endswith((".ff.net.2", ".ff_context.net.2")):
+        return site.in_features // 4
+    return site.in_features if re.search(r"\.att(?:n2?|ention)\.|\.net\.0\.proj$", site.name) else 0
 
 
 def is_t5(site: Site) -> bool:
@@ -126,8 +158,8 @@ def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
 
     For SD 1.x and 2.x, kohya trains diffusers' own U-Net, for SDXL and later the original models.
     """
-    layers = per_block(sites)
     made: dict[str, Rows] = {}
+    own = _original_places(sites, family)
     for site in sites:
         inner = site.name.partition(".")[2]
         if is_t5(site):
@@ -136,7 +168,7 @@ def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
             rows = Rows(prefix + _clip(inner), 0, site.out_features)
         elif site.component == "unet" and family in (SD1, SD2):
             rows = Rows(f"lora_unet_{inner}", 0, site.out_features)
-        elif rows := next((one for one in original_rows(site, layers) if _is_of(one, family)), None):
+        elif rows := own.get(site.name):
             rows = replace(rows, module=f"lora_unet_{rows.module}")
         else:
             raise InputError(f"the kohya form has no name for {site.name}; use the diffusers form")
@@ -144,13 +176,23 @@ def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
     return made
 
 
-# how the modules that only Flux or only SD3 has begin
-_FLUXS = ("double_blocks.", "single_blocks.", "img_in", "txt_in", "time_in.", "vector_in.", "guidance_in.")
+def original_rows_of(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
+    """Places every site in the original form: the original model's own names, for a denoiser alone."""
+    own = _original_places(sites, family)
+    if missing := [site.name for site in sites if site.name not in own]:
+        raise InputError(f"the original form has no name for {missing[0]}; use the kohya or diffusers form")
+    return {name: replace(rows, module=f"diffusion_model.{rows.module}") for name, rows in own.items()}
 
 
-def _is_of(rows: Rows, family: LoraFamily) -> bool:
-    shared = rows.module.startswith("final_layer.")
-    return shared or family not in (FLUX, SD3) or rows.module.startswith(_FLUXS) == (family is FLUX)
+def _original_places(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
+    """Places the sites that the original model of a family has."""
+    layers = per_block(sites)
+    made: dict[str, Rows] = {}
+    for site in sites:
+        for name, rows in original_rows(site, layers):
+            if name == family.name:
+                made.setdefault(site.name, rows)
+    return made
 
 
 def left_out_by(sites: Iterable[Site]) -> dict[str, str]:
@@ -204,10 +246,11 @@ def lookup(sites: Sequence[Site]) -> tuple[Places, Places]:
     A name without its component may belong to several components: these are alternatives, not parts.
     """
     layers = per_block(sites)
+    sizes = {site.name: site.out_features for site in sites}
     named: Places = {}
     bare: Places = {}
     for site in sites:
-        for rows in _spellings(site, layers):
+        for rows in (*_spellings(site, layers), *_in_diffusers_fused(site, sizes)):
             others = named.setdefault(rows.module, [])
             if rows.total > site.out_features or not others:
                 others.append((site, rows))
@@ -226,12 +269,28 @@ def _spellings(site: Site, layers: int) -> Iterator[Rows]:
             prefixes, own = [*prefixes, "lora_te3_"], "t5xxl"
         prefixes += [f"{prefix}text_model_" for prefix in prefixes]
         dotted.append(f"text_encoders.{own}.transformer.{inner}")
+    elif site.component == "transformer":
+        dotted.append(f"diffusion_model.{inner}")
     for module in dict.fromkeys([*dotted, *(prefix + flat for prefix in prefixes)]):
         yield Rows(module, 0, site.out_features)
-    for rows in () if number else original_rows(site, layers):
+    for rows in () if number else dict.fromkeys(rows for _, rows in original_rows(site, layers)):
         tidy = rows.module.replace(".", "_")
         for module in (rows.module, f"diffusion_model.{rows.module}", f"lora_unet_{tidy}", f"lycoris_{tidy}"):
             yield replace(rows, module=module)
+
+
+def _in_diffusers_fused(site: Site, sizes: Mapping[str, int]) -> Iterator[Rows]:
+    """Yields the rows of q, k or v where a trainer has fused diffusers' layers: `to_qkv`, `to_added_qkv`."""
+    found = re.fullmatch(r"transformer\.(.+\.)(to_|add_)([qkv])(_proj)?", site.name)
+    if not found:
+        return
+    stem, verb, letter, end = found.groups(default="")
+    widths = [sizes.get(f"transformer.{stem}{verb}{one}{end}", 0) for one in "qkv"]
+    if all(widths):
+        module = f"{stem}{'to_added_qkv' if end else 'to_qkv'}"
+        rows = Rows(module, sum(widths[: "qkv".index(letter)]), sum(widths))
+        for name in (module, f"transformer.{module}", f"lycoris_{module.replace('.', '_')}"):
+            yield replace(rows, module=name)
 
 
 def plain(module: str) -> str:

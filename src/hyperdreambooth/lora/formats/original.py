@@ -1,8 +1,8 @@
-"""The names of layers in the original models (Stability's, Black Forest Labs'), which kohya's form uses.
+"""The names of layers in the original models, which kohya's form uses; `blocks` has those of transformers.
 
-Where an original model has one layer for several of diffusers' (the fused q, k, v of Flux and SD3), a site
-owns some consecutive rows of that layer. In the last modulation of a stream, diffusers has the two halves of
-the rows the other way round (`AdaLayerNormContinuous`: scale before shift).
+Where an original model has one layer for several of diffusers' (the fused q, k, v of most transformers), a
+site owns some consecutive rows of that layer. In the last modulation of a stream, diffusers has the two
+halves of the rows the other way round (`AdaLayerNormContinuous`: scale before shift).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hyperdreambooth.lora.formats.blocks import PLACES
 from hyperdreambooth.shapes import Site
 
 
@@ -30,40 +31,6 @@ class Rows:
         return up.roll(len(up) // 2, 0) if self.swapped else up
 
 
-# A layer of a block for picture and text: its name in diffusers, in Flux's own model and in SD3's.
-_JOINT = (
-    (r"attn\.to_([qkv])", "img_attn.qkv", "x_block.attn.qkv"),
-    (r"attn2\.to_([qkv])", None, "x_block.attn2.qkv"),
-    (r"attn\.add_([qkv])_proj", "txt_attn.qkv", "context_block.attn.qkv"),
-    (r"attn\.to_out\.0", "img_attn.proj", "x_block.attn.proj"),
-    (r"attn2\.to_out\.0", None, "x_block.attn2.proj"),
-    (r"attn\.to_add_out", "txt_attn.proj", "context_block.attn.proj"),
-    (r"ff\.net\.0\.proj", "img_mlp.0", "x_block.mlp.fc1"),
-    (r"ff\.net\.2", "img_mlp.2", "x_block.mlp.fc2"),
-    (r"ff_context\.net\.0\.proj", "txt_mlp.0", "context_block.mlp.fc1"),
-    (r"ff_context\.net\.2", "txt_mlp.2", "context_block.mlp.fc2"),
-    (r"norm1\.linear", "img_mod.lin", "x_block.adaLN_modulation.1"),
-    (r"norm1_context\.linear", "txt_mod.lin", "context_block.adaLN_modulation.1"),
-)
-_SINGLE = (
-    (r"(?:attn\.to_([qkv])|proj_(mlp))", "linear1", None),
-    (r"proj_out", "linear2", None),
-    (r"norm\.linear", "modulation.lin", None),
-)
-# A layer outside of the blocks: in diffusers, in Flux and in SD3.
-_AROUND = {
-    "x_embedder": ("img_in", None),
-    "pos_embed.proj": (None, "x_embedder.proj"),
-    "context_embedder": ("txt_in", "context_embedder"),
-    "time_text_embed.timestep_embedder.linear_1": ("time_in.in_layer", "t_embedder.mlp.0"),
-    "time_text_embed.timestep_embedder.linear_2": ("time_in.out_layer", "t_embedder.mlp.2"),
-    "time_text_embed.text_embedder.linear_1": ("vector_in.in_layer", "y_embedder.mlp.0"),
-    "time_text_embed.text_embedder.linear_2": ("vector_in.out_layer", "y_embedder.mlp.2"),
-    "time_text_embed.guidance_embedder.linear_1": ("guidance_in.in_layer", None),
-    "time_text_embed.guidance_embedder.linear_2": ("guidance_in.out_layer", None),
-    "norm_out.linear": ("final_layer.adaLN_modulation.1", "final_layer.adaLN_modulation.1"),
-    "proj_out": ("final_layer.linear", "final_layer.linear"),
-}
 # The U-Net's layers outside of its blocks, and those of a ResNet block.
 _UNET_AROUND = {
     "conv_in": "input_blocks.0.0", "conv_out": "out.2",
@@ -87,44 +54,37 @@ def per_block(sites: Iterable[Site]) -> int:
     return max((int(match[1]) for match in found if match), default=2)
 
 
-def original_rows(site: Site, layers: int) -> Iterator[Rows]:
-    """Yields a denoiser's site in the original model, the likeliest name first; nothing if that lacks it.
+def original_rows(site: Site, layers: int) -> Iterator[tuple[str, Rows]]:
+    """Yields a denoiser's site in original models, each with its family, the likeliest name first.
 
-    A transformer's layer gets Flux's name and SD3's, of which a writer chooses one by the family.
+    The family of a U-Net's layer is `sdxl`: the trainers of older U-Nets know diffusers' names. Several
+    families have a transformer's layer, of which a writer chooses that of its base.
+
+    Args:
+        site: a layer of a U-Net or of a transformer.
+        layers: in each block of a U-Net, see `per_block`.
     """
     inner = site.name.partition(".")[2]
     if site.component == "unet":
         for module in _unet(inner, layers):
-            yield Rows(module, 0, site.out_features)
+            yield "sdxl", Rows(module, 0, site.out_features)
         return
-    block = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", inner)
-    if block is None:
-        for module in filter(None, _AROUND.get(inner, ())):
-            yield Rows(module, 0, site.out_features, inner == "norm_out.linear")
-        return
-    single, number, layer = block.groups()
-    for pattern, flux, sd3 in _SINGLE if single else _JOINT:
-        if found := re.fullmatch(pattern, layer):
-            letter = next((part for part in found.groups() if part), "")
-            for blocks, name in (
-                ("single_blocks" if single else "double_blocks", flux),
-                ("joint_blocks", sd3),
-            ):
-                if name:
-                    yield _rows_of(f"{blocks}.{number}.{name}", letter, site)
+    number = re.search(r"\.(\d+)\.", inner)
+    name = re.sub(r"\.\d+\.", ".*.", inner, count=1)
+    for family, module, part in PLACES.get(name, ()):
+        yield family, _rows_of(module.replace("*", number[1] if number else ""), part, site)
 
 
-def _rows_of(module: str, letter: str, site: Site) -> Rows:
+def _rows_of(module: str, part: int, site: Site) -> Rows:
     """Returns the rows of q, k or v, which follow each other, or of the MLP after them in `linear1`."""
-    if not letter:
-        # the last context block has a scale and a shift only, which diffusers has the other way round
-        last = (
-            module.endswith("context_block.adaLN_modulation.1") and site.out_features == 2 * site.in_features
-        )
-        return Rows(module, 0, site.out_features, last)
+    if part < 0:
+        # the last context block has a scale and a shift only, like the final layer
+        two = site.out_features == 2 * site.in_features
+        ends = ("final_layer.adaLN_modulation.1", "context_block.adaLN_modulation.1")
+        return Rows(module, 0, site.out_features, two and module.endswith(ends))
     wide = module.endswith("linear1")
     hidden = site.in_features if wide else site.out_features
-    return Rows(module, ("q", "k", "v", "mlp").index(letter) * hidden, hidden * (7 if wide else 3))
+    return Rows(module, part * hidden, hidden * (7 if wide else 3))
 
 
 def _unet(inner: str, layers: int) -> Iterator[str]:

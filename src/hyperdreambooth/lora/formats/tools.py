@@ -1,8 +1,8 @@
 """What other tools load of a LoRA file, and at what strength, by the rules of their own loaders.
 
-The rules were read in the source of ComfyUI (2026, `comfy/lora.py`), A1111 1.10, Forge (June 2025) and
-kohya's sd-scripts (February 2026); `diffusers_rules` has those of diffusers. They need neither the tool nor a
-base: a file's keys decide.
+The rules were read in the source of ComfyUI (August 2026, `comfy/lora.py`), A1111 1.10, Forge (June 2025) and
+kohya's sd-scripts (February 2026), for the newest four families of kohya's musubi-tuner (June 2026);
+`diffusers_rules` has those of diffusers. They need neither the tool nor a base: a file's keys decide.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from hyperdreambooth.lora.formats.diffusers_rules import by_diffusers, strength_in_diffusers
-from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
+from hyperdreambooth.lora.formats.layers import Layer, LoraKeys, Reads, strength
 
 _UNET = ("unet projection", "unet rest", "unet edge", "unet condition")
 _OLD = ("unet processor", "unet rest", "unet edge", "unet condition")
@@ -40,6 +40,21 @@ _JOINT_SD3: Reads = dict.fromkeys(
     ("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"), _JOINT
 )
 
+_ZIMAGE = ("zimage split", "zimage", "sd3 edge")
+_ZIMAGE_OWN = ("zimage fused", "zimage", "sd3 edge", "joint edge")
+_FLUX2_OWN = (*_FLUX, "flux2 edge")
+_FLUX2 = ("joint", "flux2 joint", "joint edge", "context")
+_QWEN = ("joint", "qwen", "joint edge", "flux edge")
+_KREA2 = ("joint", "krea2 joint", "krea2 qkv", "flux edge", "sd3 edge")
+_LATER_PREFIXES = ("transformer.", "lycoris_", "")
+
+
+def _both(own: Sequence[str], diffusers: Sequence[str]) -> Reads:
+    """ComfyUI's rule for the newest families: the original model's names, and diffusers'."""
+    reads = dict.fromkeys(_LATER_PREFIXES, diffusers)
+    return {**reads, "lora_unet_": own, "diffusion_model.": (*own, *diffusers)}
+
+
 _A1111_UNET = ("unet projection", "unet rest", "unet edge", *_SGM)
 _KOHYA_UNET = ("unet projection", "unet rest")
 
@@ -50,6 +65,10 @@ READS: Mapping[str, Mapping[str, Reads]] = {
         "SDXL": {**_COMFY_UNET, **_COMFY_CLIPS, **_COMFY_NAMED},
         "SD3": {**_COMFY_SD3, **_JOINT_SD3, **_COMFY_CLIPS, **_COMFY_NAMED},
         "Flux": {**_COMFY_CLIP, **_COMFY_FLUX, **_COMFY_NAMED, "": _JOINT},
+        "Z-Image": _both(_ZIMAGE_OWN, _ZIMAGE),
+        "FLUX.2": {**_both(_FLUX2_OWN, _FLUX2), "lora_transformer_": _FLUX2},
+        "Qwen-Image": _both(_QWEN, _QWEN),
+        "Krea 2": _both(("krea2",), _KREA2),
     },
     "A1111": {
         "SD 1.5": {"lora_unet_": _A1111_UNET, "lora_te_": ("clip",), "lora_te1_": ("clip",)},
@@ -72,6 +91,10 @@ READS: Mapping[str, Mapping[str, Reads]] = {
             "lora_unet_": _SD3, "lora_te1_": ("clip",), "lora_te2_": ("clip",), "lora_te3_": ("t5",),
         },
         "Flux": {"lora_unet_": _FLUX, "lora_te1_": ("clip",), "lora_te3_": ("t5",)},
+        "Z-Image": {"lora_unet_": _ZIMAGE},
+        "FLUX.2": {"lora_unet_": _FLUX2_OWN},
+        "Qwen-Image": {"lora_unet_": _QWEN},
+        "Krea 2": {"lora_unet_": ("krea2",)},
     },
 }  # fmt: skip
 """Tool → family → what it reads. A tool that cannot load the family has no entry for it."""
@@ -92,7 +115,10 @@ _KINDS: Mapping[str, Sequence[str]] = {
     "Forge": ("lora", "dora", "loha", "lokr", "difference"),
     "A1111": ("lora", "dora", "loha", "lokr", "difference"),
     "kohya": ("lora", "dora"),
+    "musubi-tuner": ("lora", "dora", "loha", "lokr"),
 }
+_MUSUBI = ("Z-Image", "FLUX.2", "Qwen-Image", "Krea 2")
+"""The families that kohya's musubi-tuner trains, and sd-scripts does not."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +181,17 @@ def _by_names(tool: str, file: LoraKeys) -> tuple[list[Layer], str]:
     reads = READS[tool].get(file.family)
     if reads is None:
         return [], f"{tool} cannot load {file.family}"
-    loaded = [layer for layer in file.layers if _known(tool, layer, reads)]
+    kinds = _KINDS["musubi-tuner" if tool == "kohya" and file.family in _MUSUBI else tool]
+    loaded = [layer for layer in file.layers if _known(tool, layer, reads, kinds)]
     if tool == "A1111":
         loaded = _a1111_layers(file, loaded)
     return loaded, _REFUSALS[tool](file, loaded)
 
 
-def _known(tool: str, layer: Layer, reads: Reads) -> bool:
+def _known(tool: str, layer: Layer, reads: Reads, kinds: Sequence[str]) -> bool:
     """Returns whether a tool knows the module's name and the kind of adapter."""
     named = layer.naming in reads.get(layer.prefix, ())
-    return named and layer.kind in _KINDS[tool] and (not layer.down or layer.up in _PAIRS[tool])
+    return named and layer.kind in kinds and (not layer.down or layer.up in _PAIRS[tool])
 
 
 def _note(tool: str, loaded: Sequence[Layer]) -> str:
@@ -201,7 +228,7 @@ def _refused_by_a1111(file: LoraKeys, loaded: Sequence[Layer]) -> str:
     reads = READS["A1111"][file.family]
     odd = (
         layer for layer in file.layers
-        if layer.naming in reads.get(layer.prefix, ()) and not _known("A1111", layer, reads)
+        if layer.naming in reads.get(layer.prefix, ()) and not _known("A1111", layer, reads, _KINDS["A1111"])
     )  # fmt: skip
     return f"its loader stops at {key}" if (key := next((layer.module for layer in odd), "")) else ""
 
@@ -218,7 +245,7 @@ def _read_keys(layer: Layer) -> int:
 
 
 def _refused_by_kohya(file: LoraKeys, loaded: Sequence[Layer]) -> str:
-    if file.family not in UNETS and any(layer.alpha is None for layer in loaded):
+    if file.family in ("SD3", "Flux") and any(layer.alpha is None for layer in loaded):
         return "it needs an `.alpha` tensor for every layer"
     return ""
 

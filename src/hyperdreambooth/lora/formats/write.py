@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from hyperdreambooth.files import InputError, save_tensors, whole_file
 from hyperdreambooth.lora.formats.filename import check_name
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
+    BASE_NAME,
     LoraInfo,
     content_hash,
     kohya_fields,
@@ -33,6 +34,7 @@ from hyperdreambooth.lora.formats.names import (
     kernel_of,
     kohya_rows,
     left_out_by,
+    original_rows_of,
 )
 from hyperdreambooth.lora.formats.original import Rows
 from hyperdreambooth.lora.formats.peft import ADAPTER_METADATA
@@ -40,7 +42,7 @@ from hyperdreambooth.lora.formats.read import Matrices, read_lora
 from hyperdreambooth.lora.relax import padded, relative_distance
 from hyperdreambooth.shapes import Factors, Site
 
-Form = Literal["diffusers", "kohya"]
+Form = Literal["diffusers", "kohya", "original"]
 
 TOLERANCE = 1e-5  # relative, of a site's ΔW as read back from what was written
 ROUNDING = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -55,7 +57,8 @@ def write_lora(
     Args:
         path: a `.safetensors` file, of a name that diffusers does not ignore.
         factors: one identity, down `(1, r, i)` and up `(1, o, r)`; smaller ranks are zero-padded.
-        form: `diffusers` for `pipe.load_lora_weights`, `kohya` for ComfyUI, A1111 and Forge.
+        form: `diffusers` for `pipe.load_lora_weights`, `kohya` for ComfyUI, A1111 and Forge, `original` for
+            tools that know the original model's names only; it has no alpha, at which some readers stop.
         info: what the header says about the adapter, and the family of its base.
         dtype: number format in the file; refused if it cannot hold a number, or only with a large error.
     """
@@ -64,19 +67,21 @@ def write_lora(
     family = check_form(sites, form, info.family)
     flat = _flatten(factors, dtype)
     rank = len(next(iter(flat.values()))[0])
-    make = _diffusers_tensors if form == "diffusers" else _kohya_tensors
-    tensors = make(flat, sites, family)
+    tensors = _MAKE[form](flat, sites, family)
     digest = content_hash(tensors)
     metadata = model_spec(info, family, "diffusers" if form == "diffusers" else family.origin, digest)
     if form == "diffusers":
         metadata[ADAPTER_METADATA] = peft_config(sites, rank)
-    else:
+    if form == "kohya":
         metadata |= kohya_fields(info, family, path.stem, rank, digest)
-    if info.base_fingerprint:
-        metadata[BASE_FINGERPRINT] = info.base_fingerprint
+    metadata |= {name: value for name, value in _origin(info).items() if value}
     with whole_file(path) as temporary:
         save_tensors(temporary, tensors, metadata)
         _check(temporary, flat, sites)
+
+
+def _origin(info: LoraInfo) -> dict[str, str]:
+    return {BASE_FINGERPRINT: info.base_fingerprint, BASE_NAME: info.base}
 
 
 def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:
@@ -92,7 +97,7 @@ def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily
 
     Args:
         sites: the layers that a file is to change.
-        form: `diffusers` or `kohya`; other forms name no layers.
+        form: `diffusers`, `kohya` or `original`; other forms name no layers.
         family: name of the base's family; where nobody knows it, the layers have to show it.
 
     Returns:
@@ -102,6 +107,8 @@ def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily
         InputError: a layer without a name, or layers that several families have.
     """
     found = family_of(sites, family)
+    if form == "original":
+        original_rows_of(sites, found)
     if form == "kohya":
         kohya_rows(sites, found)
         for tools, layer in left_out_by(sites).items():
@@ -169,18 +176,35 @@ def _shaped(site: Site, family: LoraFamily, down: Tensor, up: Tensor) -> tuple[T
 
 
 def _kohya_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for module, (down, up) in _placed(flat, sites, family, kohya_rows(sites, family)).items():
+        tensors |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
+        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # in float32: bfloat16 counts to 256
+    return tensors
+
+
+def _original_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for module, (down, up) in _placed(flat, sites, family, original_rows_of(sites, family)).items():
+        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    return tensors
+
+
+_MAKE = {"diffusers": _diffusers_tensors, "kohya": _kohya_tensors, "original": _original_tensors}
+
+
+def _placed(
+    flat: Matrices, sites: list[Site], family: LoraFamily, places: Mapping[str, Rows]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns the layers of the original model, some of which are several sites: module → down, up."""
     members: defaultdict[str, list[tuple[Rows, Tensor, Tensor]]] = defaultdict(list)
-    places = kohya_rows(sites, family)
     for site in sites:
         rows = places[site.name]
         down, up = _shaped(site, family, *flat[site.name])
         members[rows.module].append((rows, down, rows.turned(up)))
-    tensors: dict[str, Tensor] = {}
-    for module, shares in members.items():
-        down, up = _fused(sorted(shares, key=lambda share: share[0].start))
-        tensors |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
-        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # in float32: bfloat16 counts to 256
-    return tensors
+    return {
+        module: _fused(sorted(shares, key=lambda share: share[0].start)) for module, shares in members.items()
+    }
 
 
 def _fused(shares: list[tuple[Rows, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
