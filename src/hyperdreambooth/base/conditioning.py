@@ -15,6 +15,7 @@ from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.cache import cached_rows
+from hyperdreambooth.storage import Store
 
 _TOGETHER = 32  # captions encoded in one call
 
@@ -89,7 +90,7 @@ class Conditioner:
     """
 
     def __init__(
-        self, base: Base, captions: Iterable[str], text_worn: bool, cache: Path | None = None
+        self, base: Base, captions: Iterable[str], text_worn: bool, cache: Path | Store | None = None
     ) -> None:
         known = sorted(set(captions))
         self._base, self._text_worn, self._cache = base, text_worn, cache

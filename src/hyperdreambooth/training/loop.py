@@ -28,6 +28,7 @@ from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 from hyperdreambooth.schedule import learning_rate
+from hyperdreambooth.storage import Store
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.looks import Look, Looks
 from hyperdreambooth.training.plateau import DRAWS, Plateau
@@ -108,7 +109,7 @@ def train(
     *,
     title: str = "finetune",
     judged: Sequence[Sequence[Shots]] = (),
-    cache: Path | None = None,
+    cache: Path | Store | None = None,
     callback: Callback | None = None,
     look: Look | None = None,
 ) -> Outcome:
