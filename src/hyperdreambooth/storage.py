@@ -79,17 +79,21 @@ class Store:
             FileNotFoundError: there is no such file.
         """
         paths = [self._path(name) for name, _, _ in pieces]
+        starts = [start or None for _, start, _ in pieces]  # stores refuse the range 0- of an empty file
         ends = [None if length < 0 else start + length for _, start, length in pieces]
         with self._reached():
-            return self._files.cat_ranges(paths, [start for _, start, _ in pieces], ends, on_error="raise")
+            return self._files.cat_ranges(paths, starts, ends, on_error="raise")
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, whole; it replaces one of that name."""
         if self.local is not None:
             write_bytes(self.local / name, content)
             return
-        with self._reached():
-            self._files.pipe_file(self._path(name), content)
+        try:
+            with self._reached():
+                self._files.pipe_file(self._path(name), content)
+        except FileNotFoundError as error:
+            raise InputError(f"{self}: {first_line(error)}; make it first, or use another place") from None
 
     def add(self, prefix: str, content: bytes, suffix: str = ".safetensors") -> str:
         """Writes a file that is named by its content, if it is not there yet, and returns the name."""
@@ -109,10 +113,10 @@ class Store:
 
     @contextmanager
     def _reached(self) -> Generator[None]:
-        """Turns errors of a store's own client into an `OSError` that names the place."""
+        """Turns all errors of a store's own client, except a missing file, into one that names the place."""
         try:
             yield
-        except (OSError, InputError):
+        except (FileNotFoundError, NotADirectoryError):
             raise
         except Exception as error:
             if self.local is not None:
@@ -133,6 +137,6 @@ def _file_system(place: str) -> tuple[Any, str]:
         return url_to_fs(place, use_listings_cache=False)
     except ImportError as error:
         hint = f"pip install {_PACKAGES[protocol]}" if protocol in _PACKAGES else first_line(error)
-        raise InputError(f"{place}: {protocol}:// needs a package that is not installed; {hint}") from None
+        raise InputError(f"{place}: {protocol}:// needs a package that is not there; {hint}") from None
     except ValueError as error:
         raise InputError(f"{place}: expected a folder or a URL ({first_line(error)})") from None
