@@ -50,7 +50,7 @@ def write(place: str, said: Path, groups: list[int], die_at: int, environ: dict[
 
 
 def at_once(place: str, home: Path, writers: int, each: int) -> tuple[set[int], list[int]]:
-    """Runs writers that share groups with their neighbours; every second is killed. Returns what they said."""
+    """Runs writers that share groups with their neighbours; every second is killed. Returns all said groups."""
     started: list[Any] = []
     for k in range(writers):
         groups, die_at = [k * (each - 2) + j for j in range(each)], 3 + k if k % 2 else 0

@@ -64,10 +64,8 @@ class Index:
         """Returns the names of some entries, or of all."""
         starts = np.concatenate([[0], self.ends[:-1]]) if len(self) else self.ends
         chosen = slice(None) if entries is None else entries
-        text, spans = (
-            memoryview(self.text),
-            zip(starts[chosen].tolist(), self.ends[chosen].tolist(), strict=True),
-        )
+        text: memoryview = self.text.data
+        spans = zip(starts[chosen].tolist(), self.ends[chosen].tolist(), strict=True)
         return [str(text[start:end], "utf-8", "surrogatepass") for start, end in spans]
 
     def to_bytes(self) -> bytes:
