@@ -132,7 +132,7 @@ def _open(shard: Path) -> tuple[list[str], Rows] | None:
 
 def _shards(store: Store) -> Iterator[tuple[str, list[str], Rows]]:
     """Yields all readable shards in the order of their file names."""
-    for shard in store.names(suffix=".safetensors"):
+    for shard in store.names(".safetensors"):
         if not (store.here / shard).exists():
             _fetch(store, shard)
         if opened := _open(store.here / shard):

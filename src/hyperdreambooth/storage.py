@@ -51,12 +51,12 @@ class Store:
         name = hashlib.sha256(self._place.rstrip("/").encode()).hexdigest()[:32]
         return self.local or cache_home() / "stores" / name
 
-    def names(self, prefix: str = "", suffix: str = "") -> list[str]:
-        """Returns the sorted names of the files that begin and end so; hidden ones are no files yet."""
+    def names(self, suffix: str = "") -> list[str]:
+        """Returns the sorted names of the files that end so; hidden ones are no files yet."""
         with self._reached(), suppress(FileNotFoundError, NotADirectoryError):
             paths: list[str] = self._files.ls(self._root, detail=False)
             found = (path.rstrip("/").replace("\\", "/").rpartition("/")[2] for path in paths)
-            return sorted(n for n in found if n[:1] != "." and n.startswith(prefix) and n.endswith(suffix))
+            return sorted(n for n in found if n[:1] != "." and n.endswith(suffix))
         return []
 
     def exists(self, name: str) -> bool:
@@ -95,9 +95,9 @@ class Store:
         except FileNotFoundError as error:
             raise InputError(f"{self}: {first_line(error)}; make it first, or use another place") from None
 
-    def add(self, prefix: str, content: bytes, suffix: str = ".safetensors") -> str:
+    def add(self, content: bytes, suffix: str = ".safetensors") -> str:
         """Writes a file that is named by its content, if it is not there yet, and returns the name."""
-        name = f"{prefix}{digest(content).hex()}{suffix}"
+        name = f"{digest(content).hex()}{suffix}"
         if self.local is None or not (self.local / name).exists():
             self.write(name, content)
         return name

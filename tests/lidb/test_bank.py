@@ -41,12 +41,14 @@ def filled(folder: Path) -> Bank:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*"))
+    return sorted((folder / "shards").glob("[!.]*"))
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """All files except those that hidden names mark as unfinished."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()
+    }
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_killed_in_the_middle_of_an_append(
 
 def test_a_half_written_file_goes_when_nobody_can_be_writing_it(tmp_path: Path) -> None:
     filled(tmp_path / "bank")
-    old, new = (tmp_path / "bank" / f".shard-{k}.abc.tmp.safetensors" for k in "ab")
+    old, new = (tmp_path / "bank" / "shards" / f".{k}.abc.tmp.safetensors" for k in "ab")
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
@@ -231,9 +233,9 @@ def damage(folder: Path, pattern: str, text: str | None) -> None:
         ("manifest.json", "{", "expected a JSON file"),
         ("start.safetensors", None, "no such file"),
         ("start.safetensors", "rubbish", "not a whole safetensors file"),
-        ("index-*", "rubbish", "does not fit its name"),
-        ("shard-*", None, "no such file"),
-        ("shard-*", "rubbish", "ends too early"),
+        ("index/*", "rubbish", "does not fit its name"),
+        ("shards/*", None, "no such file"),
+        ("shards/*", "rubbish", "too short"),
     ],
 )
 def test_a_damaged_bank_is_one_clear_line(tmp_path: Path, pattern: str, text: str | None, words: str) -> None:
@@ -276,7 +278,7 @@ def test_rows_come_in_any_order_and_in_blocks(tmp_path: Path, monkeypatch: pytes
         assert torch.equal(one.numbers(names), wanted)
         assert torch.equal(torch.cat([*one.blocks(names, 13)]), wanted)
         assert torch.equal(one.numbers(), torch.stack([known[name] for name in sorted(known)]))
-    assert len([*(tmp_path / "bank").glob("index-*")]) <= 5  # not nine: a writer merges its own
+    assert len([*(tmp_path / "bank" / "index").iterdir()]) <= 5  # not nine: a writer merges its own
 
 
 def test_a_start_of_other_size_is_refused(tmp_path: Path) -> None:

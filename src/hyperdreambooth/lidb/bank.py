@@ -1,10 +1,10 @@
 """A bank: the pre-optimised numbers of many people, on a disk or in an object store, whole after any kill.
 
 `manifest.json`, which is written last, and `start.safetensors` say how the numbers were made. The numbers are
-in `shard-….safetensors`, one file for each call of `append`, and `index-….safetensors` says who is where
-(index.py). Both are named by their content and never change, so any number of processes may append to a bank
-at once, without a lock: the index of the bank is the union of all index files. A shard is written before its
-index, so whoever is in the index can be read. A shard without one is left over from a kill and does no harm.
+in `shards/`, one file for each call of `append`, and the files in `index/` say who is where (index.py). Both
+are named by their content and never change, so any number of processes may append to a bank at once, without
+a lock: the index of the bank is the union of all index files. A shard is written before its index, so whoever
+is in the index can be read. A shard that no index names is left over from a kill and does no harm.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Bank:
     def __init__(self, store: Store, manifest: dict[str, Any], start: Tensor) -> None:
         self.store, self.manifest, self.start = store, manifest, start
         self.layout = Layout.from_json(manifest["layout"])
+        self._shards, self._index = store / "shards", store / "index"
         self.refresh()
 
     @staticmethod
@@ -115,17 +116,17 @@ class Bank:
 
     def refresh(self) -> None:
         """Reads the index again, and so finds whom other processes have added."""
-        self._indexes, self._mine = [_read_index(self.store)[0]], list[str]()
+        self._indexes, self._mine = [_read_index(self._index)[0]], list[str]()
 
     def compact(self) -> None:
         """Makes one file of all index files, whoever wrote them; others may append meanwhile.
 
         The same people in the same groups give the same files, however many processes wrote them.
         """
-        index, names = _read_index(self.store)
+        index, names = _read_index(self._index)
         if len(names) > 1:
-            one = self.store.add("index-", index.to_bytes())
-            self.store.delete([name for name in names if name != one])  # all that they say is in the one
+            one = self._index.add(index.to_bytes())
+            self._index.delete([name for name in names if name != one])  # all that they say is in the one
         self._indexes, self._mine = [index], []
 
     def append(self, ids: Sequence[str], numbers: Tensor, figures: Figures = _NO_FIGURES) -> None:
@@ -146,7 +147,7 @@ class Bank:
             names = ", ".join(bad[:5])
             raise InputError(f"{self.store}: the training of {names} diverged; lower the learning rate")
         content = _packed({"numbers": rows, **columns}, {"identities": json.dumps(list(ids))})
-        self.store.add("shard-", content)
+        self._shards.add(content)
         self._extend(index_of(ids, digest(content), _offset(content)))
 
     def _extend(self, index: Index) -> None:
@@ -159,9 +160,9 @@ class Bank:
             parts.append(self._indexes.pop())
             replaced.append(self._mine.pop())
         whole = merged(parts)
-        self._mine.append(self.store.add("index-", whole.to_bytes()))
+        self._mine.append(self._index.add(whole.to_bytes()))
         self._indexes.append(whole)
-        self.store.delete(replaced)
+        self._index.delete(replaced)
 
     def numbers(self, ids: Sequence[str] | None = None) -> Tensor:
         """Returns the numbers `(n, P)` of some identities, or of all in the order of `identities`.
@@ -205,12 +206,12 @@ class Bank:
             for at, first in [divmod(int(run[0]), 2**32)]
         ]
         try:
-            read = self.store.pieces(pieces)
+            read = self._shards.pieces(pieces)
         except FileNotFoundError as error:
             raise InputError(f"{self.store}: no such file ({error}); make the bank again") from None
         for (shard, _, length), content in zip(pieces, read, strict=True):
             if len(content) != length:
-                raise InputError(f"{self.store}: {shard} is damaged, it ends too early; make the bank again")
+                raise InputError(f"{self._shards}: {shard} is damaged (too short); make the bank again")
         found = torch.frombuffer(bytearray(b"".join(read)), dtype=torch.float32).view(-1, self.layout.size)
         if not found.isfinite().all():
             raise InputError(f"{self.store}: a shard holds NaN or infinite numbers; make the bank again")
@@ -226,7 +227,7 @@ class Bank:
             here = entries >= 0
             used, shard = np.unique(index.shard[entries[here]], return_inverse=True)
             place[here], row[here] = shard + len(shards), index.row[entries[here]]
-            shards += [f"shard-{index.digests[k].tobytes().hex()}.safetensors" for k in used]
+            shards += [f"{index.digests[k].tobytes().hex()}.safetensors" for k in used]
             offsets.append(index.offsets[used])
         if (unknown := np.flatnonzero(place < 0)).size:
             raise InputError(f"{self.store}: {self._unknown(names[int(unknown[0])])}")
@@ -283,7 +284,7 @@ def _offset(content: bytes) -> int:
 def _read_index(store: Store) -> tuple[Index, list[str]]:
     """Returns the union of all index files, and their names."""
     for _ in range(100):  # a file may vanish between the list and the reading, but then a larger one is there
-        names = store.names("index-")
+        names = store.names(".safetensors")
         with suppress(FileNotFoundError):
             contents = store.pieces([(name, 0, -1) for name in names])
             parts = [_index(store, *one) for one in zip(names, contents, strict=True)]
@@ -294,7 +295,7 @@ def _read_index(store: Store) -> tuple[Index, list[str]]:
 def _index(store: Store, name: str, content: bytes) -> Index:
     """Reads one index file, which must hold what its name says."""
     try:
-        if name != f"index-{digest(content).hex()}.safetensors":
+        if name != f"{digest(content).hex()}.safetensors":
             raise ValueError("its content does not fit its name")
         return Index.from_bytes(content)
     except ValueError as error:
@@ -303,7 +304,7 @@ def _index(store: Store, name: str, content: bytes) -> Index:
 
 def _clear(store: Store) -> None:
     """Deletes the half-written files that a killed process left long ago; others may write at this moment."""
-    for left in store.local.glob(".*.tmp*") if store.local else ():
+    for left in store.local.rglob(".*.tmp*.safetensors") if store.local else ():
         with suppress(OSError):
             if left.is_file() and time.time() - left.stat().st_mtime > _OLD:
                 discard(left)
