@@ -143,6 +143,12 @@ def run_folder(out: Path) -> None:
     check_run(out)
 
 
+def run_events(run: Store) -> None:
+    """Refuses a folder in which no run has written its events."""
+    if not any((run.here / part / "events.jsonl").is_file() for part in (".", "run")):
+        raise InputError(f"{run}: expected the --out of a run, found no events.jsonl in it")
+
+
 def result_of(command: str) -> Check:
     """Returns the check of a folder that may hold the command's own report only: another would be lost."""
 

@@ -96,7 +96,8 @@ def train(training: Training, state: State, worn: Worn, first: int) -> None:
     totals = torch.zeros(_FIGURES, device=training.base.device)
     norm: Any = None
     shown = dict[str, float]()
-    with Progress("train", config.steps, first) as bar:
+    events = training.run.events if accelerator.is_main_process else None
+    with Progress("train", config.steps, first, events) as bar:
         for step in range(first, config.steps):
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(group["peak_lr"], step, config.steps, warmup=config.warmup)

@@ -134,22 +134,26 @@ def preoptimize(
     size = config.identities_per_batch
     groups = [missing[at : at + size] for at in range(0, len(missing), size)]
     prior = class_shots(base, config) if groups else []
-    for k, group in enumerate(groups, start=1):
-        began = time.monotonic()
-        members: list[tuple[Photo, ...]] = [people[name] for name in group]
-        shots, judged = shots_of(base, members, config, prior, cache)
-        # named by its photos: a leftover of other people is never taken for this group's checkpoint
-        folder = work / "groups" / digest((group, inputs_of(base, members, config)))
-        title = f"preoptimize {k}/{len(groups)}"
-        numbers, outcome = train_group(stage, shots, judged, Run(folder, config), title=title, cache=cache)
-        tenth = max(1, len(outcome.history) // 10)
-        figures = {
-            "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
-        }  # fmt: skip
-        bank.append(group, numbers, figures)
-        means = {name: column.mean().item() for name, column in figures.items()}
-        run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
-        discard(folder)
+    with run.events.running("preoptimize", len(people), len(people) - len(missing)):
+        for k, group in enumerate(groups, start=1):
+            began = time.monotonic()
+            members: list[tuple[Photo, ...]] = [people[name] for name in group]
+            shots, judged = shots_of(base, members, config, prior, cache)
+            # named by its photos: a leftover of other people is never taken for this group's checkpoint
+            folder = work / "groups" / digest((group, inputs_of(base, members, config)))
+            title = f"preoptimize {k}/{len(groups)}"
+            numbers, outcome = train_group(
+                stage, shots, judged, Run(folder, config), title=title, cache=cache
+            )
+            tenth = max(1, len(outcome.history) // 10)
+            figures = {
+                "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
+            }  # fmt: skip
+            bank.append(group, numbers, figures)
+            means = {name: column.mean().item() for name, column in figures.items()}
+            run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
+            run.events.add("unit", done=len(people) - len(missing) + k * size, people=len(group))
+            discard(folder)
     discard(work / "groups")
     bank.compact()
     return bank

@@ -144,7 +144,7 @@ def train(
     with (
         trainable.on(base) as put,
         base.training(config.checkpointing),
-        Progress(title, config.last) as bar,
+        Progress(title, config.last, events=run and run.events) as bar,
     ):
         watch = None
         if look is not None:
