@@ -36,7 +36,7 @@ def run(words: list[str], seconds: float | None = None) -> bool:
 
 def weights(folder: Path) -> dict[str, bytes]:
     """Returns the files that must be the same, byte for byte."""
-    files = sorted([*folder.glob("shard-*.safetensors"), *folder.glob("model.safetensors")])
+    files = sorted([*folder.glob("shards/*.safetensors"), *folder.glob("model.safetensors")])
     return {file.name: file.read_bytes() for file in files}
 
 

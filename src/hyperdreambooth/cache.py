@@ -1,7 +1,8 @@
-"""A cache on disk for the outputs of frozen models, which never change for the same photo or caption.
+"""A cache for the outputs of frozen models, which never change for the same photo or caption.
 
 A folder holds shards of rows, each row named by the hash of its input. Shards appear whole and never change,
 so many processes may fill a folder. Its name must contain all else that rows depend on (weights, size, …).
+A folder in an object store is mirrored on this machine's disk: each shard is fetched and uploaded once.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hyperdreambooth.files import save_tensors
+from hyperdreambooth.files import save_tensors, write_bytes
 from hyperdreambooth.progress import Progress
+from hyperdreambooth.storage import Store
 
 Rows: TypeAlias = dict[str, Tensor]
 """Name → tensor; the first axis of all of them has the same length."""
@@ -29,7 +31,7 @@ BATCHES = 16  # batches in one shard: 20,000 photos make 40 files and 40 writes 
 def cached_rows(
     names: Sequence[str],
     encode: Callable[[list[int]], Mapping[str, Tensor]],
-    folder: Path,
+    folder: Path | Store,
     batch: int = 32,
     title: str = "encode",
 ) -> Rows:
@@ -40,12 +42,13 @@ def cached_rows(
 
     `names` are hashes of the inputs; a repeated one is encoded once. `encode` maps positions to their rows.
     """
-    if (found := _open_exact(folder, names)) is not None:
+    store = Store(folder)
+    if (found := _fetch_exact(store, names)) is not None:
         return found
     places = {name: place for place, name in reversed(list(enumerate(names)))}
     known = {
         name: {key: tensor[at] for key, tensor in rows.items()}
-        for _, inside, rows in _shards(folder)
+        for _, inside, rows in _shards(store)
         for at, name in enumerate(inside)
         if name in places
     }
@@ -58,15 +61,15 @@ def cached_rows(
                 waiting.append((part, encode(part)))
                 bar.update(len(part))
                 if len(waiting) == BATCHES:
-                    known |= _write(folder, names, waiting)
+                    known |= _write(store, names, waiting)
         finally:  # one broken photo must not cost the rows of the others
-            known |= _write(folder, names, waiting)
+            known |= _write(store, names, waiting)
     merged = {key: torch.stack([known[name][key] for name in names]) for key in known[names[0]]}
-    return _merge(folder, names, merged) if len(places) > batch else merged
+    return _merge(store, names, merged) if len(places) > batch else merged
 
 
 def _write(
-    folder: Path, names: Sequence[str], waiting: list[tuple[list[int], Mapping[str, Tensor]]]
+    store: Store, names: Sequence[str], waiting: list[tuple[list[int], Mapping[str, Tensor]]]
 ) -> dict[str, Rows]:
     """Writes the waiting batches as one shard, empties the list, and returns name → row of every tensor."""
     if not waiting:
@@ -74,28 +77,45 @@ def _write(
     chosen = [names[place] for part, _ in waiting for place in part]
     made = {key: torch.cat([rows[key].detach().cpu() for _, rows in waiting]) for key in waiting[0][1]}
     waiting.clear()
-    made = _save(folder, chosen, made)
+    made = _save(store, chosen, made)
     return {name: {key: rows[at] for key, rows in made.items()} for at, name in enumerate(chosen)}
 
 
-def _shard(folder: Path, names: Sequence[str]) -> Path:
-    """Returns the path of a shard, which follows from its names: equal rows are written to the same file."""
-    return folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.safetensors"
+def _shard(names: Sequence[str]) -> str:
+    """Returns the name of a shard, which follows from its rows' names: equal rows go to the same file."""
+    return f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.safetensors"
 
 
-def _save(folder: Path, names: Sequence[str], rows: Rows) -> Rows:
+def _save(store: Store, names: Sequence[str], rows: Rows) -> Rows:
     """Writes a shard and returns its rows, mapped, so that they need not stay in memory."""
+    shard = store.here / _shard(names)
     try:
-        save_tensors(_shard(folder, names), rows, {_NAMES: " ".join(names)})
+        save_tensors(shard, rows, {_NAMES: " ".join(names)})
     except PermissionError:  # Windows does not replace a mapped file, but then it should hold the same rows
-        if (_open_exact(folder, names) or {}).keys() != rows.keys():
+        if (_open_exact(shard, names) or {}).keys() != rows.keys():
             raise
-    return _open_exact(folder, names) or rows
+    if store.local is None:
+        store.write(shard.name, shard.read_bytes())
+    return _open_exact(shard, names) or rows
 
 
-def _open_exact(folder: Path, names: Sequence[str]) -> Rows | None:
-    """Returns the rows of the shard of exactly these names; None if it is missing or damaged."""
-    found = _open(_shard(folder, names))
+def _fetch_exact(store: Store, names: Sequence[str]) -> Rows | None:
+    """Returns the rows of the shard of exactly these names, from an object store if it is not here yet."""
+    shard = _shard(names)
+    if store.local is None and not (store.here / shard).exists() and store.exists(shard):
+        _fetch(store, shard)
+    return _open_exact(store.here / shard, names)
+
+
+def _fetch(store: Store, shard: str) -> None:
+    """Copies a shard from an object store to this machine, unless another process has just removed it."""
+    with suppress(FileNotFoundError):
+        write_bytes(store.here / shard, store.read(shard))
+
+
+def _open_exact(shard: Path, names: Sequence[str]) -> Rows | None:
+    """Returns the rows of a shard if it holds exactly these names; None if it is missing or damaged."""
+    found = _open(shard)
     return found[1] if found is not None and found[0] == list(names) else None
 
 
@@ -110,19 +130,23 @@ def _open(shard: Path) -> tuple[list[str], Rows] | None:
     return None
 
 
-def _shards(folder: Path) -> Iterator[tuple[Path, list[str], Rows]]:
+def _shards(store: Store) -> Iterator[tuple[str, list[str], Rows]]:
     """Yields all readable shards in the order of their file names."""
-    for shard in sorted(folder.glob("[!.]*.safetensors")):
-        if opened := _open(shard):
+    for shard in store.names(".safetensors"):
+        if not (store.here / shard).exists():
+            _fetch(store, shard)
+        if opened := _open(store.here / shard):
             yield shard, *opened
 
 
-def _merge(folder: Path, names: Sequence[str], rows: Rows) -> Rows:
+def _merge(store: Store, names: Sequence[str], rows: Rows) -> Rows:
     """Writes one shard, removes those whose rows are all in it, and returns the memory-mapped rows."""
-    merged = _save(folder, names, rows)
+    merged = _save(store, names, rows)
     covered = set(names)
-    for shard, inside, _ in _shards(folder):
+    for shard, inside, _ in _shards(Store(store.here)):
         if covered > set(inside):  # a strict superset, or two processes would remove each other's shard
             with suppress(OSError):  # Windows keeps a file that another process has mapped
-                shard.unlink()
+                (store.here / shard).unlink()
+            if store.local is None:
+                store.delete([shard])
     return merged

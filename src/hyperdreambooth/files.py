@@ -163,7 +163,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Self
+from contextlib import ExitStack
+from typing import Any, Self
 
 import rich.progress
 from rich.console import Console
+
+from hyperdreambooth.events import Events
 
 EVERY = 10.0  # seconds between log records
 
@@ -22,16 +25,20 @@ logger = logging.getLogger("hyperdreambooth")
 class Progress:
     """A bar on standard error or lines in the log, as a context manager.
 
-    The total is None if it is unknown, and `done` steps are those that a resumed job has behind it.
+    The total is None if it is unknown, and `done` steps are those that a resumed job has behind it. `events`
+    are those of a run that should say how far it is.
     """
 
-    def __init__(self, name: str, total: int | None, done: int = 0) -> None:
+    def __init__(self, name: str, total: int | None, done: int = 0, events: Events | None = None) -> None:
         self.name, self.total, self.done = name, total, done
+        self._events, self._frame = events, ExitStack()
         self._first, self._values = done, ""
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Self:
         self._start = self._logged = time.monotonic()
+        if self._events is not None:
+            self._frame.enter_context(self._events.running(self.name, self.total, self.done))
         console = Console(stderr=True)
         if console.is_terminal and logger.level <= logging.INFO:
             columns = [*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn()]
@@ -44,6 +51,8 @@ class Progress:
     def start_at(self, done: int) -> None:
         """Counts from the steps that a resumed job has behind it."""
         self.done = self._first = done
+        if self._events is not None and done:
+            self._events.add("progress", done=done)
         self.update(0)
 
     def update(self, steps: int = 1, **values: float | str) -> None:
@@ -52,6 +61,8 @@ class Progress:
         if values:
             texts = {name: v if isinstance(v, str) else f"{float(v):.4g}" for name, v in values.items()}
             self._values = " ".join(f"{name} {text}" for name, text in texts.items())
+        if self._events is not None:
+            self._events.progress(self.done, values=self._values)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, values=self._values)
         elif time.monotonic() - self._logged >= EVERY and self.done != self.total:
@@ -67,7 +78,10 @@ class Progress:
         parts = (f"{self.name} {self.done}{total}", f"{seconds:.0f} s", speed, self._values)
         logger.info(", ".join(filter(None, parts)))
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        if self._events is not None:
+            self._events.add("progress", done=self.done, values=self._values)
+        self._frame.__exit__(*error)
         if self._bar is not None:
             self._bar.stop()
         else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from hyperdreambooth.events import Events
 from hyperdreambooth.files import (
     InputError,
     check_writable,
@@ -30,6 +31,7 @@ from hyperdreambooth.files import (
     whole_folder,
     write_json,
 )
+from hyperdreambooth.trackers import track
 
 if TYPE_CHECKING:  # torch takes seconds, which the check of a run folder need not take
     import torch
@@ -140,7 +142,9 @@ def check_run(folder: Path) -> None:
 
 
 class Run:
-    """A run folder: config.json, environment.json, log.jsonl, checkpoint-STEP/. The same command resumes it.
+    """A run folder: config.json, environment.json, log.jsonl, events.jsonl, checkpoint-STEP/.
+
+    The same command resumes it. Trackers that `HDB_TRACKERS` names get every line of the log (trackers.py).
 
     A folder of another config is refused, and one of other `inputs`: fingerprints of base and photos.
     """
@@ -155,6 +159,7 @@ class Run:
             advice = "use another --out or delete the folder"
             raise InputError(f"{self.folder}: a run of another config ({'; '.join(differing)}); {advice}")
         write_json(self.folder / "environment.json", environment())
+        self.events = Events(self.folder / "events.jsonl")
         log = self.folder / "log.jsonl"
         if log.exists() and log.read_bytes()[-1:] not in (b"", b"\n"):  # a kill cut off the last line
             with log.open("a", encoding="utf-8") as lines:
@@ -167,6 +172,7 @@ class Run:
         file = self.folder / "log.jsonl"
         with room_for(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
+        track(self.folder, step, numbers)
 
     def save(self, step: int, state: Mapping[str, Any], keep: int = 2) -> None:
         """Writes the checkpoint of a step, then deletes all but the newest `keep`.
@@ -177,6 +183,7 @@ class Run:
         with whole_folder(self.folder / f"checkpoint-{step}") as folder:
             write_json(folder / "tree.json", _pack(state, tensors))
             save_tensors(folder / "tensors.safetensors", tensors)
+        self.events.add("checkpoint", step=step)
         older = [number for number in self._steps() if number <= step]
         for number in self._steps():  # a later one is unreadable, or this run would have resumed from it
             if number not in older[:keep]:

@@ -25,7 +25,7 @@ from kills import run_killed
 
 PROMPTS = ["--prompt", "a photo of a [V] face, smiling", "--prompt", "a [V] face in a red hat"]
 RUN = [*PROMPTS, "--steps", 3, *QUICK, "--device", "cpu", "--set", "save_every=2"]
-VOLATILE = {"report.json", "log.jsonl", "environment.json"}  # they hold times
+VOLATILE = {"report.json", "log.jsonl", "events.jsonl", "environment.json"}  # they hold times
 
 
 @pytest.fixture(scope="session")

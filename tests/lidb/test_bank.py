@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import small
 import torch
 
 from hyperdreambooth.files import InputError, load_tensors
-from hyperdreambooth.lidb import bank as bank_module
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import seeded_basis
 from hyperdreambooth.lidb.file import check_fits
 from hyperdreambooth.lidb.weights import start
+from hyperdreambooth.storage import Store
 
 LAYOUT = small.layout()
 START = start(LAYOUT, 0)
@@ -39,6 +40,17 @@ def filled(folder: Path) -> Bank:
     return bank
 
 
+def shards_of(folder: Path) -> list[Path]:
+    return sorted((folder / "shards").glob("[!.]*"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files except those that hidden names mark as unfinished."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()
+    }
+
+
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     filled(tmp_path / "bank")
     bank = Bank.open(tmp_path / "bank")
@@ -49,8 +61,9 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert torch.equal(bank.numbers(), torch.stack([first[1], second[0], first[0]]))
     assert torch.equal(bank.numbers(["bob", "ana", "bob"]), torch.stack([second[0], first[1], second[0]]))
     assert bank.numbers([]).shape == (0, LAYOUT.size)
-    figures = load_tensors(tmp_path / "bank/shard-00000.safetensors")[0]["figure.loss"]
-    assert torch.equal(figures, torch.tensor([0.5, 0.25], dtype=torch.float64))
+    shards = [load_tensors(path) for path in shards_of(tmp_path / "bank")]
+    figures = {facts["identities"]: tensors["figure.loss"].tolist() for tensors, facts in shards}
+    assert figures == {'["cleo", "ana"]': [0.5, 0.25], '["bob"]': [0.125]}
     assert (
         torch.equal(bank.start, START) and bank.layout == LAYOUT and bank.manifest["config"]["steps"] == 300
     )
@@ -121,39 +134,64 @@ class Killed(BaseException):
     """Stands for kill -9: nobody catches it."""
 
 
-@pytest.mark.parametrize("victim", ["save_tensors", "write_json"])
+def killed_at(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Kills before the n-th change of the folder: a file that appears or one that is deleted."""
+    count = 0
+    for name in ("write", "delete"):
+        real = getattr(Store, name)
+
+        def instead(*words: Any, real: Any = real) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Killed
+            return real(*words)
+
+        patch.setattr(Store, name, instead)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_killed_in_the_middle_of_an_append(
-    tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the shard or between shard and index: nobody half-visible, and the orphan is overwritten."""
+    """Before the shard, before the index, before older index files go: all of the group or nobody."""
     bank = filled(tmp_path / "bank")
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bank_module, victim, killed)
-        with pytest.raises(Killed):
-            bank.append(["dan"], torch.full((1, LAYOUT.size), 7.0))
-    assert (tmp_path / "bank/shard-00002.safetensors").exists() == (victim == "write_json")
-    (tmp_path / "bank/.shard-00002.abc.tmp.safetensors").write_bytes(b"half")
-    assert "dan" not in bank
+    dan = torch.full((1, LAYOUT.size), 7.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(number, patch)
+        bank.append(["dan"], dan)
     again = Bank.create(tmp_path / "bank", manifest(), START)
-    assert again.identities == ["ana", "bob", "cleo"] and not list((tmp_path / "bank").glob(".*"))
+    assert again.identities == ["ana", "bob", "cleo", *(["dan"] if number == 3 else [])]
+    assert len(shards_of(tmp_path / "bank")) == (2 if number == 1 else 3)
+    if "dan" not in again:  # the run again makes the same shard
+        again.append(["dan"], dan)
     again.append(["eve"], torch.full((1, LAYOUT.size), 3.0))
+    again.compact()
     reopened = Bank.open(tmp_path / "bank")
-    assert reopened.identities == ["ana", "bob", "cleo", "eve"] and (reopened.numbers(["eve"]) == 3).all()
-    assert len(list((tmp_path / "bank").glob("shard-*"))) == 3
+    assert reopened.identities == ["ana", "bob", "cleo", "dan", "eve"]
+    assert (reopened.numbers(["dan", "eve"])[:, 0].tolist()) == [7, 3]
+
+    whole = filled(tmp_path / "whole")
+    whole.append(["dan"], dan)
+    whole.append(["eve"], torch.full((1, LAYOUT.size), 3.0))
+    whole.compact()
+    assert content(tmp_path / "whole") == content(tmp_path / "bank")
+
+
+def test_a_half_written_file_goes_when_nobody_can_be_writing_it(tmp_path: Path) -> None:
+    filled(tmp_path / "bank")
+    old, new = (tmp_path / "bank" / "shards" / f".{k}.abc.tmp.safetensors" for k in "ab")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert len(Bank.create(tmp_path / "bank", manifest(), START)) == 3
+    assert not old.exists() and new.exists()
 
 
 def test_killed_while_being_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bank_module, "write_json", killed)
-        with pytest.raises(Killed):
-            Bank.create(tmp_path / "bank", manifest(), start(LAYOUT, 1))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(2, patch)
+        Bank.create(tmp_path / "bank", manifest(), start(LAYOUT, 1))
     with pytest.raises(InputError, match="expected a bank"):
         Bank.open(tmp_path / "bank")
     assert torch.equal(Bank.create(tmp_path / "bank", manifest(), START).start, START)
@@ -178,35 +216,69 @@ def test_what_cannot_be_appended(tmp_path: Path) -> None:
     assert Bank.open(tmp_path / "bank").identities == ["ana", "bob", "cleo"]
 
 
-def damage(folder: Path, name: str, text: str | None) -> None:
+def damage(folder: Path, pattern: str, text: str | None) -> None:
+    path = sorted(folder.glob(pattern))[-1]
     if text is None:
-        (folder / name).unlink()
+        path.unlink()
     else:
-        (folder / name).write_text(text)
+        path.write_text(text)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("pattern", "text", "words"),
     [
         ("manifest.json", None, "expected a bank"),
         ("manifest.json", "{}", "no readable layout"),
         ("manifest.json", "[1]", "no readable layout"),
         ("manifest.json", "{", "expected a JSON file"),
         ("start.safetensors", None, "no such file"),
-        ("index.json", "[]", "expected identity"),
-        ("index.json", '{"ana": 3}', "expected identity"),
-        ("index.json", '{"ana": [0, 9]}', "no row 9"),
-        ("index.json", '{"ana": [0, -1]}', "expected identity"),
-        ("shard-00000.safetensors", None, "no such file"),
-        ("shard-00000.safetensors", "rubbish", "safetensors"),
+        ("start.safetensors", "rubbish", "not a whole safetensors file"),
+        ("index/*", "rubbish", "does not fit its name"),
+        ("shards/*", None, "no such file"),
+        ("shards/*", "rubbish", "too short"),
     ],
 )
-def test_a_damaged_bank_is_one_clear_line(tmp_path: Path, name: str, text: str | None, words: str) -> None:
+def test_a_damaged_bank_is_one_clear_line(tmp_path: Path, pattern: str, text: str | None, words: str) -> None:
     filled(tmp_path / "bank")
-    damage(tmp_path / "bank", name, text)
+    damage(tmp_path / "bank", pattern, text)
     with pytest.raises(InputError, match=words) as error:
         Bank.open(tmp_path / "bank").numbers()
     assert "bank" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "bank")
+    for path in shards_of(tmp_path / "bank"):
+        path.write_bytes(path.read_bytes()[:-4] + b"\xff\xff\xff\xff")
+    with pytest.raises(InputError, match="NaN"):
+        Bank.open(tmp_path / "bank").numbers()
+
+
+def test_a_bank_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    """Its people would be missed without a word."""
+    filled(tmp_path / "bank")
+    facts = json.loads((tmp_path / "bank/manifest.json").read_text())
+    (tmp_path / "bank/manifest.json").write_text(json.dumps({**facts, "format": 1}))
+    for opened in (Bank.open, lambda folder: Bank.create(folder, manifest(), START)):
+        with pytest.raises(InputError, match="older version; make the bank again"):
+            opened(tmp_path / "bank")
+
+
+def test_rows_come_in_any_order_and_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of rows, rows twice, rows of several shards and index files: always those of a plain dict."""
+    monkeypatch.setattr("hyperdreambooth.lidb.bank._TOGETHER", 7 * 4 * LAYOUT.size)
+    bank, known = Bank.create(tmp_path / "bank", manifest(), START), dict[str, torch.Tensor]()
+    for group in range(9):
+        names, rows = [f"ü{group}-{k}" for k in range(group + 1)], small.numbers(LAYOUT, group + 1, group)
+        bank.append(names, rows)
+        known |= dict(zip(names, rows, strict=True))
+    names = [sorted(known)[(7 * k * k) % len(known)] for k in range(100)]
+    wanted = torch.stack([known[name] for name in names])
+    for one in (bank, Bank.open(tmp_path / "bank")):
+        assert torch.equal(one.numbers(names), wanted)
+        assert torch.equal(torch.cat([*one.blocks(names, 13)]), wanted)
+        assert torch.equal(one.numbers(), torch.stack([known[name] for name in sorted(known)]))
+    assert len([*(tmp_path / "bank" / "index").iterdir()]) <= 5  # not nine: a writer merges its own
 
 
 def test_a_start_of_other_size_is_refused(tmp_path: Path) -> None:

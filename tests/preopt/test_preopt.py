@@ -167,7 +167,7 @@ def test_who_a_person_is_depends_on_the_photos_alone(micro_photos: Path, tmp_pat
 
 
 def figures(bank: Bank, name: str) -> Tensor:
-    shards = sorted(bank.folder.glob("shard-*"))
+    shards = sorted((bank.folder / "shards").iterdir())
     return torch.cat([load_tensors(shard)[0][f"figure.{name}"] for shard in shards])
 
 

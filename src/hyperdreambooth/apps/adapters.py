@@ -9,7 +9,8 @@ from typer import Argument, Option, echo
 
 from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.checks import Check
-from hyperdreambooth.apps.options import HypernetName, Weights, command
+from hyperdreambooth.apps.options import HypernetName, Weights, command, named_store
+from hyperdreambooth.storage import Store
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter
@@ -47,7 +48,11 @@ def relax(
 @command("hyperdreambooth.apps.settings:NoConfig")
 def export(
     job: Job[NoConfig],
-    source: Annotated[Path, Argument(help="A bank or an adapter file."), Check(checks.adapter_or_bank)],
+    source: Annotated[
+        Store,
+        Argument(help="A bank or an adapter file.", parser=named_store),
+        Check(checks.adapter_or_bank),
+    ],
     out: Annotated[Path, Option(help="The folder for the files."), checks.result_of("export")],
     identity: Annotated[str | None, Option(help="The person to export from a bank.")] = None,
     form: Annotated[
@@ -74,10 +79,10 @@ def export(
         )
     with job.stage("load"):
         base = load(job.base)
-        if source.is_dir():
+        if source.local is None or source.local.is_dir():
             adapter = _from_bank(source, identity, base)
         else:
-            adapter = open_adapter(source, base, hypernet)
+            adapter = open_adapter(source.local, base, hypernet)
     with job.stage("write"):
         if form == "merged":
             files = save_pipeline(adapter, out, base, dtype)
@@ -88,7 +93,7 @@ def export(
     print_files(out, files)
 
 
-def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
+def _from_bank(folder: Store, identity: str | None, base: Base) -> Adapter:
     """Takes one identity out of a bank and checks it against the base."""
     from hyperdreambooth.adapter import Adapter, family_name
     from hyperdreambooth.files import InputError
@@ -106,7 +111,7 @@ def _from_bank(folder: Path, identity: str | None, base: Base) -> Adapter:
         raise InputError(f"{folder}: expected seeded aux bases (seed:N), got {source}; make the bank again")
     basis = seeded_basis(layout.sites, layout.down_dim, layout.up_dim, seed)
     lidb = bank.lidb(identity, basis)
-    check_fits(lidb, base.fingerprint, base.sites, basis, folder)
+    check_fits(lidb, base.fingerprint, base.sites, basis, str(folder))
     return Adapter.from_lidb(lidb, basis, family_name(base))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from hyperdreambooth.files import InputError, check_writable, read_json
+from hyperdreambooth.storage import Store
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,18 @@ def adapters(files: Path | Sequence[Path]) -> None:
             raise broken_tensors(file, str(error)) from None
 
 
-def bank(folder: Path) -> None:
+def bank(store: Store) -> None:
     """Refuses what is no bank's folder."""
-    if not (folder / "manifest.json").is_file():
-        raise InputError(f"{folder}: expected a bank, found no manifest.json; make one with hdb preoptimize")
+    if not store.exists("manifest.json"):
+        raise InputError(f"{store}: expected a bank, found no manifest.json; make one with hdb preoptimize")
 
 
-def adapter_or_bank(source: Path) -> None:
+def adapter_or_bank(source: Store) -> None:
     """Refuses what is neither an adapter's file nor a bank's folder."""
-    if source.is_dir():
+    if source.local is None or source.local.is_dir():
         bank(source)
     else:
-        adapters(source)
+        adapters(source.local)
 
 
 def hypernet(name: str) -> None:
@@ -129,11 +130,23 @@ def output_folder(out: Path) -> None:
     check_writable(out)
 
 
+def output_store(out: Store) -> None:
+    """Refuses a file, and a folder on a disk that cannot be written to."""
+    if out.local is not None:
+        output_folder(out.local)
+
+
 def run_folder(out: Path) -> None:
     """Refuses a folder that cannot hold a run, see `runs.check_run`."""
     from hyperdreambooth.runs import check_run
 
     check_run(out)
+
+
+def run_events(run: Store) -> None:
+    """Refuses a folder in which no run has written its events."""
+    if not any((run.here / part / "events.jsonl").is_file() for part in (".", "run")):
+        raise InputError(f"{run}: expected the --out of a run, found no events.jsonl in it")
 
 
 def result_of(command: str) -> Check:

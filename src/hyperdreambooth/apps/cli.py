@@ -26,6 +26,7 @@ from hyperdreambooth.apps import (
     plan,
     prepare,
     training,
+    watch,
 )
 from hyperdreambooth.files import DiskFull, InputError
 
@@ -137,8 +138,8 @@ def configure(
 for command in (
     inference.demo, prepare.prepare, inference.personalize, inference.predict, adapters.relax,
     training.finetune, inference.generate, adapters.export, adapters.merge, inspect.inspect,
-    training.dreambooth, training.preoptimize, training.train, evaluate.evaluate, doctor.doctor,
-    plan.plan,
+    training.dreambooth, training.preoptimize, training.train, evaluate.evaluate, watch.watch, plan.plan,
+    doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")

@@ -21,6 +21,8 @@ from typer import Argument, BadParameter, Option
 
 from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.checks import Check, checks_of
+from hyperdreambooth.files import InputError
+from hyperdreambooth.storage import Store
 
 if TYPE_CHECKING:
     from hyperdreambooth.apps.settings import Job
@@ -41,6 +43,15 @@ def named_path(text: str) -> Path:
     if not text:
         raise BadParameter("expected a file or a folder, got ''")
     return Path(text)
+
+
+def named_store(text: str) -> Store:
+    """Opens a folder or the URL of an object store."""
+    named_path(text)
+    try:
+        return Store(text)
+    except InputError as error:
+        raise BadParameter(str(error)) from None
 
 
 ConfigFile = Annotated[
@@ -74,6 +85,11 @@ People = Annotated[
 ]
 Weights = Annotated[
     list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
+]
+BankStore = Annotated[
+    Store | None,
+    Option("--bank", help="The bank that preoptimize made.", parser=named_store, metavar="PLACE"),
+    Check(checks.bank),
 ]
 Workers = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
 

@@ -14,13 +14,16 @@ from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.adapters import LoraFile, LoraForm
 from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
+    BankStore,
     HypernetName,
     People,
     Photos,
     as_recommended,
     command,
     named_path,
+    named_store,
 )
+from hyperdreambooth.storage import Store
 
 if TYPE_CHECKING:
     from hyperdreambooth.apps.person_config import ScratchConfig
@@ -106,7 +109,11 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
 def preoptimize(
     job: Job[PreoptConfig],
     photos: People,
-    out: Annotated[Path, Option(help="The bank's folder."), Check(checks.output_folder)],
+    out: Annotated[
+        Store,
+        Option(help="The bank's folder, or its URL in an object store.", parser=named_store, metavar="PLACE"),
+        Check(checks.output_store),
+    ],
 ) -> None:
     """Train the LiDBs of many people into a bank."""
     from hyperdreambooth.apps.loading import load
@@ -116,8 +123,8 @@ def preoptimize(
         base = load(job.base)
     with job.stage("train"):
         bank = run(base, photos, out, job.own)
-    job.report(out, identities=len(bank.identities), numbers=bank.layout.size)
-    echo(f"{out}: {len(bank.identities)} people")
+    job.report(out.here, identities=len(bank), numbers=bank.layout.size)
+    echo(f"{out}: {len(bank)} people")
 
 
 def _complete(job: Job[HypernetConfig], _own: Mapping[str, Any]) -> Job[HypernetConfig]:
@@ -135,7 +142,7 @@ def train(
     job: Job[HypernetConfig],
     photos: People,
     out: Annotated[Path, Option(help="The hypernetwork's folder."), Check(checks.output_folder)],
-    bank: Annotated[Path | None, Option(help="The bank that preoptimize made."), Check(checks.bank)] = None,
+    bank: BankStore = None,
 ) -> None:
     """Train the hypernetwork on photos of many people.
 

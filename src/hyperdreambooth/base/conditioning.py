@@ -21,6 +21,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.readers import readers_of
 from hyperdreambooth.base.text import REMEMBERED
 from hyperdreambooth.cache import cached_rows
+from hyperdreambooth.storage import Store
 
 _TOGETHER = 32  # captions encoded in one call
 
@@ -97,7 +98,7 @@ class Conditioner:
     """
 
     def __init__(
-        self, base: Base, captions: Iterable[str], text_worn: bool, cache: Path | None = None
+        self, base: Base, captions: Iterable[str], text_worn: bool, cache: Path | Store | None = None
     ) -> None:
         known = sorted(set(captions))
         self._base, self._text_worn, self._cache = base, text_worn, cache

@@ -29,7 +29,16 @@ UNREAD = frozenset({
 })  # fmt: skip
 """Pictures that are not read: raw photos of cameras, and what few tools write."""
 # what `prepare` and computers put into folders of photos themselves
-_OWN = {SHEET, "report.json", "config.json", "environment.json", "log.jsonl", "thumbs.db", "desktop.ini"}
+_OWN = {
+    SHEET,
+    "report.json",
+    "config.json",
+    "environment.json",
+    "log.jsonl",
+    "events.jsonl",
+    "thumbs.db",
+    "desktop.ini",
+}
 _NAMED = 3  # notes that a warning names; `prepare` reports all
 
 

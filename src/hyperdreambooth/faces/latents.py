@@ -16,6 +16,7 @@ from hyperdreambooth.cache import Rows, cached_rows
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
+from hyperdreambooth.storage import Store
 
 FORMAT = 3  # raise it when open_photo or to_pixels change
 
@@ -38,7 +39,7 @@ def cached_photos(
     photos: Sequence[Photo],
     size: int,
     encode: Callable[[Tensor], Rows],
-    cache: Path,
+    cache: Path | Store,
     key: str,
     batch: int = 32,
 ) -> Rows:

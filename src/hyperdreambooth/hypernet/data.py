@@ -25,6 +25,7 @@ from hyperdreambooth.faces.latents import cached_photos, encoder_key
 from hyperdreambooth.hypernet.encoder import Encoder
 from hyperdreambooth.hypernet.familiar import Familiar, familiar_of
 from hyperdreambooth.runs import rng
+from hyperdreambooth.storage import Store
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class TrainingBatch:
 
 
 def load_faces(
-    people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str, cache: Path,
-    text_worn: bool,
+    people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str,
+    cache: Path | Store, text_worn: bool,
 ) -> Faces:  # fmt: skip
     """Encodes all photos, or reads them from the cache. Each photo is decoded once for latents and features.
 

@@ -215,6 +215,5 @@ def _photos_fingerprint(people: Mapping[str, tuple[Photo, ...]]) -> str:
 
 def _targets_fingerprint(targets: Targets) -> str:
     """Returns sixteen hex digits of start, scale and targets, which change when a bank grows."""
-    tensors = (targets.mean, targets.spread, targets.numbers)
-    content = b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
-    return hashlib.sha256(targets.layout.fingerprint.encode() + content).hexdigest()[:16]
+    content = b"".join(tensor.contiguous().numpy().tobytes() for tensor in (targets.mean, targets.spread))
+    return hashlib.sha256((targets.layout.fingerprint + targets.digest).encode() + content).hexdigest()[:16]

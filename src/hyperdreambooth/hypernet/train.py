@@ -27,6 +27,7 @@ from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.schedule import learning_rate
 from hyperdreambooth.shapes import Factors
+from hyperdreambooth.storage import Store
 
 _FIGURES = 6  # sums of loss, denoise, weights and size, covered people, and parts
 
@@ -37,7 +38,7 @@ def train_hypernet(
     photos: str | Path,
     out: str | Path,
     config: HypernetConfig | None = None,
-    bank: Bank | str | Path | None = None,
+    bank: Bank | Store | str | Path | None = None,
     sample: PersonSampler | None = None,
     score: Score | None = None,
 ) -> Predictor:
@@ -51,14 +52,14 @@ def train_hypernet(
         photos: a folder with a subfolder for each person; thousands of people, best with several photos each.
         out: the hypernetwork's folder, which also has `run/` and `cache/`.
         config: all other settings; the default image encoder is fetched from the hub.
-        bank: the pre-optimised LiDBs of some of the people, or their folder: start, scale and targets.
+        bank: the pre-optimised LiDBs of some of the people, or their folder or URL: start, scale and targets.
         sample, score: draw and score validation pictures, see `PersonSampler` and `Score`.
 
     Raises:
         InputError: photos, bank, encoder or settings cannot be used, or `out` holds another training.
     """
     out, config = Path(out), config or HypernetConfig()
-    bank = Bank.open(bank) if isinstance(bank, str | Path) else bank
+    bank = bank if isinstance(bank, Bank | None) else Bank.open(bank)
     accelerator = start_accelerate(base, config)
     try:
         training, state = set_up(base, Path(photos), out, config, bank, accelerator, sample, score)
@@ -95,7 +96,8 @@ def train(training: Training, state: State, worn: Worn, first: int) -> None:
     totals = torch.zeros(_FIGURES, device=training.base.device)
     norm: Any = None
     shown = dict[str, float]()
-    with Progress("train", config.steps, first) as bar:
+    events = training.run.events if accelerator.is_main_process else None
+    with Progress("train", config.steps, first, events) as bar:
         for step in range(first, config.steps):
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(group["peak_lr"], step, config.steps, warmup=config.warmup)
@@ -157,7 +159,7 @@ def known_losses(
     places = [k for k, identity in enumerate(batch.identities) if identity in targets.rows]
     if not places:
         return numbers.new_zeros(()), 0
-    known = targets.numbers[[targets.rows[batch.identities[k]] for k in places]].to(device)
+    known = targets.known([batch.identities[k] for k in places]).to(device)
     losses = weight_loss(network.layout, numbers[places].float(), known, targets.scale.to(device))
     return losses.sum(), len(places)
 

@@ -23,6 +23,7 @@ from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.runs import Run, environment
+from hyperdreambooth.storage import Store
 from hyperdreambooth.training.class_images import class_shots
 from hyperdreambooth.training.loop import Outcome, train
 from hyperdreambooth.training.shots import Shots, digest, inputs_of, shots_of
@@ -106,13 +107,16 @@ def train_group(
 
 
 @alone
-def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptConfig | None = None) -> Bank:
+def preoptimize(
+    base: Base, photos: str | Path, out: str | Path | Store, config: PreoptConfig | None = None
+) -> Bank:
     """Makes or continues a bank; the same call resumes.
 
     Args:
         base: the frozen base.
         photos: a folder with a subfolder for each person. People may be added to a finished bank.
-        out: the folder of the bank, with the log and the cached latents.
+        out: the folder of the bank with the cached latents, on a disk or in an object store (`s3://…`). The
+            log and the checkpoints lie in it too, or for an object store in `HDB_CACHE`.
         config: the settings; a bank made with others is refused.
 
     Returns:
@@ -121,30 +125,36 @@ def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptC
     Raises:
         InputError: unusable photos, a bank of another config or base, or a person whose training diverged.
     """
-    config, out = config or PreoptConfig(), Path(out)
+    config, store = config or PreoptConfig(), Store(out)
+    work, cache = store.here, store / "cache"
     people, stage = read_faces(Path(photos)), prepare(base, config)
-    bank = Bank.create(out, stage.manifest(), stage.start)
-    run = Run(out, config, inputs={**base.run_inputs, "sites": stage.layout.fingerprint})
+    bank = Bank.create(store, stage.manifest(), stage.start)
+    run = Run(work, config, inputs={**base.run_inputs, "sites": stage.layout.fingerprint})
     # groups end in order and whole, so what is missing after a kill falls into the groups of the first call
     missing = [name for name in sorted(people) if name not in bank]
     size = config.identities_per_batch
     groups = [missing[at : at + size] for at in range(0, len(missing), size)]
     prior = class_shots(base, config) if groups else []
-    for k, group in enumerate(groups, start=1):
-        began, cache = time.monotonic(), out / "cache"
-        members: list[tuple[Photo, ...]] = [people[name] for name in group]
-        shots, judged = shots_of(base, members, config, prior, cache)
-        # named by its photos: a leftover of other people is never taken for this group's checkpoint
-        folder = out / "groups" / digest((group, inputs_of(base, members, config)))
-        title = f"preoptimize {k}/{len(groups)}"
-        numbers, outcome = train_group(stage, shots, judged, Run(folder, config), title=title, cache=cache)
-        tenth = max(1, len(outcome.history) // 10)
-        figures = {
-            "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
-        }  # fmt: skip
-        bank.append(group, numbers, figures)
-        means = {name: column.mean().item() for name, column in figures.items()}
-        run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
-        discard(folder)
-    discard(out / "groups")
+    with run.events.running("preoptimize", len(people), len(people) - len(missing)):
+        for k, group in enumerate(groups, start=1):
+            began = time.monotonic()
+            members: list[tuple[Photo, ...]] = [people[name] for name in group]
+            shots, judged = shots_of(base, members, config, prior, cache)
+            # named by its photos: a leftover of other people is never taken for this group's checkpoint
+            folder = work / "groups" / digest((group, inputs_of(base, members, config)))
+            title = f"preoptimize {k}/{len(groups)}"
+            numbers, outcome = train_group(
+                stage, shots, judged, Run(folder, config), title=title, cache=cache
+            )
+            tenth = max(1, len(outcome.history) // 10)
+            figures = {
+                "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
+            }  # fmt: skip
+            bank.append(group, numbers, figures)
+            means = {name: column.mean().item() for name, column in figures.items()}
+            run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
+            run.events.add("unit", done=len(people) - len(missing) + k * size, people=len(group))
+            discard(folder)
+    discard(work / "groups")
+    bank.compact()
     return bank

@@ -24,6 +24,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
+from hyperdreambooth.storage import Store
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.looks import Look, Looks
 from hyperdreambooth.training.plateau import DRAWS, Plateau
@@ -89,7 +90,7 @@ def train(
     *,
     title: str = "finetune",
     judged: Sequence[Sequence[Shots]] = (),
-    cache: Path | None = None,
+    cache: Path | Store | None = None,
     callback: Callback | None = None,
     look: Look | None = None,
     warm: Warm | None = None,
@@ -127,7 +128,7 @@ def train(
     with (
         step.trainable.on(base) as put,
         base.training(config.checkpointing),
-        Progress(title, config.last) as bar,
+        Progress(title, config.last, events=run and run.events) as bar,
     ):
         step.put, step.encode = put, encode
         watch = None

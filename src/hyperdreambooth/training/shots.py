@@ -19,6 +19,7 @@ from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.faces.landmarks import Landmarks, check_face, face_oval, in_square
 from hyperdreambooth.faces.latents import cached_photos, encoder_key
 from hyperdreambooth.files import InputError
+from hyperdreambooth.storage import Store
 from hyperdreambooth.training.config import TrainConfig
 
 _TOGETHER = 8  # images encoded in one call
@@ -114,7 +115,7 @@ def shots_of(
     people: Sequence[Sequence[Photo]],
     config: TrainConfig,
     prior: Sequence[Shots] = (),
-    cache: Path | None = None,
+    cache: Path | Store | None = None,
 ) -> tuple[list[list[Shots]], list[list[Shots]]]:
     """Prepares the photos of people for training.
 
