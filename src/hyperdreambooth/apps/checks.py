@@ -87,6 +87,13 @@ def adapter_or_bank(source: Path) -> None:
         adapters(source)
 
 
+def shard(text: str) -> None:
+    """Refuses what is neither I/N nor merge."""
+    from hyperdreambooth.cluster.shards import Shard
+
+    Shard.parse(text)
+
+
 def hypernet(name: str) -> None:
     """Refuses what is neither a hypernetwork's folder nor a hub id."""
     from hyperdreambooth.hub import is_hub_id

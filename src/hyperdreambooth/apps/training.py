@@ -14,12 +14,15 @@ from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.adapters import LoraFile, LoraForm
 from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
+    Cluster,
     HypernetName,
     People,
     Photos,
+    ShardOf,
     as_recommended,
     command,
     named_path,
+    one_way,
 )
 
 if TYPE_CHECKING:
@@ -102,20 +105,33 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-@command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed")
+@command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed", adjust=one_way)
 def preoptimize(
     job: Job[PreoptConfig],
     photos: People,
     out: Annotated[Path, Option(help="The bank's folder."), Check(checks.output_folder)],
+    cluster: Cluster = None,
+    shard: ShardOf = None,
 ) -> None:
     """Train the LiDBs of many people into a bank."""
+    from hyperdreambooth.apps import elsewhere
     from hyperdreambooth.apps.loading import load
+    from hyperdreambooth.cluster.shards import Shard, forget_shards
     from hyperdreambooth.preopt.bank_training import preoptimize as run
 
     with job.stage("load"):
-        base = load(job.base)
+        base = load(elsewhere.at_home(job.base) if cluster else job.base)
+    if shard and (part := Shard.parse(shard)):
+        people = elsewhere.preoptimize_shard(job, base, photos, out, part)
+        echo(f"{out}: shard {part}, {people} people; merge when all shards are done")
+        return
+    if shard:
+        elsewhere.check_preoptimized(job, base, photos, out)
     with job.stage("train"):
-        bank = run(base, photos, out, job.own)
+        bank = run(
+            base, photos, out, job.own, elsewhere.groups_on_ray(job, out, cluster) if cluster else None
+        )
+    forget_shards(out)
     job.report(out, identities=len(bank.identities), numbers=bank.layout.size)
     echo(f"{out}: {len(bank.identities)} people")
 

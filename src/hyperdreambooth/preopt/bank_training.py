@@ -1,14 +1,16 @@
 """Weight pre-optimisation (paper, section 4.2): one LiDB for every person of a face set, many in one step.
 
 Groups of people go through the loop of `training/loop.py`, all from one shared start, and finished groups are
-appended to a bank. A group keeps checkpoints, so a kill loses at most `save_every` steps of one group.
+appended to a bank. A group keeps checkpoints, so a kill loses at most `save_every` steps of one group. Groups
+may be trained anywhere and in any order: they enter the bank in their own order.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.preopt.config import PreoptConfig
+from hyperdreambooth.preopt.groups import Group, HandOut, Results, Trained
 from hyperdreambooth.runs import Run, environment
 from hyperdreambooth.training.class_images import class_shots
 from hyperdreambooth.training.loop import Outcome, in_half, train
@@ -105,7 +108,13 @@ def train_group(
 
 
 @alone
-def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptConfig | None = None) -> Bank:
+def preoptimize(
+    base: Base,
+    photos: str | Path,
+    out: str | Path,
+    config: PreoptConfig | None = None,
+    hand_out: HandOut | None = None,
+) -> Bank:
     """Makes or continues a bank; the same call resumes.
 
     Args:
@@ -113,6 +122,7 @@ def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptC
         photos: a folder with a subfolder for each person. People may be added to a finished bank.
         out: the folder of the bank, with the log and the cached latents.
         config: the settings; a bank made with others is refused.
+        hand_out: has groups trained elsewhere, see `groups.HandOut`; None to train them here, one by one.
 
     Returns:
         The bank with every person of `photos`.
@@ -123,27 +133,72 @@ def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptC
     config, out = config or PreoptConfig(), Path(out)
     people, stage = read_faces(Path(photos)), prepare(base, config)
     bank = Bank.create(out, stage.manifest(), stage.start)
-    run = Run(out, config, inputs={**base.run_inputs, "sites": stage.layout.fingerprint})
-    # groups end in order and whole, so what is missing after a kill falls into the groups of the first call
-    missing = [name for name in sorted(people) if name not in bank]
-    size = config.identities_per_batch
-    groups = [missing[at : at + size] for at in range(0, len(missing), size)]
-    prior = class_shots(base, config) if groups else []
-    for k, group in enumerate(groups, start=1):
-        began, cache = time.monotonic(), out / "cache"
-        members: list[tuple[Photo, ...]] = [people[name] for name in group]
-        shots, judged = shots_of(base, members, config, prior, cache)
-        # named by its photos: a leftover of other people is never taken for this group's checkpoint
-        folder = out / "groups" / digest((group, inputs_of(base, members, config)))
-        title = f"preoptimize {k}/{len(groups)}"
-        numbers, outcome = train_group(stage, shots, judged, Run(folder, config), title=title, cache=cache)
+    run = run_of(stage, out)
+    groups = groups_of(stage, people, bank.identities)
+    kept = Results(out / "groups")
+    missing = [group for group in groups if group not in kept]
+    for place, trained in (hand_out or GroupTrainer(stage, out).each)(missing):
+        kept.save(missing[place], trained)
+        _collect(bank, run, kept, groups)
+    _collect(bank, run, kept, groups)
+    discard(kept.folder)
+    return bank
+
+
+def run_of(stage: Stage, out: Path) -> Run:
+    """Opens the run folder of a bank; refuses one of another config or base."""
+    return Run(out, stage.config, inputs={**stage.base.run_inputs, "sites": stage.layout.fingerprint})
+
+
+def groups_of(stage: Stage, people: Mapping[str, Sequence[Photo]], there: Collection[str]) -> list[Group]:
+    """Returns the people who are not there yet in groups, which are the same wherever they are trained."""
+    missing, size = sorted(people.keys() - set(there)), stage.config.identities_per_batch
+    parts = [missing[at : at + size] for at in range(0, len(missing), size)]
+    return [_group(stage, {name: tuple(people[name]) for name in part}) for part in parts]
+
+
+def _group(stage: Stage, people: Mapping[str, tuple[Photo, ...]]) -> Group:
+    """Names a group by its photos, so that what is left over of other people is never taken for its own."""
+    names, photos = tuple(people), tuple(people.values())
+    return Group(names, photos, digest(([*names], inputs_of(stage.base, photos, stage.config))))
+
+
+def _collect(bank: Bank, run: Run, kept: Results, groups: list[Group]) -> None:
+    """Moves results into the bank, in the order of the groups: so all banks of these people are the same."""
+    while groups and groups[0] in kept:
+        trained = kept.read(group := groups.pop(0))
+        bank.append(group.names, trained.numbers, trained.figures)
+        means = {name: column.mean().item() for name, column in trained.figures.items()}
+        run.log(len(bank), identities=len(group.names), **means, seconds=trained.seconds)
+        kept.discard(group)
+
+
+class GroupTrainer:
+    """Trains groups, one after another, on one base. What a group becomes depends on nothing else."""
+
+    def __init__(self, stage: Stage, out: Path, checkpoints: bool = True) -> None:
+        """Keeps latents in `out/cache` and, if asked to, the checkpoints of an unfinished group."""
+        self._stage, self._out, self._checkpoints = stage, out, checkpoints
+
+    @cached_property
+    def _prior(self) -> list[Shots]:
+        return class_shots(self._stage.base, self._stage.config)
+
+    def each(self, groups: Sequence[Group]) -> Iterator[tuple[int, Trained]]:
+        """Trains the groups in turn; yields the place of each and what it became."""
+        for k, group in enumerate(groups):
+            yield k, self(group, f"preoptimize {k + 1}/{len(groups)}")
+
+    def __call__(self, group: Group, title: str = "preoptimize") -> Trained:
+        """Trains one group."""
+        stage, cache, began = self._stage, self._out / "cache", time.monotonic()
+        base, config = stage.base, stage.config
+        with base.lock:
+            shots, judged = shots_of(base, group.photos, config, self._prior, cache)
+            run = Run(self._out / "groups" / group.key, config) if self._checkpoints else None
+            numbers, outcome = train_group(stage, shots, judged, run, title=title, cache=cache)
         tenth = max(1, len(outcome.history) // 10)
         figures = {
             "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
         }  # fmt: skip
-        bank.append(group, numbers, figures)
-        means = {name: column.mean().item() for name, column in figures.items()}
-        run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
-        discard(folder)
-    discard(out / "groups")
-    return bank
+        return Trained(numbers, figures, round(time.monotonic() - began, 3))
