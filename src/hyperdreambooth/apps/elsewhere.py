@@ -5,26 +5,31 @@ A recipe is called once in each worker, loads what stays warm, and returns what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from hyperdreambooth.apps.evaluate import protocol_of
 from hyperdreambooth.apps.loading import load
 from hyperdreambooth.apps.settings import BaseConfig, Job
 from hyperdreambooth.base.load import Base
-from hyperdreambooth.cluster.on_ray import OnRay
+from hyperdreambooth.cluster.on_ray import OnRay, Recipe
 from hyperdreambooth.cluster.shards import Shard, check_shards
-from hyperdreambooth.faces.dataset import read_faces
+from hyperdreambooth.evaluate.config import EvaluateConfig
+from hyperdreambooth.evaluate.protocol import Protocol
+from hyperdreambooth.faces.dataset import Photo, read_faces
+from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.preopt.bank_training import GroupTrainer, groups_of, prepare, run_of
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.preopt.groups import Group, HandOut, Results
 
 
-def at_home(config: BaseConfig) -> BaseConfig:
-    """Returns the base's config for the process that only hands out: it leaves the GPUs to the workers."""
-    return config.model_copy(update={"device": "cpu"})
+def at_home(job: Job[Any]) -> Job[Any]:
+    """Returns the job for the process that only hands out: it leaves the GPUs to the workers."""
+    return replace(job, base=job.base.model_copy(update={"device": "cpu"}))
 
 
 def settings_of(job: Job[Any]) -> Mapping[str, Any]:
@@ -74,3 +79,58 @@ def _open(
     there = Bank.open(out).identities if (out / "manifest.json").is_file() else ()
     run_of(stage, out)
     return stage, groups_of(stage, people, there), Results(out / "groups")
+
+
+Part: TypeAlias = tuple[str, tuple[str, ...]]
+"""A row of an experiment, and the people who are made together."""
+
+
+def evaluator(
+    job: Job[EvaluateConfig],
+    people: Mapping[str, Sequence[Photo]],
+    out: Path,
+    adapter: Path | None,
+    hypernet: str | None,
+) -> Callable[[Part], list[Path]]:
+    """The recipe of `evaluate`: makes a part's pictures and scores."""
+    protocol = protocol_of(job, people, out, adapter, hypernet)
+    return lambda part: protocol.part(*part)
+
+
+def _parts(protocol: Protocol) -> list[Part]:
+    return [(row, who) for row in protocol.methods for who in protocol.parts(row)]
+
+
+def _key(part: Part) -> str:
+    row, who = part
+    return f"{row}: {', '.join(who)}"
+
+
+def evaluate_on_ray(job: Job[EvaluateConfig], protocol: Protocol, recipe: Recipe, address: str) -> None:
+    """Has all parts made; the protocol then finds their pictures and scores."""
+    parts = _parts(protocol)
+    results = OnRay(address, job.base.device)(recipe, parts, title="evaluate", size=lambda part: len(part[1]))
+    for _, files in results:
+        check_shared(protocol.out, files)
+
+
+def check_shared(out: Path, files: Iterable[Path]) -> None:
+    """Refuses an output that a worker wrote to its own disk."""
+    if lost := next((file for file in files if not file.is_file()), None):
+        raise InputError(
+            f"{out}: a worker wrote {lost}, which is not here; pass an --out that machines share"
+        )
+
+
+def evaluate_shard(job: Job[EvaluateConfig], protocol: Protocol, shard: Shard) -> int:
+    """Makes the parts of one shard; returns how many there are."""
+    own = shard.part(_parts(protocol))
+    for part in own:
+        protocol.part(*part)
+    shard.record(protocol.out, settings_of(job), [*map(_key, own)])
+    return len(own)
+
+
+def check_evaluated(job: Job[EvaluateConfig], protocol: Protocol) -> None:
+    """Refuses to merge shards of which something is missing."""
+    check_shards(protocol.out, settings_of(job), [*map(_key, _parts(protocol))], lambda _: True)

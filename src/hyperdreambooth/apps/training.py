@@ -120,7 +120,7 @@ def preoptimize(
     from hyperdreambooth.preopt.bank_training import preoptimize as run
 
     with job.stage("load"):
-        base = load(elsewhere.at_home(job.base) if cluster else job.base)
+        base = load((elsewhere.at_home(job) if cluster else job).base)
     if shard and (part := Shard.parse(shard)):
         people = elsewhere.preoptimize_shard(job, base, photos, out, part)
         echo(f"{out}: shard {part}, {people} people; merge when all shards are done")

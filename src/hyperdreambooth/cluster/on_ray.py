@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import socket
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
@@ -230,8 +231,9 @@ def _connected(address: str) -> Generator[Any]:
         yield ray
         return
     try:
+        _knock(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         advice = "start one with: ray start --head; or pass local for this machine alone"
         raise InputError(f"--cluster {address}: no Ray cluster there ({reason}); {advice}") from None
@@ -239,6 +241,13 @@ def _connected(address: str) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Tries whether anybody answers at an address; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ask(ray: Any, device: str) -> dict[str, float]:
