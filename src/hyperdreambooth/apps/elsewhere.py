@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from hyperdreambooth.apps.evaluate import protocol_of
 from hyperdreambooth.apps.loading import load
-from hyperdreambooth.apps.settings import BaseConfig, Job
+from hyperdreambooth.apps.settings import BaseConfig, Job, settings_of
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.cluster.on_ray import OnRay, Recipe
 from hyperdreambooth.cluster.shards import Shard, check_shards
@@ -30,11 +30,6 @@ from hyperdreambooth.preopt.groups import Group, HandOut, Results
 def at_home(job: Job[Any]) -> Job[Any]:
     """Returns the job for the process that only hands out: it leaves the GPUs to the workers."""
     return replace(job, base=job.base.model_copy(update={"device": "cpu"}))
-
-
-def settings_of(job: Job[Any]) -> Mapping[str, Any]:
-    """Returns what all shards of a job have in common."""
-    return {"command": job.command, **job.flat()}
 
 
 def trainer(base: BaseConfig, out: Path, config: PreoptConfig) -> GroupTrainer:

@@ -91,7 +91,7 @@ class OnRay:
         Args:
             recipe: makes a worker ready.
             units: are numbered from 0; they and their results are pickled.
-            ahead: how many units may be given out past the first unfinished one; None for any number.
+            ahead: how many units a worker may be ahead of the first unfinished one; None for any number.
             title: of the progress bar; empty for none.
             size: the steps of the bar that a unit counts for.
 
@@ -101,17 +101,19 @@ class OnRay:
         with _connected(self.address) as ray:
             ask = _ask(ray, self.device)
             crew = _Crew(ray, recipe, ask, len(units) if isinstance(units, Sized) else None)
-            if not crew.room():
+            room = crew.room()
+            if not room:
                 wanted = " and ".join(f"{_RESOURCES[key]}: {count}" for key, count in ask.items())
                 raise InputError(f"--cluster {self.address}: no machine there has {wanted}; add one that has")
+            desk = Desk(units, ahead and ahead * room)
             total = sum(map(size, units)) if isinstance(units, Sequence) else None
             try:
                 if not title:
-                    yield from _results(crew, Desk(units, ahead))
+                    yield from _results(crew, desk)
                     return
                 with Progress(title, total) as bar:
                     sizes = [size(unit) for unit in units]
-                    for number, result in _results(crew, Desk(units, ahead)):
+                    for number, result in _results(crew, desk):
                         bar.update(sizes[number], workers=crew.size)
                         yield number, result
             finally:
