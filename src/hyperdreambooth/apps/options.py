@@ -72,6 +72,11 @@ People = Annotated[
     Argument(help="A folder of photos with one sub-folder a person.", parser=named_path),
     Check(checks.people),
 ]
+SomePhotos = Annotated[
+    list[Path],
+    Argument(help="Photos of one person, or a folder with one sub-folder a person.", parser=named_path),
+    Check(checks.somebody),
+]
 Weights = Annotated[
     list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
 ]
