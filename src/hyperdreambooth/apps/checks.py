@@ -41,6 +41,19 @@ def person(photos: Path | Sequence[Path]) -> None:
         photo.open()
 
 
+def somebody(photos: Sequence[Path]) -> None:
+    """Refuses unusable photos of one person; those of a folder of people are too many to be opened here."""
+    if not are_people(photos):
+        person(photos)
+
+
+def are_people(photos: Sequence[Path]) -> bool:
+    """Returns whether these photos are one folder with a sub-folder for each person."""
+    from hyperdreambooth.faces.dataset import holds_people
+
+    return len(photos) == 1 and holds_people(photos[0])
+
+
 def people(folder: Path) -> None:
     """Refuses what is no folder; the photos in it are too many to be opened here."""
     if not folder.is_dir():
@@ -86,6 +99,13 @@ def adapter_or_bank(source: Store) -> None:
         bank(source)
     else:
         adapters(source.local)
+
+
+def shard(text: str) -> None:
+    """Refuses what is neither I/N nor merge."""
+    from hyperdreambooth.cluster.shards import Shard
+
+    Shard.parse(text)
 
 
 def hypernet(name: str) -> None:

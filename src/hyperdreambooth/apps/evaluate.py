@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from typer import Argument, Option, echo
 
 from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.checks import Check
-from hyperdreambooth.apps.options import HypernetName, command
+from hyperdreambooth.apps.options import Cluster, HypernetName, ShardOf, command, one_way
 
 if TYPE_CHECKING:
     from hyperdreambooth.apps.settings import Job
@@ -35,7 +36,7 @@ def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[Evaluat
         rows = job.own.rows if "adapter" in job.own.rows else ROWS_OF_A_FILE
         job = replace(job, own=job.own.model_copy(update={"rows": rows, "identities": 1}))
     methods_of(job.own)
-    return job
+    return one_way(job, own)
 
 
 @command(
@@ -57,6 +58,8 @@ def evaluate(
     ] = None,
     identity: Annotated[str | None, Option(help="The person of --adapter: a sub-folder of PHOTOS.")] = None,
     hypernet: HypernetName = None,
+    cluster: Cluster = None,
+    shard: ShardOf = None,
 ) -> None:
     """Run the paper's experiment: compare methods side by side.
 
@@ -65,6 +68,8 @@ def evaluate(
     seen; they are rendered into OUT/photos. Run it again to continue, or with more people, prompts, seeds or
     rows (--set 'rows=["base", "hyperdreambooth@20"]') to add to what is there.
     """
+    from hyperdreambooth.apps import elsewhere
+    from hyperdreambooth.cluster.shards import Shard, forget_shards
     from hyperdreambooth.files import check_apart
 
     if photos is not None:
@@ -74,8 +79,19 @@ def evaluate(
             photos = _rendered(job, out, adapter)
     with job.stage("load"):
         people = _people(photos, identity, adapter is not None)
-        protocol = _protocol(job, people, out, adapter, hypernet)
+        protocol = protocol_of(elsewhere.at_home(job) if cluster else job, people, out, adapter, hypernet)
+    if shard and (part := Shard.parse(shard)):
+        count = elsewhere.evaluate_shard(job, protocol, part)
+        echo(f"{out}: shard {part}, {count} parts; merge when all shards are done")
+        return
+    if shard:
+        elsewhere.check_evaluated(job, protocol)
+    if cluster:
+        recipe = partial(elsewhere.evaluator, job, people, out, adapter, hypernet)
+        with job.stage("cluster"):
+            elsewhere.evaluate_on_ray(job, protocol, recipe, cluster)
     _run(protocol, job, out, photos, adapter)
+    forget_shards(out)
 
 
 def _rendered(job: Job[EvaluateConfig], out: Path, adapter: Path | None) -> Path:
@@ -114,7 +130,7 @@ def _people(folder: Path, identity: str | None, alone: bool) -> Mapping[str, Seq
     return people if identity is None else {identity: people[identity], **people}
 
 
-def _protocol(
+def protocol_of(
     job: Job[EvaluateConfig],
     people: Mapping[str, Sequence[Photo]],
     out: Path,

@@ -13,13 +13,18 @@ from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
     PROMPT_HELP,
+    Cluster,
     HypernetName,
     Photos,
+    ShardOf,
+    SomePhotos,
     Weights,
     by_method,
     command,
     named_path,
+    one_way,
 )
+from hyperdreambooth.files import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,17 +81,31 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
     return reference, [photo(person, number)[0] for number in range(1, OTHERS + 1)]
 
 
-@command("hyperdreambooth.apps.settings:NoConfig")
+@command("hyperdreambooth.apps.settings:NoConfig", adjust=one_way)
 def predict(
     job: Job[NoConfig],
-    photos: Photos,
-    out: Annotated[Path, Option(help="The adapter to write (.safetensors)."), Check(checks.output_file)],
+    photos: SomePhotos,
+    out: Annotated[Path, Option(help="The adapter to write (.safetensors), or a folder for many people.")],
     form: Annotated[
         Literal["diffusers", "kohya", "lidb"], Option("--format", help="The form of the adapter.")
     ] = "lidb",
     hypernet: HypernetName = None,
+    cluster: Cluster = None,
+    shard: ShardOf = None,
 ) -> None:
-    """Predict an adapter from photos, without training."""
+    """Predict an adapter from photos, without training.
+
+    For a folder with one sub-folder a person, OUT is a folder that gets an adapter for each.
+    """
+    many = checks.are_people(photos)
+    (checks.output_folder if many else checks.output_file)(out)
+    if not many and (cluster or shard):
+        raise InputError("PHOTOS: --cluster and --shard take a folder with one sub-folder a person")
+    if many:
+        from hyperdreambooth.apps.predictions import predict_people
+
+        echo(predict_people(job, photos[0], out, form, hypernet, cluster, shard))
+        return
     from hyperdreambooth.apps.familiarity import report_distance
     from hyperdreambooth.apps.loading import load_personalizer
     from hyperdreambooth.faces.dataset import read_person

@@ -83,6 +83,11 @@ People = Annotated[
     Argument(help="A folder of photos with one sub-folder a person.", parser=named_path),
     Check(checks.people),
 ]
+SomePhotos = Annotated[
+    list[Path],
+    Argument(help="Photos of one person, or a folder with one sub-folder a person.", parser=named_path),
+    Check(checks.somebody),
+]
 Weights = Annotated[
     list[float] | None, Option("--weight", help="The weight of each adapter, in the same order [1].")
 ]
@@ -92,6 +97,14 @@ BankStore = Annotated[
     Check(checks.bank),
 ]
 Workers = Annotated[int | None, Option(min=1, help="Worker processes [one a core].")]
+Cluster = Annotated[
+    str | None, Option(help="Work on a Ray cluster: auto, local, or the address of its head.")
+]
+ShardOf = Annotated[
+    str | None,
+    Option("--shard", metavar="I/N|merge", help="Do part I (from 0) of N parts; then merge them."),
+    Check(checks.shard),
+]
 
 PROMPT_HELP = "A prompt; [V] stands for the person; may be repeated."
 _STEPS_HELP = "Training steps; auto chooses them by scores, or by the loss."
@@ -194,6 +207,17 @@ def as_recommended(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
     if hypernet is None and not is_embedded(job.base.base):
         return job  # an adapter from elsewhere, for which nobody recommends anything
     return replace(job, own=job.own.over(load_info(hypernet or EMBEDDED_HYPERNET).finetune))
+
+
+def one_way(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:
+    """Refuses --cluster and --shard together."""
+    if own["cluster"] and own["shard"]:
+        from hyperdreambooth.files import InputError
+
+        raise InputError(
+            "--shard: processes that know nothing of each other need no --cluster; leave one out"
+        )
+    return job
 
 
 def by_method(job: Job[Any], own: Mapping[str, Any]) -> Job[Any]:

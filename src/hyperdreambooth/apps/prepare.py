@@ -10,7 +10,7 @@ from typer import Argument, Option, echo
 
 from hyperdreambooth.apps import checks
 from hyperdreambooth.apps.checks import Check
-from hyperdreambooth.apps.options import Workers, command
+from hyperdreambooth.apps.options import Cluster, ShardOf, Workers, command, one_way
 
 if TYPE_CHECKING:
     from hyperdreambooth.apps.settings import Job
@@ -22,7 +22,8 @@ NAMED = 5  # lines of a kind on the terminal; the report has all
 
 @command(
     "hyperdreambooth.faces.config:PrepareConfig",
-    "already_cropped", "size", "detector", "person", "several", on_base=False,
+    "already_cropped", "size", "detector", "person", "several",
+    adjust=one_way, on_base=False,
 )  # fmt: skip
 def prepare(
     job: Job[PrepareConfig],
@@ -33,21 +34,33 @@ def prepare(
     ],
     out: Annotated[Path, Option(help="The folder for the crops."), Check(checks.run_folder)],
     workers: Workers = None,
+    cluster: Cluster = None,
+    shard: ShardOf = None,
 ) -> None:
     """Crop and align the faces of photos.
 
     Run it again to continue, or after photos were added. report.json and contact-sheet.png show which photos
     were dropped, and why, and which of the others to look at.
     """
+    from hyperdreambooth.apps import crops_elsewhere
     from hyperdreambooth.apps.sheet import contact_sheet
+    from hyperdreambooth.cluster.shards import Shard, forget_shards
     from hyperdreambooth.faces.dataset import SHEET
     from hyperdreambooth.faces.notes import printable
     from hyperdreambooth.faces.prepare import prepare_folder
     from hyperdreambooth.faces.sources import not_used
     from hyperdreambooth.files import InputError, whole_file
 
+    if shard and (part := Shard.parse(shard)):
+        count = crops_elsewhere.prepare_shard(job, photos, out, part, workers)
+        echo(f"{out}: shard {part}, {count} photos; merge when all shards are done")
+        return
+    if shard:
+        crops_elsewhere.collect_prepared(job, photos, out)
+    hand_out = crops_elsewhere.photos_on_ray(cluster) if cluster else None
     with job.stage("prepare"):
-        records = prepare_folder(photos, out, job.own, workers)
+        records = prepare_folder(photos, out, job.own, workers, hand_out=hand_out)
+    forget_shards(out)
     kept = [one for one in records if one.kept]
     dropped = [{"photo": one.photo, "reason": one.reason} for one in records if not one.kept]
     with job.stage("check"):

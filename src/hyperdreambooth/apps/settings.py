@@ -159,6 +159,11 @@ class Job(Generic[Own]):
         write_json(file, {**stamp, **entries, "seconds": seconds, "environment": environment()})
 
 
+def settings_of(job: Job[Any]) -> Mapping[str, Any]:
+    """Returns what all shards of a job have in common."""
+    return {"command": job.command, **job.flat()}
+
+
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """Returns what the docstrings of a config and of its parents say of each field, on one line."""
     found: dict[str, str] = {}

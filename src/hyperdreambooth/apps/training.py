@@ -15,13 +15,16 @@ from hyperdreambooth.apps.adapters import LoraFile, LoraForm
 from hyperdreambooth.apps.checks import Check
 from hyperdreambooth.apps.options import (
     BankStore,
+    Cluster,
     HypernetName,
     People,
     Photos,
+    ShardOf,
     as_recommended,
     command,
     named_path,
     named_store,
+    one_way,
 )
 from hyperdreambooth.storage import Store
 
@@ -105,7 +108,7 @@ def report_steps(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-@command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed")
+@command("hyperdreambooth.preopt.config:PreoptConfig", "steps", "seed", adjust=one_way)
 def preoptimize(
     job: Job[PreoptConfig],
     photos: People,
@@ -114,15 +117,27 @@ def preoptimize(
         Option(help="The bank's folder, or its URL in an object store.", parser=named_store, metavar="PLACE"),
         Check(checks.output_store),
     ],
+    cluster: Cluster = None,
+    shard: ShardOf = None,
 ) -> None:
     """Train the LiDBs of many people into a bank."""
+    from hyperdreambooth.apps import elsewhere
     from hyperdreambooth.apps.loading import load
+    from hyperdreambooth.cluster.shards import Shard, forget_shards
     from hyperdreambooth.preopt.bank_training import preoptimize as run
 
     with job.stage("load"):
-        base = load(job.base)
+        base = load((elsewhere.at_home(job) if cluster else job).base)
+    if shard and (part := Shard.parse(shard)):
+        people = elsewhere.preoptimize_shard(job, base, photos, out, part)
+        echo(f"{out}: shard {part}, {people} people; merge when all shards are done")
+        return
+    if shard:
+        elsewhere.check_preoptimized(job, base, photos, out)
     with job.stage("train"):
-        bank = run(base, photos, out, job.own)
+        hand_out = elsewhere.groups_on_ray(job, out, cluster) if cluster else None
+        bank = run(base, photos, out, job.own, hand_out)
+    forget_shards(out.here)
     job.report(out.here, identities=len(bank), numbers=bank.layout.size)
     echo(f"{out}: {len(bank)} people")
 

@@ -113,19 +113,37 @@ class Protocol:
         """Finishes one row."""
         method, settings, who = self.methods[name], self.settings[name], list(self.people)
         cells, costs = {person: self.cells(name, person) for person in who}, dict[str, Cost]()
-        size = 1 if self._alone(name) else self.config.together
         missing = sum(not cell.file.is_file() for some in cells.values() for cell in some)
         with Progress(name, missing) as bar:
-            for at in range(0, len(who), size):
-                part = {person: cells[person] for person in who[at : at + size]}
-                if method.kind in BOUNDS:
-                    self._write_bounds(method, part, bar)
-                else:
-                    costs |= self._made(name, part, bar)
+            for part in self.parts(name):
+                costs |= self._finish(name, {person: cells[person] for person in part}, bar)
         lost = () if method.kind in BOUNDS else tuple(person for person in who if person not in costs)
         cells |= {person: [] for person in lost}
         scores = {person: self._scored(cells[person]) for person in who}
         return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {}, lost)
+
+    def parts(self, name: str) -> list[tuple[str, ...]]:
+        """Returns a row's people in the groups in which they are made."""
+        who, size = tuple(self.people), 1 if self._alone(name) else self.config.together
+        return [who[at : at + size] for at in range(0, len(who), size)]
+
+    def part(self, name: str, who: Sequence[str]) -> list[Path]:
+        """Makes and scores a part of a row, which then finds everything there; returns the pictures."""
+        cells = {person: self.cells(name, person) for person in who}
+        with Progress(name, None) as bar:
+            costs = self._finish(name, cells, bar)
+        if self.methods[name].kind not in BOUNDS:
+            cells = {person: cells[person] for person in costs}
+        for some in cells.values():
+            self._scored(some)
+        return [cell.file for some in cells.values() for cell in some]
+
+    def _finish(self, name: str, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
+        """Makes the missing pictures of some people; returns everybody's cost, without the diverged."""
+        if self.methods[name].kind not in BOUNDS:
+            return self._made(name, part, bar)
+        self._write_bounds(self.methods[name], part, bar)
+        return {}
 
     def _alone(self, name: str) -> bool:
         """Returns whether a row's people are trained one by one.

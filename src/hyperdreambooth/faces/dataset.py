@@ -167,6 +167,13 @@ def read_faces(folder: Path) -> dict[str, tuple[Photo, ...]]:
     return read_album(folder).usable()
 
 
+def holds_people(folder: Path) -> bool:
+    """Returns whether a folder has sub-folders with photos, and no photo right in it."""
+    if not folder.is_dir() or _photos(folder):
+        return False
+    return any(child.is_dir() and _photos(child) for child in _children(folder))
+
+
 def read_person(photos: Photos) -> tuple[Photo, ...]:
     """Reads the photos of one person, named after the first file or folder; a repeated file counts once.
 

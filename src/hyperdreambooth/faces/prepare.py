@@ -47,6 +47,8 @@ _FORGOTTEN = 3600.0  # seconds after which a half-written hidden file is left ov
 Outcome: TypeAlias = tuple[Record, ...]
 """The records of one photo: one, or one for each face where `several` is `all`."""
 Task: TypeAlias = Callable[[], Outcome]
+HandOut: TypeAlias = Callable[[Iterator[Task | Outcome]], Iterable[Outcome]]
+"""Has tasks done and passes on the outcomes that are known; yields all in their order."""
 
 
 def prepare_folder(
@@ -55,6 +57,7 @@ def prepare_folder(
     config: PrepareConfig | None = None,
     workers: int | None = None,
     detect: Detector | None = None,
+    hand_out: HandOut | None = None,
 ) -> list[Record]:
     """Crops all photos of a source; returns what became of each face, in the source's order.
 
@@ -66,21 +69,18 @@ def prepare_folder(
         config: the settings; None for the defaults.
         workers: number of processes; None for one per core.
         detect: finds faces; None for YuNet. It is pickled for the workers.
+        hand_out: has the tasks done elsewhere; None for processes of this machine.
     """
     config, source = config or PrepareConfig(), str(source)
-    if not source.startswith(HUB):
-        check_apart(out, Path(source))
-    check_run(out)
+    _check_out(source, out)
     journal, records = Journal(out / ".journal.sqlite"), list[Record]()
-    # an earlier run without any record may have had another source
     if not journal.known and (recorded_inputs(out) or {}).keys() == {"source"}:
-        (out / "config.json").unlink()
-    # the path as the user spelled it, so that source and crops may be moved together; without a final slash
-    Run(out, config, inputs={"source": printable(source if source.startswith(HUB) else str(Path(source)))})
+        (out / "config.json").unlink()  # an earlier run without any record may have had another source
+    _run(source, out, config)
     items = read_items(source, config)
     tasks = _tasks(items, journal.known, out, config, detect)
     with closing(journal), Progress("prepare", len(items) if isinstance(items, list) else None) as bar:
-        for outcome in _each(tasks, processes(workers)):
+        for outcome in (hand_out or partial(_each, workers=processes(workers)))(tasks):
             if outcome[0].content and outcome != journal.known.get(outcome[0].item):
                 journal.add(outcome)
             records += outcome
@@ -93,24 +93,92 @@ def prepare_folder(
     return records
 
 
+def _check_out(source: str, out: Path) -> None:
+    """Refuses an output inside the source, or one that is no run folder."""
+    if not source.startswith(HUB):
+        check_apart(out, Path(source))
+    check_run(out)
+
+
+def _run(source: str, out: Path, config: PrepareConfig) -> None:
+    """Opens the run folder; refuses one of another source or config."""
+    # the path as the user spelled it, so that source and crops may be moved together; without a final slash
+    Run(out, config, inputs={"source": printable(source if source.startswith(HUB) else str(Path(source)))})
+
+
+def prepare_part(
+    source: str, out: Path, config: PrepareConfig, part: tuple[int, int], workers: int | None = None
+) -> list[str]:
+    """Crops some photos of a source, as one of several processes; returns a name for each.
+
+    The outcomes wait in a journal of their own for `merge_parts`, and then for `prepare_folder`.
+
+    Args:
+        source: a source of photos, see `read_items`.
+        out: the folder that all parts share.
+        config: the settings.
+        part: which one, from 0, and of how many.
+        workers: number of processes; None for one per core.
+    """
+    _check_out(source, out)
+    _run(source, out, config)
+    journal = Journal(out / f".journal-{part[0]}-of-{part[1]}.sqlite")
+    whole = out / ".journal.sqlite"
+    known = {**(_known(whole) if whole.is_file() else {}), **journal.known}
+    names = part_names(source, config)[part[0] :: part[1]]
+    tasks = _tasks(read_items(source, config), known, out, config, None, part)
+    with closing(journal), Progress("prepare", len(names)) as bar:
+        for outcome in _each(tasks, processes(workers)):
+            if outcome[0].content:
+                journal.add(outcome)
+            bar.update(1)
+    return names
+
+
+def part_names(source: str, config: PrepareConfig) -> list[str]:
+    """Returns a name for every photo of a source, by which parts say what they have done."""
+    return [f"{number} {item.name}" for number, item in enumerate(read_items(source, config))]
+
+
+def merge_parts(out: Path) -> None:
+    """Moves the outcomes of all parts into the journal of the whole."""
+    parts = sorted(out.glob(".journal-*-of-*.sqlite"))
+    with closing(Journal(out / ".journal.sqlite")) as journal:
+        for part in parts:
+            for outcome in _known(part).values():
+                journal.add(outcome)
+            part.unlink()
+
+
+def _known(file: Path) -> dict[str, Outcome]:
+    with closing(Journal(file)) as journal:
+        return journal.known
+
+
 def _tasks(
     items: Iterable[Item],
     known: Mapping[str, Outcome],
     out: Path,
     config: PrepareConfig,
     detect: Detector | None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Task | Outcome]:
     """Yields a task for each photo to crop, and the outcome of each photo that is done or refused."""
     names = dict[str, str]()
-    for item in _named(items, config.person):
+    for number, item in enumerate(_named(items, config.person)):
+        own = number % part[1] == part[0]
         if item.refused:
-            yield (Record(item.name, item.origin, "", item.refused),)
+            if own:
+                yield (Record(item.name, item.origin, "", item.refused),)
             continue
         try:
             _claim(item, names)
+            if not own:
+                continue
             content = item.fingerprint()
         except InputError as error:
-            yield (Record(item.name, item.origin, "", _reason(error, item)),)
+            if own:
+                yield (Record(item.name, item.origin, "", _reason(error, item)),)
             continue
         outcome = known.get(item.name, ())
         if outcome and outcome[0].content == content and all(_is_there(out, one) for one in outcome):

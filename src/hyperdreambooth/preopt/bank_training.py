@@ -1,14 +1,16 @@
 """Weight pre-optimisation (paper, section 4.2): one LiDB for every person of a face set, many in one step.
 
 Groups of people go through the loop of `training/loop.py`, all from one shared start, and finished groups are
-appended to a bank. A group keeps checkpoints, so a kill loses at most `save_every` steps of one group.
+appended to a bank. A group keeps checkpoints, so a kill loses at most `save_every` steps of one group. Groups
+may be trained anywhere and in any order: they enter the bank in their own order.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.basis import Basis, basis_fingerprint, seeded_basis
 from hyperdreambooth.lidb.weights import Layout, start
 from hyperdreambooth.preopt.config import PreoptConfig
+from hyperdreambooth.preopt.groups import Group, HandOut, Results, Trained
 from hyperdreambooth.runs import Run, environment
 from hyperdreambooth.storage import Store
 from hyperdreambooth.training.class_images import class_shots
@@ -108,7 +111,11 @@ def train_group(
 
 @alone
 def preoptimize(
-    base: Base, photos: str | Path, out: str | Path | Store, config: PreoptConfig | None = None
+    base: Base,
+    photos: str | Path,
+    out: str | Path | Store,
+    config: PreoptConfig | None = None,
+    hand_out: HandOut | None = None,
 ) -> Bank:
     """Makes or continues a bank; the same call resumes.
 
@@ -118,6 +125,7 @@ def preoptimize(
         out: the folder of the bank with the cached latents, on a disk or in an object store (`s3://…`). The
             log and the checkpoints lie in it too, or for an object store in `HDB_CACHE`.
         config: the settings; a bank made with others is refused.
+        hand_out: has groups trained elsewhere, see `groups.HandOut`; None to train them here, one by one.
 
     Returns:
         The bank with every person of `photos`.
@@ -126,35 +134,77 @@ def preoptimize(
         InputError: unusable photos, a bank of another config or base, or a person whose training diverged.
     """
     config, store = config or PreoptConfig(), Store(out)
-    work, cache = store.here, store / "cache"
     people, stage = read_faces(Path(photos)), prepare(base, config)
     bank = Bank.create(store, stage.manifest(), stage.start)
-    run = Run(work, config, inputs={**base.run_inputs, "sites": stage.layout.fingerprint})
-    # groups end in order and whole, so what is missing after a kill falls into the groups of the first call
-    missing = [name for name in sorted(people) if name not in bank]
-    size = config.identities_per_batch
-    groups = [missing[at : at + size] for at in range(0, len(missing), size)]
-    prior = class_shots(base, config) if groups else []
-    with run.events.running("preoptimize", len(people), len(people) - len(missing)):
-        for k, group in enumerate(groups, start=1):
-            began = time.monotonic()
-            members: list[tuple[Photo, ...]] = [people[name] for name in group]
-            shots, judged = shots_of(base, members, config, prior, cache)
-            # named by its photos: a leftover of other people is never taken for this group's checkpoint
-            folder = work / "groups" / digest((group, inputs_of(base, members, config)))
-            title = f"preoptimize {k}/{len(groups)}"
-            numbers, outcome = train_group(
-                stage, shots, judged, Run(folder, config), title=title, cache=cache
-            )
-            tenth = max(1, len(outcome.history) // 10)
-            figures = {
-                "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
-            }  # fmt: skip
-            bank.append(group, numbers, figures)
-            means = {name: column.mean().item() for name, column in figures.items()}
-            run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
-            run.events.add("unit", done=len(people) - len(missing) + k * size, people=len(group))
-            discard(folder)
-    discard(work / "groups")
+    run, groups = run_of(stage, store), groups_of(stage, people, bank)
+    kept = Results(store.here / "groups")
+    missing = [group for group in groups if group not in kept]
+    done = len(people) - sum(len(group.names) for group in groups)
+    with run.events.running("preoptimize", len(people), done):
+        for place, trained in (hand_out or GroupTrainer(stage, store).each)(missing):
+            kept.save(missing[place], trained)
+            _collect(bank, run, kept, groups)
+        _collect(bank, run, kept, groups)
+    discard(kept.folder)
     bank.compact()
     return bank
+
+
+def run_of(stage: Stage, out: Store) -> Run:
+    """Opens the run folder of a bank; refuses one of another config or base."""
+    return Run(out.here, stage.config, inputs={**stage.base.run_inputs, "sites": stage.layout.fingerprint})
+
+
+def groups_of(stage: Stage, people: Mapping[str, Sequence[Photo]], there: Container[str]) -> list[Group]:
+    """Returns the people who are not there yet in groups, which are the same wherever they are trained."""
+    missing, size = [name for name in sorted(people) if name not in there], stage.config.identities_per_batch
+    parts = [missing[at : at + size] for at in range(0, len(missing), size)]
+    return [_group(stage, {name: tuple(people[name]) for name in part}) for part in parts]
+
+
+def _group(stage: Stage, people: Mapping[str, tuple[Photo, ...]]) -> Group:
+    """Names a group by its photos, so that what is left over of other people is never taken for its own."""
+    names, photos = tuple(people), tuple(people.values())
+    return Group(names, photos, digest(([*names], inputs_of(stage.base, photos, stage.config))))
+
+
+def _collect(bank: Bank, run: Run, kept: Results, groups: list[Group]) -> None:
+    """Moves results into the bank, in the order of the groups: so all banks of these people are the same."""
+    while groups and groups[0] in kept:
+        trained = kept.read(group := groups.pop(0))
+        bank.append(group.names, trained.numbers, trained.figures)
+        means = {name: column.mean().item() for name, column in trained.figures.items()}
+        run.log(len(bank), identities=len(group.names), **means, seconds=trained.seconds)
+        run.events.add("unit", done=len(bank), people=len(group.names))
+        kept.discard(group)
+
+
+class GroupTrainer:
+    """Trains groups, one after another, on one base. What a group becomes depends on nothing else."""
+
+    def __init__(self, stage: Stage, out: Store, checkpoints: bool = True) -> None:
+        """Keeps latents in `out/cache` and, if asked to, the checkpoints of an unfinished group."""
+        self._stage, self._out, self._checkpoints = stage, out, checkpoints
+
+    @cached_property
+    def _prior(self) -> list[Shots]:
+        return class_shots(self._stage.base, self._stage.config)
+
+    def each(self, groups: Sequence[Group]) -> Iterator[tuple[int, Trained]]:
+        """Trains the groups in turn; yields the place of each and what it became."""
+        for k, group in enumerate(groups):
+            yield k, self(group, f"preoptimize {k + 1}/{len(groups)}")
+
+    def __call__(self, group: Group, title: str = "preoptimize") -> Trained:
+        """Trains one group."""
+        stage, cache, began = self._stage, self._out / "cache", time.monotonic()
+        base, config = stage.base, stage.config
+        with base.lock:
+            shots, judged = shots_of(base, group.photos, config, self._prior, cache)
+            run = Run(self._out.here / "groups" / group.key, config) if self._checkpoints else None
+            numbers, outcome = train_group(stage, shots, judged, run, title=title, cache=cache)
+        tenth = max(1, len(outcome.history) // 10)
+        figures = {
+            "first_loss": outcome.history[:tenth].mean(0), "last_loss": outcome.history[-tenth:].mean(0)
+        }  # fmt: skip
+        return Trained(numbers, figures, round(time.monotonic() - began, 3))
