@@ -1,0 +1,65 @@
+"""The first tables."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def text(name: str, **options: bool) -> "sa.Column[str]":
+    """A column of text."""
+    return sa.Column(name, sa.String(), **{"nullable": False, **options})
+
+
+def number(name: str, **options: bool) -> "sa.Column[float]":
+    """A column of numbers: times, for the most part."""
+    return sa.Column(name, sa.Float(), **{"nullable": False, **options})
+
+
+def count(name: str, **options: bool) -> "sa.Column[int]":
+    """A column of whole numbers."""
+    return sa.Column(name, sa.Integer(), **{"nullable": False, **options})
+
+
+def upgrade() -> None:
+    """Makes the tables."""
+    op.create_table(
+        "keys", text("id", primary_key=True), text("name"), text("digest"), text("scopes"),
+        count("per_minute"), count("people"), number("created"), number("revoked", nullable=True),
+    )  # fmt: skip
+    op.create_table(
+        "people", text("id", primary_key=True), text("key"), text("consent"),
+        sa.Column("keep_photos", sa.Boolean(), nullable=False), number("created"),
+    )  # fmt: skip
+    op.create_table(
+        "jobs", count("seq", primary_key=True, autoincrement=True), text("id", unique=True), text("key"),
+        text("kind"), text("state"), text("settings"), sa.Column("request", sa.JSON(), nullable=False),
+        text("person", nullable=True), sa.Column("progress", sa.JSON(), nullable=False),
+        sa.Column("result", sa.JSON(), nullable=False), text("error"), text("webhook"),
+        text("idempotency", nullable=True), text("asked"), number("created"), number("started", nullable=True),
+        number("ended", nullable=True), text("worker"), number("lease"), count("fence"), count("attempts"),
+        sa.UniqueConstraint("key", "idempotency"),
+    )  # fmt: skip
+    op.create_index("waiting", "jobs", ["state", "seq"])
+    op.create_table("worn", text("job", primary_key=True), text("person", primary_key=True))
+    op.create_table(
+        "files", text("id", primary_key=True), text("owner"), text("kind"), text("hash"), count("bytes"),
+        text("media"),
+    )  # fmt: skip
+    op.create_table(
+        "deliveries", text("id", primary_key=True), text("job"), text("key"), text("url"),
+        sa.Column("body", sa.String(), nullable=False), count("attempts"), number("due"),
+    )  # fmt: skip
+    op.create_table("workers", text("id", primary_key=True), text("device"), text("base"), number("seen"))
+    for table, column in (
+        ("people", "key"), ("jobs", "key"), ("jobs", "person"), ("worn", "person"), ("files", "owner"),
+        ("deliveries", "job"), ("deliveries", "due"),
+    ):  # fmt: skip
+        op.create_index(f"ix_{table}_{column}", table, [column])
+
+
+def downgrade() -> None:
+    """Drops the tables."""
+    for table in ("workers", "deliveries", "files", "worn", "jobs", "people", "keys"):
+        op.drop_table(table)
