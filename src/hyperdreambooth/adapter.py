@@ -19,7 +19,7 @@ from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.file import Lidb, basis_for, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.card import licence_of, model_card
-from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, LoraInfo, resolution_of
+from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, CONSENT, LoraInfo, resolution_of
 from hyperdreambooth.lora.formats.names import family_of_base
 from hyperdreambooth.lora.formats.read import WeightOf, read_lora
 from hyperdreambooth.lora.formats.write import check_form, state_dict, write_lora
@@ -196,7 +196,8 @@ class Adapter:
         place = Path(self.base_source)
         name = place.name if place.is_absolute() else self.base_source
         count = int(steps) if steps.isdecimal() else 0
-        return LoraInfo(self.trigger, name, self.resolution, title, count, self.base_fingerprint, self.family)
+        origin = (self.base_fingerprint, self.family, self.metadata.get(CONSENT, ""))
+        return LoraInfo(self.trigger, name, self.resolution, title, count, *origin)
 
     def save(
         self, path: Path | str, format: Format = "diffusers", dtype: torch.dtype = torch.float32
@@ -218,7 +219,9 @@ class Adapter:
                 raise InputError(
                     f"{path}: a relaxed or finetuned adapter is not a LiDB; use diffusers or kohya"
                 )
-            save_lidb(path, self.lidb, dtype)
+            save_lidb(
+                path, self.lidb, dtype, {key: self.metadata[key] for key in [CONSENT] if key in self.metadata}
+            )
         elif format in ("diffusers", "kohya"):
             check_rank(self.rank, self.factors)
             write_lora(path, self.factors, format, self.lora_info(path.name.split(".")[0]), dtype)

@@ -16,7 +16,17 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from hyperdreambooth.apps import adapters, avatars, doctor, evaluate, inference, inspect, prepare, training
+from hyperdreambooth.apps import (
+    adapters,
+    avatars,
+    doctor,
+    evaluate,
+    inference,
+    inspect,
+    prepare,
+    serve,
+    training,
+)
 from hyperdreambooth.files import DiskFull, InputError
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
@@ -131,6 +141,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")
+app.add_typer(serve.app, name="serve")
 
 
 def _interrupt(number: int, _frame: Any) -> None:

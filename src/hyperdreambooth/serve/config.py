@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,7 @@ class ServeConfig(BaseModel):
         base: a pipeline folder or a hub id; None for the embedded avatars.
         hypernet: the hypernetwork of that base.
         dtype: the number format of the frozen base.
+        finetune: further settings of the finetune, over those that the hypernetwork recommends.
         devices: a worker process runs on each; empty where the workers are started elsewhere.
         batch: the largest number of people who are trained, or of pictures that are drawn, side by side.
         likeness: whether a picture of each new person is drawn and compared with the photo.
@@ -58,6 +59,7 @@ class ServeConfig(BaseModel):
     base: str | None = None
     hypernet: str | None = None
     dtype: str = "float32"
+    finetune: dict[str, Any] = Field(default_factory=dict[str, Any])
     devices: tuple[str, ...] = ("auto",)
     batch: int = Field(default=8, ge=1)
     likeness: bool = True

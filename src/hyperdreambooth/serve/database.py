@@ -75,7 +75,7 @@ class Database:
             raise InputError(f"database: cannot be opened ({first_line(error)}); check its URL") from None
 
     def scrub(self) -> None:
-        """Empties SQLite's write-ahead log, in which deleted rows may stand; `secure_delete` does the rest."""
+        """Empties SQLite's write-ahead log, in which deleted rows stand; `secure_delete` clears the rest."""
         if self._sqlite:
             with self._engine.connect() as connection:
                 raw: Any = connection.connection.dbapi_connection

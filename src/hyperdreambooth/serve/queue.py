@@ -32,6 +32,7 @@ class Claim:
     fence: int
     key: str
     kind: str
+    settings: str
     request: dict[str, Any]
     person: str | None
 
@@ -80,7 +81,7 @@ def claim_one(job: Job, worker: str, until: float) -> Claim:
     """Gives a job to a worker."""
     job.state, job.worker, job.lease = "running", worker, until
     job.fence, job.attempts, job.started = job.fence + 1, job.attempts + 1, job.started or time.time()
-    return Claim(job.id, job.fence, job.key, job.kind, dict(job.request), job.person)
+    return Claim(job.id, job.fence, job.key, job.kind, job.settings, dict(job.request), job.person)
 
 
 def _held(claim: Claim) -> Any:
@@ -119,9 +120,8 @@ def _end(session: Session, job: Job, state: str, result: dict[str, Any], error: 
         session.execute(delete(File).where(*photos))
     if job.webhook:
         body = json.dumps({"type": f"job.{state}", "data": shown(job)})
-        session.add(Delivery(
-            id=new_id("msg"), job=job.id, key=job.key, url=job.webhook, body=body, attempts=0, due=time.time(),
-        ))  # fmt: skip
+        message = {"job": job.id, "key": job.key, "url": job.webhook, "body": body}
+        session.add(Delivery(id=new_id("msg"), attempts=0, due=time.time(), **message))
     return hashes
 
 

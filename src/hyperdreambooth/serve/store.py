@@ -1,8 +1,8 @@
 """The files of the service, in one folder for each owner (a person or a job), named by their content.
 
-Files of an owner change in a transaction that writes (`Database.write`). So whatever has no row is rubbish of
-a process that was killed, and `sweep` removes it. A worker prepares its files in a folder of its own, named by
-job and fence, which becomes rubbish with the worker's right to the job.
+An owner's files change in a transaction that writes (`Database.write`). So whatever has no row is rubbish of
+a process that was killed, and `sweep` removes it. A worker prepares its files in a folder of its own, named
+by job and fence, which becomes rubbish with the worker's right to the job.
 """
 
 from __future__ import annotations
@@ -55,15 +55,14 @@ class Store:
     def publish(self, session: Session, owner: str, made: Sequence[Made], staged: Path | None = None) -> None:
         """Makes files their owner's: writes them, or moves them from where they were staged."""
         (self.files / owner).mkdir(exist_ok=True)
-        for one in made:
+        for number, one in enumerate(made):
             name = _hash(one)
             if staged is None:
                 write_bytes(self.files / owner / name, one.content)
             elif (staged / name).exists():  # two pictures may be the same
                 os.replace(staged / name, self.files / owner / name)
-            session.add(File(
-                id=new_id("file"), owner=owner, kind=one.kind, hash=name, bytes=len(one.content), media=one.media,
-            ))  # fmt: skip
+            about = {"kind": one.kind, "hash": name, "bytes": len(one.content), "media": one.media}
+            session.add(File(id=new_id("file"), owner=owner, number=number, **about))
 
     def remove(self, owner: str, hashes: Iterable[str] | None = None) -> None:
         """Deletes some files of an owner, or the owner's folder."""

@@ -92,6 +92,7 @@ class File(Table):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str] = mapped_column(index=True)
+    number: Mapped[int]  # the place among the files that were made together
     kind: Mapped[str]
     hash: Mapped[str]
     bytes: Mapped[int]

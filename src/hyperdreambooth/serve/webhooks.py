@@ -64,7 +64,7 @@ def target(url: str, allowed: tuple[str, ...]) -> Target:
 
 
 def _address(where: Target) -> str:
-    """Returns the IP address to connect to. It is looked up once, so that it cannot change after the check."""
+    """Returns the IP address to connect to. It is looked up once, so it cannot change after the check."""
     found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
     addresses = [str(one[4][0]) for one in found]
     if not where.named and not all(_is_public(one) for one in addresses):

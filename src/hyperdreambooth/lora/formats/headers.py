@@ -18,6 +18,8 @@ from hyperdreambooth.shapes import Site
 
 BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 """Our own header field: bases of the same shapes would wear each other's people without a word."""
+CONSENT = "hyperdreambooth.consent"
+"""Our own header field: on what ground the person's photos were used: `self`, `consented`, `synthetic`."""
 _SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024}
 """Family → side in pixels of its pictures, for adapters of which nobody knows better."""
 
@@ -33,6 +35,7 @@ class LoraInfo:
     steps: int = 0  # of the finetune
     base_fingerprint: str = ""  # of the weights of that base; empty where nobody knows
     family: str = ""  # of that base, a key of `FAMILIES`; where nobody knows, the layers have to show it
+    consent: str = ""  # on what ground the photos were used, see `CONSENT`; empty where nobody said
 
 
 def peft_config(sites: Sequence[Site], rank: int) -> str:

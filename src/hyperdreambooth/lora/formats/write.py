@@ -20,6 +20,7 @@ from hyperdreambooth.files import InputError, save_tensors, whole_file
 from hyperdreambooth.lora.formats.filename import check_name
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
+    CONSENT,
     LoraInfo,
     content_hash,
     kohya_fields,
@@ -74,6 +75,8 @@ def write_lora(
         metadata |= kohya_fields(info, family, path.stem, rank, digest)
     if info.base_fingerprint:
         metadata[BASE_FINGERPRINT] = info.base_fingerprint
+    if info.consent:
+        metadata[CONSENT] = info.consent
     with whole_file(path) as temporary:
         save_tensors(temporary, tensors, metadata)
         _check(temporary, flat, sites)

@@ -1,5 +1,7 @@
 """The first tables."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -7,17 +9,17 @@ revision = "0001"
 down_revision = None
 
 
-def text(name: str, **options: bool) -> "sa.Column[str]":
+def text(name: str, **options: Any) -> "sa.Column[str]":
     """A column of text."""
     return sa.Column(name, sa.String(), **{"nullable": False, **options})
 
 
-def number(name: str, **options: bool) -> "sa.Column[float]":
+def number(name: str, **options: Any) -> "sa.Column[float]":
     """A column of numbers: times, for the most part."""
     return sa.Column(name, sa.Float(), **{"nullable": False, **options})
 
 
-def count(name: str, **options: bool) -> "sa.Column[int]":
+def count(name: str, **options: Any) -> "sa.Column[int]":
     """A column of whole numbers."""
     return sa.Column(name, sa.Integer(), **{"nullable": False, **options})
 
@@ -37,14 +39,14 @@ def upgrade() -> None:
         text("kind"), text("state"), text("settings"), sa.Column("request", sa.JSON(), nullable=False),
         text("person", nullable=True), sa.Column("progress", sa.JSON(), nullable=False),
         sa.Column("result", sa.JSON(), nullable=False), text("error"), text("webhook"),
-        text("idempotency", nullable=True), text("asked"), number("created"), number("started", nullable=True),
-        number("ended", nullable=True), text("worker"), number("lease"), count("fence"), count("attempts"),
+        text("idempotency", nullable=True), text("asked"), number("created"),
+        number("started", nullable=True), number("ended", nullable=True), text("worker"), number("lease"), count("fence"), count("attempts"),
         sa.UniqueConstraint("key", "idempotency"),
     )  # fmt: skip
     op.create_index("waiting", "jobs", ["state", "seq"])
     op.create_table("worn", text("job", primary_key=True), text("person", primary_key=True))
     op.create_table(
-        "files", text("id", primary_key=True), text("owner"), text("kind"), text("hash"), count("bytes"),
+        "files", text("id", primary_key=True), text("owner"), count("number"), text("kind"), text("hash"), count("bytes"),
         text("media"),
     )  # fmt: skip
     op.create_table(
