@@ -219,9 +219,8 @@ class Adapter:
                 raise InputError(
                     f"{path}: a relaxed or finetuned adapter is not a LiDB; use diffusers or kohya"
                 )
-            save_lidb(
-                path, self.lidb, dtype, {key: self.metadata[key] for key in [CONSENT] if key in self.metadata}
-            )
+            consent = self.metadata.get(CONSENT)
+            save_lidb(path, self.lidb, dtype, {CONSENT: consent} if consent else {})
         elif format in ("diffusers", "kohya"):
             check_rank(self.rank, self.factors)
             write_lora(path, self.factors, format, self.lora_info(path.name.split(".")[0]), dtype)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from PIL import Image
 
@@ -189,12 +189,12 @@ def load_filter(name: str) -> Filter | None:
     if not name:
         return None
     try:
-        found: Any = resolve_name(name)
+        found = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"content_filter {name}: expected module:function ({error})") from None
     if not callable(found):
         raise InputError(f"content_filter {name}: expected a function")
-    return found
+    return cast("Filter", found)
 
 
 def opened(content: bytes) -> Image.Image:

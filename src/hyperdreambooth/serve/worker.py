@@ -59,9 +59,10 @@ class One:
             if not self.work_once():
                 self._ended.wait(_IDLE)
 
-    def stop(self) -> None:
-        """Has the worker end after its batch."""
+    def close(self) -> None:
+        """Has the worker end after its batch, and closes its connections."""
         self._ended.set()
+        self._database.close()
 
     def work_once(self) -> bool:
         """Does one batch; returns whether there was any."""

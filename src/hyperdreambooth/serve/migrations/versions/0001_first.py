@@ -9,19 +9,25 @@ revision = "0001"
 down_revision = None
 
 
-def text(name: str, **options: Any) -> "sa.Column[str]":
+def column(name: str, kind: Any, **options: Any) -> Any:
+    """A column that is never empty, unless the options say so."""
+    nullable: bool = options.pop("nullable", False)
+    return sa.Column(name, kind, nullable=nullable, **options)
+
+
+def text(name: str, **options: Any) -> Any:
     """A column of text."""
-    return sa.Column(name, sa.String(), **{"nullable": False, **options})
+    return column(name, sa.String(), **options)
 
 
-def number(name: str, **options: Any) -> "sa.Column[float]":
+def number(name: str, **options: Any) -> Any:
     """A column of numbers: times, for the most part."""
-    return sa.Column(name, sa.Float(), **{"nullable": False, **options})
+    return column(name, sa.Float(), **options)
 
 
-def count(name: str, **options: Any) -> "sa.Column[int]":
+def count(name: str, **options: Any) -> Any:
     """A column of whole numbers."""
-    return sa.Column(name, sa.Integer(), **{"nullable": False, **options})
+    return column(name, sa.Integer(), **options)
 
 
 def upgrade() -> None:
@@ -32,33 +38,32 @@ def upgrade() -> None:
     )  # fmt: skip
     op.create_table(
         "people", text("id", primary_key=True), text("key"), text("consent"),
-        sa.Column("keep_photos", sa.Boolean(), nullable=False), number("created"),
+        column("keep_photos", sa.Boolean()), number("created"),
     )  # fmt: skip
     op.create_table(
         "jobs", count("seq", primary_key=True, autoincrement=True), text("id", unique=True), text("key"),
-        text("kind"), text("state"), text("settings"), sa.Column("request", sa.JSON(), nullable=False),
-        text("person", nullable=True), sa.Column("progress", sa.JSON(), nullable=False),
-        sa.Column("result", sa.JSON(), nullable=False), text("error"), text("webhook"),
-        text("idempotency", nullable=True), text("asked"), number("created"),
-        number("started", nullable=True), number("ended", nullable=True), text("worker"), number("lease"), count("fence"), count("attempts"),
-        sa.UniqueConstraint("key", "idempotency"),
+        text("kind"), text("state"), text("settings"), column("request", sa.JSON()),
+        text("person", nullable=True), column("progress", sa.JSON()), column("result", sa.JSON()),
+        text("error"), text("webhook"), text("idempotency", nullable=True), text("asked"), number("created"),
+        number("started", nullable=True), number("ended", nullable=True), text("worker"), number("lease"),
+        count("fence"), count("attempts"), sa.UniqueConstraint("key", "idempotency"),
     )  # fmt: skip
     op.create_index("waiting", "jobs", ["state", "seq"])
     op.create_table("worn", text("job", primary_key=True), text("person", primary_key=True))
     op.create_table(
-        "files", text("id", primary_key=True), text("owner"), count("number"), text("kind"), text("hash"), count("bytes"),
-        text("media"),
+        "files", text("id", primary_key=True), text("owner"), count("number"), text("kind"), text("hash"),
+        count("bytes"), text("media"),
     )  # fmt: skip
     op.create_table(
         "deliveries", text("id", primary_key=True), text("job"), text("key"), text("url"),
-        sa.Column("body", sa.String(), nullable=False), count("attempts"), number("due"),
+        text("body"), count("attempts"), number("due"),
     )  # fmt: skip
     op.create_table("workers", text("id", primary_key=True), text("device"), text("base"), number("seen"))
-    for table, column in (
+    for table, name in (
         ("people", "key"), ("jobs", "key"), ("jobs", "person"), ("worn", "person"), ("files", "owner"),
         ("deliveries", "job"), ("deliveries", "due"),
     ):  # fmt: skip
-        op.create_index(f"ix_{table}_{column}", table, [column])
+        op.create_index(f"ix_{table}_{name}", table, [name])
 
 
 def downgrade() -> None:
