@@ -38,7 +38,7 @@ class Decoder:
         """
         with self._lock:
             if self._process is None or not self._process.is_alive():
-                self._start()
+                self.start()
             answer = self._ask(content)
         if isinstance(answer, str):
             raise InputError(answer)
@@ -55,7 +55,8 @@ class Decoder:
             self.close()
             return "photo: decoding it takes too much memory; send a smaller JPEG or PNG"
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the process, which takes a second."""
         self.close()
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"),
     (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
 ]  # fmt: skip
+_HEALTH = ("/healthz", "/readyz", "/metrics")
 
 
 class Guard:
@@ -89,7 +91,8 @@ class Guard:
         method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE") else "other"
         self._metrics.requests.labels(method, route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        logger.info("%s %s %s %.0f ms", method, route, status, 1000 * seconds)
+        level = logging.DEBUG if route in _HEALTH else logging.INFO  # probes come every few seconds
+        logger.log(level, "%s %s %s %.0f ms", method, route, status, 1000 * seconds)
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:
