@@ -22,7 +22,7 @@ def text(name: str, **options: Any) -> Any:
 
 def number(name: str, **options: Any) -> Any:
     """A column of numbers: times, for the most part."""
-    return column(name, sa.Float(), **options)
+    return column(name, sa.Double(), **options)
 
 
 def count(name: str, **options: Any) -> Any:
