@@ -1,4 +1,4 @@
-"""Kills server, worker and both with -9 at random moments while jobs come in; then counts what became of them.
+"""Kills server, worker and both with -9 at random moments while jobs come in; counts what became of them.
 
 One interpreter imports everything and forks the processes, so that a new one takes a second. Prints JSON:
 how many were killed, and every broken promise.

@@ -27,7 +27,7 @@ class Decoder:
 
     def __init__(self, config: ServeConfig) -> None:
         self._config, self._lock = config, Lock()
-        self._process: Any = None
+        self.process: Any = None
         self._pipe: Any = None
 
     def decode(self, content: bytes) -> bytes:
@@ -37,7 +37,7 @@ class Decoder:
             InputError: not a photo, too large, too small, or it took too much memory or time.
         """
         with self._lock:
-            if self._process is None or not self._process.is_alive():
+            if self.process is None or not self.process.is_alive():
                 self.start()
             answer = self._ask(content)
         if isinstance(answer, str):
@@ -61,19 +61,19 @@ class Decoder:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         bounds = (self._config.photo_side, self._config.decode_bytes)
-        self._process = context.Process(target=_serve, args=(theirs, *bounds), daemon=True)
-        self._process.start()
+        self.process = context.Process(target=_serve, args=(theirs, *bounds), daemon=True)
+        self.process.start()
         theirs.close()
         if not self._pipe.poll(120) or self._pipe.recv() != "ready":  # it imports libraries first
             raise OSError("the process that decodes photos does not start")
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
             self._pipe.close()
-            self._process = None
+            self.process = None
 
 
 def _serve(pipe: Connection, side: int, memory: int) -> None:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 from urllib.parse import unquote
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hyperdreambooth.serve.config import ServeConfig
@@ -50,6 +51,8 @@ class Guard:
                 await _refuse(answer, *refusal)
             else:
                 await self._app(scope, self._bounded(receive), answer)
+        except ClientDisconnect:
+            status = 499  # as nginx calls a client that went away
         except Exception as error:
             note_failure(error)
             if status == 0:

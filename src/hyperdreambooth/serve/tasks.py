@@ -64,7 +64,7 @@ class Studio:
         self._config = config
         self.me = Personalizer.from_pretrained(config.base, config.hypernet, device, config.dtype)
         self._scorers = load_base_scorers(self.me.base) if config.likeness else None
-        self._refuses = load_filter(config.content_filter)
+        self.refuses = load_filter(config.content_filter)
 
     @property
     def together(self) -> int:
@@ -154,11 +154,13 @@ class Studio:
         def drawn(place: int, _: Image.Image) -> None:
             tell({"stage": "generate", "pictures": len(each), "drawn": place + 1})
 
+        settings = json.loads(tasks[0].claim.settings)
+        settings.pop("job", None)
         pictures = self.me.generate(
             [task.claim.request["prompt"] for task in each],
             [worn[task.claim.id] for task in each] if tasks[0].people else None,
             seed=[task.claim.request["seed"] for task in each],
-            batch=self._config.batch, drawn=drawn, **json.loads(tasks[0].claim.settings),
+            batch=self._config.batch, drawn=drawn, **settings,
         )  # fmt: skip
         for picture in pictures:
             self._check("picture", picture)
@@ -176,7 +178,7 @@ class Studio:
 
     def _check(self, kind: str, content: Any) -> None:
         """Asks the content filter."""
-        if self._refuses is not None and (reason := self._refuses(kind, content)):
+        if self.refuses is not None and (reason := self.refuses(kind, content)):
             raise InputError(f"{kind}: refused by the content filter ({reason})")
 
 

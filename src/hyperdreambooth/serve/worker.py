@@ -42,7 +42,7 @@ class One:
     """One worker."""
 
     def __init__(self, config: ServeConfig, studio: Studio, device: str, name: str) -> None:
-        self._config, self._studio, self._device, self._name = config, studio, device, name
+        self._config, self.studio, self._device, self._name = config, studio, device, name
         self._database, self._store = Database(config.url), Store(config.data)
         self._claims: Sequence[Claim] = ()
         self._live: set[str] = set()
@@ -53,7 +53,7 @@ class One:
         """Works for ever, and shows signs of life from a thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
-        self._sign_in()
+        self.sign_in()
         threading.Thread(target=self._beat, daemon=True).start()
         while not self._ended.is_set():
             if not self.work_once():
@@ -71,7 +71,7 @@ class One:
                 return False
         with self._database.write() as session:
             claims = queue.claim(
-                session, self._name, self._studio.together, self._config.lease, self._config.attempts
+                session, self._name, self.studio.together, self._config.lease, self._config.attempts
             )
         if claims:
             self._claims, self._live = claims, {claim.id for claim in claims}
@@ -85,7 +85,7 @@ class One:
         folder = self._store.work / claims[0].name
         folder.mkdir(exist_ok=True)
         try:
-            outcomes = self._studio.do(tasks, folder, self._tell)
+            outcomes = self.studio.do(tasks, folder, self.tell)
             for claim, outcome in zip(claims, outcomes, strict=True):
                 self._publish(claim, outcome)
         finally:
@@ -106,7 +106,7 @@ class One:
         asked = claim.request["adapters"]
         return Task(claim, people=[(files[one["person"]], one["weight"]) for one in asked])
 
-    def _tell(self, progress: dict[str, Any]) -> bool:
+    def tell(self, progress: dict[str, Any]) -> bool:
         """Notes progress now and then; returns whether any job is still wanted."""
         if time.monotonic() - self._told > _TOLD:
             self._told = time.monotonic()
@@ -129,10 +129,11 @@ class One:
             photos = queue.end(session, job, state, outcome.result, outcome.error)
         self._store.remove(owner, photos)
 
-    def _sign_in(self) -> None:
+    def sign_in(self) -> None:
+        """Makes the worker known, and removes what others left behind."""
         with self._database.write() as session:
             session.merge(Worker(
-                id=self._name, device=self._device, base=self._studio.me.base.source, seen=time.time(),
+                id=self._name, device=self._device, base=self.studio.me.base.source, seen=time.time(),
             ))  # fmt: skip
             self._store.sweep(session)
 
