@@ -105,11 +105,20 @@ def test_the_signature_is_the_standards() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://example.org/", "https://user:secret@example.org/", "file:///etc/passwd", "ftp://example.org/",
-        "gopher://127.0.0.1/", "https://", "https://exa mple.org/", "https://[::1", "//example.org", "javascript:1",
-        "https://example.org:99999/", "https://example.org/\r\nX: y",
+        "http://example.org/",
+        "https://user:secret@example.org/",
+        "file:///etc/passwd",
+        "ftp://example.org/",
+        "gopher://127.0.0.1/",
+        "https://",
+        "https://exa mple.org/",
+        "https://[::1",
+        "//example.org",
+        "javascript:1",
+        "https://example.org:99999/",
+        "https://example.org/\r\nX: y",
     ],
-)  # fmt: skip
+)
 def test_addresses_that_are_never_called(url: str) -> None:
     with pytest.raises(InputError, match="webhook"):
         target(url, ())
@@ -117,9 +126,21 @@ def test_addresses_that_are_never_called(url: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "::1", "fe80::1", "::ffff:127.0.0.1",
-     "fd00::1", "224.0.0.1", "100.64.0.1", "2002:7f00:1::"],
-)  # fmt: skip
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "192.168.1.1",
+        "0.0.0.0",
+        "::1",
+        "fe80::1",
+        "::ffff:127.0.0.1",
+        "fd00::1",
+        "224.0.0.1",
+        "100.64.0.1",
+        "2002:7f00:1::",
+    ],
+)
 def test_private_addresses_are_not_connected_to(address: str) -> None:
     with pytest.raises(InputError, match="private"):
         send(Target(address, 443, "/", True, False), {}, b"")
