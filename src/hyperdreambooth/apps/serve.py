@@ -16,6 +16,7 @@ app.add_typer(keys, name="keys", help="Make, list and revoke API keys.")
 
 _MISSING = "run pip install 'hyperdreambooth[serve]'"
 _HELP_HOST = "The address to listen on; any but a loopback address needs API keys [127.0.0.1]."
+_HELP_DATABASE = "postgresql+psycopg://USER:PASSWORD@HOST/NAME [a SQLite file in --data]."
 Scopes = Annotated[list[str] | None, Option("--scope", help="people, images or metrics; repeatable [all].")]
 
 
@@ -23,7 +24,7 @@ Scopes = Annotated[list[str] | None, Option("--scope", help="people, images or m
 def serve(
     ctx: Context,
     data: Annotated[Path | None, Option(help="The folder of everything that is kept [hdb-serve].")] = None,
-    database: Annotated[str | None, Option(help="postgresql+psycopg://… [SQLite in --data].")] = None,
+    database: Annotated[str | None, Option(envvar="HDB_DATABASE", help=_HELP_DATABASE)] = None,
     host: Annotated[str | None, Option(help=_HELP_HOST)] = None,
     port: Annotated[int | None, Option(help="The port [8000].")] = None,
     base: Annotated[str | None, Option(help="The base: a folder or a hub id [the avatars].")] = None,
