@@ -63,12 +63,12 @@ def add(
     name: Annotated[str, typer.Argument(help="A name by which to find it again.")],
     scopes: Scopes = None,
     per_minute: Annotated[int, Option(min=1, help="Requests a minute.")] = 600,
-    people: Annotated[int, Option(min=0, help="People whom it may keep.")] = 1000,
+    quota: Annotated[int, Option(min=0, help="The people whom it may keep.")] = 1000,
 ) -> None:
     """Make a key and print it, once."""
     auth = _imported("auth")
     with _database(ctx) as session:
-        key = auth.add_key(session, name, scopes or list(auth.SCOPES), per_minute, people)
+        key = auth.add_key(session, name, scopes or list(auth.SCOPES), per_minute, quota)
     typer.echo(f"key: {key}")
     typer.echo(f"webhook secret: {auth.webhook_secret(ctx.obj.data, key.split('_')[1])}")
 
