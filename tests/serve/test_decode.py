@@ -33,7 +33,7 @@ def noted() -> bytes:
 
 def bomb(side: int) -> bytes:
     """A PNG of few bytes and many pixels."""
-    rows = zlib.compress(b"\0" * ((side // 8 + 1) * side), 9)
+    rows = zlib.compress(b"\0" * ((-(-side // 8) + 1) * side), 9)
     header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
     parts = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(

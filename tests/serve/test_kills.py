@@ -21,13 +21,8 @@ SCRIPT = Path(__file__).parent / "killing.py"
 def test_a_hundred_kills_lose_nothing_and_do_nothing_twice(database_url: str) -> None:
     words = ["--kills", "100", "--jobs", "200", *(["--database", database_url] if database_url else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=5000,
-    )
+    command = [sys.executable, str(SCRIPT), *words]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=5000)
     assert done.returncode == 0
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)

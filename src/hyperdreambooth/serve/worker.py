@@ -18,7 +18,7 @@ from hyperdreambooth.files import discard
 from hyperdreambooth.serve import queue
 from hyperdreambooth.serve.config import ServeConfig
 from hyperdreambooth.serve.database import Database
-from hyperdreambooth.serve.log import logger, note_failure
+from hyperdreambooth.serve.log import note_failure
 from hyperdreambooth.serve.queue import Claim
 from hyperdreambooth.serve.store import Store
 from hyperdreambooth.serve.tables import File, Job, Worker, Worn
@@ -33,8 +33,9 @@ _TOLD = 0.5  # seconds between two notes of progress
 def run_worker(config: ServeConfig, device: str, name: str) -> None:
     """Works until the process that started it ends, or for ever where it was started by itself."""
     begin()
-    logging.getLogger("hyperdreambooth").setLevel(logging.WARNING)  # no progress bars
-    warnings.simplefilter("ignore")  # they quote prompts
+    logging.getLogger("hyperdreambooth").setLevel(logging.CRITICAL)  # no progress bars
+    logging.disable(logging.ERROR)  # libraries quote prompts in what they log
+    warnings.simplefilter("ignore")  # and so do warnings
     One(config, Studio(config, device), device, name).run()
 
 
@@ -147,7 +148,6 @@ class One:
                     self._live = queue.renew(session, self._claims, self._config.lease)
             except OperationalError as error:  # the next beat may find the database again
                 note_failure(error)
-        logger.info("worker ended")
 
 
 def retire(database: Database, name: str) -> None:
