@@ -48,7 +48,7 @@ def test_photos_become_small_upright_and_bare(decoder: Decoder) -> None:
         assert not clean.getexif() and not clean.info
     with pytest.raises(InputError, match="million pixels"):
         decoder.decode(bomb(30_000))
-    with pytest.raises(InputError, match=r"memory|pixels"):
+    with pytest.raises(InputError, match="too much memory"):
         decoder.decode(bomb(8_900))  # within the bound of pixels, and too much for the bound of memory
     for junk in (b"", b"GIF89a", b"%!PS-Adobe", noted()[:400], b"\0" * 1000):
         with pytest.raises(InputError, match="photo"):

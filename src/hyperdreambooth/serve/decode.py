@@ -15,11 +15,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from PIL import Image
+
+from hyperdreambooth.faces.image import open_photo
 from hyperdreambooth.files import InputError
 from hyperdreambooth.serve.config import ServeConfig
 from hyperdreambooth.workers import begin
 
 _NAME = Path("photo")
+_TOO_LARGE = "photo: decoding it takes too much memory; send a smaller JPEG or PNG"
 
 
 class Decoder:
@@ -53,7 +57,7 @@ class Decoder:
             return self._pipe.recv()
         except (EOFError, OSError):
             self.close()
-            return "photo: decoding it takes too much memory; send a smaller JPEG or PNG"
+            return _TOO_LARGE
 
     def start(self) -> None:
         """Starts the process, which takes a second."""
@@ -79,8 +83,6 @@ class Decoder:
 def _serve(pipe: Connection, side: int, memory: int) -> None:
     """Decodes what comes through the pipe until nobody is there any more."""
     begin()
-    import hyperdreambooth.faces.image  # before memory is bounded  # noqa: F401
-
     _bound(memory)
     pipe.send("ready")
     while True:
@@ -93,10 +95,6 @@ def _serve(pipe: Connection, side: int, memory: int) -> None:
 
 def _decoded(content: bytes, side: int) -> bytes | str:
     """Returns the PNG, or why there is none."""
-    from PIL import Image
-
-    from hyperdreambooth.faces.image import open_photo
-
     try:
         photo = open_photo(_NAME, content)
         photo.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -105,9 +103,9 @@ def _decoded(content: bytes, side: int) -> bytes | str:
         clean.save(file, "PNG", compress_level=1)
         return file.getvalue()
     except InputError as error:
-        return str(error)
+        return _TOO_LARGE if isinstance(error.__context__, MemoryError) else str(error)
     except MemoryError:
-        return "photo: decoding it takes too much memory; send a smaller JPEG or PNG"
+        return _TOO_LARGE
 
 
 def _bound(memory: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from multiprocessing import connection, get_context
@@ -44,6 +45,7 @@ def serve(config: ServeConfig) -> None:
         timeout_keep_alive=5, timeout_graceful_shutdown=5, h11_max_incomplete_event_size=_HEADER_BYTES,
         limit_concurrency=config.connections, http=_patient(config.patience),
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has ended
     server = uvicorn.Server(uvicorn.Config(create_app(config), **settings))
     ended = threading.Event()
     threads = [threading.Thread(target=_supervise, args=(config, device, ended)) for device in config.devices]

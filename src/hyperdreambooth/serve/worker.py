@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from multiprocessing import parent_process
 from typing import Any
 
 from sqlalchemy import select
@@ -32,7 +33,8 @@ _TOLD = 0.5  # seconds between two notes of progress
 
 def run_worker(config: ServeConfig, device: str, name: str) -> None:
     """Works until the process that started it ends, or for ever where it was started by itself."""
-    begin()
+    if parent_process() is not None:
+        begin()
     logging.getLogger("hyperdreambooth").setLevel(logging.CRITICAL)  # no progress bars
     logging.disable(logging.ERROR)  # libraries quote prompts in what they log
     warnings.simplefilter("ignore")  # and so do warnings
@@ -56,9 +58,12 @@ class One:
             signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
         self.sign_in()
         threading.Thread(target=self._beat, daemon=True).start()
-        while not self._ended.is_set():
-            if not self.work_once():
-                self._ended.wait(_IDLE)
+        try:
+            while not self._ended.is_set():
+                if not self.work_once():
+                    self._ended.wait(_IDLE)
+        finally:
+            retire(self._database, self._name)
 
     def close(self) -> None:
         """Has the worker end after its batch, and closes its connections."""
