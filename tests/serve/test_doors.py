@@ -17,7 +17,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.serve import auth
 from hyperdreambooth.serve.auth import SCOPES, Caller, RateLimit, add_key, revoke_key
 from hyperdreambooth.serve.config import ServeConfig
-from hyperdreambooth.serve.marks import SOURCE_TYPE, encoded
+from hyperdreambooth.serve.marks import SOURCE_TYPE
 from hyperdreambooth.serve.run import check
 from hyperdreambooth.serve.tables import File, Job, Key
 
@@ -211,13 +211,6 @@ def test_health_and_figures(running: Running) -> None:
         "/v1/people",
         "/v1/images/generations",
     }
-
-
-def test_pictures_are_signed_where_there_is_a_certificate(config: ServeConfig, running: Running) -> None:
-    del running
-    with pytest.raises(InputError, match="certificate"):
-        check(config.model_copy(update={"certificate": config.data / "no.pem", "private_key": config.data}))
-    assert SOURCE_TYPE.encode() in encoded(Image.new("RGB", (32, 32)), "png", config)
 
 
 def test_the_log_has_nothing_of_a_caller(running: Running, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,7 +66,7 @@ def _signed(content: bytes, media: str, config: ServeConfig) -> bytes:
         "claim_generator_info": [{"name": "hyperdreambooth"}], "format": media, "title": "picture",
         "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}],
     }  # fmt: skip
-    certificate, key = config.certificate.read_text(), config.private_key.read_text()
+    certificate, key = config.certificate.read_bytes(), config.private_key.read_bytes()
     made = io.BytesIO()
     info = C2paSignerInfo(config.signature, certificate, key, None)
     with Signer.from_info(info) as signer, Builder(json.dumps(manifest)) as builder:
