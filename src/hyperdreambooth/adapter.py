@@ -19,7 +19,13 @@ from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.lidb.file import Lidb, basis_for, check_fits, lidb_header, load_lidb, save_lidb
 from hyperdreambooth.lidb.weights import factors as lidb_factors
 from hyperdreambooth.lora.formats.card import licence_of, model_card
-from hyperdreambooth.lora.formats.headers import BASE_FINGERPRINT, BASE_NAME, LoraInfo, resolution_of
+from hyperdreambooth.lora.formats.headers import (
+    BASE_FINGERPRINT,
+    BASE_NAME,
+    CONSENT,
+    LoraInfo,
+    resolution_of,
+)
 from hyperdreambooth.lora.formats.names import family_of_base
 from hyperdreambooth.lora.formats.read import WeightOf, read_lora
 from hyperdreambooth.lora.formats.write import check_form, state_dict, write_lora
@@ -198,7 +204,8 @@ class Adapter:
         place = Path(self.base_source)
         name = place.name if place.is_absolute() else self.base_source
         count = int(steps) if steps.isdecimal() else 0
-        return LoraInfo(self.trigger, name, self.resolution, title, count, self.base_fingerprint, self.family)
+        origin = (self.base_fingerprint, self.family, self.metadata.get(CONSENT, ""))
+        return LoraInfo(self.trigger, name, self.resolution, title, count, *origin)
 
     def save(
         self, path: Path | str, format: Format = "diffusers", dtype: torch.dtype = torch.float32
@@ -221,7 +228,8 @@ class Adapter:
                 raise InputError(
                     f"{path}: a relaxed or finetuned adapter is not a LiDB; use diffusers or kohya"
                 )
-            save_lidb(path, self.lidb, dtype)
+            consent = self.metadata.get(CONSENT)
+            save_lidb(path, self.lidb, dtype, {CONSENT: consent} if consent else {})
         elif format in ("diffusers", "kohya", "original"):
             check_rank(self.rank, self.factors)
             write_lora(path, self.factors, format, self.lora_info(path.name.split(".")[0]), dtype)

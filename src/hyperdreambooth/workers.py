@@ -20,10 +20,10 @@ def processes(asked: int | None) -> int:
 
 def pool(count: int) -> ProcessPoolExecutor:
     """Returns a pool of spawned processes, which work the same on every system."""
-    return ProcessPoolExecutor(count, get_context("spawn"), _begin)
+    return ProcessPoolExecutor(count, get_context("spawn"), begin)
 
 
-def _begin() -> None:
+def begin() -> None:
     """Makes a worker ignore Ctrl-C, which the parent handles, and end at once when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -25,6 +25,7 @@ from hyperdreambooth.apps import (
     inspect,
     plan,
     prepare,
+    serve,
     training,
     watch,
 )
@@ -143,6 +144,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")
+app.add_typer(serve.app, name="serve")
 
 
 def _interrupt(number: int, _frame: Any) -> None:

@@ -63,8 +63,13 @@ class Lidb:
         return replace(self, numbers=numbers, layout=layout, trigger=trigger, resolution=resolution)
 
 
-def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> None:
-    """Writes `NAME.lidb.safetensors` whole, in float32 or in float16, which halves the file."""
+def save_lidb(
+    path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32, further: Mapping[str, str] = {}
+) -> None:
+    """Writes `NAME.lidb.safetensors` whole, in float32 or in float16, which halves the file.
+
+    `further` are fields of the header that reading needs not.
+    """
     if dtype not in (torch.float32, torch.float16):
         raise InputError(f"{path}: a LiDB is float32 or float16, not {dtype}; its numbers are few")
     if tuple(lidb.numbers.shape) != (lidb.layout.size,):
@@ -78,7 +83,7 @@ def save_lidb(path: Path, lidb: Lidb, dtype: torch.dtype = torch.float32) -> Non
         limit = f"lose {lost[1]:.1%} in {name}, expected at most {ROUNDING:.1%}; use float32"
         raise InputError(f"{path}: nothing was written, the numbers of {lost[0]} {limit}")
     parts = {part: numbers[span] for part, span in lidb.layout.components.items()}
-    save_tensors(path, parts, _header(lidb))
+    save_tensors(path, parts, {**further, **_header(lidb)})
 
 
 def _lost(lidb: Lidb, rounded: Tensor) -> tuple[str, float] | None:

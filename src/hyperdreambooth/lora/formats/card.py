@@ -56,7 +56,7 @@ def model_card(
             text.format(subject=subject, name=Path(files["kohya"]).stem, **files)
             for text in _INTERFACES.get(family, ())
         ),
-        **asdict(info), **files,
+        agreed=_AGREED.get(info.consent, ""), **asdict(info), **files,
     )  # fmt: skip
 
 
@@ -95,7 +95,14 @@ image = pipe("a photo of a {subject}").images[0]
 
 {licence}, the licence of the base. These files are personal data of the person they show:
 share them only with that person's consent.
-"""
+{agreed}"""
+
+_AGREED = {
+    "self": "\nWhoever made these files says that the photos show themselves.\n",
+    "consented": "\nWhoever made these files says that the person agreed.\n",
+    "synthetic": "\nWhoever made these files says that the photos show nobody: a machine made them.\n",
+}
+"""What the header says of consent → what the card says."""
 
 _COMFY = """
 ## ComfyUI

@@ -20,6 +20,8 @@ BASE_FINGERPRINT = "hyperdreambooth.base_fingerprint"
 """Our own header field: bases of the same shapes would wear each other's people without a word."""
 BASE_NAME = "hyperdreambooth.base"
 """Our own header field: the name of that base, for warnings that name both."""
+CONSENT = "hyperdreambooth.consent"
+"""Our own header field: on what ground the person's photos were used: `self`, `consented`, `synthetic`."""
 _SIDES = {"sd1": 512, "sd2": 512}
 """Family → side in pixels of its pictures, where nobody knows better; 1024 for all others."""
 
@@ -35,6 +37,7 @@ class LoraInfo:
     steps: int = 0  # of the finetune
     base_fingerprint: str = ""  # of the weights of that base; empty where nobody knows
     family: str = ""  # of that base, a key of `FAMILIES`; where nobody knows, the layers have to show it
+    consent: str = ""  # on what ground the photos were used, see `CONSENT`; empty where nobody said
 
 
 def peft_config(sites: Sequence[Site], rank: int) -> str:

@@ -21,6 +21,7 @@ from hyperdreambooth.lora.formats.filename import check_name
 from hyperdreambooth.lora.formats.headers import (
     BASE_FINGERPRINT,
     BASE_NAME,
+    CONSENT,
     LoraInfo,
     content_hash,
     kohya_fields,
@@ -81,7 +82,7 @@ def write_lora(
 
 
 def _origin(info: LoraInfo) -> dict[str, str]:
-    return {BASE_FINGERPRINT: info.base_fingerprint, BASE_NAME: info.base}
+    return {BASE_FINGERPRINT: info.base_fingerprint, BASE_NAME: info.base, CONSENT: info.consent}
 
 
 def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:

@@ -1,0 +1,204 @@
+"""What a worker does for jobs: people are trained side by side, pictures are drawn side by side.
+
+The jobs of a batch share their settings. A batch that fails is done again job by job, so that a caller's
+mistake, or a person who does not fit into memory, fails alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, TypeAlias, cast
+
+from PIL import Image
+
+from hyperdreambooth.adapter import FILES, Adapter
+from hyperdreambooth.config import load_config
+from hyperdreambooth.evaluate.base_scorers import load_base_scorers
+from hyperdreambooth.files import InputError
+from hyperdreambooth.finetune.config import FinetuneConfig
+from hyperdreambooth.finetune.fast import finetune_adapters
+from hyperdreambooth.lora.formats.headers import CONSENT
+from hyperdreambooth.personalize import Personalizer
+from hyperdreambooth.serve.config import ServeConfig
+from hyperdreambooth.serve.log import note_failure
+from hyperdreambooth.serve.marks import MEDIA, encoded
+from hyperdreambooth.serve.queue import Claim
+from hyperdreambooth.serve.store import Made
+from hyperdreambooth.training.loop import check_loss
+
+Tell: TypeAlias = Callable[[dict[str, Any]], bool]
+"""Is told how far the jobs are, and returns whether anybody still wants them."""
+Filter: TypeAlias = Callable[[str, Any], str | None]
+"""The operator's content filter: (`prompt`, text), (`photo` or `picture`, image) → why not, or None."""
+
+_JUDGED_STEPS = 10  # of the pictures that likeness is judged by
+
+
+@dataclass(frozen=True)
+class Task:
+    """A claimed job with what it needs: the person's photos, or the people to draw."""
+
+    claim: Claim
+    photos: Sequence[Image.Image] = ()
+    people: Sequence[tuple[Path, float]] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job; an error is a sentence for its caller."""
+
+    made: Sequence[Made] = ()
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
+    error: str = ""
+
+
+class Studio:
+    """A warm base with its hypernetwork, and all that is done with it."""
+
+    def __init__(self, config: ServeConfig, device: str) -> None:
+        self._config = config
+        self.me = Personalizer.from_pretrained(config.base, config.hypernet, device, config.dtype)
+        self._scorers = load_base_scorers(self.me.base) if config.likeness else None
+        self.refuses = load_filter(config.content_filter)
+
+    @property
+    def together(self) -> int:
+        """The number of jobs in a batch; float16 trains one person at a time."""
+        return (
+            1
+            if self.me.base.dtype.itemsize == 2 and "bf" not in str(self.me.base.dtype)
+            else self._config.batch
+        )
+
+    def do(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
+        """Does the jobs of a batch, which are of one kind; `folder` is for files on the way."""
+        work = self._train if tasks[0].claim.kind == "person" else self._draw
+        try:
+            return work(tasks, folder, tell)
+        except InputError as error:
+            reason = str(error)
+        except Exception as error:
+            note_failure(error)
+            reason = "the service failed at this job; try it again, or ask its operator"
+        if len(tasks) == 1:
+            return [Outcome(error=reason)]
+        return [outcome for task in tasks for outcome in self.do([task], folder, tell)]
+
+    def _train(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
+        for task in tasks:
+            for photo in task.photos:
+                self._check("photo", photo)
+        asked = {**self._config.finetune, **json.loads(tasks[0].claim.settings)}
+        config = load_config(FinetuneConfig, **asked).over(self.me.predictor.info.finetune)
+        tell({"stage": "predict", "people": len(tasks)})
+        predicted = [self.me.predict(list(task.photos)) for task in tasks]
+
+        def step(number: int, loss: float) -> bool:
+            steps = {"step": number, "steps": config.last}
+            return tell({"stage": "finetune", **steps, "loss": round(loss, 5), "people": len(tasks)})
+
+        photos = [list(task.photos) for task in tasks]
+        trained = finetune_adapters(self.me.base, predicted, photos, config, callback=step)
+        likeness = self._likeness(tasks, trained)
+        rows = zip(tasks, predicted, trained, likeness, strict=True)
+        return [self._person(*row, folder) for row in rows]
+
+    def _likeness(self, tasks: Sequence[Task], trained: Sequence[Adapter]) -> list[float | None]:
+        """Draws a picture of each person and compares it with the photo: 1 is like, 0 a stranger."""
+        if self._scorers is None:
+            return [None] * len(tasks)
+        prompts = [f"a photo of a [V] {self.me.base.class_word}"] * len(tasks)
+        drawn = self.me.generate(prompts, list(trained), steps=_JUDGED_STEPS, batch=len(tasks))
+        return [
+            self._scorers.identity([picture], list(task.photos))[0]
+            for task, picture in zip(tasks, drawn, strict=True)
+        ]
+
+    def _person(
+        self, task: Task, predicted: Adapter, trained: Adapter, likeness: float | None, folder: Path
+    ) -> Outcome:
+        try:
+            check_loss(trained.metadata)
+        except InputError as error:
+            return Outcome(error=str(error))
+        consent = {CONSENT: task.claim.request["consent"]}
+        both = {"lidb": predicted, "kohya": trained, "diffusers": trained}
+        made = list[Made]()
+        for form, name in FILES.items():
+            file = folder / name
+            replace(both[form], metadata={**both[form].metadata, **consent}).save(file, form)
+            made.append(Made(form, file.read_bytes(), "application/octet-stream"))
+            file.unlink()
+        agreed = replace(trained, metadata={**trained.metadata, **consent})
+        card = agreed.card(None, self.me.base.class_word).encode()
+        result = {
+            "likeness": None if likeness is None else round(likeness, 4), "trigger": trained.trigger,
+            "rank": trained.rank, "steps": int(trained.metadata["steps"]),
+            "loss": float(trained.metadata.get("loss", 0)),
+        }  # fmt: skip
+        return Outcome([*made, Made("card", card, "text/markdown")], result)
+
+    def _draw(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
+        del folder
+        each = [task for task in tasks for _ in range(task.claim.request["n"])]
+        for task in tasks:
+            self._check("prompt", task.claim.request["prompt"])
+        worn = {task.claim.id: self._worn(task) for task in tasks}
+        tell({"stage": "generate", "pictures": len(each), "drawn": 0})
+
+        def drawn(place: int, _: Image.Image) -> None:
+            tell({"stage": "generate", "pictures": len(each), "drawn": place + 1})
+
+        settings = json.loads(tasks[0].claim.settings)
+        settings.pop("job", None)
+        pictures = self.me.generate(
+            [task.claim.request["prompt"] for task in each],
+            [worn[task.claim.id] for task in each] if tasks[0].people else None,
+            seed=[task.claim.request["seed"] for task in each],
+            batch=self._config.batch, drawn=drawn, **settings,
+        )  # fmt: skip
+        for picture in pictures:
+            self._check("picture", picture)
+        rest = iter(pictures)
+        return [self._pictures(task, [next(rest) for _ in range(task.claim.request["n"])]) for task in tasks]
+
+    def _worn(self, task: Task) -> Any:
+        """Returns the weighted sum of the people of a picture; None for the bare base."""
+        return sum(weight * self.me.load(file) for file, weight in task.people) or None
+
+    def _pictures(self, task: Task, pictures: Sequence[Image.Image]) -> Outcome:
+        form = task.claim.request["form"]
+        made = [Made("picture", encoded(picture, form, self._config), MEDIA[form]) for picture in pictures]
+        return Outcome(made, {"pictures": len(made)})
+
+    def _check(self, kind: str, content: Any) -> None:
+        """Asks the content filter."""
+        if self.refuses is not None and (reason := self.refuses(kind, content)):
+            raise InputError(f"{kind}: refused by the content filter ({reason})")
+
+
+def load_filter(name: str) -> Filter | None:
+    """Returns the function that `module:function` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not name:
+        return None
+    try:
+        found = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"content_filter {name}: expected module:function ({error})") from None
+    if not callable(found):
+        raise InputError(f"content_filter {name}: expected a function")
+    return cast("Filter", found)
+
+
+def opened(content: bytes) -> Image.Image:
+    """Opens a PNG that the decoder wrote."""
+    return Image.open(io.BytesIO(content)).convert("RGB")

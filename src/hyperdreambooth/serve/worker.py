@@ -1,0 +1,177 @@
+"""A worker process: one warm device, which claims jobs, does them side by side and publishes the results."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from multiprocessing import parent_process
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from hyperdreambooth.files import discard
+from hyperdreambooth.serve import queue
+from hyperdreambooth.serve.config import ServeConfig
+from hyperdreambooth.serve.database import Database
+from hyperdreambooth.serve.log import note_failure
+from hyperdreambooth.serve.queue import Claim
+from hyperdreambooth.serve.store import Store
+from hyperdreambooth.serve.tables import File, Job, Worker, Worn
+from hyperdreambooth.serve.tasks import Outcome, Studio, Task, opened
+from hyperdreambooth.workers import begin
+
+_IDLE = 0.1  # seconds between two looks at an empty queue
+_BEAT = 5.0  # seconds between two signs of life, at most
+_TOLD = 0.5  # seconds between two notes of progress
+
+
+def run_worker(config: ServeConfig, device: str, name: str) -> None:
+    """Works until the process that started it ends, or for ever where it was started by itself."""
+    if parent_process() is not None:
+        begin()
+    logging.getLogger("hyperdreambooth").setLevel(logging.CRITICAL)  # no progress bars
+    logging.disable(logging.ERROR)  # libraries quote prompts in what they log
+    warnings.simplefilter("ignore")  # and so do warnings
+    One(config, Studio(config, device), device, name).run()
+
+
+class One:
+    """One worker."""
+
+    def __init__(self, config: ServeConfig, studio: Studio, device: str, name: str) -> None:
+        self._config, self.studio, self._device, self._name = config, studio, device, name
+        self._database, self._store = Database(config.url), Store(config.data)
+        self._claims: Sequence[Claim] = ()
+        self._live: set[str] = set()
+        self._told = 0.0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Works for ever, and shows signs of life from a thread."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
+        self.sign_in()
+        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            while not self._ended.is_set():
+                if not self.work_once():
+                    self._ended.wait(_IDLE)
+        finally:
+            retire(self._database, self._name)
+
+    def close(self) -> None:
+        """Has the worker end after its batch, and closes its connections."""
+        self._ended.set()
+        self._database.close()
+
+    def work_once(self) -> bool:
+        """Does one batch; returns whether there was any."""
+        with self._database.read() as session:
+            if not queue.waiting(session, time.time()):
+                return False
+        with self._database.write() as session:
+            claims = queue.claim(
+                session, self._name, self.studio.together, self._config.lease, self._config.attempts
+            )
+        if claims:
+            self._claims, self._live = claims, {claim.id for claim in claims}
+            self._do(claims)
+            self._claims = ()
+        return bool(claims)
+
+    def _do(self, claims: Sequence[Claim]) -> None:
+        with self._database.read() as session:
+            tasks = [self._task(session, claim) for claim in claims]
+        folder = self._store.work / claims[0].name
+        folder.mkdir(exist_ok=True)
+        try:
+            outcomes = self.studio.do(tasks, folder, self.tell)
+            for claim, outcome in zip(claims, outcomes, strict=True):
+                self._publish(claim, outcome)
+        finally:
+            for claim in claims:
+                discard(self._store.work / claim.name)
+
+    def _task(self, session: Session, claim: Claim) -> Task:
+        """Reads what a job needs: the photos of its person, or the adapters of whom it draws."""
+        if claim.kind == "person":
+            photos = (
+                select(File).where(File.owner == claim.person, File.kind == "photo").order_by(File.number)
+            )
+            return Task(claim, photos=[opened(self._store.read(one)) for one in session.scalars(photos)])
+        worn = select(File).join(Worn, Worn.person == File.owner).where(Worn.job == claim.id)
+        files = {
+            one.owner: self._store.path(one) for one in session.scalars(worn.where(File.kind == "diffusers"))
+        }
+        asked = claim.request["adapters"]
+        return Task(claim, people=[(files[one["person"]], one["weight"]) for one in asked])
+
+    def tell(self, progress: dict[str, Any]) -> bool:
+        """Notes progress now and then; returns whether any job is still wanted."""
+        if time.monotonic() - self._told > _TOLD:
+            self._told = time.monotonic()
+            with self._database.write() as session:
+                queue.report(session, self._claims, progress)
+                self._live = queue.renew(session, self._claims, self._config.lease)
+        return bool(self._live)
+
+    def _publish(self, claim: Claim, outcome: Outcome) -> None:
+        """Ends a job, with its files, in one transaction; a job that is not ours any more stays as it is."""
+        staged = self._store.stage(claim.name, outcome.made)
+        with self._database.write() as session:
+            job = queue.held(session, claim)
+            if job is None:
+                return
+            owner = claim.person or claim.id
+            if outcome.made:
+                self._store.publish(session, owner, outcome.made, staged)
+            state = "failed" if outcome.error else "succeeded"
+            photos = queue.end(session, job, state, outcome.result, outcome.error)
+        self._store.remove(owner, photos)
+
+    def sign_in(self) -> None:
+        """Makes the worker known, and removes what others left behind."""
+        with self._database.write() as session:
+            session.merge(Worker(
+                id=self._name, device=self._device, base=self.studio.me.base.source, seen=time.time(),
+            ))  # fmt: skip
+            self._store.sweep(session)
+
+    def _beat(self) -> None:
+        """Renews leases, and says that the worker lives."""
+        while not self._ended.wait(min(_BEAT, self._config.lease / 3)):
+            try:
+                with self._database.write() as session:
+                    if (me := session.get(Worker, self._name)) is not None:
+                        me.seen = time.time()
+                    self._live = queue.renew(session, self._claims, self._config.lease)
+            except OperationalError as error:  # the next beat may find the database again
+                note_failure(error)
+
+
+def retire(database: Database, name: str) -> None:
+    """Signs off a worker that is known to be dead, and gives back its jobs."""
+    with database.write() as session:
+        queue.release(session, name)
+        if (found := session.get(Worker, name)) is not None:
+            session.delete(found)
+
+
+def cancel(database: Database, store: Store, job: str, key: str) -> bool | None:
+    """Cancels a job; returns whether it had not ended yet, or None for a job of nobody or somebody else."""
+    with database.write() as session:
+        found = session.scalar(select(Job).where(Job.id == job, Job.key == key))
+        if found is None:
+            return None
+        if found.state in queue.ENDED:
+            return False
+        person, photos = found.person, queue.end(session, found, "canceled", {})
+    if person is not None:
+        store.remove(person, photos)
+    return True
