@@ -16,7 +16,17 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from hyperdreambooth.apps import adapters, avatars, doctor, evaluate, inference, inspect, prepare, training
+from hyperdreambooth.apps import (
+    adapters,
+    avatars,
+    doctor,
+    evaluate,
+    inference,
+    inspect,
+    prepare,
+    training,
+    ui,
+)
 from hyperdreambooth.files import DiskFull, InputError
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
@@ -127,7 +137,7 @@ def configure(
 for command in (
     inference.demo, prepare.prepare, inference.personalize, inference.predict, adapters.relax,
     training.finetune, inference.generate, adapters.export, adapters.merge, inspect.inspect,
-    training.dreambooth, training.preoptimize, training.train, evaluate.evaluate, doctor.doctor,
+    training.dreambooth, training.preoptimize, training.train, evaluate.evaluate, doctor.doctor, ui.ui,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")

@@ -33,7 +33,7 @@ from hyperdreambooth.training.looks import Look, Looks
 from hyperdreambooth.training.plateau import DRAWS, Plateau
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import Shots
-from hyperdreambooth.training.trainable import Put, Trainable
+from hyperdreambooth.training.trainable import FactorLeaves, Put, Trainable
 
 PATIENCE = 20
 """The steps without a finite loss that end a training; float16's scaler skips a few, but not so many."""
@@ -147,7 +147,8 @@ def train(
     ):
         watch = None
         if look is not None:
-            watch = Looks(trainable.leaves, look, partial(put, 1))
+            worn = trainable.worn if isinstance(trainable, FactorLeaves) else None
+            watch = Looks(trainable.leaves, look, partial(put, 1), worn)
         elif looks is not None:
             watch = Plateau(trainable.leaves, count, partial(_judge, base, looks, encode, config, put))
         state = _State(trainable, count, config, GradScaler(base.device.type, enabled=half), watch)
