@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import isfinite
 
 from hyperdreambooth.ui.records import Seen
 
 Points = Sequence[tuple[float, float]]
 
-_WIDTH, _HEIGHT = 640, 120  # of a panel, in units of the view box
-_LEFT, _RIGHT, _TOP, _BOTTOM = 8, 96, 26, 12
+_WIDTH, _HEIGHT = 460, 150  # of a panel, in units of the view box
+_LEFT, _RIGHT, _TOP, _BOTTOM = 8, 112, 34, 10
 _SMOOTH = 5  # steps of the loss's mean: a step's own loss depends mostly on its noise
 
 
@@ -21,10 +22,11 @@ def chart(losses: Points, seen: Sequence[Seen], last: int, kept: int | None) -> 
     known = {name: points for name, points in scores.items() if points}
     panels = list[str]()
     if known:
-        panels.append(_panel("Likeness and prompt, 0 to 1", known, last, kept, (0.0, 1.0)))
+        top = max(1.0, *(score for points in known.values() for _, score in points))
+        panels.append(_panel("Likeness and prompt, from 0", known, last, kept, (0.0, top)))
     if losses:
         smooth = _smooth(losses)
-        values = [value for _, value in losses]
+        values = [value for _, value in losses if isfinite(value)] or [1.0]
         panels.append(_panel("Loss", {"loss": smooth}, last, kept, (0.0, max(values)), faint=losses))
     return f'<div class="hdb-charts">{"".join(panels)}</div>' if panels else ""
 

@@ -47,9 +47,19 @@ def _crop(crop: Crop) -> str:
 
 
 def _figure(source: str, alt: str, caption: str = "", marked: bool = False) -> str:
-    image = f'<img src="{source}" alt="{escape(alt)}" loading="lazy">'
+    image = f'<img src="{source}" alt="{escape(alt)}">'
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure class="{"hdb-marked" if marked else ""}">{image}{below}</figure>'
+
+
+def faces(people: Sequence[tuple[str, str, str]], chosen: str | None = None) -> str:
+    """Shows buttons with a face and a name: key, address and name of each."""
+    buttons = [
+        f'<button type="button" data-key="{escape(key)}" aria-pressed="{str(key == chosen).lower()}">'
+        f'<img src="{source}" alt=""><span>{escape(name)}</span></button>'
+        for key, source, name in people
+    ]
+    return f'<div class="hdb-faces">{"".join(buttons)}</div>' if buttons else ""
 
 
 def notes(lines: Sequence[str]) -> str:
@@ -116,23 +126,19 @@ def look(one: Person, photo: Path, seen: Seen, prompts: Sequence[str], address: 
 
 def _short(prompt: str) -> str:
     """Drops the words that every prompt has."""
-    parts = re.sub(r"\b(a photo of )?an? \[V\] ?\w*", "", prompt).split(",")
-    return ", ".join(part.strip() for part in parts if part.strip()).removesuffix(" of") or prompt
+    parts = re.sub(r"(\ba photo)?( of)? an? \[V\] ?\w*", "", f" {prompt}").split(",")
+    return ", ".join(part.strip() for part in parts if part.strip()) or prompt
 
 
 def strip(one: Person, seen: Sequence[Seen], address: Address) -> str:
     """Shows the same picture after more and more steps."""
-    figures = [
-        _figure(
-            address(each.pictures[0]),
-            f"{one.name} after {each.step} steps{', kept' if each.step == one.kept else ''}",
-            f"{each.step}{' ✓' if each.step == one.kept else ''}",
-            marked=each.step == one.kept,
-        )
+    people = [
+        (str(each.step), address(each.pictures[0]), f"{each.step}{' kept' if each.step == one.kept else ''}")
         for each in seen
         if each.pictures
     ]
-    return f'<div class="hdb-strip">{"".join(figures)}</div>' if len(figures) > 1 else ""
+    kept = None if one.kept is None else str(one.kept)
+    return faces(people, kept).replace("hdb-faces", "hdb-faces hdb-strip") if len(people) > 1 else ""
 
 
 def files(one: Person, folder: Path, address: Address) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from hyperdreambooth.faces.dataset import EXTENSIONS, read_person
 from hyperdreambooth.files import InputError, discard
 from hyperdreambooth.ui import html
 from hyperdreambooth.ui.crops import crop_photos, plainly
-from hyperdreambooth.ui.shared import Setting
+from hyperdreambooth.ui.shared import PICK, Setting, address, picked
 
 Draft: TypeAlias = tuple[str, tuple[str, ...]]
 """The folder of the crops that are shown, and the sentences about them."""
@@ -55,11 +56,7 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
                 height=150,
             )
             gr.HTML(f'<p class="hdb-quiet">{_CONSENT}</p>')
-            shown = [(str(file), f"Sample {n}") for n, file in enumerate(setting.samples, start=1)]
-            samples = gr.Gallery(
-                shown, label="Or try a drawn face", columns=6, height="auto", allow_preview=False,
-                interactive=False, buttons=[], elem_id="samples", visible=bool(shown),
-            )  # fmt: skip
+            samples = gr.HTML(_samples(setting), js_on_load=PICK, elem_id="samples")
             whole = gr.Checkbox(label="The photos are crops of a face already; take them as they are")
         with gr.Column(min_width=300):
             preview = gr.HTML(_EMPTY, elem_id="crops")
@@ -82,7 +79,7 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
         if not files:
             return [_EMPTY, None, gr.update(visible=False), gr.update(interactive=False), name]
         text, made, strange = draft(setting, files, whole)
-        proposed = name or files[0].stem.replace("_", " ").replace("-", " ").capitalize()
+        proposed = name or re.sub(r"[_-]+", " ", files[0].stem).capitalize()
         able = gr.update(interactive=made is not None)
         return [text, made, gr.update(visible=strange, value=False), able, proposed]
 
@@ -92,9 +89,8 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
 
     @setting.sentence
     def sampled(before: Draft | None, event: Any) -> list[Any]:
-        return [*cropped([setting.samples[event.index]], True, before, ""), None]
-
-    sampled.__annotations__ = {"event": gr.SelectData}  # as Gradio finds out what it has to pass
+        number = int(event.key)
+        return [*cropped([setting.samples[number]], True, before, f"Sample {number + 1}"), None]
 
     @setting.sentence
     def asked(made: Draft | None, name: str, steps: int, rank: int, seed: int, anyway: bool) -> str:
@@ -110,8 +106,15 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
         [photos, whole, kept, name],
         shows,
     )
-    samples.select(sampled, [kept], [*shows, photos])
+    samples.select(picked(gr, sampled), [kept], [*shows, photos])
     return make.click(asked, [kept, name, steps, rank, seed, anyway], key), key
+
+
+def _samples(setting: Setting) -> str:
+    if not setting.samples:
+        return ""
+    people = [(str(k), address(file), f"Sample {k + 1}") for k, file in enumerate(setting.samples)]
+    return f"<p>Or try a drawn face:</p>{html.faces(people)}"
 
 
 _EMPTY = '<p class="hdb-quiet">The crop that will be used appears here.</p>'

@@ -10,19 +10,19 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.ui import html
 from hyperdreambooth.ui.chart import chart
 from hyperdreambooth.ui.records import Person, Seen, look_file, looks, losses, nearest, read
-from hyperdreambooth.ui.shared import Setting, address
+from hyperdreambooth.ui.shared import PICK, Setting, address, picked
 
 _NOBODY = '<p class="hdb-quiet">Nobody yet. Make the first person from a photo.</p>'
 
 
-def gallery(setting: Setting) -> list[tuple[str, str]]:
-    """Returns a picture and a caption of everybody, the newest first."""
-    shown = list[tuple[str, str]]()
-    for key, person in setting.studio.people().items():
-        folder = setting.studio.person_folder(key)
+def gallery(setting: Setting, key: str | None) -> str:
+    """Shows everybody, the newest first."""
+    shown = list[tuple[str, str, str]]()
+    for one, person in setting.studio.people().items():
+        folder = setting.studio.out / "people" / one
         state = "" if person.state == "done" else f" ({person.state})"
-        shown.append((str(_face(folder, person)), f"{person.name}{state}"))
-    return shown
+        shown.append((one, address(_face(folder, person)), f"{person.name}{state}"))
+    return html.faces(shown, key)
 
 
 def _face(folder: Path, person: Person) -> Path:
@@ -62,21 +62,19 @@ def shown_step(person: Person, seen: Sequence[Seen], value: float, newest: float
 def build(gr: Any, setting: Setting, key: Any, tick: Any) -> None:
     """Lays the part out, and keeps it up to date."""
     studio, prompts = setting.studio, setting.studio.maker.prompts
-    everybody = gr.Gallery(
-        label="People", columns=8, height="auto", allow_preview=False, interactive=False, buttons=[],
-        elem_id="people",
-    )  # fmt: skip
+    everybody = gr.HTML(js_on_load=PICK, elem_id="people")
     known, people = gr.State(""), gr.State("")
     newest = gr.State(0)
     head = gr.HTML(_NOBODY, elem_id="person")
     with gr.Row():
-        stop = gr.Button("Stop", visible=False, elem_id="stop", size="sm")
-        go_on = gr.Button("Go on", visible=False, elem_id="go-on", variant="primary", size="sm")
+        stop = gr.Button("Stop", visible=False, elem_id="stop", size="sm", scale=0, min_width=160)
+        go_on = gr.Button("Go on", visible=False, elem_id="go-on", variant="primary", size="sm", scale=0)
     with gr.Column(visible=False) as pictures:
         look = gr.HTML(elem_id="look")
         step = gr.Slider(0, 1, 0, step=1, label="Step", elem_id="step", buttons=[])
-        strip = gr.HTML(elem_id="strip")
-        keep = gr.Button("Keep this step", elem_id="keep", size="sm")
+        strip = gr.HTML(js_on_load=PICK, elem_id="strip")
+        with gr.Row():
+            keep = gr.Button("Keep this step", elem_id="keep", size="sm", scale=0, min_width=160)
     curves = gr.HTML(elem_id="curves")
     with gr.Column(visible=False) as made:
         gr.HTML("<h3>Files</h3>")
@@ -144,16 +142,15 @@ def build(gr: Any, setting: Setting, key: Any, tick: Any) -> None:
     def ticked(key: str | None, value: float, newest: float, known: str) -> Any:
         return gr.skip() if state(setting, key) == known else view(key, value, newest)
 
-    def faces(known: str) -> Any:
-        found = gallery(setting)
-        now = repr([(file, caption, Path(file).stat().st_mtime_ns) for file, caption in found])
-        return gr.skip() if now == known else [found, now]
+    def faces(key: str | None, known: str) -> Any:
+        now = gallery(setting, key)
+        return gr.skip() if now == known else [now, now]
 
-    @setting.sentence
     def chosen(event: Any) -> str:
-        return list(studio.people())[event.index]
+        return event.key
 
-    chosen.__annotations__ = {"event": gr.SelectData}
+    def to_step(event: Any) -> float:
+        return float(event.key)
 
     @setting.sentence
     def stopped(key: str) -> None:
@@ -176,10 +173,12 @@ def build(gr: Any, setting: Setting, key: Any, tick: Any) -> None:
 
     quiet = {"show_progress": "hidden"}
     now = [key, step, newest]
-    everybody.select(chosen, None, key)
+    everybody.select(picked(gr, chosen), None, key)
+    strip.select(picked(gr, to_step), None, step).then(at_step, [key, step], look, **quiet)
     key.change(view, now, shows, **quiet)
     tick(ticked, [*now, known], shows)
-    tick(faces, [people], [everybody, people])
+    tick(faces, [key, people], [everybody, people])
+    key.change(faces, [key, people], [everybody, people], **quiet)
     step.input(at_step, [key, step], look, **quiet)
     stop.click(stopped, key, None)
     go_on.click(went_on, key, None)

@@ -170,7 +170,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            found[int(entry["step"])] = float(entry["loss"])
+            found[int(entry["step"])] = float(entry["loss"])  # null, of a ruined step, is left out
     return sorted(found.items())
 
 

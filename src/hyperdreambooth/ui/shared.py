@@ -49,6 +49,19 @@ class Setting:
         return said
 
 
+PICK = """element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-key]');
+  if (button) trigger('select', {key: button.dataset.key});
+});"""
+"""What makes the buttons of `html.faces` tell their key."""
+
+
+def picked(gr: Any, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a handler to which Gradio passes the event; `event.key` is that of the button."""
+    handler.__annotations__ = {"event": gr.EventData}
+    return handler
+
+
 def address(file: Path) -> str:
     """Returns the address of a file; another one once the file has changed, so that browsers load it anew."""
     changed = file.stat().st_mtime_ns if file.is_file() else 0

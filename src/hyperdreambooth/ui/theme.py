@@ -17,6 +17,7 @@ def theme() -> Any:
         primary_hue="indigo", neutral_hue="stone", radius_size="md", font=_SANS, font_mono=_MONO
     )
     return made.set(
+        layout_gap="12px", block_padding="12px 14px",
         body_background_fill="#faf9f6", body_background_fill_dark="#16171b",
         block_background_fill="#ffffff", block_background_fill_dark="#1f2026",
         block_border_color="#dcd9d2", block_border_color_dark="#3a3c45",
@@ -67,15 +68,20 @@ CSS = """
   overflow-wrap: anywhere; }
 .hdb-error { border-color: var(--hdb-bad); background: var(--hdb-alarm); }
 .hdb-row { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
-.hdb-row figure, .hdb-strip figure { margin: 0; min-width: 0; }
-.hdb-row img, .hdb-strip img, .hdb-empty::before { width: 100%; aspect-ratio: 1; object-fit: cover;
+.hdb-row figure { margin: 0; min-width: 0; }
+.hdb-row img, .hdb-empty::before { width: 100%; aspect-ratio: 1; object-fit: cover;
   border-radius: 8px; background: var(--hdb-empty); display: block; margin: 0; }
 .hdb-empty::before { content: ""; }
-.hdb-row figcaption, .hdb-strip figcaption { color: var(--hdb-quiet); font-size: .85rem; line-height: 1.3;
+.hdb-row figcaption { color: var(--hdb-quiet); font-size: .85rem; line-height: 1.3;
   padding-top: .25rem; overflow-wrap: anywhere; }
-.hdb-strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(64px, 1fr); gap: .4rem;
-  overflow-x: auto; padding: 3px; }
-.hdb-strip figcaption { text-align: center; }
+.hdb-faces { display: flex; gap: .5rem; overflow-x: auto; padding: 4px; }
+.hdb-faces button { flex: 0 0 84px; padding: 0; border: 0; background: none; cursor: pointer;
+  color: var(--hdb-quiet); font-size: .85rem; line-height: 1.3; text-align: center; overflow-wrap: anywhere; }
+.hdb-faces img { width: 84px; height: 84px; object-fit: cover; border-radius: 8px; display: block; margin: 0;
+  background: var(--hdb-empty); }
+.hdb-faces button:hover img { opacity: .85; }
+.hdb-faces button[aria-pressed=true] { color: var(--hdb-ink); font-weight: 650; }
+.hdb-faces button[aria-pressed=true] img { outline: 3px solid var(--hdb-accent); }
 .hdb-marked img { outline: 3px solid var(--hdb-accent); outline-offset: -3px; }
 .hdb-charts { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); }
 .hdb-chart { width: 100%; height: auto; }
@@ -94,7 +100,13 @@ CSS = """
 .hdb-files a { color: var(--hdb-accent); font-weight: 600; text-decoration: underline;
   overflow-wrap: anywhere; }
 .hdb-files span { color: var(--hdb-quiet); }
-progress { width: 100%; height: .6rem; accent-color: var(--hdb-accent); }
+.gradio-container progress { appearance: none; display: block; width: 100%; height: .5rem; border: 0;
+  border-radius: 99px; overflow: hidden; background: var(--hdb-line); }
+progress::-webkit-progress-bar { background: var(--hdb-line); }
+progress::-webkit-progress-value { background: var(--hdb-accent); }
+progress::-moz-progress-bar { background: var(--hdb-accent); }
+.gradio-container button.selected[role=tab] { color: var(--hdb-accent) !important; font-weight: 650; }
+.hdb-quiet code { white-space: nowrap; }
 .hdb-quiet { color: var(--hdb-quiet); }
 @media (max-width: 640px) {
   .hdb-row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
