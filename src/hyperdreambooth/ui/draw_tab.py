@@ -73,7 +73,6 @@ def build(gr: Any, setting: Setting, tick: Any) -> None:
                 stop = gr.Button("Stop", visible=False, elem_id="stop-drawing")
     shown = gr.HTML(_NOTHING, elem_id="drawing")
     earlier = gr.Dropdown([], label="Earlier drawings", elem_id="earlier", visible=False)
-    keys = gr.State([])
 
     def names() -> dict[str, str]:
         return {key: person.name for key, person in studio.people().items() if person.kept is not None}
@@ -94,17 +93,16 @@ def build(gr: Any, setting: Setting, tick: Any) -> None:
             now,
         ]
 
-    def sliders(who: list[str], before: list[str], *values: float) -> list[Any]:
-        """Shows a weight for each person who is chosen, and the mix of two."""
-        people, weight = names(), dict(zip(before, values, strict=False))
+    def sliders(who: list[str]) -> list[Any]:
+        """Shows a weight for each person who is chosen, at first the mean of all, and the mix of two."""
+        people, share = names(), round(1 / max(1, len(who)), 2)
         shown = [
-            gr.update(visible=True, label=f"Weight of {people.get(key, key)}", value=weight.get(key, 1.0))
-            for key in who
+            gr.update(visible=True, label=f"Weight of {people.get(key, key)}", value=share) for key in who
         ]
         hidden = [gr.update(visible=False, value=1)] * (MOST - len(who))
         two = len(who) == 2
         label = f"Mix: 0 is {people.get(who[0])}, 1 is {people.get(who[1])}" if two else "Mix"
-        return [gr.update(visible=two, label=label), *shown, *hidden, who]
+        return [gr.update(visible=two, label=label, value=0.5), *shown, *hidden]
 
     def mixed(share: float) -> list[float]:
         return [round(1 - share, 2), round(share, 2)]
@@ -127,7 +125,7 @@ def build(gr: Any, setting: Setting, tick: Any) -> None:
         return gr.skip() if now == known else [text, now, gr.update(visible=busy)]
 
     quiet = {"show_progress": "hidden"}
-    who.change(sliders, [who, keys, *weights], [mix, *weights, keys], **quiet)
+    who.change(sliders, who, [mix, *weights], **quiet)
     mix.input(mixed, mix, weights[:2], **quiet)
     go.click(asked, [who, beside, prompts, seeds, *weights], drawing)
     stop.click(stopped, drawing, None)

@@ -17,7 +17,7 @@ Address = Callable[[Path], str]
 """A file → the address at which the page's server has it."""
 
 _THUMB = 192
-_STATES = {
+STATES = {
     "waiting": "waiting", "running": "working", "done": "done", "stopped": "stopped", "failed": "failed",
 }  # fmt: skip
 _USES = {
@@ -46,10 +46,10 @@ def _crop(crop: Crop) -> str:
     return _figure(f"data:image/jpeg;base64,{data}", alt, crop.words)
 
 
-def _figure(source: str, alt: str, caption: str = "", marked: bool = False) -> str:
+def _figure(source: str, alt: str, caption: str = "") -> str:
     image = f'<img src="{source}" alt="{escape(alt)}">'
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="{"hdb-marked" if marked else ""}">{image}{below}</figure>'
+    return f"<figure>{image}{below}</figure>"
 
 
 def faces(people: Sequence[tuple[str, str, str]], chosen: str | None = None) -> str:
@@ -64,7 +64,12 @@ def faces(people: Sequence[tuple[str, str, str]], chosen: str | None = None) -> 
 
 def notes(lines: Sequence[str]) -> str:
     """Shows sentences that a user should read."""
-    return "".join(f'<p class="hdb-note">{escape(line[:1].upper() + line[1:])}.</p>' for line in lines)
+    return "".join(f'<p class="hdb-note">{words(line[:1].upper() + line[1:])}.</p>' for line in lines)
+
+
+def words(text: str) -> str:
+    """Returns a text with the options of the command in it as code, which no line break tears apart."""
+    return re.sub(r"(--[a-z-]+)", r"<code>\1</code>", escape(text))
 
 
 def error(sentence: str) -> str:
@@ -73,10 +78,10 @@ def error(sentence: str) -> str:
 
 
 def _state(record: Record, place: int) -> str:
-    words = _STATES[record.state]
+    text = STATES[record.state]
     if record.state == "waiting" and place:
-        words = f"waiting behind {place} other{'s' if place > 1 else ''}"
-    return f'<span class="hdb-chip hdb-{record.state}">{words}</span>'
+        text = f"waiting behind {place} other{'s' if place > 1 else ''}"
+    return f'<span class="hdb-chip hdb-{record.state}">{text}</span>'
 
 
 def person(one: Person, place: int, done: int, seen: Sequence[Seen]) -> str:
@@ -100,10 +105,10 @@ def _progress(one: Person, done: int, seen: Sequence[Seen]) -> str:
         return ", ".join([step, *scores])
     if one.kept is None:
         return ""
-    words = f"The files hold the person after {one.kept} steps"
+    held = f"The files hold the person after {one.kept} steps"
     if one.proposed == one.kept:
-        return f"{words}: {one.why}."
-    return f"{words}. Proposed were {one.proposed}: {one.why}."
+        return f"{held}: {one.why}."
+    return f"{held}. Proposed were {one.proposed}: {one.why}."
 
 
 def _scores(look: Seen) -> list[tuple[str, float]]:
@@ -116,7 +121,7 @@ def look(one: Person, photo: Path, seen: Seen, prompts: Sequence[str], address: 
     scores = ", ".join(f"{name} {score:.2f}" for name, score in _scores(seen))
     when = "The prediction, before any step" if seen.step == 0 else f"After {seen.step} steps"
     kept = " This step is kept." if seen.step == one.kept else ""
-    figures = [_figure(address(photo), f"The photo of {one.name}", "the photo", marked=True)]
+    figures = [_figure(address(photo), f"The photo of {one.name}", "the photo")]
     for prompt, file in zip(prompts, seen.pictures, strict=False):
         alt = f"{one.name} after {seen.step} steps: {prompt}"
         figures.append(_figure(address(file), alt, _short(prompt)))

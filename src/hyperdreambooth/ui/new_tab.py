@@ -54,6 +54,7 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
                 file_count="multiple",
                 file_types=kinds,
                 height=150,
+                elem_id="photos",
             )
             gr.HTML(f'<p class="hdb-quiet">{_CONSENT}</p>')
             samples = gr.HTML(_samples(setting), js_on_load=PICK, elem_id="samples")

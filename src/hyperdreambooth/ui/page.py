@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 from hyperdreambooth.files import discard
@@ -49,8 +47,7 @@ def _header(setting: Setting) -> str:
     title = (
         f'<div class="hdb-title"><h1>{TITLE}</h1><p>A LoRA of a person from one photo, in seconds.</p></div>'
     )
-    words = re.sub(r"(--[\w-]+)", r"<code>\1</code>", escape(setting.world))
-    world = f'<p class="hdb-quiet">{words}</p>' if words else ""
+    world = f'<p class="hdb-quiet">{html.words(setting.world)}</p>' if setting.world else ""
     return title + world + html.notes([setting.warning] if setting.warning else [])
 
 

@@ -20,7 +20,7 @@ def gallery(setting: Setting, key: str | None) -> str:
     shown = list[tuple[str, str, str]]()
     for one, person in setting.studio.people().items():
         folder = setting.studio.out / "people" / one
-        state = "" if person.state == "done" else f" ({person.state})"
+        state = "" if person.state == "done" else f" ({html.STATES[person.state]})"
         shown.append((one, address(_face(folder, person)), f"{person.name}{state}"))
     return html.faces(shown, key)
 

@@ -17,7 +17,7 @@ def theme() -> Any:
         primary_hue="indigo", neutral_hue="stone", radius_size="md", font=_SANS, font_mono=_MONO
     )
     return made.set(
-        layout_gap="12px", block_padding="12px 14px",
+        layout_gap="12px", input_border_width="1px", block_padding="12px 14px",
         body_background_fill="#faf9f6", body_background_fill_dark="#16171b",
         block_background_fill="#ffffff", block_background_fill_dark="#1f2026",
         block_border_color="#dcd9d2", block_border_color_dark="#3a3c45",
@@ -74,15 +74,16 @@ CSS = """
 .hdb-empty::before { content: ""; }
 .hdb-row figcaption { color: var(--hdb-quiet); font-size: .85rem; line-height: 1.3;
   padding-top: .25rem; overflow-wrap: anywhere; }
-.hdb-faces { display: flex; gap: .5rem; overflow-x: auto; padding: 4px; }
+.hdb-faces { display: flex; flex-wrap: wrap; align-items: flex-start; gap: .6rem; padding: 4px; }
 .hdb-faces button { flex: 0 0 84px; padding: 0; border: 0; background: none; cursor: pointer;
-  color: var(--hdb-quiet); font-size: .85rem; line-height: 1.3; text-align: center; overflow-wrap: anywhere; }
+  color: var(--hdb-quiet); font-size: .85rem; line-height: 1.3; text-align: center; overflow-wrap: anywhere;
+  font-weight: 400; }
+.hdb-faces span { display: block; padding-top: .3rem; }
 .hdb-faces img { width: 84px; height: 84px; object-fit: cover; border-radius: 8px; display: block; margin: 0;
   background: var(--hdb-empty); }
 .hdb-faces button:hover img { opacity: .85; }
 .hdb-faces button[aria-pressed=true] { color: var(--hdb-ink); font-weight: 650; }
 .hdb-faces button[aria-pressed=true] img { outline: 3px solid var(--hdb-accent); }
-.hdb-marked img { outline: 3px solid var(--hdb-accent); outline-offset: -3px; }
 .hdb-charts { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); }
 .hdb-chart { width: 100%; height: auto; }
 .hdb-chart polyline { fill: none; stroke-width: 2.5; stroke-linejoin: round; stroke: var(--hdb-accent); }
@@ -106,7 +107,7 @@ progress::-webkit-progress-bar { background: var(--hdb-line); }
 progress::-webkit-progress-value { background: var(--hdb-accent); }
 progress::-moz-progress-bar { background: var(--hdb-accent); }
 .gradio-container button.selected[role=tab] { color: var(--hdb-accent) !important; font-weight: 650; }
-.hdb-quiet code { white-space: nowrap; }
+.gradio-container code { white-space: nowrap; }
 .hdb-quiet { color: var(--hdb-quiet); }
 @media (max-width: 640px) {
   .hdb-row { grid-template-columns: repeat(2, minmax(0, 1fr)); }
