@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from studios import maker_of
 
 import micro
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.ui.making import Maker
-from studios import maker_of
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from studios import add, opened
 
 from hyperdreambooth.adapter import load_adapter
 from hyperdreambooth.files import InputError
@@ -15,7 +16,6 @@ from hyperdreambooth.ui.draw_tab import request, seeds_of
 from hyperdreambooth.ui.making import Maker
 from hyperdreambooth.ui.records import BASE, Drawing, read
 from hyperdreambooth.ui.studio import Studio
-from studios import add, finished, opened
 
 
 @pytest.fixture

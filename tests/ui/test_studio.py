@@ -9,13 +9,13 @@ from threading import Event
 
 import pytest
 import torch
+from studios import CONFIG, add, crops_of, finished, opened, without_scorers
 
 from hyperdreambooth.adapter import FILES, Adapter, load_adapter
 from hyperdreambooth.files import InputError
 from hyperdreambooth.ui.making import Maker, look_steps, propose
 from hyperdreambooth.ui.records import Person, Seen, look_file, looks, losses, nearest, read, write
 from hyperdreambooth.ui.studio import BUG
-from studios import CONFIG, add, crops_of, finished, opened, without_scorers
 
 
 @pytest.fixture
@@ -191,9 +191,8 @@ def test_deleting_a_person_leaves_nothing(maker: Maker, photo: Path, tmp_path: P
 
 @pytest.mark.parametrize("key", ["../out", "..", "", ".", "nobody", "/etc", "ana/../ana"])
 def test_a_key_of_a_page_is_the_name_of_a_person(maker: Maker, photo: Path, tmp_path: Path, key: str) -> None:
-    with opened(tmp_path / "out", maker) as studio:
-        with pytest.raises(InputError, match="not here"):
-            studio.person_folder(key)
+    with opened(tmp_path / "out", maker) as studio, pytest.raises(InputError, match="not here"):
+        studio.person_folder(key)
 
 
 def test_names_become_folders_of_their_own(maker: Maker, photo: Path, tmp_path: Path) -> None:

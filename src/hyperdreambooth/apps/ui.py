@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -75,6 +76,7 @@ def ui(
             if warning:
                 echo(f"warning: {warning}", err=True)
             echo(f"open {address} in a browser; Ctrl-C ends")
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends services ends it, too
             Event().wait()
         except KeyboardInterrupt:
             echo("ended; people and drawings are kept", err=True)
