@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def maker_of(base: Base, hypernet: Path) -> Maker:
 
 
 @contextmanager
-def opened(out: Path, maker: Maker) -> Iterator[Studio]:
+def opened(out: Path, maker: Maker) -> Generator[Studio]:
     """A studio that is closed at the end, with its thread."""
     studio = Studio(out, maker, said)
     try:

@@ -38,7 +38,7 @@ def test_names_and_prompts_are_no_markup(tmp_path: Path) -> None:
     photo = picture(tmp_path, "0.png")
     one = Person(name=EVIL, state="failed", message=EVIL, kept=5, proposed=5, why="x", notes=(EVIL,))
     seen = [Seen(step, {"identity": 0.5, "prompt": None}, (photo,)) for step in (0, 5)]
-    drawing = Drawing(weights={}, prompts=(EVIL,), labels=(EVIL,))
+    drawing = Drawing(weights={}, prompts=(EVIL,), seeds=(0,), labels=(EVIL,))
     picture(tmp_path, "0-00.png")
     shown = [
         html.person(one, 0, 5, seen),

@@ -208,7 +208,7 @@ def test_names_become_folders_of_their_own(maker: Maker, photo: Path, tmp_path: 
 
 @pytest.mark.parametrize("last", [1, 3, 4, 23, 25, 40, 400])
 def test_the_looks_are_few_and_even(last: int) -> None:
-    steps = look_steps(last)
+    steps = [*look_steps(last)]
     assert steps[0] == 0 and steps[-1] == last and len(steps) <= 8
     pitch = steps[1] - steps[0]
     assert all(step % pitch == 0 for step in steps[:-1])
