@@ -27,6 +27,7 @@ from hyperdreambooth.apps import (
     prepare,
     serve,
     training,
+    ui,
     watch,
 )
 from hyperdreambooth.files import DiskFull, InputError
@@ -140,7 +141,7 @@ for command in (
     inference.demo, prepare.prepare, inference.personalize, inference.predict, adapters.relax,
     training.finetune, inference.generate, adapters.export, adapters.merge, inspect.inspect,
     training.dreambooth, training.preoptimize, training.train, evaluate.evaluate, watch.watch, plan.plan,
-    doctor.doctor,
+    doctor.doctor, ui.ui,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(avatars.app, name="avatars", help="Make the embedded world of drawn faces.")

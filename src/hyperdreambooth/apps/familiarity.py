@@ -12,9 +12,19 @@ _DRAWS = "this base draws avatars; a photographic result takes --base and --hype
 
 
 def report_distance(personalizer: Personalizer, photos: Photos, drawn: bool = False) -> float | None:
-    """Prints a line about a photo that is far from the training's, and returns the distance for the report.
+    """Prints what `distance_words` says of photos, and returns the distance for the report."""
+    distance, words = distance_words(personalizer, photos, drawn)
+    if words:
+        echo(words)
+    return distance
 
-    On the avatars' base the line appears for every photo, except for `drawn` ones, which the command made.
+
+def distance_words(
+    personalizer: Personalizer, photos: Photos, drawn: bool = False
+) -> tuple[float | None, str]:
+    """Returns how far photos are from the training's, and a line about it, which may be empty.
+
+    On the avatars' base there is a line for every photo, except for `drawn` ones, which the command made.
     """
     distance = personalizer.distance(photos)
     strange = distance is not None and distance > 1
@@ -27,6 +37,4 @@ def report_distance(personalizer: Personalizer, photos: Photos, drawn: bool = Fa
         lines.append(_DRAWS)
     elif strange:
         lines.append("expect a poor likeness, or use a hypernetwork that was trained on such photos")
-    if lines:
-        echo("; ".join(lines))
-    return distance
+    return distance, "; ".join(lines)

@@ -89,7 +89,7 @@ def prepare_folder(
         raise InputError(f"{source}: no photo found; pass a folder, shards or a data set with photos")
     kept = [record for record in records if record.kept]
     _remove(out, journal.ever_kept, {record.name for record in kept})
-    _describe(out, kept)
+    describe(out, kept)
     return records
 
 
@@ -331,7 +331,7 @@ def _result(one: Outcome | Future[Outcome]) -> Outcome:
     return one if isinstance(one, tuple) else one.result()
 
 
-def _describe(out: Path, kept: Iterable[Record]) -> None:
+def describe(out: Path, kept: Iterable[Record]) -> None:
     """Writes metadata.jsonl into every folder of crops whose landmarks are known."""
     lines: dict[Path, list[str]] = {}
     for record in kept:

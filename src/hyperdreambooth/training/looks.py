@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperdreambooth.shapes import Factors
+
 FRACTIONS = (0, 0.25, 0.625, 1)  # of the training; of 40 steps: 0, 10, 25 and 40
 
 
@@ -30,11 +32,14 @@ class Look:
         score: is called with a step while the base wears the person of that step. It draws pictures with the
             base, and returns a score, higher for a better person; None where it has none.
         choose: whether the person is left as at the highest score; else as after the last step.
+        keep: is called with the step and a copy of the person's factors, before `score`; not for what is no
+            adapter (`full`, `textual-inversion`).
     """
 
     at: tuple[int, ...]
     score: Callable[[int], float | None]
     choose: bool = False
+    keep: Callable[[int, Factors], None] | None = None
 
 
 class Looks:
@@ -44,10 +49,17 @@ class Looks:
         leaves: what is trained.
         look: when to look, and who scores.
         put: puts the current leaves on the base.
+        worn: returns a copy of the factors that the leaves stand for; None for what is no adapter.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor], look: Look, put: Callable[[], None]) -> None:
-        self.leaves, self.look, self.put = leaves, look, put
+    def __init__(
+        self,
+        leaves: Mapping[str, Tensor],
+        look: Look,
+        put: Callable[[], None],
+        worn: Callable[[], Factors] | None = None,
+    ) -> None:
+        self.leaves, self.look, self.put, self.worn = leaves, look, put, worn
         self.scores: dict[int, float | None] = {}
         self.kept = {name: leaf.detach().clone() for name, leaf in leaves.items()} if look.choose else {}
 
@@ -62,6 +74,8 @@ class Looks:
         if step in self.look.at and step not in self.scores:  # a resumed run has this one already
             with torch.no_grad():
                 self.put()
+            if self.look.keep is not None and self.worn is not None:
+                self.look.keep(step, self.worn())
             self.scores[step] = self.look.score(step)
             if self.chosen == step:
                 for name, kept in self.kept.items():

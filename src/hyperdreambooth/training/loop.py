@@ -31,7 +31,7 @@ from hyperdreambooth.training.plateau import DRAWS, Plateau
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import Shots
 from hyperdreambooth.training.step import Step, in_half, step_inputs, step_losses
-from hyperdreambooth.training.trainable import Put, Trainable
+from hyperdreambooth.training.trainable import FactorLeaves, Put, Trainable
 from hyperdreambooth.training.warm import Warm
 
 PATIENCE = 20
@@ -133,7 +133,8 @@ def train(
         step.put, step.encode = put, encode
         watch = None
         if look is not None:
-            watch = Looks(step.trainable.leaves, look, partial(put, 1))
+            worn = step.trainable.worn if isinstance(step.trainable, FactorLeaves) else None
+            watch = Looks(step.trainable.leaves, look, partial(put, 1), worn)
         elif looks is not None:
             judge = partial(_judge, base, looks, encode, config, put)
             watch = Plateau(step.trainable.leaves, count, judge)
