@@ -64,8 +64,7 @@ def write_lora(
     family = check_form(sites, form, info.family)
     flat = _flatten(factors, dtype)
     rank = len(next(iter(flat.values()))[0])
-    make = _diffusers_tensors if form == "diffusers" else _kohya_tensors
-    tensors = make(flat, sites, family)
+    tensors = _MAKE[form](flat, sites, family)
     digest = content_hash(tensors)
     metadata = model_spec(info, family, "diffusers" if form == "diffusers" else family.origin, digest)
     if form == "diffusers":
@@ -79,10 +78,12 @@ def write_lora(
         _check(temporary, flat, sites)
 
 
-def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:
-    """Returns the tensors of one identity that diffusers loads, as `write_lora` writes them."""
+def state_dict(
+    factors: Factors, form: Form = "diffusers", dtype: torch.dtype = torch.float32, family: str = ""
+) -> dict[str, Tensor]:
+    """Returns the tensors of one identity under the names of a form, as `write_lora` writes them."""
     sites = sites_of(factors)
-    return _diffusers_tensors(_flatten(factors, dtype), sites, family_of(sites, family))
+    return _MAKE[form](_flatten(factors, dtype), sites, check_form(sites, form, family))
 
 
 def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily:
@@ -181,6 +182,9 @@ def _kohya_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dic
         tensors |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
         tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # in float32: bfloat16 counts to 256
     return tensors
+
+
+_MAKE = {"diffusers": _diffusers_tensors, "kohya": _kohya_tensors}
 
 
 def _fused(shares: list[tuple[Rows, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
