@@ -91,9 +91,7 @@ def _check(unet: Tensors, shape: Mapping[str, Any], source: str) -> None:
         raise InputError(f"{source}: expected Stable Diffusion 1.x, got another architecture; {ELSEWHERE}")
     if odd := {tensor.dtype for tensor in unet.values()}.difference(TRAINABLE):
         found = str(odd.pop()).removeprefix("torch.")
-        raise InputError(
-            f"{source}: expected weights in float16, bfloat16 or float32, got {found}; load it so"
-        )
+        raise InputError(f"{source}: expected weights of 16 or 32 bits, got {found}; load them so")
 
 
 def _unet_config(shape: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,8 +160,8 @@ class WearPerson(io.ComfyNode):
                 io.Float.Input("strength", default=1.0, min=-10, max=10, step=0.05),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model"),
-                io.Clip.Output("clip", display_name="clip"),
+                io.Model.Output("worn_model", display_name="model"),
+                io.Clip.Output("worn_clip", display_name="clip"),
             ],
         )
 

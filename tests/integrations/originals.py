@@ -27,35 +27,54 @@ _EDGES = {
 }  # fmt: skip
 
 
-def pipeline(
-    width: int = 32, levels: int = 2, layers: int = 1, words: int = 64, text_layers: int = 2, seed: int = 0
-) -> StableDiffusionPipeline:
-    """Returns a small pipeline of the architecture of SD 1.x; the lowest level has no attention there.
-
-    `width` are the channels of the first level, `words` those of the text encoder.
-    """
+def pipeline(levels: int = 2, layers: int = 1) -> StableDiffusionPipeline:
+    """Returns a small pipeline of the architecture of SD 1.x, whose lowest level has no attention."""
     tok = micro.tokenizer()
     tok.model_max_length = 77
-    torch.manual_seed(seed)
-    text = CLIPTextConfig(
-        vocab_size=len(tok), hidden_size=words, intermediate_size=2 * words, num_attention_heads=words // 64,
-        num_hidden_layers=text_layers, projection_dim=words, bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
     )  # fmt: skip
-    unet = UNet2DConditionModel(
+    return _assembled(_unet(32, levels, layers, 64), _text(len(tok), 64, 2), vae, tok)
+
+
+def smallest() -> StableDiffusionPipeline:
+    """Returns the smallest pipeline that ComfyUI takes for SD 1.5, its weights rounded to float16.
+
+    ComfyUI reads blocks and levels of the U-Net off the weights. The channels of its first level, the text
+    encoder and the autoencoder have to be those of SD 1.5.
+    """
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4,
+    )  # fmt: skip
+    pipe = _assembled(_unet(320, 2, 1, 768), _text(49408, 768, 12), vae, micro.tokenizer())
+    for network in (pipe.unet, pipe.text_encoder, pipe.vae):
+        network.half().float()
+    return pipe
+
+
+def _unet(width: int, levels: int, layers: int, words: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
         sample_size=8, layers_per_block=layers, block_out_channels=[width * 2**k for k in range(levels)],
         down_block_types=["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
         up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
         cross_attention_dim=words, attention_head_dim=8,
     )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+
+
+def _text(vocabulary: int, width: int, layers: int) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, projection_dim=width, bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
     )  # fmt: skip
-    return assembled(unet, CLIPTextModel(text), vae, tok)
+    return CLIPTextModel(config)
 
 
-def assembled(unet: Any, text_encoder: Any, vae: Any, tokenizer: Any) -> StableDiffusionPipeline:
+def _assembled(unet: Any, text_encoder: Any, vae: Any, tokenizer: Any) -> StableDiffusionPipeline:
     """Returns the pipeline of these networks, with SD 1.5's own scheduler."""
     pipe = StableDiffusionPipeline(
         unet=unet.eval(), text_encoder=text_encoder.eval(), vae=vae.eval(), tokenizer=tokenizer,

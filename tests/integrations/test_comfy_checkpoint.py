@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from importlib import import_module
 from typing import Any
 
+import node
 import originals
 import pytest
 import torch
@@ -13,7 +13,7 @@ import torch
 from hyperdreambooth import Base, DreamboothConfig, InputError, dreambooth, generate_images
 from hyperdreambooth.base.load import plain_attention
 
-checkpoint: Any = import_module("comfyui_node.checkpoint")
+checkpoint = node.part("checkpoint")
 
 
 def opened(pipe: Any, **changed: Any) -> Base:

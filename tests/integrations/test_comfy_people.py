@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+import node
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ import micro
 from hyperdreambooth import Adapter, Base, InputError, Predictor, load_adapter, load_hypernet
 from shared import YUNET, needs_photos, needs_yunet, portraits
 
-people: Any = import_module("comfyui_node.people")
+people = node.part("people")
 
 
 @pytest.fixture
@@ -174,7 +173,7 @@ def test_likeness_is_the_identity_score_of_a_picture(
     shutil.copytree(micro_dir, tmp_path / "base")
     micro.scorers(tmp_path / "base" / "scorers")
     base, person = load_base(tmp_path / "base", device="cpu"), made(micro_base, predictor, "red")
-    drawn = generate_images(base, "a photo of a [V] face", person, seed=5)
+    drawn = generate_images(base, people.LOOK, person, seed=5)
     scorers = load_base_scorers(base)
     assert scorers is not None
     expected = scorers.judge.identity(drawn, [photo()])[0]
