@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import node
+import numpy as np
 import originals
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_base_is_that_of_the_pipeline(levels: int, layers: int) -> None:
     assert base.sites == whole.sites
     options: dict[str, Any] = {"seed": 3, "steps": 2}
     ours, theirs = (generate_images(one, "a [V] face", **options)[0] for one in (base, whole))
-    assert ours.tobytes() == theirs.tobytes()
+    apart = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    assert np.abs(apart).max() <= 1  # the last digit depends on where memory happens to lie
 
 
 def test_not_a_byte_of_the_weights_is_copied(pipe: Any) -> None:

@@ -150,7 +150,7 @@ def workflow(text: str, **changed: Any) -> dict[str, Any]:
         "10": ("KSampler", sampler),
         "11": ("VAEDecode", {"samples": ["10", 0], "vae": ["1", 2]}),
         "12": ("SaveImage", {"images": ["11", 0], "filename_prefix": "person"}),
-        "13": ("SaveLoRA", {"lora": ["4", 0], "prefix": "loras/person"}),
+        "13": ("SaveLoRANode", {"lora": ["4", 0], "prefix": "loras/person"}),
         "14": ("PreviewImage", {"images": ["4", 2]}),
     }
     return {name: {"class_type": kind, "inputs": given} for name, (kind, given) in nodes.items()}
