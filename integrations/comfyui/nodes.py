@@ -80,7 +80,7 @@ class PersonLora(io.ComfyNode):
                     "find_face", default=True,
                     tooltip="Finds the face, turns it upright and crops it. Off: takes the centre square.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False),
             ],
             outputs=[
                 io.LoraModel.Output("lora", display_name="lora"),

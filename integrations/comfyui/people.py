@@ -26,8 +26,8 @@ from hyperdreambooth import (
 )
 from hyperdreambooth.evaluate.base_scorers import load_base_scorers
 from hyperdreambooth.faces.config import PrepareConfig
-from hyperdreambooth.faces.crop import choose, crop_face
-from hyperdreambooth.faces.detect import FILE, check_opencv, fetch_yunet, yunet
+from hyperdreambooth.faces.crop import crop_face, main_faces
+from hyperdreambooth.faces.detect import FILE, Face, check_opencv, fetch_yunet, yunet
 from hyperdreambooth.lora.relax import add_up, scaled
 
 LoraModel = dict[str, Tensor]
@@ -65,11 +65,16 @@ def crops(photos: Sequence[Image.Image], side: int, find_face: bool, models: Pat
     check_opencv(", or switch find_face off")
     file = models / FILE
     detect = yunet(file if file.is_file() else fetch_yunet("switch find_face off"), config.score)
-    return [
-        crop_face(photo, face.landmarks, config).picture
-        for photo in photos
-        for face in choose(detect(photo), config)
-    ]
+    return [crop_face(photo, _face(detect(photo), config).landmarks, config).picture for photo in photos]
+
+
+def _face(found: Sequence[Face], config: PrepareConfig) -> Face:
+    """Returns the only face of a photo, besides those of passers-by."""
+    faces = main_faces(found, config)
+    if len(faces) != 1:
+        advice = "crop it to one person, or switch find_face off"
+        raise InputError(f"photo: expected one face, found {len(faces)}; {advice}")
+    return faces[0]
 
 
 def person(

@@ -77,10 +77,23 @@ def test_face_is_found_with_the_file_in_the_models_folder() -> None:
     assert apart < 12  # the same face, whose surroundings may differ
 
 
+@needs_photos
 @needs_yunet
-def test_photo_without_a_face_is_a_sentence() -> None:
-    with pytest.raises(InputError, match="no face found"):
-        people.crops([photo()], 64, True, YUNET.parent)
+def test_photo_has_to_show_one_person() -> None:
+    pair = Image.new("RGB", (1024, 512))
+    for k, one in enumerate(portraits(2, 512)):
+        pair.paste(one, (512 * k, 0))
+    for photo_, count in ((pair, 2), (photo(), 0)):
+        with pytest.raises(InputError, match=f"expected one face, found {count}; crop it to one person"):
+            people.crops([photo_], 64, True, YUNET.parent)
+
+
+@needs_photos
+@needs_yunet
+def test_passer_by_is_no_second_person() -> None:
+    street = portraits(2, 512)[0]
+    street.paste(portraits(2, 64)[1], (440, 0))
+    assert len(people.crops([street], 64, True, YUNET.parent)) == 1
 
 
 def test_without_steps_it_is_the_prediction(micro_base: Base, predictor: Predictor) -> None:
