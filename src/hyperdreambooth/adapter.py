@@ -190,13 +190,16 @@ class Adapter:
         factors, error = truncate(self.factors, rank)
         return replace(self, factors=factors, lidb=None, metadata={}), error
 
-    def state_dict(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The LoRA's tensors under the names that `pipe.load_lora_weights` takes.
+    def state_dict(
+        self, dtype: torch.dtype = torch.float32, form: Literal["diffusers", "kohya"] = "diffusers"
+    ) -> dict[str, Tensor]:
+        """The LoRA's tensors under the names that `pipe.load_lora_weights` takes, or under kohya's.
 
         Raises:
-            InputError: numbers that are NaN, infinite, or too large for `dtype`.
+            InputError: numbers that are NaN, infinite, or too large for `dtype`, or a layer that the form has
+                no name for.
         """
-        return state_dict(self.factors, dtype, self.family)
+        return state_dict(self.factors, form, dtype, self.family)
 
     def lora_info(self, title: str) -> LoraInfo:
         """What headers and cards say of it; of a base in a folder, the folder's name alone."""

@@ -85,10 +85,12 @@ def _origin(info: LoraInfo) -> dict[str, str]:
     return {BASE_FINGERPRINT: info.base_fingerprint, BASE_NAME: info.base, CONSENT: info.consent}
 
 
-def state_dict(factors: Factors, dtype: torch.dtype = torch.float32, family: str = "") -> dict[str, Tensor]:
-    """Returns the tensors of one identity that diffusers loads, as `write_lora` writes them."""
+def state_dict(
+    factors: Factors, form: Form = "diffusers", dtype: torch.dtype = torch.float32, family: str = ""
+) -> dict[str, Tensor]:
+    """Returns the tensors of one identity under the names of a form, as `write_lora` writes them."""
     sites = sites_of(factors)
-    return _diffusers_tensors(_flatten(factors, dtype), sites, family_of(sites, family))
+    return _MAKE[form](_flatten(factors, dtype), sites, check_form(sites, form, family))
 
 
 def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily:
