@@ -64,18 +64,22 @@ class Progress:
         if self._events is not None:
             self._events.progress(self.done, values=self._values)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, values=self._values)
+            values = " ".join(filter(None, (self._speed(), self._values)))
+            self._bar.update(self._task, completed=self.done, values=values)
         elif time.monotonic() - self._logged >= EVERY and self.done != self.total:
             self._log()
+
+    def _speed(self) -> str:
+        """Returns the steps a second."""
+        steps, seconds = self.done - self._first, time.monotonic() - self._start
+        return f"{steps / seconds:.3g}/s" if steps > 0 and seconds > 0 else ""
 
     def _log(self) -> None:
         """Logs the steps, the seconds, the steps a second and the values."""
         self._logged = time.monotonic()
         seconds = self._logged - self._start
         total = "" if self.total is None else f"/{self.total}"
-        steps = self.done - self._first
-        speed = f"{steps / seconds:.3g}/s" if steps > 0 and seconds > 0 else ""
-        parts = (f"{self.name} {self.done}{total}", f"{seconds:.0f} s", speed, self._values)
+        parts = (f"{self.name} {self.done}{total}", f"{seconds:.0f} s", self._speed(), self._values)
         logger.info(", ".join(filter(None, parts)))
 
     def __exit__(self, *error: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,20 +159,32 @@ def train(
     photos: People,
     out: Annotated[Path, Option(help="The hypernetwork's folder."), Check(checks.output_folder)],
     bank: BankStore = None,
+    cluster: Cluster = None,
 ) -> None:
     """Train the hypernetwork on photos of many people.
 
     `--set learn_basis=true` learns the aux bases too and needs no bank. The `[finetune]` table of the config
     is saved in the folder, as the defaults for finetuning what the hypernetwork predicts.
     """
+    process = partial(_train, job, photos, out, bank)
+    with job.stage("train"):
+        if cluster:
+            from hyperdreambooth.cluster.training import train_on_ray
+
+            train_on_ray(process, out, cluster, job.base.device, job.own.batch)
+        else:
+            process()
+    if os.environ.get("RANK", "0") == "0":  # the first process of `accelerate launch`
+        job.report(out)
+        echo(str(out))
+
+
+def _train(job: Job[HypernetConfig], photos: Path, out: Path, bank: Store | None) -> None:
+    """Loads a base and trains, alone or as one of several processes."""
     from hyperdreambooth.apps.loading import load, validation
     from hyperdreambooth.hypernet.train import train_hypernet
 
     with job.stage("load"):
         base = load(job.base)
         sample, score = validation(base)
-    with job.stage("train"):
-        train_hypernet(base, photos, out, job.own, bank, sample=sample, score=score)
-    if os.environ.get("RANK", "0") == "0":  # the first process of `accelerate launch`
-        job.report(out)
-        echo(str(out))
+    train_hypernet(base, photos, out, job.own, bank, sample=sample, score=score)

@@ -78,13 +78,16 @@ class Desk(Generic[Unit]):
     def _next(self, worker: str, now: float) -> int | None:
         if self._again:
             return self._again.popleft()
-        first = min(self._open, default=self._number)
-        if self._waiting and (self._ahead is None or self._number - first < self._ahead):
+        if self._waiting and (self._ahead is None or self._number - self._first() < self._ahead):
             self._open[self._number] = self._waiting[0]
             self._number += 1
             self._read()
             return self._number - 1
         return self._second_copy(worker, now)
+
+    def _first(self) -> int:
+        """Returns the number of the first unfinished unit."""
+        return min(self._open, default=self._number)
 
     def _second_copy(self, worker: str, now: float) -> int | None:
         """Returns the unit that would be finished latest, if this worker needs less time for all of it."""

@@ -98,13 +98,10 @@ class OnRay:
         Raises:
             InputError: no Ray, no cluster, no room in it, other versions there, or what a worker refuses.
         """
-        with _connected(self.address) as ray:
-            ask = _ask(ray, self.device)
+        with connected(self.address) as ray:
+            ask = asked_for(ray, self.device)
             crew = _Crew(ray, recipe, ask, len(units) if isinstance(units, Sized) else None)
-            room = crew.room()
-            if not room:
-                wanted = " and ".join(f"{_RESOURCES[key]}: {count}" for key, count in ask.items())
-                raise InputError(f"--cluster {self.address}: no machine there has {wanted}; add one that has")
+            room = room_for_workers(ray, ask, self.address)
             desk = Desk(units, ahead and ahead * room)
             total = sum(map(size, units)) if isinstance(units, Sequence) else None
             try:
@@ -162,16 +159,11 @@ class _Crew:
         """How many workers are ready or at work."""
         return len(self._homes)
 
-    def room(self) -> int:
-        """Returns how many actors fit into the machines that are alive."""
-        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        return sum(min(int(has.get(_RESOURCES[k], 0) // n) for k, n in self._ask.items()) for has in alive)
-
     def fill(self) -> None:
         """Starts actors where there is room for more, from time to time."""
         if time.monotonic() - self._looked < LOOK:
             return
-        self._looked, room = time.monotonic(), self.room()
+        self._looked, room = time.monotonic(), _room(self._ray, self._ask)
         while len(self._actors) < (room if self._most is None else min(room, self._most)):
             self._started += 1
             name = f"worker {self._started}"
@@ -222,7 +214,7 @@ class _Crew:
 
 
 @contextmanager
-def _connected(address: str) -> Generator[Any]:
+def connected(address: str) -> Generator[Any]:
     """Connects to Ray for the time of a block; a connection that is there already is used and left open."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the way of future versions of Ray
     try:
@@ -252,9 +244,28 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _ask(ray: Any, device: str) -> dict[str, float]:
+def asked_for(ray: Any, device: str) -> dict[str, float]:
     """Returns what an actor needs: one GPU where there are any, and as many cores as it has threads."""
     cores = int(os.environ.get("OMP_NUM_THREADS") or 1)
     if device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1):
         return {"num_gpus": 1, "num_cpus": cores}
     return {"num_cpus": cores}
+
+
+def _room(ray: Any, ask: Mapping[str, float]) -> int:
+    """Returns how many workers fit into the machines that are alive."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(has.get(_RESOURCES[key], 0) // n) for key, n in ask.items()) for has in alive)
+
+
+def room_for_workers(ray: Any, ask: Mapping[str, float], address: str) -> int:
+    """Returns how many workers fit into a cluster.
+
+    Raises:
+        InputError: not even one.
+    """
+    room = _room(ray, ask)
+    if not room:
+        wanted = " and ".join(f"{_RESOURCES[key]}: {count}" for key, count in ask.items())
+        raise InputError(f"--cluster {address}: no machine there has {wanted}; add one that has")
+    return room

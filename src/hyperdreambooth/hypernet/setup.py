@@ -112,10 +112,10 @@ def start_accelerate(base: Base, config: HypernetConfig) -> Accelerator:
         ],
     )  # fmt: skip
     parts = accelerator.num_processes * config.accumulation
-    if config.batch % parts:
+    if config.batch < parts:
         shared = f"{accelerator.num_processes} processes x accumulation {config.accumulation}"
         end_accelerate(accelerator)
-        raise InputError(f"batch: expected a multiple of {parts} ({shared}), got {config.batch}; change it")
+        raise InputError(f"batch: expected at least {parts} ({shared}), got {config.batch}; change it")
     if accelerator.device.type != "cpu":
         base.move(accelerator.device)
     return accelerator

@@ -147,8 +147,10 @@ def step_loss(training: Training, state: State, worn: Worn, step: int, part: int
     weights, known = known_losses(training, network, numbers, batch)
     size = size_loss(numbers, network.mean, network.spread).mean()
     loss = config.alpha * denoise + config.beta * weights / len(places) + config.gamma * size
-    sums = [loss.detach(), denoise.detach(), weights.detach(), size.detach()]
-    return loss, torch.stack([*sums, loss.new_tensor(float(known)), loss.new_tensor(1.0)])
+    # parts may differ by one person, and the mean of their gradients must be that of the whole batch
+    share = len(places) * _parts(training) / config.batch
+    sums = [share * loss.detach(), share * denoise.detach(), weights.detach(), share * size.detach()]
+    return share * loss, torch.stack([*sums, loss.new_tensor(float(known)), loss.new_tensor(1.0)])
 
 
 def known_losses(
@@ -164,12 +166,16 @@ def known_losses(
     return losses.sum(), len(places)
 
 
+def _parts(training: Training) -> int:
+    """Returns the number of parts of a batch."""
+    return training.accelerator.num_processes * training.config.accumulation
+
+
 def _places(training: Training, part: int) -> range:
     """Returns this process's places in the global batch, for one accumulated part."""
-    processes = training.accelerator.num_processes
-    size = training.config.batch // (processes * training.config.accumulation)
-    first = (part * processes + training.accelerator.process_index) * size
-    return range(first, first + size)
+    parts, batch = _parts(training), training.config.batch
+    mine = part * training.accelerator.num_processes + training.accelerator.process_index
+    return range(batch * mine // parts, batch * (mine + 1) // parts)
 
 
 @torch.no_grad()

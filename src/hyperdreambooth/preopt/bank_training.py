@@ -184,11 +184,11 @@ class GroupTrainer:
 
     def __init__(self, stage: Stage, out: Store, checkpoints: bool = True) -> None:
         """Keeps latents in `out/cache` and, if asked to, the checkpoints of an unfinished group."""
-        self._stage, self._out, self._checkpoints = stage, out, checkpoints
+        self.stage, self._out, self._checkpoints = stage, out, checkpoints
 
     @cached_property
     def _prior(self) -> list[Shots]:
-        return class_shots(self._stage.base, self._stage.config)
+        return class_shots(self.stage.base, self.stage.config)
 
     def each(self, groups: Sequence[Group]) -> Iterator[tuple[int, Trained]]:
         """Trains the groups in turn; yields the place of each and what it became."""
@@ -197,7 +197,7 @@ class GroupTrainer:
 
     def __call__(self, group: Group, title: str = "preoptimize") -> Trained:
         """Trains one group."""
-        stage, cache, began = self._stage, self._out / "cache", time.monotonic()
+        stage, cache, began = self.stage, self._out / "cache", time.monotonic()
         base, config = stage.base, stage.config
         with base.lock:
             shots, judged = shots_of(base, group.photos, config, self._prior, cache)
