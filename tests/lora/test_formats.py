@@ -238,7 +238,11 @@ def test_whatever_the_ranks_it_comes_back(
             "False",
         ),
         ("transformer.transformer_blocks.0.attn.to_q:1536", "sd3_m", "stable-diffusion-3-m/lora", "False"),
-        ("transformer.transformer_blocks.0.attn.to_q:3072", "flux1", "flux-1-dev/lora", "False"),
+        ("transformer.single_transformer_blocks.0.attn.to_q:3072", "flux1", "flux-1-dev/lora", "False"),
+        ("transformer.layers.0.attention.to_q:3840", "z_image", "Z-Image/lora", "False"),
+        ("transformer.transformer_blocks.0.attn.to_q:4096", "flux_2", "Flux.2/lora", "False"),
+        ("transformer.transformer_blocks.0.img_mlp.net.2:3072", "qwen_image", "Qwen-Image/lora", "False"),
+        ("transformer.transformer_blocks.0.attn.to_gate:6144", "krea2", "Krea-2/lora", "False"),
     ],
 )
 def test_headers_name_the_family(tmp_path: Path, site: str, version: str, architecture: str, v2: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pipelines
+from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.apps.saving import save_forms
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.formats.headers import LoraInfo
 from hyperdreambooth.lora.formats.names import FLUX, SDXL, family_of, family_of_base, kohya_rows
@@ -185,6 +188,26 @@ def sd3_keys() -> Iterator[str]:
             for end in ("qkv", "proj")
             if (block, k, end) != ("context", 1, "proj")  # the last block gives the text no output
         )
+
+
+def test_the_original_form_is_the_denoisers_alone(tmp_path: Path) -> None:
+    files = save_forms(adapter_of(CROSS_SDXL), tmp_path, "original")
+    assert files == {"original": "person.original.safetensors"}
+    (down, up) = load_file(tmp_path / files["original"])
+    assert down == "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.lora_A.weight"
+    assert up == down.replace("lora_A", "lora_B")
+    projection = Site("text_encoder_2.text_projection", 8, 6)
+    for site, family in ((projection, "sdxl"), (replace(CROSS_SDXL, in_features=768), "sd1")):
+        with pytest.raises(InputError, match=f"the original form has no name for {site.name}; use the kohya"):
+            adapter_of(site, family).save(tmp_path / "no.safetensors", "original")
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+CROSS_SDXL = Site("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 2048, 1280)
+
+
+def adapter_of(site: Site, family: str = "sdxl") -> Adapter:
+    return Adapter(zeros((site,)), "sks", "", "", family=family)
 
 
 @pytest.mark.parametrize(("base", "keys"), [("Flux", flux_keys), ("SD3", sd3_keys)])

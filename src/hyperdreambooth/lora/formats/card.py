@@ -88,7 +88,7 @@ from diffusers import DiffusionPipeline
 {setup}
 pipe = DiffusionPipeline.from_pretrained(base)
 pipe.load_lora_weights(".", weight_name="{diffusers}")
-image = pipe("a photo of a {subject}").images[0]
+image = pipe(prompt="a photo of a {subject}").images[0]
 ```
 {interfaces}{prediction}
 ## Licence
@@ -115,7 +115,11 @@ Put `{kohya}` into `models/Lora` and write `<lora:{name}:1> a {subject}` in the 
 """
 _BOTH = (_COMFY, f"\n## A1111 and Forge\n{_WEBUI}")
 _FORGE = (_COMFY, f"\n## Forge\n{_WEBUI}")
-_INTERFACES = {"sd1": _BOTH, "sd2": _BOTH, "sdxl": _BOTH, "sd3": _FORGE, "flux": _FORGE}
+_INTERFACES = {
+    **dict.fromkeys(("sd1", "sd2", "sdxl"), _BOTH),
+    **dict.fromkeys(("sd3", "flux"), _FORGE),
+    **dict.fromkeys(("zimage", "flux2", "qwenimage", "krea2"), (_COMFY,)),
+}
 """Family → how its user interfaces load the LoRA. A1111 reads no Flux, and no SD 3 file with alpha."""
 
 _PREDICTION = """

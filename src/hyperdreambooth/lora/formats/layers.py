@@ -251,12 +251,9 @@ def family_in_layers(layers: Iterable[Layer]) -> str:
     return ""
 
 
-_FLUX2_ROWS = (27648, 36864, 55296, 18432, 24576)
-"""Rows of `linear1` and `mlp.0` at FLUX.2's widths 3072, 4096 and 6144: 9 and 6 times, with gated MLPs."""
-_FLUXS = (
-    r"single_transformer_blocks_|double_blocks_(?:[5-9]|1\d)_|single_blocks_[23]\d_|.*_(?:linear1|mlp_0)$"
-)
-_OLDER = r"_ff_(?:context_)?net_|_norm1_"  # Flux's and SD 3's names alone
+_GATED = {"linear1": {7: "Flux", 9: "FLUX.2"}, "mlp_0": {4: "Flux", 6: "FLUX.2"}}
+"""Layers that Flux and FLUX.2 name alike → outputs for each input: FLUX.2's MLPs are gated."""
+_FLUXS = r"single_transformer_blocks_|double_blocks_(?:[5-9]|1\d)_|single_blocks_[23]\d_"
 
 
 def _transformer_family(layers: list[Layer]) -> str:
@@ -265,24 +262,25 @@ def _transformer_family(layers: list[Layer]) -> str:
     Attention layers of 3072 numbers may be those of Flux, with 19 and 38 blocks, of FLUX.2 klein 4B, with 5
     and 20, or of Qwen-Image with 60.
     """
-    flats = {layer.flat: layer for layer in layers}
-    widths = {_columns(layer) for layer in layers}
-    wide = any(
-        flat.endswith(("linear1", "mlp_0")) and _rows(layer) in _FLUX2_ROWS for flat, layer in flats.items()
-    )
-    if wide or 4096 in widths:
+    flats, widths = [layer.flat for layer in layers], {_columns(layer) for layer in layers}
+    for layer in layers:
+        ratios = next((ratios for end, ratios in _GATED.items() if layer.flat.endswith(end)), {})
+        if family := ratios.get(_rows(layer) // max(_columns(layer), 1)):
+            return family
+    older = any(
+        re.search(r"_ff_(?:context_)?net_|_norm1_", flat) for flat in flats
+    )  # Flux's and SD 3's alone
+    if 4096 in widths:
         return "FLUX.2"
-    older = any(re.search(_OLDER, flat) for flat in flats)
     if 6144 in widths and not older:
         text = any(re.search(r"attn_(?:add|to_add)_|^double_", flat) for flat in flats)
         return "FLUX.2" if text else "Krea 2"
-    if not {3072, 12288} & widths:
-        return "SD3" if any(layer.naming.startswith("joint") for layer in layers) else "Flux"
-    if older or any(re.match(_FLUXS, flat) for flat in flats):
+    if any("_attn2_" in flat for flat in flats) or widths & {1536, 2432, 6144, 9728}:
+        return "SD3"
+    if any(re.match(_FLUXS, flat) for flat in flats) or (older and widths & {3072, 12288}):
         return "Flux"
-    return (
-        "Qwen-Image" if any(re.match(r"transformer_blocks_(?:19|[2-9]\d)_", flat) for flat in flats) else ""
-    )
+    deep = any(re.match(r"transformer_blocks_(?:19|[2-9]\d)_", flat) for flat in flats)
+    return "Qwen-Image" if deep and 3072 in widths else ""
 
 
 def _unet_family(layers: list[Layer], prefixes: set[str]) -> str:
@@ -297,14 +295,17 @@ def _unet_family(layers: list[Layer], prefixes: set[str]) -> str:
 
 def _columns(layer: Layer) -> int:
     """Returns the width of what a layer reads; of a LoKr, it is the product of both factors' widths."""
-    if tail := layer.down or ("hada_w1_b" if "hada_w1_b" in layer.shapes else ""):
-        return layer.shapes[tail][1] if len(layer.shapes[tail]) > 1 else 0
-    widths = [
-        next((layer.shapes[tail][1] for tail in tails if len(layer.shapes.get(tail, ())) > 1), 0)
-        for tails in (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_b"))
-    ]
-    return widths[0] * widths[1]
+    return _side(layer, layer.down or "hada_w1_b", 1, ("lokr_w1_b", "lokr_w2_b"))
 
 
 def _rows(layer: Layer) -> int:
-    return layer.shapes.get(layer.up, (0,))[0]
+    """Returns the width of what a layer writes."""
+    return _side(layer, layer.up or "hada_w1_a", 0, ("lokr_w1_a", "lokr_w2_a"))
+
+
+def _side(layer: Layer, tail: str, axis: int, halves: tuple[str, str]) -> int:
+    def of(*tails: str) -> int:
+        shapes = (layer.shapes.get(one, ()) for one in tails)
+        return next((shape[axis] for shape in shapes if len(shape) > 1), 0)
+
+    return of(tail) or of("lokr_w1", halves[0]) * of("lokr_w2", halves[1])
