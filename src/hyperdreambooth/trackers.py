@@ -32,11 +32,12 @@ def _started(name: str, folder: Path) -> Any:
     if name not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
         raise InputError(f"{VARIABLE}: expected names among {known}, got {name!r}")
-    if name not in get_available_trackers():
+    if name not in map(str, get_available_trackers()):
         raise InputError(f"{VARIABLE}: {name} is not installed; pip install {name}")
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     place = {"logging_dir": folder / "trackers"} if kind.requires_logging_directory else {}
     tracker = kind("hyperdreambooth", **place)
+    tracker.main_process_only = False  # only the first process has a log; accelerate need not find out
     tracker.start()
     atexit.register(tracker.finish)
     return tracker
