@@ -95,7 +95,6 @@ def write_all(place: str, chosen: argparse.Namespace, home: Path) -> dict[str, A
         for process in running.values():
             process.join()
         waiting = [k for k, process in running.items() if process.exitcode]
-        chosen.kills = kills if not waiting else chosen.kills
     seconds = time.monotonic() - began
     reported = sum(len(file.read_text().split()) for file in home.glob("said-*"))
     return {

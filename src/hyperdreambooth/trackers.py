@@ -27,6 +27,7 @@ def track(folder: Path, step: int, figures: Mapping[str, Any]) -> None:
 @functools.cache
 def _started(name: str, folder: Path) -> Any:
     """Returns a running tracker; it is closed when the process ends."""
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in LOGGER_TYPE_TO_CLASS:
@@ -37,7 +38,7 @@ def _started(name: str, folder: Path) -> Any:
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     place = {"logging_dir": folder / "trackers"} if kind.requires_logging_directory else {}
     tracker = kind("hyperdreambooth", **place)
-    tracker.main_process_only = False  # only the first process has a log; accelerate need not find out
+    PartialState()  # which accelerate's own log needs
     tracker.start()
     atexit.register(tracker.finish)
     return tracker

@@ -310,9 +310,8 @@ def test_an_output_that_cannot_be_is_one_line_before_the_work(
     assert files(tmp_path) == before and (tmp_path / "file").read_text() == "mine"
 
 
-WRITERS = [
-    name for name in COMMANDS if name not in REPORTS and name not in {("inspect",), ("avatars", "build")}
-]
+READERS = {("inspect",), ("watch",), ("avatars", "build")}
+WRITERS = [name for name in COMMANDS if name not in REPORTS | READERS]
 
 
 @pytest.mark.slow
