@@ -134,7 +134,8 @@ def preoptimize(
     size = config.identities_per_batch
     groups = [missing[at : at + size] for at in range(0, len(missing), size)]
     prior = class_shots(base, config) if groups else []
-    with run.events.running("preoptimize", len(people), len(people) - len(missing)):
+    done = len(people) - len(missing)
+    with run.events.running("preoptimize", len(people), done):
         for k, group in enumerate(groups, start=1):
             began = time.monotonic()
             members: list[tuple[Photo, ...]] = [people[name] for name in group]
@@ -152,7 +153,8 @@ def preoptimize(
             bank.append(group, numbers, figures)
             means = {name: column.mean().item() for name, column in figures.items()}
             run.log(len(bank), identities=len(group), **means, seconds=round(time.monotonic() - began, 3))
-            run.events.add("unit", done=len(people) - len(missing) + k * size, people=len(group))
+            done += len(group)
+            run.events.add("unit", done=done, people=len(group))
             discard(folder)
     discard(work / "groups")
     bank.compact()
