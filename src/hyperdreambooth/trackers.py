@@ -27,16 +27,18 @@ def track(folder: Path, step: int, figures: Mapping[str, Any]) -> None:
 @functools.cache
 def _started(name: str, folder: Path) -> Any:
     """Returns a running tracker; it is closed when the process ends."""
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
         raise InputError(f"{VARIABLE}: expected names among {known}, got {name!r}")
-    if name not in get_available_trackers():
+    if name not in map(str, get_available_trackers()):
         raise InputError(f"{VARIABLE}: {name} is not installed; pip install {name}")
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     place = {"logging_dir": folder / "trackers"} if kind.requires_logging_directory else {}
     tracker = kind("hyperdreambooth", **place)
+    PartialState()  # which accelerate's own log needs
     tracker.start()
     atexit.register(tracker.finish)
     return tracker

@@ -27,7 +27,7 @@ from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
 COMMANDS = (
     "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",
-    "dreambooth", "preoptimize", "train", "evaluate", "doctor", "prepare",
+    "dreambooth", "preoptimize", "train", "evaluate", "doctor", "prepare", "watch",
 )  # fmt: skip
 # the decorator adds these; `--device` is about the machine, not about what a command does
 SHARED = {"--config", "--set", "--dry-run", "--help", "--device"}

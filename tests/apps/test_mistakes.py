@@ -310,12 +310,9 @@ def test_an_output_that_cannot_be_is_one_line_before_the_work(
     assert files(tmp_path) == before and (tmp_path / "file").read_text() == "mine"
 
 
-WRITERS = [
-    name
-    for name in COMMANDS
-    if name not in REPORTS and name not in {("inspect",), ("avatars", "build"), ("ui",)}  # ui waits for a tab
-    if name[0] != "serve"  # a worker runs until it is stopped, and keys are rows of a database: tests/serve
-]
+# the page waits for a tab, a worker of the service for jobs, and its keys are rows of a database
+READERS = {("inspect",), ("watch",), ("avatars", "build"), ("ui",), *(n for n in COMMANDS if n[0] == "serve")}
+WRITERS = [name for name in COMMANDS if name not in REPORTS | READERS]
 
 
 @pytest.mark.slow

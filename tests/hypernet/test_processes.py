@@ -93,7 +93,7 @@ def assert_equal(one: Path, several: Path) -> None:
     ("family", "learn_basis", "counts"),
     [
         ("sd", True, (2,)),
-        pytest.param("sd", False, (2, 4), marks=pytest.mark.slow),
+        pytest.param("sd", False, (3, 4), marks=pytest.mark.slow),
         pytest.param("sdxl", True, (2, 4), marks=pytest.mark.slow),
     ],
 )

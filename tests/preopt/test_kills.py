@@ -33,12 +33,10 @@ def killed_and_resumed(base: Path, photos: Path, out: Path, kills: int, steps: i
     assert whole.identities == killed.identities
     assert len(whole) == 6
     assert torch.equal(whole.numbers(), killed.numbers())
-    for part, count in (("shards", 3), ("index", 1)):
-        files = [
-            {path.name: path.read_bytes() for path in (bank.folder / part).iterdir()}
-            for bank in (whole, killed)
-        ]
-        assert files[0] == files[1] and len(files[0]) == count
+    for part, many in (("shards", 3), ("index", 1)):
+        folders = [bank.folder / part for bank in (whole, killed)]
+        files = [{path.name: path.read_bytes() for path in folder.glob("[!.]*")} for folder in folders]
+        assert files[0] == files[1] and len(files[0]) == many
     assert not (out / "killed" / "groups").exists()
     return count
 
