@@ -136,8 +136,10 @@ class Studio:
             file.unlink()
         agreed = replace(trained, metadata={**trained.metadata, **consent})
         card = agreed.card(None, self.me.base.class_word).encode()
+        distance = self.me.distance(list(task.photos))
         result = {
-            "likeness": None if likeness is None else round(likeness, 4), "trigger": trained.trigger,
+            "likeness": None if likeness is None else round(likeness, 4),
+            "distance": None if distance is None else round(distance, 3), "trigger": trained.trigger,
             "rank": trained.rank, "steps": int(trained.metadata["steps"]),
             "loss": float(trained.metadata.get("loss", 0)),
         }  # fmt: skip
