@@ -98,8 +98,9 @@ async def _multipart(request: Request, service: Service) -> tuple[dict[str, Any]
             else:
                 raise Refused(422, "multipart: expected files in the field photos")
         return given, photos
-    finally:
-        await form.close()
+    finally:  # the form itself does not know the file of a part that never ended
+        for file in parser._files_to_close_on_error:  # pyright: ignore[reportPrivateUsage]
+            file.close()
 
 
 def _json(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
