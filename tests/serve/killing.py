@@ -41,6 +41,7 @@ class Trial:
         self.config, self.rng = config, rng
         self.accepted: dict[str, str] = {}
         self.kills: Counter[str] = Counter()
+        self.name = ""
         self.server = self.start("server")
         self.worker = self.start("worker")
 
@@ -50,7 +51,8 @@ class Trial:
         from hyperdreambooth.serve.tables import new_id
         from hyperdreambooth.serve.worker import run_worker
 
-        words = (self.config,) if kind == "server" else (self.config, "cpu", new_id("worker"))
+        self.name = new_id("worker") if kind == "worker" else self.name
+        words = (self.config,) if kind == "server" else (self.config, "cpu", self.name)
         process = FORK.Process(target=serve if kind == "server" else run_worker, args=words)
         process.start()
         return process
@@ -135,6 +137,18 @@ def check(trial: Trial) -> list[str]:
     return broken
 
 
+def at_work(trial: Trial) -> bool:
+    """Returns whether the newest worker has begun."""
+    from hyperdreambooth.serve.database import Database
+    from hyperdreambooth.serve.tables import Worker
+
+    database = Database(trial.config.url)
+    with database.read() as session:
+        there = session.get(Worker, trial.name) is not None
+    database.close()
+    return there
+
+
 def running(trial: Trial) -> int:
     """Returns how many jobs have not ended."""
     from hyperdreambooth.serve.database import Database
@@ -189,10 +203,13 @@ def _trial(config: Any, given: argparse.Namespace, rng: random.Random) -> dict[s
     trial, number = Trial(config, rng), 0
     try:
         while trial.kills.total() < given.kills or number < given.jobs:
-            until = time.monotonic() + rng.uniform(0.1, 4.0)
+            # half of the kills wait for a worker, so that work is done however slow the machine is
+            patient, until = rng.random() < 0.5, time.monotonic() + rng.uniform(0.1, 4.0)
             while time.monotonic() < until or trial.kills.total() >= given.kills:
                 number += number < given.jobs and trial.ask(number)
                 time.sleep(rng.uniform(0, 0.1))
+                if patient and not at_work(trial):
+                    until = time.monotonic() + rng.uniform(0.1, 4.0)
                 if number >= given.jobs and trial.kills.total() >= given.kills:
                     break
             if trial.kills.total() < given.kills:

@@ -47,7 +47,6 @@ def test_settings_that_cannot_work_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
 def test_a_worker_that_dies_is_started_again(tmp_path: Path, models: dict[str, Any]) -> None:
     words = ["--data", str(tmp_path / "data"), "--port", "0", "--device", "cpu", "--base", models["base"]]

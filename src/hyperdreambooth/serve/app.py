@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy import func, select
@@ -40,7 +39,7 @@ def create_app(config: ServeConfig) -> FastAPI:
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
-        await run_in_threadpool(service.decoder.start)  # so that the first photo does not wait for it
+        service.decoder.start()  # so that the first photo need not wait for it
         yield
         service.decoder.close()
         database.close()

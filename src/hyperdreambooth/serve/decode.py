@@ -23,6 +23,7 @@ from hyperdreambooth.serve.config import ServeConfig
 from hyperdreambooth.workers import begin
 
 _NAME = Path("photo")
+_BEGINNING = 300.0  # seconds in which the process has to be ready, even on a machine that is very busy
 _TOO_LARGE = "photo: decoding it takes too much memory; send a smaller JPEG or PNG"
 
 
@@ -30,7 +31,7 @@ class Decoder:
     """Decodes one photo at a time in a process that is started anew whenever it died or was too slow."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._config, self._lock = config, Lock()
+        self._config, self._lock, self._ready = config, Lock(), False
         self.process: Any = None
         self._pipe: Any = None
 
@@ -50,6 +51,8 @@ class Decoder:
 
     def _ask(self, content: bytes) -> bytes | str:
         try:
+            if not self._ready and not self._begun():
+                return "photo: nothing can be decoded at the moment; try again later"
             self._pipe.send_bytes(content)
             if not self._pipe.poll(self._config.decode_seconds):
                 self.close()
@@ -59,8 +62,15 @@ class Decoder:
             self.close()
             return _TOO_LARGE
 
+    def _begun(self) -> bool:
+        """Waits for the process to be ready; ends one that never is."""
+        self._ready = self._pipe.poll(_BEGINNING) and self._pipe.recv() == "ready"
+        if not self._ready:
+            self.close()
+        return self._ready
+
     def start(self) -> None:
-        """Starts the process, which takes a second."""
+        """Starts the process. It imports libraries first, so that the first photo may have to wait."""
         self.close()
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -68,8 +78,7 @@ class Decoder:
         self.process = context.Process(target=_serve, args=(theirs, *bounds), daemon=True)
         self.process.start()
         theirs.close()
-        if not self._pipe.poll(120) or self._pipe.recv() != "ready":  # it imports libraries first
-            raise OSError("the process that decodes photos does not start")
+        self._ready = False
 
     def close(self) -> None:
         """Ends the process."""

@@ -88,16 +88,19 @@ async def _multipart(request: Request, service: Service) -> tuple[dict[str, Any]
         form = await parser.parse()
     except MultiPartException as error:
         raise Refused(400, f"multipart: {error.message}") from None
-    given, photos = dict[str, Any](), list[bytes]()
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            given[name] = value
-        elif name in ("photos", "photos[]", "photo"):
-            photos.append(await value.read())
-        else:
-            raise Refused(422, "multipart: expected files in the field photos")
-    await form.close()
-    return given, photos
+    try:
+        given, photos = dict[str, Any](), list[bytes]()
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                given[name] = value
+            elif name in ("photos", "photos[]", "photo"):
+                photos.append(await value.read())
+            else:
+                raise Refused(422, "multipart: expected files in the field photos")
+        return given, photos
+    finally:  # the form itself does not know the file of a part that never ended
+        for file in parser._files_to_close_on_error:  # pyright: ignore[reportPrivateUsage]
+            file.close()
 
 
 def _json(body: bytes) -> tuple[dict[str, Any], list[bytes]]:

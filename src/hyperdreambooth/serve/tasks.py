@@ -29,7 +29,7 @@ from hyperdreambooth.serve.log import note_failure
 from hyperdreambooth.serve.marks import MEDIA, encoded
 from hyperdreambooth.serve.queue import Claim
 from hyperdreambooth.serve.store import Made
-from hyperdreambooth.training.loop import check_loss
+from hyperdreambooth.training.loop import check_loss, in_half
 
 Tell: TypeAlias = Callable[[dict[str, Any]], bool]
 """Is told how far the jobs are, and returns whether anybody still wants them."""
@@ -69,11 +69,12 @@ class Studio:
     @property
     def together(self) -> int:
         """The number of jobs in a batch; float16 trains one person at a time."""
-        return (
-            1
-            if self.me.base.dtype.itemsize == 2 and "bf" not in str(self.me.base.dtype)
-            else self._config.batch
-        )
+        return 1 if in_half(self.me.base, self._finetune({})) else self._config.batch
+
+    def _finetune(self, asked: dict[str, Any]) -> FinetuneConfig:
+        """Returns the settings of a finetune: the caller's, else the operator's, else the hypernetwork's."""
+        own = load_config(FinetuneConfig, **{**self._config.finetune, **asked})
+        return own.over(self.me.predictor.info.finetune)
 
     def do(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
         """Does the jobs of a batch, which are of one kind; `folder` is for files on the way."""
@@ -93,8 +94,7 @@ class Studio:
         for task in tasks:
             for photo in task.photos:
                 self._check("photo", photo)
-        asked = {**self._config.finetune, **json.loads(tasks[0].claim.settings)}
-        config = load_config(FinetuneConfig, **asked).over(self.me.predictor.info.finetune)
+        config = self._finetune(json.loads(tasks[0].claim.settings))
         tell({"stage": "predict", "people": len(tasks)})
         predicted = [self.me.predict(list(task.photos)) for task in tasks]
 
@@ -136,8 +136,10 @@ class Studio:
             file.unlink()
         agreed = replace(trained, metadata={**trained.metadata, **consent})
         card = agreed.card(None, self.me.base.class_word).encode()
+        distance = self.me.distance(list(task.photos))
         result = {
-            "likeness": None if likeness is None else round(likeness, 4), "trigger": trained.trigger,
+            "likeness": None if likeness is None else round(likeness, 4),
+            "distance": None if distance is None else round(distance, 3), "trigger": trained.trigger,
             "rank": trained.rank, "steps": int(trained.metadata["steps"]),
             "loss": float(trained.metadata.get("loss", 0)),
         }  # fmt: skip

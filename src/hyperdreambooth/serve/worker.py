@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import parent_process
 from typing import Any
 
@@ -116,7 +117,7 @@ class One:
         """Notes progress now and then; returns whether any job is still wanted."""
         if time.monotonic() - self._told > _TOLD:
             self._told = time.monotonic()
-            with self._database.write() as session:
+            with suppress(OperationalError), self._database.write() as session:  # it may come back
                 queue.report(session, self._claims, progress)
                 self._live = queue.renew(session, self._claims, self._config.lease)
         return bool(self._live)
