@@ -121,7 +121,7 @@ def test_from_a_photo_to_files_and_drawings(
             page.wait_for_selector("#person :text('after 0 steps')")
             with page.expect_download() as started:
                 page.locator("#files a").first.click()
-            assert started.value.suggested_filename == "Ana.safetensors"
+            assert started.value.suggested_filename == "person.safetensors"
             tensors, _ = load_tensors(Path(started.value.path()))
             assert any("lora_down" in key for key in tensors)
             _draw(page)
