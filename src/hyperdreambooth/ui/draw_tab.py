@@ -41,9 +41,71 @@ def request(keys: Sequence[str], weights: Sequence[float], prompts: str, seeds: 
     return Drawing(weights=chosen, beside=beside, prompts=lines, seeds=seeds_of(seeds))
 
 
+class _Handlers:
+    """What the controls of this part do."""
+
+    def __init__(self, gr: Any, setting: Setting) -> None:
+        self.gr, self.studio = gr, setting.studio
+
+    def names(self) -> dict[str, str]:
+        """Returns everybody who can be drawn."""
+        return {key: person.name for key, person in self.studio.people().items() if person.kept is not None}
+
+    def choices(self, known: str, who: list[str], beside: str) -> Any:
+        """Keeps the lists up to date."""
+        people, drawn = self.names(), self.studio.drawings()
+        now = repr((people, {key: one.state for key, one in drawn.items()}))
+        if now == known:
+            return self.gr.skip()
+        named = [(name, key) for key, name in people.items()]
+        others = [("nobody", ""), (BASE, BASE), *named]
+        old = [(f"{' and '.join(one.labels)}: {one.prompts[0]}", key) for key, one in drawn.items()]
+        still = [key for key in who if key in people]
+        return [
+            self.gr.update(choices=named, value=still),
+            self.gr.update(choices=others, value=beside if beside in dict(others).values() else ""),
+            self.gr.update(choices=old, visible=bool(old)),
+            now,
+        ]
+
+    def sliders(self, who: list[str]) -> list[Any]:
+        """Shows a weight for each person who is chosen, at first the mean of all, and the mix of two."""
+        people, share = self.names(), round(1 / max(1, len(who)), 2)
+        shown = [
+            self.gr.update(visible=True, label=f"Weight of {people.get(key, key)}", value=share)
+            for key in who
+        ]
+        hidden = [self.gr.update(visible=False, value=1)] * (MOST - len(who))
+        two = len(who) == 2
+        label = f"Mix: 0 is {people.get(who[0])}, 1 is {people.get(who[1])}" if two else "Mix"
+        return [self.gr.update(visible=two, label=label, value=0.5), *shown, *hidden]
+
+    def mixed(self, share: float) -> list[float]:
+        """Returns the weights of two people."""
+        return [round(1 - share, 2), round(share, 2)]
+
+    def asked(self, who: list[str], beside: str, prompts: str, seeds: str, *weights: float) -> str:
+        """Asks for a drawing, and returns its key."""
+        return self.studio.draw(request(who, weights, prompts, seeds, beside))
+
+    def stopped(self, key: str) -> None:
+        """Stops a drawing."""
+        self.studio.stop(self.studio.drawing_folder(key))
+
+    def view(self, key: str | None, known: str) -> Any:
+        """Shows a drawing if something of it has changed."""
+        now, text, busy = "", _NOTHING, False
+        if key is not None and key in self.studio.drawings():
+            folder = self.studio.drawing_folder(key)
+            one = read(folder, Drawing)
+            text = html.drawing(one, folder, self.studio.place(folder), address)
+            now, busy = text, one.state in ("waiting", "running")
+        return self.gr.skip() if now == known else [text, now, self.gr.update(visible=busy)]
+
+
 def build(gr: Any, setting: Setting, tick: Any) -> None:
     """Lays the part out, and keeps it up to date."""
-    studio, word = setting.studio, setting.studio.maker.base.class_word
+    do, word = _Handlers(gr, setting), setting.studio.maker.base.class_word
     drawing, known, people = gr.State(None), gr.State(""), gr.State("")
     with gr.Row():
         with gr.Column(min_width=300):
@@ -73,63 +135,12 @@ def build(gr: Any, setting: Setting, tick: Any) -> None:
                 stop = gr.Button("Stop", visible=False, elem_id="stop-drawing")
     shown = gr.HTML(_NOTHING, elem_id="drawing")
     earlier = gr.Dropdown([], label="Earlier drawings", elem_id="earlier", visible=False)
-
-    def names() -> dict[str, str]:
-        return {key: person.name for key, person in studio.people().items() if person.kept is not None}
-
-    def choices(known: str, who: list[str], beside: str) -> Any:
-        people, drawn = names(), studio.drawings()
-        now = repr((people, {key: one.state for key, one in drawn.items()}))
-        if now == known:
-            return gr.skip()
-        named = [(name, key) for key, name in people.items()]
-        others = [("nobody", ""), (BASE, BASE), *named]
-        old = [(f"{' and '.join(one.labels)}: {one.prompts[0]}", key) for key, one in drawn.items()]
-        still = [key for key in who if key in people]
-        return [
-            gr.update(choices=named, value=still),
-            gr.update(choices=others, value=beside if beside in dict(others).values() else ""),
-            gr.update(choices=old, visible=bool(old)),
-            now,
-        ]
-
-    def sliders(who: list[str]) -> list[Any]:
-        """Shows a weight for each person who is chosen, at first the mean of all, and the mix of two."""
-        people, share = names(), round(1 / max(1, len(who)), 2)
-        shown = [
-            gr.update(visible=True, label=f"Weight of {people.get(key, key)}", value=share) for key in who
-        ]
-        hidden = [gr.update(visible=False, value=1)] * (MOST - len(who))
-        two = len(who) == 2
-        label = f"Mix: 0 is {people.get(who[0])}, 1 is {people.get(who[1])}" if two else "Mix"
-        return [gr.update(visible=two, label=label, value=0.5), *shown, *hidden]
-
-    def mixed(share: float) -> list[float]:
-        return [round(1 - share, 2), round(share, 2)]
-
-    @setting.sentence
-    def asked(who: list[str], beside: str, prompts: str, seeds: str, *weights: float) -> str:
-        return studio.draw(request(who, weights, prompts, seeds, beside))
-
-    @setting.sentence
-    def stopped(key: str) -> None:
-        studio.stop(studio.drawing_folder(key))
-
-    def view(key: str | None, known: str) -> Any:
-        now, text, busy = "", _NOTHING, False
-        if key is not None and key in studio.drawings():
-            folder = studio.drawing_folder(key)
-            one = read(folder, Drawing)
-            text = html.drawing(one, folder, studio.place(folder), address)
-            now, busy = text, one.state in ("waiting", "running")
-        return gr.skip() if now == known else [text, now, gr.update(visible=busy)]
-
     quiet = {"show_progress": "hidden"}
-    who.change(sliders, who, [mix, *weights], **quiet)
-    mix.input(mixed, mix, weights[:2], **quiet)
-    go.click(asked, [who, beside, prompts, seeds, *weights], drawing)
-    stop.click(stopped, drawing, None)
+    who.change(do.sliders, who, [mix, *weights], **quiet)
+    mix.input(do.mixed, mix, weights[:2], **quiet)
+    go.click(setting.sentence(do.asked), [who, beside, prompts, seeds, *weights], drawing)
+    stop.click(setting.sentence(do.stopped), drawing, None)
     earlier.input(lambda key: key, earlier, drawing, **quiet)
-    drawing.change(view, [drawing, known], [shown, known, stop], **quiet)
-    tick(choices, [people, who, beside], [who, beside, earlier, people])
-    tick(view, [drawing, known], [shown, known, stop])
+    drawing.change(do.view, [drawing, known], [shown, known, stop], **quiet)
+    tick(do.choices, [people, who, beside], [who, beside, earlier, people])
+    tick(do.view, [drawing, known], [shown, known, stop])

@@ -149,18 +149,12 @@ def strip(one: Person, seen: Sequence[Seen], address: Address) -> str:
 def files(one: Person, folder: Path, address: Address) -> str:
     """Lists the files to download, and what each is for."""
     lines = [
-        f'<li><a href="{address(folder / name)}" download="{escape(_saved_as(one, what, name))}">'
+        f'<li><a href="{address(folder / name)}" download>'
         f"{escape(name)}</a> <span>{_USES[what]}, {_size(folder / name)}</span></li>"
         for what, name in one.files.items()
         if (folder / name).is_file()
     ]
     return f'<ul class="hdb-files">{"".join(lines)}</ul>' if lines else ""
-
-
-def _saved_as(one: Person, what: str, name: str) -> str:
-    """Names a download after the person where other tools show the file's name."""
-    stem = re.sub(r"[^\w-]+", "-", one.name).strip("-") or "person"
-    return f"{stem}.safetensors" if what == "kohya" else name
 
 
 def _size(file: Path) -> str:

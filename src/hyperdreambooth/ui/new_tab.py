@@ -94,12 +94,12 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
         return [*cropped([setting.samples[number]], True, before, f"Sample {number + 1}"), None]
 
     @setting.sentence
-    def asked(made: Draft | None, name: str, steps: int, rank: int, seed: int, anyway: bool) -> str:
+    def asked(made: Draft | None, name: str, steps: int, rank: int, seed: int, anyway: bool) -> list[str]:
         if made is None:
             raise InputError("expected a photo; drop one, or choose a sample")
         changed = {"steps": steps, "rank": rank, "seed": seed or 0}
         own = {key: value for key, value in changed.items() if value != getattr(config, key)}
-        return setting.studio.add(Path(made[0]), name, own, anyway, made[1])
+        return [setting.studio.add(Path(made[0]), name, own, anyway, made[1]), ""]
 
     gr.on(
         [photos.upload, photos.delete, photos.clear, whole.input],
@@ -108,7 +108,7 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
         shows,
     )
     samples.select(picked(gr, sampled), [kept], [*shows, photos])
-    return make.click(asked, [kept, name, steps, rank, seed, anyway], key), key
+    return make.click(asked, [kept, name, steps, rank, seed, anyway], [key, name]), key
 
 
 def _samples(setting: Setting) -> str:

@@ -59,9 +59,95 @@ def shown_step(person: Person, seen: Sequence[Seen], value: float, newest: float
     return seen[-1].step if value == newest else value
 
 
+class _Handlers:
+    """What the controls of this part do."""
+
+    def __init__(self, gr: Any, setting: Setting) -> None:
+        self.gr, self.setting, self.studio = gr, setting, setting.studio
+
+    def view(self, key: str | None, value: float, newest: float) -> list[Any]:
+        """Returns everything that the part shows of a person."""
+        now = state(self.setting, key)
+        hidden = self.gr.update(visible=False)
+        if not now or key is None:
+            return [_NOBODY, *[hidden] * 3, "", self.gr.skip(), "", "", hidden, "", "", hidden, now, 0]
+        folder = self.studio.person_folder(key)
+        person, seen, history = read(folder, Person), looks(folder), losses(folder)
+        done = max([0, *(step for step, _ in history)])
+        idle = person.state in ("stopped", "failed")
+        place = shown_step(person, seen, value, newest) if seen else 0
+        last = max(person.last, seen[-1].step if seen else 0, 1)
+        pitch = seen[1].step - seen[0].step if len(seen) > 1 else last
+        slider = self.gr.update(maximum=last, step=pitch, value=place, label=f"Step, 0 to {last}")
+        has = bool(person.files) and (folder / "README.md").is_file()
+        return [
+            html.person(person, self.studio.place(folder), done, seen),
+            self.gr.update(visible=person.state in ("waiting", "running")),
+            self.gr.update(visible=idle),
+            self.gr.update(visible=bool(seen)),
+            self.at_step(key, place) if seen else "",
+            slider,
+            html.strip(person, seen, address),
+            chart(history, seen, last, person.kept),
+            self.gr.update(visible=has),
+            html.files(person, folder, address) if has else "",
+            html.card(folder, address) if has else "",
+            self.gr.update(visible=True),
+            now,
+            seen[-1].step if seen else 0,
+        ]  # fmt: skip
+
+    def at_step(self, key: str | None, value: float) -> str:
+        """Shows the person after the step of the slider."""
+        if key is None or not state(self.setting, key):
+            return ""
+        folder = self.studio.person_folder(key)
+        seen = nearest(looks(folder), value)
+        if seen is None:
+            return ""
+        prompts = self.studio.maker.prompts
+        return html.look(read(folder, Person), photo(folder), seen, prompts, address)
+
+    def ticked(self, key: str | None, value: float, newest: float, known: str) -> Any:
+        """Looks whether there is something new."""
+        return self.gr.skip() if state(self.setting, key) == known else self.view(key, value, newest)
+
+    def faces(self, key: str | None, known: str) -> Any:
+        """Shows everybody if something has changed."""
+        now = gallery(self.setting, key)
+        return self.gr.skip() if now == known else [now, now]
+
+    def chosen(self, event: Any) -> str:
+        """Returns the person whose button was pressed."""
+        return event.key
+
+    def to_step(self, event: Any) -> float:
+        """Returns the step whose button was pressed."""
+        return float(event.key)
+
+    def stopped(self, key: str) -> None:
+        """Stops the work on a person."""
+        self.studio.stop(self.studio.person_folder(key))
+
+    def went_on(self, key: str) -> None:
+        """Goes on with it."""
+        self.studio.go_on(self.studio.person_folder(key))
+
+    def kept(self, key: str, value: float) -> None:
+        """Keeps the step of the slider."""
+        seen = nearest(looks(self.studio.person_folder(key)), value)
+        if seen is not None:
+            self.studio.keep(key, seen.step)
+
+    def deleted(self, key: str) -> str | None:
+        """Deletes a person; returns the one to show next."""
+        self.studio.delete(key)
+        return next(iter(self.studio.people()), None)
+
+
 def build(gr: Any, setting: Setting, key: Any, tick: Any) -> None:
     """Lays the part out, and keeps it up to date."""
-    studio, prompts = setting.studio, setting.studio.maker.prompts
+    do, sentence = _Handlers(gr, setting), setting.sentence
     everybody = gr.HTML(js_on_load=PICK, elem_id="people")
     known, people = gr.State(""), gr.State("")
     newest = gr.State(0)
@@ -85,102 +171,18 @@ def build(gr: Any, setting: Setting, key: Any, tick: Any) -> None:
         gr.HTML("<p>Photos, pictures, adapters, and drawings of this person are deleted for good.</p>")
         delete = gr.Button("Delete for good", variant="stop", size="sm", elem_id="delete")
     shows = [
-        head,
-        stop,
-        go_on,
-        pictures,
-        look,
-        step,
-        strip,
-        curves,
-        made,
-        files,
-        card,
-        deleting,
-        known,
-        newest,
-    ]
-
-    def view(key: str | None, value: float, newest: float) -> list[Any]:
-        now = state(setting, key)
-        hidden = gr.update(visible=False)
-        if not now or key is None:
-            return [_NOBODY, *[hidden] * 3, "", gr.skip(), "", "", hidden, "", "", hidden, now, 0]
-        folder = studio.person_folder(key)
-        person, seen, history = read(folder, Person), looks(folder), losses(folder)
-        done = max([0, *(step for step, _ in history)])
-        idle = person.state in ("stopped", "failed")
-        place = shown_step(person, seen, value, newest) if seen else 0
-        last = max(person.last, seen[-1].step if seen else 0, 1)
-        pitch = seen[1].step - seen[0].step if len(seen) > 1 else last
-        slider = gr.update(maximum=last, step=pitch, value=place, label=f"Step, 0 to {last}")
-        has = bool(person.files) and (folder / "README.md").is_file()
-        return [
-            html.person(person, studio.place(folder), done, seen),
-            gr.update(visible=person.state in ("waiting", "running")),
-            gr.update(visible=idle),
-            gr.update(visible=bool(seen)),
-            at_step(key, place) if seen else "",
-            slider,
-            html.strip(person, seen, address),
-            chart(history, seen, last, person.kept),
-            gr.update(visible=has),
-            html.files(person, folder, address) if has else "",
-            html.card(folder, address) if has else "",
-            gr.update(visible=True),
-            now,
-            seen[-1].step if seen else 0,
-        ]  # fmt: skip
-
-    def at_step(key: str | None, value: float) -> str:
-        if key is None or not state(setting, key):
-            return ""
-        folder = studio.person_folder(key)
-        seen = nearest(looks(folder), value)
-        return html.look(read(folder, Person), photo(folder), seen, prompts, address) if seen else ""
-
-    def ticked(key: str | None, value: float, newest: float, known: str) -> Any:
-        return gr.skip() if state(setting, key) == known else view(key, value, newest)
-
-    def faces(key: str | None, known: str) -> Any:
-        now = gallery(setting, key)
-        return gr.skip() if now == known else [now, now]
-
-    def chosen(event: Any) -> str:
-        return event.key
-
-    def to_step(event: Any) -> float:
-        return float(event.key)
-
-    @setting.sentence
-    def stopped(key: str) -> None:
-        studio.stop(studio.person_folder(key))
-
-    @setting.sentence
-    def went_on(key: str) -> None:
-        studio.go_on(studio.person_folder(key))
-
-    @setting.sentence
-    def kept(key: str, value: float) -> None:
-        seen = nearest(looks(studio.person_folder(key)), value)
-        if seen is not None:
-            studio.keep(key, seen.step)
-
-    @setting.sentence
-    def deleted(key: str) -> str | None:
-        studio.delete(key)
-        return next(iter(studio.people()), None)
-
+        head, stop, go_on, pictures, look, step, strip, curves, made, files, card, deleting, known, newest
+    ]  # fmt: skip
     quiet = {"show_progress": "hidden"}
     now = [key, step, newest]
-    everybody.select(picked(gr, chosen), None, key)
-    strip.select(picked(gr, to_step), None, step).then(at_step, [key, step], look, **quiet)
-    key.change(view, now, shows, **quiet)
-    tick(ticked, [*now, known], shows)
-    tick(faces, [key, people], [everybody, people])
-    key.change(faces, [key, people], [everybody, people], **quiet)
-    step.input(at_step, [key, step], look, **quiet)
-    stop.click(stopped, key, None)
-    go_on.click(went_on, key, None)
-    keep.click(kept, [key, step], None).then(view, now, shows, **quiet)
-    delete.click(deleted, key, key)
+    everybody.select(picked(gr, do.chosen), None, key)
+    strip.select(picked(gr, do.to_step), None, step).then(do.at_step, [key, step], look, **quiet)
+    key.change(do.view, now, shows, **quiet)
+    tick(do.ticked, [*now, known], shows)
+    tick(do.faces, [key, people], [everybody, people])
+    key.change(do.faces, [key, people], [everybody, people], **quiet)
+    step.input(do.at_step, [key, step], look, **quiet)
+    stop.click(sentence(do.stopped), key, None)
+    go_on.click(sentence(do.went_on), key, None)
+    keep.click(sentence(do.kept), [key, step], None).then(do.view, now, shows, **quiet)
+    delete.click(sentence(do.deleted), key, key)

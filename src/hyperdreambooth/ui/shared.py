@@ -58,8 +58,13 @@ PICK = """element.addEventListener('click', event => {
 
 def picked(gr: Any, handler: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a handler to which Gradio passes the event; `event.key` is that of the button."""
-    handler.__annotations__ = {"event": gr.EventData}
-    return handler
+
+    @wraps(handler)
+    def told(*values: Any) -> Any:
+        return handler(*values)
+
+    told.__annotations__ = {"event": gr.EventData}
+    return told
 
 
 def address(file: Path) -> str:
