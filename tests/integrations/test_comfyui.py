@@ -32,6 +32,7 @@ from hyperdreambooth import Base, load_adapter
 COMFYUI = Path(os.environ.get("COMFYUI_DIR", "none"))
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
 SIDE = 64
+WORKFLOWS = sorted((node.NODE / "example_workflows").glob("*.json"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -182,6 +183,18 @@ def test_workflow_ends_in_a_picture(server: Server, home: Home) -> None:
     assert "4" not in cached(other)  # and on a checkpoint that wore a person meanwhile, it is
     assert other["status"]["status_str"] == "success", other["status"]
     assert picture(server, other, "12").tobytes() != picture(server, again, "12").tobytes()
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_example_workflow_fits_the_nodes(server: Server, file: Path) -> None:
+    known = httpx.get(f"{server.address}/object_info").json()
+    for one in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
+        inputs = [name for kind in known[one["type"]]["input_order"].values() for name in kind]
+        assert {given["name"] for given in one["inputs"]} <= {*inputs, "upload"}, one["type"]
+        if one["type"].startswith("Hdb"):
+            widgets = [given["name"] for given in one["inputs"] if "widget" in given]
+            # a seed that changes by itself would train the person again at every run
+            assert len(one["widgets_values"]) == len(widgets), one["type"]
 
 
 def test_mix_of_two_people_is_drawn(server: Server) -> None:
