@@ -84,16 +84,16 @@ def test_nodes_in_the_process_of_comfyui(home: Home) -> None:
 
 @dataclass
 class Server:
-    """A running ComfyUI."""
+    """A running ComfyUI, which answers when it can: a training takes all cores."""
 
-    address: str
+    client: httpx.Client
 
     def run(self, graph: dict[str, Any]) -> dict[str, Any]:
         """Runs a workflow and returns its entry in the history."""
-        asked = httpx.post(f"{self.address}/prompt", json={"prompt": graph})
+        asked = self.client.post("/prompt", json={"prompt": graph})
         assert asked.status_code == 200, asked.text
         name = asked.json()["prompt_id"]
-        while name not in (history := httpx.get(f"{self.address}/history/{name}").json()):
+        while name not in (history := self.client.get(f"/history/{name}").json()):
             time.sleep(0.2)
         return history[name]
 
@@ -118,7 +118,8 @@ def server(home: Home) -> Iterator[Server]:
         pytest.fail("".join(lines[-40:]))
     rest = threading.Thread(target=lines.extend, args=(process.stdout,))
     rest.start()
-    yield Server(f"http://127.0.0.1:{port}")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=None) as client:
+        yield Server(client)
     process.terminate()
     process.wait()
     rest.join()
@@ -165,7 +166,7 @@ def cached(entry: dict[str, Any]) -> list[str]:
 
 def picture(server: Server, entry: dict[str, Any], number: str) -> Image.Image:
     where = entry["outputs"][number]["images"][0]
-    return Image.open(io.BytesIO(httpx.get(f"{server.address}/view", params=where).content))
+    return Image.open(io.BytesIO(server.client.get("/view", params=where).content))
 
 
 def test_workflow_ends_in_a_picture(server: Server, home: Home) -> None:
@@ -187,7 +188,7 @@ def test_workflow_ends_in_a_picture(server: Server, home: Home) -> None:
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_example_workflow_fits_the_nodes(server: Server, file: Path) -> None:
-    known = httpx.get(f"{server.address}/object_info").json()
+    known = server.client.get("/object_info").json()
     for one in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
         inputs = [name for kind in known[one["type"]]["input_order"].values() for name in kind]
         assert {given["name"] for given in one["inputs"]} <= {*inputs, "upload"}, one["type"]
