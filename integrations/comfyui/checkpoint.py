@@ -46,8 +46,8 @@ def base_of(
 ) -> Base:
     """Builds a base over the weights of a loaded Stable Diffusion 1.x.
 
-    The U-Net is never copied. The text encoder is where its number format differs from the U-Net's, and the
-    autoencoder is as long as it encodes photos, which it does in float32.
+    The U-Net is never copied. The text encoder is copied if its number format differs from the U-Net's. An
+    autoencoder in half precision is copied while it encodes photos, because that is done in float32.
 
     Args:
         unet: the U-Net's tensors by their original names (`input_blocks.0.0.weight`).
