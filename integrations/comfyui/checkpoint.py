@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -22,6 +25,7 @@ from hyperdreambooth import Base, InputError
 from hyperdreambooth.base.load import plain_attention
 
 Tensors = Mapping[str, Tensor]
+Prediction = Literal["epsilon", "v_prediction"]
 
 HEAD = 64  # channels of an attention head of CLIP
 TOKENS = 77  # of a prompt
@@ -38,12 +42,12 @@ def base_of(
     source: str,
     *,
     resolution: int | None = None,
-    prediction: str = "epsilon",
+    prediction: Prediction = "epsilon",
 ) -> Base:
     """Builds a base over the weights of a loaded Stable Diffusion 1.x.
 
-    The U-Net is never copied. The text encoder is where its number format differs from the U-Net's, and the
-    autoencoder is as long as it encodes photos, which it does in float32.
+    The U-Net is never copied. The text encoder is copied if its number format differs from the U-Net's. An
+    autoencoder in half precision is copied while it encodes photos, because that is done in float32.
 
     Args:
         unet: the U-Net's tensors by their original names (`input_blocks.0.0.weight`).
@@ -53,7 +57,7 @@ def base_of(
         vae: the autoencoder's tensors by their original names (`encoder.conv_in.weight`).
         source: what messages call the checkpoint.
         resolution: pixels a side; None for 512.
-        prediction: what the U-Net predicts: `epsilon` or `v_prediction`.
+        prediction: what the U-Net predicts, the noise or the velocity.
 
     Returns:
         The base, on the device of the tensors.
@@ -70,11 +74,11 @@ def base_of(
     _attach(autoencoder, convert_ldm_vae_checkpoint(_under("vae.", vae), autoencoder.config))
     _attach(clip, _under(_prefix(clip), text))
     nn.Module.to(clip, network.dtype)  # a copy where the formats differ: they meet in one matrix product
+    absent: dict[str, Any] = dict.fromkeys(("safety_checker", "feature_extractor"))
+    scheduler: Any = _scheduler(prediction)
     pipe = StableDiffusionPipeline(
-        unet=network, text_encoder=clip, vae=autoencoder, tokenizer=_limited(tokenizer),
-        scheduler=_scheduler(prediction), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+        autoencoder, clip, _limited(tokenizer), network, scheduler, **absent, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     base = Base.from_pipeline(pipe, source, resolution=resolution)
     if base.device.type == "cpu":
@@ -174,7 +178,7 @@ def _limited(tokenizer: Any) -> Any:
     return limited
 
 
-def _scheduler(prediction: str) -> DDIMScheduler:
+def _scheduler(prediction: Prediction) -> DDIMScheduler:
     """Returns the noise levels that Stable Diffusion was trained with."""
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,

@@ -20,7 +20,7 @@ from .checkpoint import ELSEWHERE, base_of
 CATEGORY = "HyperDreamBooth"
 FOLDER = Path(folder_paths.models_dir) / "hyperdreambooth"
 """Hypernetworks, a folder each, and YuNet's file if it is not to be downloaded."""
-ACTIVATIONS = 2 * 2**30  # bytes that a training step needs beside the weights, at 512 pixels
+ROOM = 3.5 * 2**30  # bytes that a training step of four samples needs beside the weights, at 512 pixels
 Hypernet = io.Custom("HDB_HYPERNET")
 
 
@@ -179,7 +179,8 @@ def loaded_base(model: Any, clip: Any, vae: Any, resolution: int) -> Base:
     if model.patches or clip.patcher.patches:
         raise InputError("model: expected a checkpoint without LoRAs, got one with; put them after this node")
     manager = comfy.model_management
-    manager.load_models_gpu([model, clip.patcher, vae.patcher], ACTIVATIONS, force_full_load=True)
+    room = ROOM * (resolution / 512) ** 2
+    manager.load_models_gpu([model, clip.patcher, vae.patcher], room, force_full_load=True)
     kind = model.model.model_type.name
     return base_of(
         model.model.diffusion_model.state_dict(),

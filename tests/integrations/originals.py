@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
@@ -46,14 +47,26 @@ def smallest() -> StableDiffusionPipeline:
     encoder and the autoencoder have to be those of SD 1.5.
     """
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4,
-    )  # fmt: skip
-    pipe = _assembled(_unet(320, 2, 1, 768), _text(49408, 768, 12), vae, micro.tokenizer())
+    pipe = _assembled(_unet(320, 2, 1, 768), _text(49408, 768, 12), _vae(), micro.tokenizer())
     for network in (pipe.unet, pipe.text_encoder, pipe.vae):
         network.half().float()
     return pipe
+
+
+def full_size() -> tuple[Any, Any, Any]:
+    """Returns U-Net, text encoder and autoencoder of SD 1.5 at their full size, without weights."""
+    with init_empty_weights():
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
+        )
+        return unet, _text(49408, 768, 12), _vae()
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4,
+    )  # fmt: skip
 
 
 def _unet(width: int, levels: int, layers: int, words: int) -> UNet2DConditionModel:

@@ -59,6 +59,28 @@ def test_not_a_byte_of_the_weights_is_copied(pipe: Any) -> None:
     assert ours == storages(pipe.unet, pipe.text_encoder, pipe.vae)
 
 
+def test_sd15_of_full_size_is_shared_whole(pipe: Any) -> None:
+    """Memory that nobody writes to stands for the weights: it costs nothing."""
+    unet, text, vae = originals.full_size()
+    given = {
+        "unet": originals.original_unet(unet),
+        "text": originals.text_tensors(text),
+        "vae": originals.original_vae(vae),
+    }
+    given = {
+        part: {name: torch.empty(tensor.shape, dtype=torch.float16) for name, tensor in tensors.items()}
+        for part, tensors in given.items()
+    }
+    base = opened(pipe, **given, shape=originals.unet_shape(unet), resolution=512)
+    assert len(base.sites) == 176  # docs/concepts.md
+    theirs = {tensor.data_ptr() for tensors in given.values() for tensor in tensors.values()}
+    networks = (base.pipe.unet, base.pipe.text_encoder, base.pipe.vae)
+    ours = [tensor for network in networks for tensor in network.parameters()]
+    assert {tensor.data_ptr() for tensor in ours} == theirs
+    counts = [sum(tensor.numel() for tensor in network.parameters()) for network in networks]
+    assert counts == [859_520_964, 123_060_480, 83_653_863]  # of the published SD 1.5
+
+
 def test_text_encoder_of_another_format_alone_is_copied(pipe: Any) -> None:
     text = {name: tensor.half() for name, tensor in originals.text_tensors(pipe.text_encoder).items()}
     base = opened(pipe, text=text)

@@ -32,6 +32,7 @@ from hyperdreambooth import Base, load_adapter
 COMFYUI = Path(os.environ.get("COMFYUI_DIR", "none"))
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
 SIDE = 64
+WORKFLOWS = sorted((node.NODE / "example_workflows").glob("*.json"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,16 +84,16 @@ def test_nodes_in_the_process_of_comfyui(home: Home) -> None:
 
 @dataclass
 class Server:
-    """A running ComfyUI."""
+    """A running ComfyUI, which answers when it can: a training takes all cores."""
 
-    address: str
+    client: httpx.Client
 
     def run(self, graph: dict[str, Any]) -> dict[str, Any]:
         """Runs a workflow and returns its entry in the history."""
-        asked = httpx.post(f"{self.address}/prompt", json={"prompt": graph})
+        asked = self.client.post("/prompt", json={"prompt": graph})
         assert asked.status_code == 200, asked.text
         name = asked.json()["prompt_id"]
-        while name not in (history := httpx.get(f"{self.address}/history/{name}").json()):
+        while name not in (history := self.client.get(f"/history/{name}").json()):
             time.sleep(0.2)
         return history[name]
 
@@ -117,7 +118,8 @@ def server(home: Home) -> Iterator[Server]:
         pytest.fail("".join(lines[-40:]))
     rest = threading.Thread(target=lines.extend, args=(process.stdout,))
     rest.start()
-    yield Server(f"http://127.0.0.1:{port}")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=None) as client:
+        yield Server(client)
     process.terminate()
     process.wait()
     rest.join()
@@ -164,7 +166,7 @@ def cached(entry: dict[str, Any]) -> list[str]:
 
 def picture(server: Server, entry: dict[str, Any], number: str) -> Image.Image:
     where = entry["outputs"][number]["images"][0]
-    return Image.open(io.BytesIO(httpx.get(f"{server.address}/view", params=where).content))
+    return Image.open(io.BytesIO(server.client.get("/view", params=where).content))
 
 
 def test_workflow_ends_in_a_picture(server: Server, home: Home) -> None:
@@ -182,6 +184,18 @@ def test_workflow_ends_in_a_picture(server: Server, home: Home) -> None:
     assert "4" not in cached(other)  # and on a checkpoint that wore a person meanwhile, it is
     assert other["status"]["status_str"] == "success", other["status"]
     assert picture(server, other, "12").tobytes() != picture(server, again, "12").tobytes()
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_example_workflow_fits_the_nodes(server: Server, file: Path) -> None:
+    known = server.client.get("/object_info").json()
+    for one in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
+        inputs = [name for kind in known[one["type"]]["input_order"].values() for name in kind]
+        assert {given["name"] for given in one["inputs"]} <= {*inputs, "upload"}, one["type"]
+        if one["type"].startswith("Hdb"):
+            widgets = [given["name"] for given in one["inputs"] if "widget" in given]
+            # a seed that changes by itself would train the person again at every run
+            assert len(one["widgets_values"]) == len(widgets), one["type"]
 
 
 def test_mix_of_two_people_is_drawn(server: Server) -> None:
