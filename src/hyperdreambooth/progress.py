@@ -53,8 +53,8 @@ class Progress:
             texts = {name: v if isinstance(v, str) else f"{float(v):.4g}" for name, v in values.items()}
             self._values = " ".join(f"{name} {text}" for name, text in texts.items())
         if self._bar is not None:
-            values = " ".join(filter(None, (self._speed(), self._values)))
-            self._bar.update(self._task, completed=self.done, values=values)
+            shown = " ".join(filter(None, (self._speed(), self._values)))
+            self._bar.update(self._task, completed=self.done, values=shown)
         elif time.monotonic() - self._logged >= EVERY and self.done != self.total:
             self._log()
 
