@@ -64,8 +64,8 @@ class Progress:
         if self._events is not None:
             self._events.progress(self.done, values=self._values)
         if self._bar is not None:
-            values = " ".join(filter(None, (self._speed(), self._values)))
-            self._bar.update(self._task, completed=self.done, values=values)
+            shown = " ".join(filter(None, (self._speed(), self._values)))
+            self._bar.update(self._task, completed=self.done, values=shown)
         elif time.monotonic() - self._logged >= EVERY and self.done != self.total:
             self._log()
 

@@ -52,7 +52,8 @@ def machines(nodes: int) -> Generator[Machines]:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": _STORE}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        # its exit hooks handle signals, which only the main thread may, but a test adds nodes from another
+        cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         try:
             running = Machines(cluster)
             for _ in range(nodes):
