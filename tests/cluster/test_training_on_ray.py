@@ -18,8 +18,8 @@ from hyperdreambooth.files import load_tensors
 pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
-    # ray 2.60: Ray Train reads a setting of Ray Data that Ray Data has given up
-    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"),
+    # ray 2.60: Ray Train reads settings of Ray Data that Ray Data has given up
+    pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning"),
 ]
 
 SETTINGS = {
