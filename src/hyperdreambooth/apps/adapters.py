@@ -73,7 +73,7 @@ def export(
             "pass another --out"
         )
     with job.stage("load"):
-        base = load(job.base)
+        base = load(job.base, exact=form == "merged")
         if source.is_dir():
             adapter = _from_bank(source, identity, base)
         else:

@@ -115,9 +115,10 @@ def _memory(
     # asking the hub is for users to decide: the answer of a doctor must not wait for a network
     offline = loading.offline or "offline" not in loading.model_fields_set
     without = {"base", "device", "variant", "trigger", "class_word", "offline"}  # which change no size
-    build = partial(skeleton, loading.base, **loading.model_dump(exclude=without), offline=offline)
-    predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     place, free = _free_memory(loading.device)
+    told = loading.model_dump(exclude=without) | {"dtype": _format(loading.dtype, place, free)}
+    build = partial(skeleton, loading.base, **told, offline=offline)
+    predictor = hypernet or (EMBEDDED_HYPERNET if is_embedded(loading.base) else None)
     fits = list[bool]()
     try:
         for options, needs in advise(build, task, job.own, free or 0, predictor, offline):
@@ -143,6 +144,16 @@ def _estimate(needs: Mapping[str, int], place: str, free: int | None) -> str:
         return f"needs {_gib(total)} GiB on {place}, whose free memory is unknown ({parts})"
     verdict = "fits" if total <= free else "does not fit"
     return f"needs {_gib(total)} of {_gib(free)} GiB free on {place}: {verdict} ({parts})"
+
+
+def _format(dtype: str, place: str, free: int | None) -> str:
+    """Returns what `auto` stands for; a GPU that is not here is taken for one that is faster in bfloat16."""
+    import torch
+
+    from hyperdreambooth.precision import resolved_dtype
+
+    absent = free is None and place.startswith("cuda") and dtype == "auto"
+    return "bfloat16" if absent else resolved_dtype(dtype, torch.device(place))
 
 
 def _gib(size: int) -> str:

@@ -31,7 +31,7 @@ class LossConfig(BaseModel):
     seed: int = 0
     lr: float = Field(default=1e-3, gt=0)
     clip: float = Field(default=1.0, gt=0)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     prompt: str = "a photo of a [V] {class_word}"
     weighting: Weighting = "uniform"
     timestep_bias: int = Field(default=1, ge=1)

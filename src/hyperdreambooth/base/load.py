@@ -22,6 +22,7 @@ from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.open import folder_of, open_pipeline
 from hyperdreambooth.base.recognise import check_channels, only_variant
 from hyperdreambooth.files import InputError, read_json
+from hyperdreambooth.precision import resolved_dtype
 from hyperdreambooth.shapes import Site, site_fingerprint
 from hyperdreambooth.sites import find_sites
 
@@ -294,7 +295,7 @@ def is_embedded(source: str | Path | None) -> bool:
 def load_base(
     source: str | Path | None = None,
     device: str = "auto",
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype = "auto",
     *,
     variant: str | None = None,
     offline: bool = False,
@@ -315,7 +316,8 @@ def load_base(
         source: pipeline folder, hub id, or a `.safetensors` file of a whole checkpoint; None (or
             `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        dtype: number format of the frozen weights.
+        dtype: number format of the frozen weights; `auto` is bfloat16 on GPUs that compute faster in it, and
+            float32 elsewhere.
         variant: of the files to load, such as `fp16`; None for the only one that a folder has.
         offline: look at files on this machine only.
         base_config: folder or hub id of a pipeline like a single file's; None to tell from its weights.
@@ -331,9 +333,9 @@ def load_base(
         InputError: no pipeline of a known family there, or no such device or number format.
     """
     where = pick_device(device)  # a mistake there would show after the loading
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = resolved_dtype(str(dtype).removeprefix("torch."), where)
     if dtype not in _DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+        raise InputError(f"dtype: expected auto or one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
     families, variant = tuple(FAMILIES), variant or only_variant(place)
     pipe = open_pipeline(place, families, dtype, variant, offline, base_config, leave_out, revision, token)
