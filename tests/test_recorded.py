@@ -17,7 +17,7 @@ def test_recorded_pictures_are_the_plain_ones(micro_base: Base, monkeypatch: pyt
     """One person, none, and two people in batches that are not worn alike."""
     people = [
         Adapter(
-            {name: (down, torch.randn(up.shape)) for name, (down, up) in fresh(micro_base.sites, 1, k).items()},
+            {s: (down, torch.randn(up.shape)) for s, (down, up) in fresh(micro_base.sites, 1, k).items()},
             "sks", micro_base.fingerprint, "micro",
         )
         for k in range(2)

@@ -250,7 +250,7 @@ class Base:
                 module.to(device)
 
     @contextmanager
-    def training(self, checkpointing: bool) -> Generator[None]:
+    def training(self, checkpointing: bool, compile_blocks: bool = False) -> Generator[None]:
         """The base as a training through it needs it, for the length of the block.
 
         Without cuDNN's attention: on Hopper GPUs its backward fails or gives NaN at some lengths (torch 2.11;
@@ -260,12 +260,16 @@ class Base:
         torch.backends.cuda.enable_cudnn_sdp(False)
         if checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        if compile_blocks:
+            self.denoiser.compile_repeated_blocks()
         try:
             yield
         finally:
             torch.backends.cuda.enable_cudnn_sdp(allowed)
             if checkpointing:
                 self.denoiser.disable_gradient_checkpointing()
+            for module in self.denoiser.modules() if compile_blocks else ():
+                module._compiled_call_impl = None
 
 
 def _networks(pipe: Any) -> dict[str, nn.Module]:

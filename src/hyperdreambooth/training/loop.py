@@ -126,7 +126,7 @@ def train(
     ended = False
     with (
         step.trainable.on(base) as put,
-        base.training(config.checkpointing),
+        base.training(config.checkpointing, config.compile_blocks),
         Progress(title, config.last) as bar,
     ):
         step.put, step.encode = put, encode
