@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -45,7 +44,6 @@ def plain() -> Generator[None]:
 @pytest.fixture
 def base(micro_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     return load_base(micro_dir, device="cuda", dtype="float32")
 
 

@@ -13,6 +13,8 @@ from hyperdreambooth.lora.relax import fresh
 
 
 @pytest.mark.slow
+# of torch's own compiler, when it is imported
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_changing_factors_compiles_nothing_again(micro_base: Base) -> None:
     torch.manual_seed(0)
     factors = [
