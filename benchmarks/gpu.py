@@ -75,10 +75,14 @@ class Rows:
         base: with weights of any kind.
         folder: for photos and a hypernetwork.
         steps: of a finetune.
+        drawn: the denoising steps of a picture.
+        crowds: how many people are trained side by side.
     """
 
-    def __init__(self, base: Base, folder: Path, steps: int = 40) -> None:
-        self.base, self.folder, self.steps = base, folder, steps
+    def __init__(
+        self, base: Base, folder: Path, steps: int = 40, drawn: int = 25, crowds: tuple[int, ...] = (8, 32)
+    ) -> None:
+        self.base, self.folder, self.steps, self.drawn, self.crowds = base, folder, steps, drawn, crowds
         self.warm = Warm()
         self.photos: list[Photo] = []
         for k in range(8):
@@ -98,12 +102,11 @@ class Rows:
             "pictures, 1": partial(self.pictures, 1),
             "pictures, 8": partial(self.pictures, 8),
             "hypernetwork, batch 4": partial(self.hypernetwork, 4),
-            "people, 8": partial(self.finetune, 8),
-            "people, 32": partial(self.finetune, 32),
+            **{f"people, {count}": partial(self.finetune, count) for count in self.crowds},
         }
 
     def _person(self, seed: int = 0) -> Adapter:
-        return Adapter(fresh(self.base.sites, 4, seed), "sks", self.base.fingerprint, "random weights")
+        return Adapter.made_on(self.base, fresh(self.base.sites, 4, seed))
 
     def _config(self) -> FinetuneConfig:
         return FinetuneConfig(rank=4, steps=self.steps, batch=1)
@@ -146,7 +149,7 @@ class Rows:
             with base.training(checkpointing=False):
                 return self._repeated(step)
         finally:
-            denoiser.delete_adapters("plain")
+            denoiser.unload_lora()
             denoiser.requires_grad_(False)
 
     def _repeated(self, step: Callable[[], None]) -> dict[str, Any]:
@@ -194,12 +197,13 @@ class Rows:
         return figures
 
     def pictures(self, count: int) -> dict[str, Any]:
-        """Pictures of one person in 25 steps."""
+        """Pictures of one person, the second time that they are asked for."""
         figures: dict[str, Any] = {}
         for _ in range(2):
             began = waited(self.base)
-            generate_images(self.base, PROMPT, self._person(), images=count, steps=25)
-            figures = {"seconds": round(waited(self.base) - began, 3), "pictures": count, "steps": 25}
+            generate_images(self.base, PROMPT, self._person(), images=count, steps=self.drawn)
+            seconds = round(waited(self.base) - began, 3)
+            figures = {"seconds": seconds, "pictures": count, "steps": self.drawn}
         return figures
 
     def hypernetwork(self, batch: int) -> dict[str, Any]:

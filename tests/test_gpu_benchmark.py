@@ -16,11 +16,11 @@ def test_every_row_is_measured(micro_base: Base, tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import gpu
 
-    rows: Any = gpu.Rows(micro_base, tmp_path, steps=3)
+    rows: Any = gpu.Rows(micro_base, tmp_path, steps=3, drawn=3, crowds=(2,))
     made = gpu.measured(rows, time.monotonic() + 1e6)
     assert not {name: row for name, row in made.items() if "failed" in row}
     assert all(row.get("seconds", row.get("samples_a_second")) > 0 for row in made.values())
-    assert made["people, 8"]["people"] == 8
+    assert made["people, 2"]["people"] == 2
     late = gpu.measured(rows, 0.0)
     assert set(late) == set(made) and all(row == {"left out": "no time"} for row in late.values())
 

@@ -1,4 +1,4 @@
-"""Compares a denoiser whose blocks are compiled with the plain one; a process of its own, without type checks."""
+"""Compares a denoiser whose blocks are compiled with the plain one, in a process without type checks."""
 
 from __future__ import annotations
 
