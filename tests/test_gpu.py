@@ -38,7 +38,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bases(micro_dir: Path) -> dict[str, Base]:
-    return {device: load_base(micro_dir, device=device) for device in ("cpu", "cuda")}
+    return {device: load_base(micro_dir, device=device, dtype="float32") for device in ("cpu", "cuda")}
 
 
 def assert_close(made: dict[str, dict[str, torch.Tensor]]) -> None:
@@ -52,7 +52,10 @@ def test_the_same_base(bases: dict[str, Base]) -> None:
 
 
 def test_a_finetune_and_its_pictures(bases: dict[str, Base], micro_photos: Path) -> None:
-    photos, config = read_person([micro_photos / "person-0"]), FinetuneConfig(steps=10, lr=3e-3, batch=2)
+    photos, config = (
+        read_person([micro_photos / "person-0"]),
+        FinetuneConfig(steps=10, lr=3e-3, batch=2, precision="float32"),
+    )
     people = {
         device: finetune_adapter(
             base, Adapter(fresh(base.sites, 4), "sks", base.fingerprint, "micro"), photos, config
@@ -72,7 +75,7 @@ def test_a_finetune_and_its_pictures(bases: dict[str, Base], micro_photos: Path)
 
 
 def test_people_pre_optimised_together(bases: dict[str, Base], micro_photos: Path, tmp_path: Path) -> None:
-    settings = PreoptConfig(down_dim=8, up_dim=6, steps=10, lr=5e-3, warmup=2)
+    settings = PreoptConfig(down_dim=8, up_dim=6, steps=10, lr=5e-3, warmup=2, precision="float32")
     numbers: dict[str, dict[str, torch.Tensor]] = {}
     for device, base in bases.items():
         stage = prepare(base, settings)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, check_wearable
 from hyperdreambooth.base.alone import alone
+from hyperdreambooth.base.captured import GRAPHS, Captured
 from hyperdreambooth.base.conditioning import mentions, read_part
 from hyperdreambooth.base.load import PLACEHOLDER, Base
 from hyperdreambooth.files import InputError
@@ -87,18 +88,37 @@ def generate_images(
         for start in range(0, len(jobs), batch):
             part = jobs[start : start + batch]
             put([at for at, _ in part])
-            done += base.draw(
-                [texts[at] for at, _ in part],
-                [base.prompt(negative)] * len(part) if negative else None,
-                [rng(seeds[at], "generate", asked[at], number) for at, number in part],
-                steps=steps,
-                guidance=guidance,
-                side=side,
-            )
+            with recorded(base):
+                done += base.draw(
+                    [texts[at] for at, _ in part],
+                    [base.prompt(negative)] * len(part) if negative else None,
+                    [rng(seeds[at], "generate", asked[at], number) for at, number in part],
+                    steps=steps,
+                    guidance=guidance,
+                    side=side,
+                )
             if drawn is not None:
                 for at in range(start, len(done)):
                     drawn(at, done[at])
     return done
+
+
+@contextmanager
+def recorded(base: Base) -> Generator[None]:
+    """Lets a GPU record the denoiser's call, which is the same in all steps of the pictures of the block.
+
+    What the base wears must not change in the block.
+    """
+    denoiser: Any = base.denoiser
+    hooked = "forward" in vars(denoiser)  # by whoever moves it, or reads along
+    if base.device.type not in GRAPHS or base.offload or hooked:
+        yield
+        return
+    denoiser.forward = Captured(denoiser.forward, base.device)
+    try:
+        yield
+    finally:
+        del denoiser.forward
 
 
 def _one_each(adapter: Any, count: int) -> list[Adapter | None]:

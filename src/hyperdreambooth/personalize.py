@@ -59,7 +59,7 @@ class Personalizer:
         base: str | Path | None = None,
         hypernet: str | Path | None = None,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         *,
         revision: str | None = None,
         hypernet_revision: str | None = None,
@@ -71,7 +71,8 @@ class Personalizer:
             base: pipeline folder or hub id; None for the embedded avatars.
             hypernet: hypernetwork folder or hub id; None for the one of the embedded avatars.
             device: `auto`, `cpu`, `cuda`, `mps`.
-            dtype: number format of the frozen base: `float32`, `bfloat16`, `float16`.
+            dtype: number format of the frozen base: `float32`, `bfloat16`, `float16`, or `auto` for bfloat16
+                on GPUs that compute faster in it and float32 elsewhere.
             revision: branch, tag or commit of the base on the hub.
             hypernet_revision: of the hypernetwork on the hub.
             token: of the hub, for private repositories; None for the one that is logged in.

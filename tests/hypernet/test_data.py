@@ -129,12 +129,13 @@ def test_noisier_timesteps_are_trained_on_and_never_judged_by(
     micro_base: Base, micro_photos: Path, eye: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     biases: list[int] = []
+    real = denoise._sampled
 
     def watched(base: Base, shape: tuple[int, ...], keys: Any, bias: int = 1) -> tuple[Tensor, Tensor]:
         biases.append(bias)
-        return sample_noises(base, shape, keys, bias)
+        return real(base, shape, keys, bias)
 
-    monkeypatch.setattr(denoise, "sample_noises", watched)
+    monkeypatch.setattr(denoise, "_sampled", watched)
     train_hypernet(micro_base, micro_photos, tmp_path, settings(eye, steps=1, batch=4, timestep_bias=3))
     assert biases[0] == 3
     assert set(biases[1:]) == {1}

@@ -78,7 +78,7 @@ def export(
             "pass another --out"
         )
     with job.stage("load"):
-        base = load(job.base)
+        base = load(job.base, exact=form == "merged")
         if source.local is None or source.local.is_dir():
             adapter = _from_bank(source, identity, base)
         else:

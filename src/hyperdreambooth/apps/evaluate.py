@@ -146,7 +146,9 @@ def protocol_of(
     from hyperdreambooth.evaluate.scorers import load_scorers
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, load_hypernet
 
-    own, base = job.own, load(job.base)
+    own = job.own
+    whole = any(method.settings.get("method") == "full" for method in methods_of(own).values())
+    base = load(job.base, exact=whole)
     needed = {m.network for m in methods_of(own).values() if m.kind in ("prediction", "finetune")}
     source = hypernet or (EMBEDDED_HYPERNET if base.source == EMBEDDED_NAME else None)
     first = load_hypernet(source, base.device) if "own" in needed and source else None

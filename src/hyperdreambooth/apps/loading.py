@@ -28,12 +28,18 @@ from hyperdreambooth.shapes import Factors
 from hyperdreambooth.training.trainable import each
 
 
-def load(config: BaseConfig) -> Base:
-    """Loads the base that a command's config names, without the bars of libraries that read local files."""
+def load(config: BaseConfig, exact: bool = False) -> Base:
+    """Loads the base that a command's config names, without the bars of libraries that read local files.
+
+    With `exact`, `dtype = "auto"` is float32: for what trains the base's own weights or saves them.
+    """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # of downloads
-    return load_base(config.base, **config.model_dump(exclude={"base"}))
+    told = config.model_dump(exclude={"base"})
+    if exact and config.dtype == "auto":
+        told["dtype"] = "float32"
+    return load_base(config.base, **told)
 
 
 def load_personalizer(config: BaseConfig, hypernet: str | None) -> Personalizer:

@@ -108,7 +108,7 @@ def _from_scratch(
     job: Job[ScratchConfig], photos: Sequence[Photo], others: Sequence[Image.Image], out: Path
 ) -> None:
     """Trains without a hypernetwork."""
-    base = load(job.base)
+    base = load(job.base, exact=job.own.method == "full")
     job.seconds["load"] = round(time.perf_counter() - job.began, 3)
     if job.own.method in ("lidb", "lora"):
         check_forms(base, base.sites)

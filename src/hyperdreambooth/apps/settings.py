@@ -31,7 +31,8 @@ class BaseConfig(BaseModel, extra="forbid"):
     Attributes:
         base: a pipeline folder, a hub id or a single .safetensors file; null for the embedded avatars.
         device: auto, cpu, cuda or mps.
-        dtype: the number format of the frozen weights.
+        dtype: the number format of the frozen weights; auto is bfloat16 on GPUs that are faster in it, and
+            float32 elsewhere.
         variant: of the files to load, such as fp16; null for the only one that a folder has.
         offline: look at files on this machine only.
         base_config: a pipeline like a single file's; null to see it from the weights.
@@ -47,7 +48,7 @@ class BaseConfig(BaseModel, extra="forbid"):
 
     base: str | None = None
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     variant: str | None = None
     offline: bool = False
     base_config: str | None = None

@@ -24,6 +24,8 @@ class LossConfig(BaseModel):
         weighting: how much the loss counts at each noise level, see `loss_weights`.
         timestep_bias: draw so many timesteps and keep the noisiest; 1 for no bias.
         checkpointing: gradient checkpointing in the denoiser: less memory, a third slower.
+        compile_blocks: compile each kind of the denoiser's repeated blocks once, for trainings of hours; a
+            person's few steps are over before it pays.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,8 +33,9 @@ class LossConfig(BaseModel):
     seed: int = 0
     lr: float = Field(default=1e-3, gt=0)
     clip: float = Field(default=1.0, gt=0)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     prompt: str = "a photo of a [V] {class_word}"
     weighting: Weighting = "uniform"
     timestep_bias: int = Field(default=1, ge=1)
     checkpointing: bool = False
+    compile_blocks: bool = False

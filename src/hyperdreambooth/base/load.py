@@ -24,6 +24,7 @@ from hyperdreambooth.base.quantize import Quantize, check_quantize
 from hyperdreambooth.base.readers import awake, fetch, in_turn, let_go, networks, readers_of, reading
 from hyperdreambooth.base.recognise import check_channels, only_variant
 from hyperdreambooth.files import InputError, read_json
+from hyperdreambooth.precision import resolved_dtype
 from hyperdreambooth.shapes import Site, site_fingerprint
 from hyperdreambooth.sites import find_sites
 
@@ -281,7 +282,7 @@ class Base:
                 module.to(device)
 
     @contextmanager
-    def training(self, checkpointing: bool) -> Generator[None]:
+    def training(self, checkpointing: bool, compile_blocks: bool = False) -> Generator[None]:
         """The base as a training through it needs it, for the length of the block.
 
         Without cuDNN's attention: on Hopper GPUs its backward fails or gives NaN at some lengths (torch 2.11;
@@ -294,6 +295,8 @@ class Base:
         torch.backends.cuda.enable_cudnn_sdp(False)
         if checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        if compile_blocks:
+            self.denoiser.compile_repeated_blocks()
         try:
             yield
         finally:
@@ -302,6 +305,8 @@ class Base:
             torch.backends.cuda.enable_cudnn_sdp(allowed)
             if checkpointing:
                 self.denoiser.disable_gradient_checkpointing()
+            for module in self.denoiser.modules() if compile_blocks else ():
+                module._compiled_call_impl = None
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -326,7 +331,7 @@ def is_embedded(source: str | Path | None) -> bool:
 def load_base(
     source: str | Path | None = None,
     device: str = "auto",
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype = "auto",
     *,
     variant: str | None = None,
     offline: bool = False,
@@ -348,7 +353,8 @@ def load_base(
         source: pipeline folder, hub id, or a `.safetensors` file of a whole checkpoint; None (or
             `EMBEDDED_NAME`) for the embedded avatars.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        dtype: number format of the frozen weights.
+        dtype: number format of the frozen weights; `auto` is bfloat16 on GPUs that compute faster in it, and
+            float32 elsewhere.
         variant: of the files to load, such as `fp16`; None for the only one that a folder has.
         offline: look at files on this machine only.
         base_config: folder or hub id of a pipeline like a single file's; None to tell from its weights.
@@ -365,9 +371,9 @@ def load_base(
         InputError: no pipeline of a known family there, or no such device or number format.
     """
     where = pick_device(device)  # a mistake there would show after the loading
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = resolved_dtype(str(dtype).removeprefix("torch."), where)
     if dtype not in _DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+        raise InputError(f"dtype: expected auto or one of {', '.join(_DTYPES)}, got {dtype}")
     place = str(EMBEDDED if is_embedded(source) else source)
     check_quantize(quantize, where, Path(place).is_file())
     variant = variant or only_variant(place)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.conditioning import Conditioner, warn_captions
 from hyperdreambooth.base.config import LossConfig
 from hyperdreambooth.base.denoise import Key, sampled_loss
@@ -126,16 +127,19 @@ def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Exa
 
 
 def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBatch:
-    """Returns the tensors of some examples."""
+    """Returns the tensors of some examples.
+
+    The host waits for no device, so the next step's are drawn and sent while the GPU computes this one's.
+    """
     rows = [row for example in examples for row in example.targets]
     captions = [faces.captions[row] for row in rows]
     return TrainingBatch(
         identities=tuple(example.identity for example in examples),
-        features=faces.features[[example.reference for example in examples]].to(base.device, torch.float32),
-        latents=faces.latents[rows].to(base.device),
+        features=sent(faces.features[[example.reference for example in examples]], base.device).float(),
+        latents=sent(faces.latents[rows], base.device),
         keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
         conditioning=partial(faces.conditioner, captions, len(examples[0].targets)),
-        masks=None if faces.masks is None else faces.masks[rows].to(base.device),
+        masks=None if faces.masks is None else sent(faces.masks[rows], base.device),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.alone import alone
+from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
@@ -85,7 +86,11 @@ def _wear_and_train(training: Training, state: State) -> None:
             part.load_state_dict(found[1][name])
     base.rest(training.components)
     bare = _zero_factors(state.ema)
-    with base.training(training.config.checkpointing), wear(base.components, bare, name="hypernet") as worn:
+    config = training.config
+    with (
+        base.training(config.checkpointing, config.compile_blocks),
+        wear(base.components, bare, name="hypernet") as worn,
+    ):
         train(training, state, worn, found[0] if found else 0)
 
 
@@ -161,8 +166,9 @@ def known_losses(
     places = [k for k, identity in enumerate(batch.identities) if identity in targets.rows]
     if not places:
         return numbers.new_zeros(()), 0
-    known = targets.known([batch.identities[k] for k in places]).to(device)
-    losses = weight_loss(network.layout, numbers[places].float(), known, targets.scale.to(device))
+    known = sent(targets.known([batch.identities[k] for k in places]), device)
+    mine = numbers[sent(torch.tensor(places), device)].float()
+    losses = weight_loss(network.layout, mine, known, sent(targets.scale, device))
     return losses.sum(), len(places)
 
 
@@ -216,6 +222,8 @@ def _out_of_time(training: Training, started: float) -> bool:
     if training.config.max_minutes is None:
         return False
     over = float(time.monotonic() - started > training.config.max_minutes * 60)
+    if training.accelerator.num_processes == 1:  # nobody else to ask, and no GPU to wait for
+        return over > 0
     mine = torch.tensor(over, device=training.accelerator.device)
     everywhere: Any = training.accelerator.reduce(mine, "sum")
     return float(everywhere) > 0

@@ -127,7 +127,7 @@ def train(
     ended = False
     with (
         step.trainable.on(base) as put,
-        base.training(config.checkpointing),
+        base.training(config.checkpointing, config.compile_blocks),
         Progress(title, config.last, events=run and run.events) as bar,
     ):
         step.put, step.encode = put, encode

@@ -118,7 +118,7 @@ def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
         return load_tensors(file)[0]["latents"]
     parts: list[Tensor] = []
     for rows in torch.arange(len(pictures)).split(64):
-        with autocast("auto", torch.device(device)):
+        with autocast("bf16", torch.device(device)):
             mode = vae.encode(pictures.batch(rows).to(device)).latent_dist.mode()
         parts.append((mode * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)

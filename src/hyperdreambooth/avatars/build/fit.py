@@ -37,7 +37,7 @@ class StageConfig(BaseModel):
     batch: int = 32
     lr: float = 1e-3
     ema: float = 0.999
-    precision: Precision = "auto"
+    precision: Precision = "bf16"
     seed: int = 0
     people: int = 6000
     each: int = 4

@@ -1,0 +1,36 @@
+"""The table of `benchmarks/gpu.py`, at micro sizes on the CPU, so that it runs where a GPU is at hand."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperdreambooth.base.load import Base
+
+
+@pytest.mark.slow
+def test_every_row_is_measured(micro_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import gpu
+
+    rows: Any = gpu.Rows(micro_base, tmp_path, steps=3, drawn=3, crowds=(2,))
+    made = gpu.measured(rows, time.monotonic() + 1e6)
+    assert not {name: row for name, row in made.items() if "failed" in row}
+    assert all(row.get("seconds", row.get("samples_a_second")) > 0 for row in made.values())
+    assert made["people, 2"]["people"] == 2
+    late = gpu.measured(rows, 0.0)
+    assert set(late) == set(made) and all(row == {"left out": "no time"} for row in late.values())
+
+
+def test_a_row_that_fails_says_why(micro_base: Base) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        import gpu
+
+        def fails() -> dict[str, Any]:
+            raise RuntimeError("out of memory\nand more")
+
+        assert gpu.attempt(micro_base, fails) == {"failed": "RuntimeError: out of memory"}
