@@ -112,17 +112,23 @@ class Conditioner:
                 self._once = self._encode_all()
             made = {name: tensor[rows] for name, tensor in self._once.items()}
             return {name: tensor.to(self._base.device) for name, tensor in _without_padding(made).items()}
-        self._read_all()
+        self._read_ahead(len(rows))
         chosen, places = _distinct(rows, images)
         made = self._base.encode_prompts(self._tokens[[rows[k] for k in chosen]])
         return made if len(chosen) == len(rows) else {name: tensor[places] for name, tensor in made.items()}
 
     @torch.no_grad()
-    def _read_all(self) -> None:
-        """Has the frozen text encoder beside those that wear an adapter (T5) read all captions, and go."""
-        if not self._read and 0 < len(self._tokens) <= REMEMBERED:
+    def _read_ahead(self, samples: int) -> None:
+        """Has the frozen text encoder beside those that wear an adapter (T5) read all captions, and go.
+
+        Args:
+            samples: the size of a batch that can be divided among the people who are worn.
+        """
+        known = len(self._tokens)
+        if not self._read and known <= REMEMBERED and readers_of(self._base.pipe) is not None:
+            rows = [min(k, known - 1) for k in range(-(-known // samples) * samples)]
             with self._base.reading():
-                self._base.encode_prompts(self._tokens)
+                self._base.encode_prompts(self._tokens[rows])
         self._read = True
 
     @torch.no_grad()

@@ -56,9 +56,7 @@ def layer_states(
     return whole, mask
 
 
-def _states(
-    encoder: Any, tokens: Tensor, mask: Tensor, layers: Sequence[int], axes: int | None
-) -> Tensor:
+def _states(encoder: Any, tokens: Tensor, mask: Tensor, layers: Sequence[int], axes: int | None) -> Tensor:
     """Runs a text encoder; returns the states of some layers, `(b, t, layers, c)`."""
     device, options = encoder.device, {}
     if device.type == "meta":  # its masks depend on the numbers of tensors
