@@ -157,7 +157,10 @@ def row(name: str, folder: Path) -> dict[str, Any]:
         "train": HypernetConfig(batch=4, accumulation=4, checkpointing=True),
     }
     return {
-        "parameters": {part: sum(p.numel() for p in m.parameters()) for part, m in networks(base.pipe).items()},
+        "parameters": {
+            part: sum(p.numel() for p in network.parameters())
+            for part, network in networks(base.pipe).items()
+        },
         "sites": len(base.sites),
         "lidb_numbers": layout.size,
         "lidb_file_bytes": (folder / "person.lidb.safetensors").stat().st_size,
@@ -177,22 +180,22 @@ def _gib(needs: dict[str, int]) -> float:
 
 def table(results: dict[str, Any]) -> str:
     """Returns the table of the page."""
-    lines = [
-        "| base | denoiser + text encoder, billions | sites | LiDB file | LoRA, rank 16 | finetune: bf16, int8, nf4 "
-        "| train: bf16, int8, nf4 |",
-        "|---|---|---|---|---|---|---|",
+    heads = [
+        "base", "denoiser + text encoder", "sites", "LiDB", "LoRA, rank 16", "finetune: bf16, int8, nf4",
+        "train: bf16, int8, nf4",
+    ]  # fmt: skip
+    rows = [heads, ["---"] * len(heads), *(_cells(name, told) for name, told in results["bases"].items())]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _cells(name: str, told: dict[str, Any]) -> list[str]:
+    sizes = [f"{told['parameters'][part] / 1e9:.1f}" for part in ("transformer", "text_encoder")]
+    needs = [
+        ", ".join(f"{told['told_gib'][f'{task}, {word}']:.1f}" for word in BITS) + " GiB"
+        for task in ("personalize", "train")
     ]
-    for name, told in results["bases"].items():
-        sizes = [told["parameters"][part] / 1e9 for part in ("transformer", "text_encoder")]
-        needs = [
-            ", ".join(f"{told['told_gib'][f'{task}, {word}']:.1f}" for word in BITS)
-            for task in ("personalize", "train")
-        ]
-        lines.append(
-            f"| {name} | {sizes[0]:.1f} + {sizes[1]:.1f} | {told['sites']} | {told['lidb_file_bytes'] / 2**10:.0f} KiB "
-            f"| {told['lora_16_file_bytes'] / 2**20:.0f} MiB | {needs[0]} | {needs[1]} |"
-        )
-    return "\n".join(lines) + "\n"
+    lidb, lora = told["lidb_file_bytes"] / 2**10, told["lora_16_file_bytes"] / 2**20
+    return [name, " + ".join(sizes) + " B", str(told["sites"]), f"{lidb:.0f} KiB", f"{lora:.0f} MiB", *needs]
 
 
 def page(text: str, results: dict[str, Any]) -> str:
@@ -208,12 +211,11 @@ def random_weights(folder: Path) -> None:
     for part, network in networks(pipe).items():
         network.to_empty(device="cuda")
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            one = ("norm" in name and name.endswith("weight")) or name.endswith("running_var")
             if tensor.ndim > 1:
                 tensor.normal_(0, 0.02)
             elif tensor.is_floating_point():
-                tensor.fill_(
-                    float(("norm" in name and name.endswith("weight")) or name.endswith("running_var"))
-                )
+                tensor.fill_(float(one))
         network.save_pretrained(folder / part)
         network.to("meta")
 

@@ -13,6 +13,8 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ResNetConfig,
     ResNetModel,
     SiglipConfig,
@@ -40,6 +42,17 @@ def resnet(folder: Path, seed: int = 0) -> Path:
     )
     config.image_size = 32
     ResNetModel(config).save_pretrained(folder)
+    return folder
+
+
+def dinov3(folder: Path) -> Path:
+    """32 pixels → 4 patches behind a class token and two registers, of 16 channels."""
+    torch.manual_seed(0)
+    config = DINOv3ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32,
+        patch_size=16, num_register_tokens=2,
+    )  # fmt: skip
+    DINOv3ViTModel(config).save_pretrained(folder)
     return folder
 
 

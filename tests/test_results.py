@@ -90,3 +90,15 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         if name := result.get("experiment"):
             assert name in recipes and result["machine"]
             assert {"commit", "torch"} <= result["environment"].keys()
+
+
+def test_the_page_of_the_families_says_what_fits_where() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    memory = importlib.import_module("memory")
+    sys.path.remove(str(ROOT / "benchmarks"))
+    results = json.loads(memory.RESULTS.read_text())
+    text = memory.PAGE.read_text(encoding="utf-8")
+    assert memory.MARK.search(text) and memory.page(text, results) == text, "run: python benchmarks/memory.py"
+    told = {name: base["told_gib"] for name, base in results["bases"].items()}
+    assert max(told[name]["personalize, int8"] for name in ("Z-Image", "FLUX.2 klein 4B")) < 15  # of 16 GB
+    assert told["Qwen-Image"]["personalize, nf4"] < 22  # of 24 GB

@@ -20,11 +20,21 @@ Everything is imported when it is first asked for, so `import hyperdreambooth` a
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# what packages for quantisation make of their import, which diffusers does wherever they are installed
+for _logger, _words in {
+    "torchao": "Failed to load",
+    "torch.utils._pytree": "is an Enum subclass",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}.items():
+    logging.getLogger(_logger).addFilter(lambda record, words=_words: words not in record.getMessage())
 
 if TYPE_CHECKING:
     from hyperdreambooth.adapter import Adapter as Adapter

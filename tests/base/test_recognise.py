@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from transformers import CLIPTextModel
 
 import micro
 import pipelines
+import qwens
 from hyperdreambooth.base.load import Base, load_base
-from hyperdreambooth.base.recognise import check_base, only_variant
+from hyperdreambooth.base.recognise import VARIANTS, check_base, only_variant
 from hyperdreambooth.files import InputError, write_json
 
 
@@ -88,6 +90,25 @@ def test_every_family_takes_the_channels_that_it_should(family: str, tmp_path: P
     check_base(tmp_path)
 
 
+@pytest.mark.parametrize("make", [qwens.qwenimage, qwens.krea2, qwens.klein])
+def test_a_transformer_that_takes_a_picture_as_well_is_refused(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    pipe = make()
+    pipe.transformer.register_to_config(in_channels=2 * pipe.transformer.config.in_channels)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="takes 16 channels, found another kind of model, which takes 32"):
+        check_base(tmp_path)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_that_is_not_supported_is_named_with_one_that_is(name: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "model_index.json", {"_class_name": name})
+    with pytest.raises(InputError, match=r"Krea2Pipeline, got .*; use (FLUX|Qwen|Flux2Klein)") as caught:
+        load_base(tmp_path, "cpu")
+    assert "\n" not in str(caught.value)
+
+
 def folders(home: Path) -> dict[str, str]:
     """Makes one folder of each kind, and returns what is expected of its name."""
     micro.pipeline().unet.save_pretrained(home / "unet")
@@ -103,6 +124,7 @@ def folders(home: Path) -> dict[str, str]:
     write_json(home / "models--o--n" / "snapshots" / "abc" / "model_index.json", {})
     write_json(home / "hypernet" / "config.json", {"facts": {}, "network": {}})
     write_json(home / "bank" / "manifest.json", {})
+    write_json(home / "modular" / "modular_model_index.json", {})
     tensors(home / "bank" / "start.safetensors", "start")
     return {
         "unet": "UNet2DConditionModel, one part", "controlnet": "ControlNetModel, one part",
@@ -110,7 +132,7 @@ def folders(home: Path) -> dict[str, str]:
         "lora": "a folder with a LoRA; name the file in it", "loose": "pass one of them, such as .*model",
         "photos": "a folder of pictures; pass it as photos", "result": "pass .*merged$",
         "models--o--n": "cache of a pipeline; pass .*abc$", "hypernet": "pass it as --hypernet",
-        "bank": "a bank; pass it to export",
+        "bank": "a bank; pass it to export", "modular": "a modular pipeline",
     }  # fmt: skip
 
 

@@ -117,3 +117,12 @@ def test_avatars_names_the_shipped_encoder() -> None:
 )  # fmt: skip
 def test_the_default_encoder_is_the_shipped_one_on_the_avatars_base(base: str | None, name: str) -> None:
     assert encoder_of(base) == name
+
+
+def test_dinov3_gives_patches_after_its_class_and_register_tokens(tmp_path: Path) -> None:
+    eye = load_encoder(eyes.dinov3(tmp_path / "eye"))
+    pixels = torch.rand(2, 3, 40, 40) * 2 - 1
+    assert (eye.preprocess.size, eye.tokens, eye.channels) == (32, 1 + 2 + 4, 16)
+    shown = eye.model(pixel_values=eye.preprocess(pixels)).last_hidden_state
+    torch.testing.assert_close(eye(pixels), shown)
+    assert eye.texture(pixels).shape[0] == 2 and len(eye.fingerprint) == 16

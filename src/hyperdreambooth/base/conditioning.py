@@ -122,7 +122,7 @@ class Conditioner:
                 self._once = self._encode_all()
             made = {name: tensor[rows] for name, tensor in self._once.items()}
             return {name: sent(tensor, device) for name, tensor in _without_padding(made).items()}
-        self._read_all()
+        self._read_ahead()
         chosen, places = _distinct(rows, images)
         tokens = self._tokens[[rows[k] for k in chosen]]
         found = {"tokens": tokens, "frozen": self._base.encode_frozen(tokens)}
@@ -139,9 +139,9 @@ class Conditioner:
         return made if places is None else {name: tensor[places] for name, tensor in made.items()}
 
     @torch.no_grad()
-    def _read_all(self) -> None:
+    def _read_ahead(self) -> None:
         """Has the frozen text encoder beside those that wear an adapter (T5) read all captions, and go."""
-        if not self._read and 0 < len(self._tokens) <= REMEMBERED:
+        if not self._read and len(self._tokens) <= REMEMBERED and readers_of(self._base.pipe) is not None:
             with self._base.reading():
                 self._base.encode_frozen(self._tokens)
         self._read = True

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from hyperdreambooth.base.family import Family
 from hyperdreambooth.base.quantize import Quantize, quantization, spare_backward
 from hyperdreambooth.base.readers import Readers, read_lazily
-from hyperdreambooth.base.recognise import INDEX, check_base
+from hyperdreambooth.base.recognise import INDEX, VARIANTS, check_base
 from hyperdreambooth.files import InputError, first_line, read_json
 
 # transformers warns of every image processor that it runs without torchvision, which nothing here needs
@@ -161,7 +161,8 @@ def _absent(
 ) -> list[str]:
     """Checks the pipeline's class, and returns the components that it does not have or that are left out."""
     if (name := index["_class_name"]) not in families:
-        raise InputError(f"base {place}: expected one of {', '.join(families)}, got {name}; use another base")
+        found = VARIANTS.get(name, f"{name}; use another base")
+        raise InputError(f"base {place}: expected one of {', '.join(families)}, got {found}")
     if odd := sorted(set(leave_out) - set(_OPTIONAL)):
         raise InputError(f"leave_out: expected any of {', '.join(_OPTIONAL)}, got {odd[0]}; correct it")
     if "tokenizer_3" in leave_out and "text_encoder_3" not in leave_out:

@@ -32,6 +32,16 @@ _INPUTS = {
 """The input channels of Stable Diffusion's U-Net where it also takes a picture, in place of 4."""
 
 
+VARIANTS = {
+    "Flux2Pipeline": "FLUX.2 dev; use FLUX.2 klein, black-forest-labs/FLUX.2-klein-base-4B",
+    "QwenImage21Pipeline": "Qwen-Image 2.1; use Qwen-Image, Qwen/Qwen-Image",
+    "QwenImageEditPipeline": "Qwen-Image Edit, which edits pictures; use Qwen-Image, Qwen/Qwen-Image",
+    "QwenImageEditPlusPipeline": "Qwen-Image Edit, which edits pictures; use Qwen-Image, Qwen/Qwen-Image",
+    "Flux2KleinKVPipeline": "a klein for pictures that refer to others; use Flux2KleinPipeline",
+}
+"""Pipelines that look like one of a family and are not, and what to use instead (docs/families.md)."""
+
+
 def check_base(place: str | Path) -> None:
     """Refuses what is recognised as something other than a base.
 
@@ -72,10 +82,11 @@ def check_channels(source: str, denoiser: Mapping[str, Any], vae: Mapping[str, A
         denoiser: the config of the U-Net or transformer.
         vae: the config of the autoencoder.
     """
-    got, latent = denoiser.get("in_channels"), vae.get("latent_channels")
+    got, latent = denoiser.get("in_channels"), vae.get("latent_channels", vae.get("z_dim"))
     if not isinstance(got, int) or not isinstance(latent, int):
         return
-    packed = 4 * latent if "guidance_embeds" in denoiser else latent  # Flux takes 2 x 2 squares
+    # the Fluxes, and all whose autoencoder is Qwen's, take 2 x 2 squares
+    packed = 4 * latent if "guidance_embeds" in denoiser or "z_dim" in vae else latent
     if got != packed:
         what = _INPUTS.get(got) if packed == 4 else None
         raise InputError(
@@ -128,6 +139,8 @@ def _folder(path: Path) -> str | None:
     config = _json(path / "config.json")
     if not names:
         return f"an empty folder; {_WHOLE}"
+    if "modular_model_index.json" in names:
+        return "a modular pipeline (FLUX 3 is one), which is not supported; use one with model_index.json"
     if inside := next((one.parent for one in sorted(path.glob(f"*/{INDEX}"))), None):
         return f"a folder with one inside; pass {inside}"
     if inside := next((one.parent for one in sorted(path.glob(f"snapshots/*/{INDEX}"))), None):
