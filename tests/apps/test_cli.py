@@ -27,10 +27,10 @@ from hyperdreambooth.personalize import EMBEDDED_HYPERNET
 
 COMMANDS = (
     "demo", "personalize", "predict", "relax", "finetune", "generate", "export", "merge", "inspect",
-    "dreambooth", "preoptimize", "train", "evaluate", "doctor", "prepare", "watch",
+    "dreambooth", "preoptimize", "train", "evaluate", "doctor", "prepare", "watch", "plan", "ui",
 )  # fmt: skip
-# the decorator adds these; `--device` is about the machine, not about what a command does
-SHARED = {"--config", "--set", "--dry-run", "--help", "--device"}
+# the decorator adds these; the last three say which machines do it, not what a command does
+SHARED = {"--config", "--set", "--dry-run", "--help", "--device", "--cluster", "--shard"}
 
 
 def options_of(name: str) -> set[str]:

@@ -36,7 +36,7 @@ def test_photographs_are_judged_offline_and_the_report_names_the_judge(
         for number, one in enumerate((photo, ImageOps.mirror(photo), darker, photo.crop((9, 9, 250, 250)))):
             one.save(tmp_path / "photos" / name / f"{number}.png")
     rows = '["another-photo", "somebody-else", "base"]'
-    words = ["--set", f"rows={rows}", "--set", "resolution=256", "--set", "seeds=[5,6]", *QUICK]
+    words = ["--set", f"rows={rows}", "--set", "resolution=256", "--seed", 5, "--seed", 6, *QUICK]
     done = hdb("evaluate", tmp_path / "photos", "--base", micro_dir, "--out", tmp_path / "out", *words)
     entries = report(tmp_path / "out")
     assert entries["seeds"] == [5, 6]

@@ -40,7 +40,7 @@ def _check_rows(job: Job[EvaluateConfig], own: Mapping[str, Any]) -> Job[Evaluat
 
 
 @command(
-    "hyperdreambooth.evaluate.config:EvaluateConfig", "identities",
+    "hyperdreambooth.evaluate.config:EvaluateConfig", "identities", "seeds",
     adjust=_check_rows, config_option=PresetOrFile,
 )  # fmt: skip
 def evaluate(

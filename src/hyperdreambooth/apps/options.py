@@ -114,6 +114,9 @@ FLAGS: Mapping[str, Any] = {
     "device": Device,
     "rank": Annotated[int | None, Option(help="The rank of the LoRA.")],
     "seed": Annotated[int | None, Option(min=0, help="The seed of all random numbers.")],
+    "seeds": Annotated[
+        list[int] | None, Option("--seed", min=0, help="A seed of the pictures; may be repeated.")
+    ],
     "steps": Annotated[int | None, Option(help="Training steps.")],
     "steps|auto": Annotated[
         str | None, Option(help=_STEPS_HELP, parser=steps_or_auto, metavar="INTEGER|auto")
@@ -127,6 +130,7 @@ FLAGS: Mapping[str, Any] = {
     "size": Annotated[int | None, Option(help="The side of the crops in pixels [512].")],
     "detector": Annotated[Path | None, Option(help="The ONNX file of YuNet [downloaded once].")],
     "person": Annotated[str | None, Option(help="The person's name, if a flat folder shows one person.")],
+    "several": Annotated[str | None, Option(help="A photo of several people: refuse, largest or all.")],
     "people": Annotated[int | None, Option(min=1, help="How many people the photos show [15000].")],
     "gpus": Annotated[str | None, Option(help="How many of which, such as 8xH100 [this machine].")],
     "price": Annotated[float | None, Option(min=0, help="The price of an hour of one GPU.")],

@@ -22,7 +22,7 @@ NAMED = 5  # lines of a kind on the terminal; the report has all
 
 @command(
     "hyperdreambooth.faces.config:PrepareConfig",
-    "already_cropped", "size", "detector", "person",
+    "already_cropped", "size", "detector", "person", "several",
     adjust=one_way, on_base=False,
 )  # fmt: skip
 def prepare(

@@ -56,7 +56,7 @@ def choose(faces: Sequence[Face], config: PrepareConfig) -> list[Face]:
         return [max(faces, key=lambda face: face.area)]
     if len(faces) > 1 and config.several == "refuse":
         boxes = ", ".join(str(face) for face in sorted(faces, key=lambda face: -face.area))
-        advice = "crop to one, or pass --set several=largest, or =all"
+        advice = "crop to one, or pass --several largest or all"
         raise InputError(f"{len(faces)} faces found ({boxes}); {advice}")
     return sorted(faces, key=lambda face: face.box[0])
 
