@@ -25,7 +25,8 @@ NEEDED = (
 )  # fmt: skip
 EXTRAS = {
     "datasets": "data", "cv2": "faces", "pillow_heif": "heic", "onnxruntime": "eval", "dlib": "judge",
-    "matplotlib": "plots", "torchao": "quantize", "bitsandbytes": "quantize",
+    "matplotlib": "plots", "torchao": "quantize", "bitsandbytes": "quantize", "gradio": "ui",
+    "fastapi": "serve", "ray": "cluster",
 }  # fmt: skip
 """Module → the extra that installs it."""
 Task = Literal["train", "personalize"]
