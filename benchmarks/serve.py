@@ -2,8 +2,8 @@
 
 Each arm starts `hdb serve` on the embedded avatars with a folder of its own, on loopback. Clients send photos
 of drawn people, one job after another, and wait for the end of each. The jobs, their settings and the machine
-are the same in all arms. Promises are checked: every accepted job succeeded, once, and jobs were begun in the
-order in which they were accepted. Prints a table and writes results/serve.json.
+are the same in all arms. Promises are checked: every accepted job succeeded, and jobs were begun in the order
+in which they were accepted. Prints a table and writes results/serve.json.
 
     python benchmarks/serve.py                                   # 200 jobs, 16 clients, batches of 1 and 8
     python benchmarks/serve.py --jobs 16 --clients 8 --steps 2   # a small one
@@ -42,6 +42,7 @@ def service(batch: int, sets: list[str]) -> Iterator[str]:
     """Runs `hdb serve` until the block ends; gives its address once a worker is ready."""
     with tempfile.TemporaryDirectory() as home:
         words = ["--data", home, "--port", "0", "--batch", str(batch), "--device", "cpu"]
+        words += ["--set", "per_minute=1000000"]  # clients that wait ask again and again
         words += [word for one in sets for word in ("--set", one)]
         command = [sys.executable, "-m", "hyperdreambooth", "serve", *words]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -54,17 +55,14 @@ def service(batch: int, sets: list[str]) -> Iterator[str]:
                     raise SystemExit("the service did not start")
                 found = re.search(r"http://\S+", line)
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            wait_for_worker(found[0])
+            while not ready(found[0]):
+                if process.poll() is not None:
+                    raise SystemExit("the service ended")
+                time.sleep(0.5)
             yield found[0]
         finally:
             process.terminate()
             process.wait()
-
-
-def wait_for_worker(address: str) -> None:
-    """Waits until the service is ready."""
-    while not ready(address):
-        time.sleep(0.5)
 
 
 def ready(address: str) -> bool:
@@ -110,15 +108,15 @@ def measure(batch: int, given: argparse.Namespace, uris: list[str]) -> dict[str,
         listed = {one["id"]: one for one in every(address)}
     took = sorted(one["ended"] - one["created"] for one in ended)
     order = [one["started"] for one in listed.values()]
+    liked = [one["result"]["likeness"] or 0 for one in ended if one["status"] == "succeeded"]
     return {
         "batch": batch, "jobs": len(uris), "clients": given.clients, "steps": given.steps,
         "seconds": round(seconds, 1), "jobs_a_minute": round(60 * len(uris) / seconds, 2),
         "p50_seconds": round(statistics.median(took), 2),
         "p95_seconds": round(took[max(0, round(0.95 * len(took)) - 1)], 2),
         "lost": len(uris) - sum(listed.get(one["id"], one)["status"] == "succeeded" for one in ended),
-        "done_twice": len(ended) - len({one["person"] for one in ended}),
         "in_order": order == sorted(order),
-        "likeness": round(statistics.fmean(one["result"]["likeness"] or 0 for one in ended), 3),
+        "likeness": round(statistics.fmean(liked), 3) if liked else None,
     }  # fmt: skip
 
 

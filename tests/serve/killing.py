@@ -47,13 +47,12 @@ class Trial:
 
     def start(self, kind: str) -> BaseProcess:
         """Forks a server or a worker."""
-        from hyperdreambooth.serve.run import serve
         from hyperdreambooth.serve.tables import new_id
         from hyperdreambooth.serve.worker import run_worker
 
         self.name = new_id("worker") if kind == "worker" else self.name
         words = (self.config,) if kind == "server" else (self.config, "cpu", self.name)
-        process = FORK.Process(target=serve if kind == "server" else run_worker, args=words)
+        process = FORK.Process(target=_serve if kind == "server" else run_worker, args=words)
         process.start()
         return process
 
@@ -188,6 +187,14 @@ def main() -> None:
         )  # fmt: skip
         prepare(config)
         print(json.dumps(_trial(config, given, rng)))
+
+
+def _serve(config: Any) -> None:
+    from hyperdreambooth.serve.run import serve
+    from hyperdreambooth.workers import begin
+
+    begin()  # whoever kills this program leaves no server behind
+    serve(config)
 
 
 def _models(home: Path) -> None:

@@ -1,10 +1,15 @@
-"""A service on the micro base without a socket, and what its tests send."""
+"""A service on the micro base, with and without a socket, and what its tests send."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,35 @@ def running_on(config: ServeConfig, studio: Studio) -> Iterator[Running]:
         made = Running(config, studio, client)
         yield made
         made.worker.close()
+
+
+@contextmanager
+def served(log: Path, words: Sequence[str], **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Runs `hdb serve` until the block ends; gives the process and the port.
+
+    It writes a line for each request. They go to a file, because a pipe that nobody reads is full after a
+    thousand of them, and the service then stands still.
+    """
+    command = [sys.executable, "-m", "hyperdreambooth", "serve", "--port", "0", *words]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, **options)
+    try:
+        yield process, _port(log, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait()
+        finally:  # the test took too long; the children of a process that was killed end by themselves
+            process.kill()
+            process.wait()
+
+
+def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
+    """Waits until the server says where it listens."""
+    while (found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())) is None:
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    return int(found[1])
 
 
 def face(seed: int = 0, side: int = 48) -> bytes:

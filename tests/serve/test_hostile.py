@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from hostile import Request, request
-from services import Running, face
+from services import Running, face, served
 
 from hyperdreambooth.serve.auth import SCOPES, add_key
 from hyperdreambooth.serve.database import Database
@@ -43,30 +42,14 @@ def test_hostile_requests_are_refused_in_a_sentence(running: Running) -> None:
 class Server:
     """`hdb serve` in a process, with its own home and folder for temporary files."""
 
-    def __init__(self, home: Path, models: dict[str, Any]) -> None:
-        self.home, self.data = home, home / "data"
-        words = ["--data", str(self.data), "--port", "0", "--base", models["base"]]
-        words += ["--hypernet", models["hypernet"], "--set", "devices=[]", "--set", "patience=3"]
-        words += ["--set", "per_minute=1000000"]
-        for name in ("home", "tmp", "cwd"):
-            (home / name).mkdir()
-        environment = {**os.environ, "HOME": str(home / "home"), "TMPDIR": str(home / "tmp")}
-        command = [sys.executable, "-m", "hyperdreambooth", "serve", *words]
-        self.process = subprocess.Popen(
-            command, cwd=home / "cwd", env=environment, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        found = None
-        while found is None:
-            line = self.process.stderr.readline()
-            assert line, "the server did not start"
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        self.port = int(found[1])
+    def __init__(self, home: Path, process: subprocess.Popen[bytes], port: int) -> None:
+        self.home, self.data, self.process, self.port = home, home / "data", process, port
 
     def drain(self) -> str:
         """Ends the server, and returns what it wrote."""
         self.process.terminate()
-        return self.process.communicate(timeout=60)[1]
+        self.process.wait()
+        return (self.home / "log").read_text()
 
     def memory(self) -> int:
         """The most memory that the process ever had, in kB."""
@@ -92,11 +75,13 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, models: dict[str, Any]) -> Iterator[Server]:
-    made = Server(tmp_path, models)
-    yield made
-    if made.process.poll() is None:
-        made.process.kill()
-        made.process.communicate()
+    words = ["--data", str(tmp_path / "data"), "--base", models["base"], "--hypernet", models["hypernet"]]
+    words += ["--set", "devices=[]", "--set", "patience=3", "--set", "per_minute=1000000"]
+    for name in ("home", "tmp", "cwd"):
+        (tmp_path / name).mkdir()
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    with served(tmp_path / "log", words, cwd=tmp_path / "cwd", env=environment) as (process, port):
+        yield Server(tmp_path, process, port)
 
 
 def slow(server: Server, part: bytes) -> socket.socket:
@@ -156,4 +141,4 @@ def test_two_thousand_hostile_requests(server: Server) -> None:
         path for name in ("home", "tmp", "cwd") for path in (server.home / name).rglob("*") if path.is_file()
     ]
     assert not outside, outside
-    assert {path.name for path in server.home.iterdir()} == {"data", "home", "tmp", "cwd"}
+    assert {path.name for path in server.home.iterdir()} == {"data", "home", "tmp", "cwd", "log"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from services import Running, running_on
 from sqlalchemy import func, select, update
 
 from hyperdreambooth.files import InputError
+from hyperdreambooth.serve import webhooks
 from hyperdreambooth.serve.auth import webhook_secret
 from hyperdreambooth.serve.config import ServeConfig
 from hyperdreambooth.serve.tables import Delivery
@@ -139,8 +142,34 @@ def test_addresses_that_are_never_called(url: str) -> None:
         "224.0.0.1",
         "100.64.0.1",
         "2002:7f00:1::",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::1",
+        "::127.0.0.1",
+        "fec0::1",
+        "240.0.0.1",
     ],
 )
 def test_private_addresses_are_not_connected_to(address: str) -> None:
     with pytest.raises(InputError, match="private"):
         send(Target(address, 443, "/", True, False), {}, b"")
+
+
+def test_a_receiver_that_answers_byte_by_byte_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_SECONDS", 1)
+    ended = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        link, _ = listening.accept()
+        with link, suppress(OSError):  # until the sender leaves, or after a minute, which is a failure
+            for _ in range(600):
+                link.sendall(b"\0")
+                time.sleep(0.1)
+            ended.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        with pytest.raises(OSError):
+            send(Target("127.0.0.1", listening.getsockname()[1], "/", False, True), {}, b"")
+        thread.join()
+    assert not ended.is_set()

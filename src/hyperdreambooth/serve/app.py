@@ -81,7 +81,7 @@ def _add_errors(app: FastAPI) -> None:
 
 def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["operation"])
-    def healthy() -> dict[str, str]:
+    async def healthy() -> dict[str, str]:  # no thread is needed, which many photos may have taken
         """Whether the server answers."""
         return {"status": "ok"}
 

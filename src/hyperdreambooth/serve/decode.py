@@ -7,6 +7,7 @@ needed. Nothing else of the service ever decodes what a caller sent.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -94,12 +95,9 @@ def _serve(pipe: Connection, side: int, memory: int) -> None:
     begin()
     _bound(memory)
     pipe.send("ready")
-    while True:
-        try:
-            content = pipe.recv_bytes()
-        except EOFError:
-            return
-        pipe.send(_decoded(content, side))
+    with suppress(EOFError, OSError):  # the service was killed
+        while True:
+            pipe.send(_decoded(pipe.recv_bytes(), side))
 
 
 def _decoded(content: bytes, side: int) -> bytes | str:

@@ -12,14 +12,16 @@ import base64
 import hmac
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from hyperdreambooth.files import InputError
 from hyperdreambooth.serve.auth import webhook_secret
@@ -28,7 +30,9 @@ from hyperdreambooth.serve.database import Database
 from hyperdreambooth.serve.tables import Delivery
 
 TOLERANCE = 300  # seconds by which the clock of a receiver may differ; an older message is a replay
-_SECONDS = 10
+_SECONDS = 10  # for each of: connecting, TLS, sending, the answer's first line
+_TOGETHER = 8  # messages on their way at a time, so that a slow receiver delays few others
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses, as networks without IPv4 write them
 _FIRST, _LAST = 5.0, 3600.0  # seconds until a message is tried again: doubled each time, up to an hour
 
 
@@ -74,12 +78,15 @@ def _address(where: Target) -> str:
 
 def _is_public(address: str) -> bool:
     known = ipaddress.ip_address(address.partition("%")[0])
+    if known in _NAT64:
+        return _is_public(str(ipaddress.IPv4Address(int(known) & 0xFFFFFFFF)))
     inner = getattr(known, "ipv4_mapped", None) or getattr(known, "sixtofour", None)
-    return known.is_global and not known.is_multicast and (inner is None or inner.is_global)
+    odd = known.is_multicast or known.is_reserved or getattr(known, "is_site_local", False)
+    return known.is_global and not odd and (inner is None or inner.is_global)
 
 
 def send(where: Target, headers: Mapping[str, str], body: bytes) -> int:
-    """Posts a message; follows no redirect, and returns the status.
+    """Posts a message; follows no redirect, and returns the status. The rest of the answer is not read.
 
     Raises:
         OSError: the receiver cannot be reached.
@@ -92,11 +99,26 @@ def send(where: Target, headers: Mapping[str, str], body: bytes) -> int:
         connection.sock = tls.wrap_socket(plain, server_hostname=where.host) if tls else plain
         try:
             connection.request("POST", where.path, body, dict(headers))
-            return connection.getresponse().status
+            return _status(connection.sock)
         except http.client.HTTPException as error:
             raise OSError(type(error).__name__) from None
         finally:
             connection.close()
+
+
+def _status(link: socket.socket) -> int:
+    """Reads the status. A receiver that sends byte after byte has no longer than one that sends nothing."""
+    got, until = b"", time.monotonic() + _SECONDS
+    while len(got) < len("HTTP/1.1 200"):
+        link.settimeout(max(0.001, until - time.monotonic()))
+        part = link.recv(64)
+        if not part:
+            raise OSError("no answer")
+        got += part
+    found = re.match(rb"HTTP/1\.[01] (\d{3})", got)
+    if found is None:
+        raise OSError("no HTTP")
+    return int(found[1])
 
 
 def signed(secret: str, message: str, body: bytes, now: float) -> dict[str, str]:
@@ -139,19 +161,19 @@ def deliver(database: Database, config: ServeConfig) -> int:
         for one in due:
             one.attempts += 1
             one.due = time.time() + min(_LAST, _FIRST * 2**one.attempts)
-    arrived = 0
-    for one in due:
-        done = _deliver(one, config)
-        arrived += done
-        if done or one.attempts >= config.webhook_tries:
-            with database.write() as session:
-                found = session.get(Delivery, one.id)
-                if found is not None:
-                    session.delete(found)
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        return sum(pool.map(lambda one: _deliver(database, config, one), due))
+
+
+def _deliver(database: Database, config: ServeConfig, message: Delivery) -> bool:
+    arrived = _sent(message, config)
+    if arrived or message.attempts >= config.webhook_tries:
+        with database.write() as session:
+            session.execute(delete(Delivery).where(Delivery.id == message.id))
     return arrived
 
 
-def _deliver(message: Delivery, config: ServeConfig) -> bool:
+def _sent(message: Delivery, config: ServeConfig) -> bool:
     body = message.body.encode()
     headers = signed(webhook_secret(config.data, message.key), message.id, body, time.time())
     try:

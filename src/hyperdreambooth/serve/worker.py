@@ -13,7 +13,7 @@ from multiprocessing import parent_process
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from hyperdreambooth.files import discard
@@ -49,7 +49,7 @@ class One:
         self._config, self.studio, self._device, self._name = config, studio, device, name
         self._database, self._store = Database(config.url), Store(config.data)
         self._claims: Sequence[Claim] = ()
-        self._live: set[str] = set()
+        self._lost: set[str] = set()  # names of claims that are nobody's or somebody else's by now
         self._told = 0.0
         self._ended = threading.Event()
 
@@ -81,23 +81,35 @@ class One:
                 session, self._name, self.studio.together, self._config.lease, self._config.attempts
             )
         if claims:
-            self._claims, self._live = claims, {claim.id for claim in claims}
+            self._claims = claims
             self._do(claims)
             self._claims = ()
+            self._lost.clear()
         return bool(claims)
 
     def _do(self, claims: Sequence[Claim]) -> None:
-        with self._database.read() as session:
-            tasks = [self._task(session, claim) for claim in claims]
+        tasks = self._tasks(claims)
+        if not tasks:
+            return
         folder = self._store.work / claims[0].name
         folder.mkdir(exist_ok=True)
         try:
             outcomes = self.studio.do(tasks, folder, self.tell)
-            for claim, outcome in zip(claims, outcomes, strict=True):
-                self._publish(claim, outcome)
+            for task, outcome in zip(tasks, outcomes, strict=True):
+                self._publish(task.claim, outcome)
         finally:
             for claim in claims:
                 discard(self._store.work / claim.name)
+
+    def _tasks(self, claims: Sequence[Claim]) -> list[Task]:
+        """Reads what jobs need; leaves out a job that lost its person or its photos since it was claimed."""
+        found = list[Task]()
+        with self._database.read() as session:
+            for claim in claims:
+                with suppress(KeyError, FileNotFoundError):
+                    task = self._task(session, claim)
+                    found += [task] if task.photos or claim.kind != "person" else []
+        return found
 
     def _task(self, session: Session, claim: Claim) -> Task:
         """Reads what a job needs: the photos of its person, or the adapters of whom it draws."""
@@ -117,10 +129,16 @@ class One:
         """Notes progress now and then; returns whether any job is still wanted."""
         if time.monotonic() - self._told > _TOLD:
             self._told = time.monotonic()
-            with suppress(OperationalError), self._database.write() as session:  # it may come back
+            with suppress(DBAPIError), self._database.write() as session:  # it may come back
                 queue.report(session, self._claims, progress)
-                self._live = queue.renew(session, self._claims, self._config.lease)
-        return bool(self._live)
+                self._renew(session)
+        return any(claim.name not in self._lost for claim in self._claims)
+
+    def _renew(self, session: Session) -> None:
+        """Renews leases. The thread of the signs of life may meet here with the one that works."""
+        claims = self._claims
+        held = queue.renew(session, claims, self._config.lease)
+        self._lost.update(claim.name for claim in claims if claim.id not in held)
 
     def _publish(self, claim: Claim, outcome: Outcome) -> None:
         """Ends a job, with its files, in one transaction; a job that is not ours any more stays as it is."""
@@ -151,8 +169,8 @@ class One:
                 with self._database.write() as session:
                     if (me := session.get(Worker, self._name)) is not None:
                         me.seen = time.time()
-                    self._live = queue.renew(session, self._claims, self._config.lease)
-            except OperationalError as error:  # the next beat may find the database again
+                    self._renew(session)
+            except Exception as error:  # the next beat may find the database again
                 note_failure(error)
 
 
