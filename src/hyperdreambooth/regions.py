@@ -144,7 +144,10 @@ def together(predicted: Tensor, regions: Sequence[Region]) -> Tensor:
     """
     tokens = predicted.ndim == 3
     weights = shares(regions, math.isqrt(predicted.shape[1]) if tokens else predicted.shape[-1])
-    weights = weights.flatten(1)[..., None] if tokens else weights[:, None]
+    if tokens:
+        weights = weights.flatten(1)[..., None]
+    else:  # between sample and rows are the channels, and of some families the frames of a film of one
+        weights = weights.view(len(weights), *[1] * (predicted.ndim - 3), *weights.shape[1:])
     split = predicted.unflatten(0, (-1, len(weights)))
     whole = (split * weights.to(predicted)).sum(1, keepdim=True)
     return whole.expand_as(split).flatten(0, 1)

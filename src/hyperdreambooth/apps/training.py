@@ -137,7 +137,7 @@ def preoptimize(
         elsewhere.check_preoptimized(job, base, photos, out)
     with job.stage("train"):
         hand_out = elsewhere.groups_on_ray(job, out, cluster) if cluster else None
-        bank = run(base, photos, out, job.own, hand_out)
+        bank = run(base, photos, str(out), job.own, hand_out)
     forget_shards(out.here)
     job.report(out.here, identities=len(bank), numbers=bank.layout.size)
     echo(f"{out}: {len(bank)} people")
@@ -187,4 +187,4 @@ def _train(job: Job[HypernetConfig], photos: Path, out: Path, bank: Store | None
     with job.stage("load"):
         base = load(job.base)
         sample, score = validation(base)
-    train_hypernet(base, photos, out, job.own, bank, sample=sample, score=score)
+    train_hypernet(base, photos, out, job.own, bank and str(bank), sample=sample, score=score)

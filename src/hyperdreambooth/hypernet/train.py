@@ -28,7 +28,6 @@ from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.schedule import learning_rate
 from hyperdreambooth.shapes import Factors
-from hyperdreambooth.storage import Store
 
 _FIGURES = 6  # sums of loss, denoise, weights and size, covered people, and parts
 
@@ -39,7 +38,7 @@ def train_hypernet(
     photos: str | Path,
     out: str | Path,
     config: HypernetConfig | None = None,
-    bank: Bank | Store | str | Path | None = None,
+    bank: Bank | str | Path | None = None,
     sample: PersonSampler | None = None,
     score: Score | None = None,
 ) -> Predictor:

@@ -113,7 +113,7 @@ def train_group(
 def preoptimize(
     base: Base,
     photos: str | Path,
-    out: str | Path | Store,
+    out: str | Path,
     config: PreoptConfig | None = None,
     hand_out: HandOut | None = None,
 ) -> Bank:
