@@ -35,7 +35,7 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
+from hyperdreambooth.finetune.fast import finetune_adapters
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
@@ -189,7 +189,7 @@ class Rows:
         for k in range(3):
             began = waited(self.base)
             person = self._person(k)
-            made = finetune_adapter(self.base, person, self.photos[k], self._config(), warm=self.warm)
+            made = finetune_adapters(self.base, [person], [self.photos[k]], self._config(), warm=self.warm)[0]
             figures = self._seconds(began)
             made.save(self.folder / "person.safetensors", "kohya")
             figures["seconds_to_the_saved_file"] = round(waited(self.base) - began, 3)

@@ -19,7 +19,7 @@ from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.evaluate.base_scorers import load_base_scorers
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune_adapter
+from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.personalize import Personalizer
@@ -117,7 +117,7 @@ def test_the_avatars_score_the_same_after_25_steps_in_bf16(tmp_path: Path) -> No
 
 def test_two_people_in_one_warm_graph_are_each_as_alone(base: Base, people: list[tuple[Photo, ...]]) -> None:
     warm = Warm()
-    warmly = [finetune_adapter(base, start(base, k), people[k], CONFIG, warm=warm) for k in range(2)]
+    warmly = [finetune_adapters(base, [start(base, k)], [people[k]], CONFIG, warm=warm)[0] for k in range(2)]
     for k in range(2):
         alone = finetune_adapter(base, start(base, k), people[k], CONFIG)
         torch.testing.assert_close(flat(warmly[k]), flat(alone), rtol=0, atol=2e-4)
@@ -141,7 +141,7 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(base: Base, people: lis
 def test_memory_after_ten_people_is_that_after_one(base: Base, people: list[tuple[Photo, ...]]) -> None:
     warm, sizes = Warm(), list[int]()
     for k in range(10):
-        finetune_adapter(base, start(base, k), people[k % 3], CONFIG, warm=warm)
+        finetune_adapters(base, [start(base, k)], [people[k % 3]], CONFIG, warm=warm)
         torch.cuda.synchronize()
         sizes.append(torch.cuda.memory_allocated())
     assert max(sizes[1:]) <= sizes[0] * 1.01

@@ -18,11 +18,12 @@ from hyperdreambooth.faces.dataset import Photos, read_person
 from hyperdreambooth.faces.image import to_pixels
 from hyperdreambooth.files import InputError
 from hyperdreambooth.finetune.config import FinetuneConfig
-from hyperdreambooth.finetune.fast import finetune_adapter
+from hyperdreambooth.finetune.fast import finetune_adapters
 from hyperdreambooth.generate import Drawn, generate_images, wearing
 from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET, Predictor, hypernet_folder, load_hypernet
 from hyperdreambooth.lidb.basis import Basis
 from hyperdreambooth.training.looks import Look
+from hyperdreambooth.training.loop import check_loss
 from hyperdreambooth.training.warm import Warm
 
 
@@ -174,9 +175,10 @@ class Personalizer:
             if chosen.way == "complement":
                 adapter = adapter.relax(chosen.rank, chosen.seed)
         with self._stage("finetune"):
-            return finetune_adapter(
-                self.base, adapter, photos, chosen, out=out, callback=callback, look=look, warm=self._warm
-            )
+            hooks: dict[str, Any] = {"out": out, "callback": callback, "look": look, "warm": self._warm}
+            trained = finetune_adapters(self.base, [adapter], [photos], chosen, **hooks)[0]
+            check_loss(trained.metadata)
+            return trained
 
     def generate(
         self,

@@ -126,6 +126,8 @@ def _composed(base: Base, regions: Sequence[Region]) -> Generator[None]:
     """In the block, all samples of a batch get the prediction that their regions make up together."""
 
     def compose(_module: Any, _given: Any, output: Any) -> Any:
+        if isinstance(output[0], list):  # Z-Image answers with a map for each sample
+            return ([*together(torch.stack(output[0]), regions)], *output[1:])
         return (together(output[0], regions), *output[1:])
 
     hook = base.denoiser.register_forward_hook(compose)

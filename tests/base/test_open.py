@@ -19,7 +19,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 import micro
 import pipelines
 from hyperdreambooth.base import load, text
-from hyperdreambooth.base.load import FAMILIES, Base, load_base, pick_device, plain_attention
+from hyperdreambooth.base.device import pick_device
+from hyperdreambooth.base.load import FAMILIES, Base, load_base, plain_attention
 from hyperdreambooth.base.open import open_skeleton
 from hyperdreambooth.files import InputError, load_tensors, save_tensors
 
@@ -127,7 +128,9 @@ def test_a_base_whose_copying_was_cut_short_is_one_line(micro_dir: Path, tmp_pat
 
 
 def test_a_number_format_is_one_of_three(micro_dir: Path) -> None:
-    with pytest.raises(InputError, match="dtype: expected one of float32, bfloat16, float16, got fp16"):
+    with pytest.raises(
+        InputError, match="dtype: expected auto or one of float32, bfloat16, float16, got fp16"
+    ):
         load_base(micro_dir, "cpu", "fp16")
     assert load_base(micro_dir, "cpu", torch.bfloat16).dtype == torch.bfloat16
 

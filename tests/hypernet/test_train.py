@@ -203,7 +203,7 @@ def test_validation_pictures_are_drawn_with_each_persons_prediction_alone(
     ("fields", "words"),
     [
         ({"precision": "fp16"}, "fp16 needs CUDA"),
-        ({"batch": 4, "accumulation": 3}, "multiple of 3"),
+        ({"batch": 2, "accumulation": 3}, "at least 3"),
         ({"encoder": "/no/such/encoder"}, "encoder /no/such"),
         ({"optimizer": "adamw8bit"}, "needs bitsandbytes, which is not installed"),
     ],

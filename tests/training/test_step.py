@@ -189,7 +189,7 @@ def test_the_next_person_is_copied_into_the_same_step(
         config = CONFIG.model_copy(update={"way": way, "batch": 1, "steps": 8})
         graphs.clear()
         warmly = [
-            finetune_adapter(micro_base, a_prediction(micro_base, k), people[k], config, warm=warm)
+            finetune_adapters(micro_base, [a_prediction(micro_base, k)], [people[k]], config, warm=warm)
             for k in range(2)
         ]
         assert len(graphs) == 1 and graphs[0].replays == 6 + 8

@@ -56,7 +56,7 @@ def build(
 ) -> None:
     """Train the avatars' base, scorers and encoder from seeds; run it again to continue."""
     from hyperdreambooth.avatars.build import stages
-    from hyperdreambooth.base.load import pick_device
+    from hyperdreambooth.base.device import pick_device
 
     with job.stage(stage):
         figures = stages.build(stage, out, job.own, str(pick_device(device or "auto")))

@@ -150,6 +150,11 @@ def output_folder(out: Path) -> None:
     check_writable(out)
 
 
+def file_or_folder(out: Path) -> None:
+    """Refuses what its name says it cannot become: a safetensors file, or a folder."""
+    (output_file if out.suffix == ".safetensors" else output_folder)(out)
+
+
 def output_store(out: Store) -> None:
     """Refuses a file, and a folder on a disk that cannot be written to."""
     if out.local is not None:

@@ -179,7 +179,7 @@ def _free_memory(device: str) -> tuple[str, int | None]:
     """Returns a device and its free bytes; None where the device is not here, which an estimate allows."""
     import torch
 
-    from hyperdreambooth.base.load import pick_device
+    from hyperdreambooth.base.device import pick_device
     from hyperdreambooth.files import InputError
 
     try:

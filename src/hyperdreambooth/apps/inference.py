@@ -85,7 +85,11 @@ def held_out(seed: int, folder: Path) -> tuple[Path, list[Image.Image]]:
 def predict(
     job: Job[NoConfig],
     photos: SomePhotos,
-    out: Annotated[Path, Option(help="The adapter to write (.safetensors), or a folder for many people.")],
+    out: Annotated[
+        Path,
+        Option(help="The adapter to write (.safetensors), or a folder for many people."),
+        Check(checks.file_or_folder),
+    ],
     form: Annotated[
         Literal["diffusers", "kohya", "lidb"], Option("--format", help="The form of the adapter.")
     ] = "lidb",

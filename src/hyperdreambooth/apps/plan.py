@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typer import echo
 
@@ -26,22 +26,32 @@ def plan(job: Job[PlanConfig]) -> None:
     --gpus, this machine runs each stage for a few steps. For GPUs that are not here, measured figures are
     scaled.
     """
+    from hyperdreambooth.base.device import pick_device
     from hyperdreambooth.memory import skeleton
     from hyperdreambooth.plan import RATES, measure, parse_gpus, stages
+    from hyperdreambooth.precision import resolved_dtype
 
     loading, own = job.base, job.own
-    without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
-    bare = skeleton(loading.base, **loading.model_dump(exclude=without))
     devices, kind = parse_gpus(own.gpus)
-    if kind == "here":
+    without = {"base", "device", "variant", "trigger", "class_word"}  # which change no size
+    here = kind == "here"
+    dtype = resolved_dtype(loading.dtype, pick_device(loading.device)) if here else _on_gpus(loading.dtype)
+    sizes: dict[str, Any] = {**loading.model_dump(exclude=without), "dtype": dtype}
+    bare = skeleton(loading.base, **sizes)
+    if here:
         from hyperdreambooth.apps.loading import load
 
         speed = measure(load(loading), bare, own)
     else:
         speed = RATES[kind]
-    _show(stages(bare, own, speed, (os.cpu_count() or 1) if kind == "here" else None), own.price)
+    _show(stages(bare, own, speed, (os.cpu_count() or 1) if here else None), own.price)
     echo(f"speed: {speed.source}")
     echo(f"prepare: {_cores(devices, kind)} at 6.9 photos a second each")
+
+
+def _on_gpus(dtype: str) -> str:
+    """Returns the number format of weights on GPUs that are not here: all in the plan compute in bfloat16."""
+    return "bfloat16" if dtype == "auto" else dtype
 
 
 def _cores(devices: int, kind: str) -> str:

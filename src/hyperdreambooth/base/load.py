@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from hyperdreambooth.base import autoencoder, flux, flux2, krea2, qwenimage, sd, sd3, sdxl, zimage
 from hyperdreambooth.base.alone import lock_of
+from hyperdreambooth.base.device import pick_device
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.noising import Diffusion
@@ -307,20 +307,6 @@ class Base:
                 self.denoiser.disable_gradient_checkpointing()
             for module in self.denoiser.modules() if compile_blocks else ():
                 module._compiled_call_impl = None
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """`auto` → CUDA (of several GPUs the one of this process), else MPS, else CPU."""
-    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    here = [kind for kind, count in found.items() if count]
-    with suppress(RuntimeError):  # what torch says of a word that names none
-        name = here[0] if device == "auto" else device
-        if name == "cuda" and found["cuda"]:
-            name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % found['cuda']}"
-        asked = torch.device(name)
-        if (asked.index or 0) < found.get(asked.type, 0):
-            return asked
-    raise InputError(f"device: expected auto or one of those here ({', '.join(here)}), got {device}")
 
 
 def is_embedded(source: str | Path | None) -> bool:

@@ -34,7 +34,6 @@ def finetune_adapter(
     out: str | Path | None = None,
     callback: Callback | None = None,
     look: Look | None = None,
-    warm: Warm | None = None,
 ) -> Adapter:
     """Trains an adapter on its person's photos for a few steps (paper, section 4.3).
 
@@ -49,7 +48,6 @@ def finetune_adapter(
         out: a run folder for the log and checkpoints; None to keep everything in memory.
         callback: called after every step with its number and the loss; False ends the training.
         look: looks at pictures while it trains; the number of steps must then be fixed.
-        warm: keeps the step that a GPU has recorded, for the next person; None to keep none.
 
     Returns:
         A LoRA of rank `config.rank`.
@@ -58,7 +56,7 @@ def finetune_adapter(
         InputError: an adapter of another base, one whose rank does not fit in `config.rank`, a run folder of
             another config, base, start or photos, or a loss that is not finite at the end.
     """
-    options: dict[str, Any] = {"out": out, "callback": callback, "look": look, "warm": warm}
+    options: dict[str, Any] = {"out": out, "callback": callback, "look": look}
     made = finetune_adapters(base, [adapter], [photos], config, **options)[0]
     check_loss(made.metadata)
     return made
@@ -79,6 +77,7 @@ def finetune_adapters(
     """Trains several adapters of the same sites as `finetune_adapter` trains one, side by side.
 
     A loss that is not finite ends nobody else's training, and nothing is raised: `metadata["loss"]` says so.
+    `warm` keeps the step that a GPU has recorded, for the next people.
     """
     config, photos = config or FinetuneConfig(), [read_person(one) for one in people]
     trainable = _relaxed_or_beside(base, adapters, config)
