@@ -92,7 +92,7 @@ def job(address: str, uri: str, steps: int) -> dict[str, Any]:
     """Sends one job, waits for its end, and returns how it ended."""
     sent = call(f"{address}/v1/people", {"photos": [uri], "consent": "synthetic", "steps": steps})
     while sent["status"] in ("queued", "running"):
-        time.sleep(0.25)
+        time.sleep(1)  # asking costs the service time that it then lacks for the jobs
         sent = call(f"{address}/v1/jobs/{sent['id']}")
     return sent
 

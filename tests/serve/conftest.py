@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,18 +55,25 @@ def postgres() -> Iterator[str]:
     user = "nobody" if os.geteuid() == 0 else None
     if user is not None:
         shutil.chown(home, user)
-    options = f"-c listen_addresses='' -c unix_socket_directories={home} -c fsync=off"
+    options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={home}", "-c", "fsync=off"]
 
-    def run(program: str, *words: str) -> None:
-        command = [str(POSTGRES / program), *words]
-        done = subprocess.run(command, user=user, cwd=home, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr + (log.read_text() if (log := home / "log").exists() else "")
+    def run(program: str, *words: str) -> subprocess.Popen[bytes]:
+        with (home / "log").open("ab") as log:
+            return subprocess.Popen([POSTGRES / program, *words], user=user, cwd=home, stdout=log, stderr=log)
 
-    run("initdb", "-D", str(home / "db"), "-U", "tester", "-A", "trust", "-N")
-    run("pg_ctl", "-D", str(home / "db"), "-o", options, "-l", str(home / "log"), "-w", "start")
-    yield f"postgresql+psycopg://tester@/postgres?host={home}"
-    run("pg_ctl", "-D", str(home / "db"), "-m", "immediate", "-w", "stop")
-    shutil.rmtree(home)
+    made = run("initdb", "-D", str(home / "db"), "-U", "tester", "-A", "trust", "-N").wait()
+    assert made == 0, (home / "log").read_text()
+    # a child of this process, not a daemon: so it ends with the tests, however they end
+    server = run("postgres", "-D", str(home / "db"), *options)
+    try:
+        while run("pg_isready", "-q", "-h", str(home)).wait() != 0:
+            assert server.poll() is None, (home / "log").read_text()
+            time.sleep(0.1)
+        yield f"postgresql+psycopg://tester@/postgres?host={home}"
+    finally:
+        server.send_signal(signal.SIGQUIT)
+        server.wait()
+        shutil.rmtree(home)
 
 
 @pytest.fixture

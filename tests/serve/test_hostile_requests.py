@@ -76,7 +76,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path, models: dict[str, Any]) -> Iterator[Server]:
     words = ["--data", str(tmp_path / "data"), "--base", models["base"], "--hypernet", models["hypernet"]]
-    words += ["--set", "devices=[]", "--set", "patience=3", "--set", "per_minute=1000000"]
+    words += ["--set", "devices=[]", "--set", "patience=10", "--set", "per_minute=1000000"]
     for name in ("home", "tmp", "cwd"):
         (tmp_path / name).mkdir()
     environment = {**os.environ, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}

@@ -94,8 +94,8 @@ def _serve(pipe: Connection, side: int, memory: int) -> None:
     """Decodes what comes through the pipe until nobody is there any more."""
     begin()
     _bound(memory)
-    pipe.send("ready")
     with suppress(EOFError, OSError):  # the service was killed
+        pipe.send("ready")
         while True:
             pipe.send(_decoded(pipe.recv_bytes(), side))
 
