@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import eyes
 from hyperdreambooth.apps.cli import app
-from hyperdreambooth.base.load import load_base
+from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.memory import skeleton
 from hyperdreambooth.plan import (
@@ -134,3 +135,20 @@ def test_the_table_has_a_price_where_one_is_given() -> None:
         "stage", "prepare", "preoptimize", "train", "all",
     ]  # fmt: skip
     assert "speed: 32 samples a step of SD 1.5 on an H200" in without
+
+
+@pytest.mark.parametrize(("more", "format"), [([], "bfloat16"), (["--set", "dtype=float32"], "float32")])
+def test_gpus_that_are_not_here_compute_in_bfloat16(
+    more: list[str], format: str, micro_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dtype = "auto"`, the default, has to stand for a number format."""
+    asked: list[str] = []
+
+    def spy(source: str, dtype: str, **options: Any) -> Base:
+        asked.append(dtype)
+        return skeleton(source, dtype, **options)
+
+    monkeypatch.setattr("hyperdreambooth.memory.skeleton", spy)
+    words = ["plan", "--people", "100", "--gpus", "8xH100", "--base", str(micro_dir), *more]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and asked == [format]

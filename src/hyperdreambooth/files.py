@@ -165,7 +165,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 160 else f"{line[:159]}…"
 
 
 def decode_text(content: bytes, errors: str = "strict") -> str:

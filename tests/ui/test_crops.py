@@ -13,6 +13,7 @@ from hyperdreambooth.faces.detect import yunet
 from hyperdreambooth.faces.prepare import prepare_folder
 from hyperdreambooth.files import InputError
 from hyperdreambooth.ui.crops import crop_photos
+from hyperdreambooth.ui.new_tab import named
 from shared import SHARED, YUNET, needs_photos, needs_yunet
 
 
@@ -60,3 +61,19 @@ def test_a_photograph_is_cropped_as_prepare_crops_it(tmp_path: Path) -> None:
 def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+@pytest.mark.parametrize(
+    ("photos", "name", "last", "shown"),
+    [
+        (["ana_maria.jpg"], "", "", "Ana maria"),
+        (["me.heic"], "Broken", "Broken", "Me"),
+        (["me.heic"], "Ana", "Broken", "Ana"),
+        ([], "Broken", "Broken", ""),
+        ([], "Ana", "", "Ana"),
+    ],
+)
+def test_a_new_photo_brings_its_name_unless_the_user_wrote_one(
+    photos: list[str], name: str, last: str, shown: str
+) -> None:
+    assert named([Path(photo) for photo in photos], name, last) == [shown, "" if shown == "Ana" else shown]

@@ -125,11 +125,12 @@ def test_from_a_photo_to_files_and_drawings(
             tensors, _ = load_tensors(Path(started.value.path()))
             assert any("lora_down" in key for key in tensors)
             _draw(page)
-            _no_picture(page, tmp_path)
+            _no_picture(page, micro_photos / "person-0" / "0.png", tmp_path)
             page.get_by_role("tab", name="People").click()
             page.get_by_role("button", name="Delete this person").click()
             page.locator("#delete").click()
             page.wait_for_selector("#person :text('Nobody yet')")
+            assert not page.locator("#delete").is_visible()
         assert not list((tmp_path / "out" / "people").iterdir())
         assert opened.end(signal.SIGTERM) == 0
 
@@ -154,14 +155,21 @@ def _draw(page: Any) -> None:
     assert page.locator("#drawing figure img").count() == 4
 
 
-def _no_picture(page: Any, home: Path) -> None:
-    """A file that is no picture is one sentence, and makes nobody."""
+def _no_picture(page: Any, photo: Path, home: Path) -> None:
+    """A file that is no picture is one sentence, and makes nobody; the next photo brings its own name."""
     (home / "notes.png").write_text("buy milk")
     page.get_by_role("tab", name="New person").click()
     page.set_input_files("#photos input[type=file]", [str(home / "notes.png")])
     alert = page.wait_for_selector("#crops [role=alert]").inner_text()
     assert alert.startswith("No photo can be used: notes.png: ") and str(home) not in alert
     assert page.locator("#make").is_disabled()
+    name = page.get_by_label("Name", exact=True)
+    assert name.input_value() == "Notes"
+    page.get_by_label("Clear").first.click()
+    page.wait_for_selector("#crops :text('appears here')")
+    page.set_input_files("#photos input[type=file]", [str(photo)])
+    page.wait_for_selector("#crops figure img")
+    assert name.input_value() == "0"
 
 
 def test_a_killed_program_loses_nothing(
@@ -197,6 +205,7 @@ def test_on_a_phone_in_the_dark_by_keyboard(
         page.wait_for_selector("#look :text('The prediction, before any step')")
         for name in ("People", "New person", "Draw"):
             page.get_by_role("tab", name=name).click()
+            page.wait_for_selector("#curves svg" if name == "People" else "button:visible")
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
         assert page.evaluate("document.body.classList.contains('dark')")
         assert page.evaluate("[...document.images].every(image => image.hasAttribute('alt'))")

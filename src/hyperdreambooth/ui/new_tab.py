@@ -42,10 +42,24 @@ def draft(setting: Setting, photos: Sequence[Path], whole: bool) -> tuple[str, D
     return html.crops(found) + html.notes(said), (str(folder), said), strange
 
 
+def named(photos: Sequence[Path], name: str, last: str) -> list[str]:
+    """Returns the name to show and the one that was proposed; what the user wrote is left alone.
+
+    Args:
+        photos: the first one's file gives the proposal.
+        name: what stands in the field.
+        last: the proposal before.
+    """
+    if name and name != last:
+        return [name, ""]
+    proposed = re.sub(r"[_-]+", " ", photos[0].stem).capitalize() if photos else ""
+    return [proposed, proposed]
+
+
 def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
     """Lays the part out; returns the button's event and the key of the person who was asked for."""
     config = setting.studio.maker.config
-    kept, key = gr.State(None), gr.State(None)
+    kept, key, proposed = gr.State(None), gr.State(None), gr.State("")
     with gr.Row():
         with gr.Column(min_width=300):
             kinds = [*sorted(EXTENSIONS)]
@@ -72,26 +86,29 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
                 rank = gr.Slider(1, 64, config.rank, step=1, label="Rank of the LoRA")
                 seed = gr.Number(config.seed, precision=0, minimum=0, label="Seed")
             make = gr.Button("Make this person", variant="primary", interactive=False, elem_id="make")
-    shows = [preview, kept, anyway, make, name]
+    shows = [preview, kept, anyway, make, name, proposed]
 
-    def cropped(files: Sequence[Path], whole: bool, before: Draft | None, name: str) -> list[Any]:
+    def cropped(files: Sequence[Path], whole: bool, before: Draft | None, names: list[str]) -> list[Any]:
         if before is not None:
             discard(Path(before[0]))
         if not files:
-            return [_EMPTY, None, gr.update(visible=False), gr.update(interactive=False), name]
+            return [_EMPTY, None, gr.update(visible=False), gr.update(interactive=False), *names]
         text, made, strange = draft(setting, files, whole)
-        proposed = name or re.sub(r"[_-]+", " ", files[0].stem).capitalize()
         able = gr.update(interactive=made is not None)
-        return [text, made, gr.update(visible=strange, value=False), able, proposed]
+        return [text, made, gr.update(visible=strange, value=False), able, *names]
 
     @setting.sentence
-    def uploaded(files: list[str] | None, whole: bool, before: Draft | None, name: str) -> list[Any]:
-        return cropped([Path(file) for file in files or []], whole, before, name)
+    def uploaded(
+        files: list[str] | None, whole: bool, before: Draft | None, name: str, last: str
+    ) -> list[Any]:
+        photos = [Path(file) for file in files or []]
+        return cropped(photos, whole, before, named(photos, name, last))
 
     @setting.sentence
     def sampled(before: Draft | None, event: Any) -> list[Any]:
         number = int(event.key)
-        return [*cropped([setting.samples[number]], True, before, f"Sample {number + 1}"), None]
+        sample = f"Sample {number + 1}"
+        return [*cropped([setting.samples[number]], True, before, [sample, sample]), None]
 
     @setting.sentence
     def asked(made: Draft | None, name: str, steps: int, rank: int, seed: int, anyway: bool) -> list[str]:
@@ -104,7 +121,7 @@ def build(gr: Any, setting: Setting) -> tuple[Any, Any]:
     gr.on(
         [photos.upload, photos.delete, photos.clear, whole.input],
         uploaded,
-        [photos, whole, kept, name],
+        [photos, whole, kept, name, proposed],
         shows,
     )
     samples.select(picked(gr, sampled), [kept], [*shows, photos])

@@ -78,7 +78,10 @@ class _Handlers:
         place = shown_step(person, seen, value, newest) if seen else 0
         last = max(person.last, seen[-1].step if seen else 0, 1)
         pitch = seen[1].step - seen[0].step if len(seen) > 1 else last
-        slider = self.gr.update(maximum=last, step=pitch, value=place, label=f"Step, 0 to {last}")
+        slides = person.last > 0 or len(seen) > 1  # a prediction alone has one step
+        slider = self.gr.update(
+            maximum=last, step=pitch, value=place, label=f"Step, 0 to {last}", visible=slides
+        )
         has = bool(person.files) and (folder / "README.md").is_file()
         return [
             html.person(person, self.studio.place(folder), done, seen),
@@ -181,6 +184,8 @@ def build(gr: Any, setting: Setting, key: Any, tick: Any) -> None:
     tick(do.ticked, [*now, known], shows)
     tick(do.faces, [key, people], [everybody, people])
     key.change(do.faces, [key, people], [everybody, people], **quiet)
+    # a second press must not delete the person who is shown next
+    key.change(lambda: gr.update(open=False), None, deleting, **quiet)
     step.input(do.at_step, [key, step], look, **quiet)
     stop.click(sentence(do.stopped), key, None)
     go_on.click(sentence(do.went_on), key, None)

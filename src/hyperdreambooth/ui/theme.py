@@ -84,8 +84,9 @@ CSS = """
 .hdb-faces button:hover img { opacity: .85; }
 .hdb-faces button[aria-pressed=true] { color: var(--hdb-ink); font-weight: 650; }
 .hdb-faces button[aria-pressed=true] img { outline: 3px solid var(--hdb-accent); }
-.hdb-charts { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); }
-.hdb-chart { width: 100%; height: auto; }
+.hdb-charts { display: grid; gap: .6rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }
+.hdb-chart { width: 100%; max-width: 540px; height: auto; }
 .hdb-chart polyline { fill: none; stroke-width: 2.5; stroke-linejoin: round; stroke: var(--hdb-accent); }
 .hdb-chart polyline.prompt { stroke: var(--hdb-prompt); stroke-dasharray: 6 4; }
 .hdb-chart polyline.faint { stroke-width: 1; opacity: .45; }
