@@ -21,7 +21,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -42,26 +42,26 @@ from hyperdreambooth.preopt.bank_training import groups_of
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.preopt.groups import Group, Results, Trained
 from hyperdreambooth.runs import environment
+from hyperdreambooth.storage import Store
 
 RESULT = Path(__file__).parent / "results" / "cluster.json"
 PLOT = Path(__file__).parent.parent / "docs" / "scale.png"
 TOGETHER = 32
+STORE = 80 * 2**20  # bytes of each node's object store, the least that Ray allows
 
 
 @contextmanager
-def cluster(nodes: Sequence[dict[str, str]], cores: int = 1) -> Iterator[str]:
+def cluster(nodes: Sequence[dict[str, str]], cores: int = 1) -> Generator[str]:
     """Runs a head and nodes with environment variables of their own; yields the head's address."""
     from ray.cluster_utils import Cluster
 
-    store = {"object_store_memory": 80 * 2**20}
-    running = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store}
-    )
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+    running = Cluster(initialize_head=True, head_node_args=head)
     try:
         for variables in nodes:
             os.environ.update(variables)
-            running.add_node(num_cpus=cores, **store)
-        yield running.address
+            running.add_node(num_cpus=cores, object_store_memory=STORE)
+        yield str(running.address)
     finally:
         running.shutdown()
 
@@ -78,7 +78,7 @@ def overhead(people: int, steps: int, home: Path) -> dict[str, float]:
     render_folder(home / "photos", "train", people + 2 * TOGETHER, 1)
     config = PreoptConfig(down_dim=32, up_dim=16, steps=steps, identities_per_batch=TOGETHER)
     base = BaseConfig(device="cpu")
-    recipe = partial(trainer, base, home / "out", config)
+    recipe = partial(trainer, base, Store(home / "out"), config)
     alone = recipe()
     groups = groups_of(alone.stage, read_faces(home / "photos"), ())
     seconds_alone = timed(((k, alone(group)) for k, group in enumerate(groups[1:])), 1)[-1]
@@ -132,7 +132,7 @@ def slow(units: int, seconds: float) -> dict[str, float]:
 def collect(people: int, home: Path) -> dict[str, float]:
     """The milliseconds for keeping a result and appending it, in a bank that grows to `people`."""
     # about as many numbers a person as SD 1.5 has
-    base = trainer(BaseConfig(device="cpu"), home, PreoptConfig(rank=3)).stage
+    base = trainer(BaseConfig(device="cpu"), Store(home), PreoptConfig(rank=3)).stage
     numbers = base.layout.size
     bank = Bank.create(home / "bank", base.manifest(), base.start)
     kept, seconds = Results(home / "groups"), list[float]()
@@ -270,6 +270,7 @@ def main() -> None:
     )
     parser.add_argument("--people", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--units", type=int, default=60, help="of `slow`, a second each")
     args = parser.parse_args()
     found: dict[str, Any] = read_json(RESULT) if RESULT.is_file() else {}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
@@ -284,7 +285,7 @@ def main() -> None:
                 case "scheduling":
                     found[part] = scheduling(2000)
                 case "slow":
-                    found[part] = slow(60, 1.0)
+                    found[part] = slow(args.units, 1.0)
                 case "collect":
                     found[part] = collect(15_000, Path(home))
                 case _:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import eyes
 import micro
+from banks import bank_files
 
 HDB = [sys.executable, "-m", "hyperdreambooth"]
 
@@ -36,8 +37,9 @@ def run(words: list[str], seconds: float | None = None) -> bool:
 
 def weights(folder: Path) -> dict[str, bytes]:
     """Returns the files that must be the same, byte for byte."""
-    files = sorted([*folder.glob("shards/*.safetensors"), *folder.glob("model.safetensors")])
-    return {file.name: file.read_bytes() for file in files}
+    if (folder / "model.safetensors").exists():
+        return {"model.safetensors": (folder / "model.safetensors").read_bytes()}
+    return bank_files(folder)
 
 
 def trial(name: str, words: list[str], home: Path, kills: int, rng: random.Random) -> None:

@@ -145,7 +145,7 @@ def test_what_is_kept_is_not_made_again(
         return drawn(base, prompts, adapter, **options)
 
     monkeypatch.setattr(work, "generate_images", count)
-    monkeypatch.setattr("hyperdreambooth.training.loop.step_losses", None)  # no step is taken
+    monkeypatch.setattr("hyperdreambooth.training.loop.step_inputs", None)  # no step is taken
     hdb(*words(world, micro_photos, out))
     assert len(asked) == 1  # the batch of the torn picture
     same(out, whole)

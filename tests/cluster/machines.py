@@ -18,6 +18,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 lets a worker starve where anything else computes
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent), str(ROOT / "tests")]),
 }
 

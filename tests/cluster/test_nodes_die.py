@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 from machines import Machines, machines
-from test_shards import bank_files
 
 import micro
+from banks import bank_files
 from hyperdreambooth.apps.elsewhere import trainer
 from hyperdreambooth.apps.settings import BaseConfig
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.cluster.on_ray import OnRay
 from hyperdreambooth.preopt.bank_training import preoptimize
 from hyperdreambooth.preopt.config import PreoptConfig
+from hyperdreambooth.storage import Store
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -92,7 +93,7 @@ def test_whoever_dies_the_bank_is_that_of_one_process(micro_dir: Path, photos: P
         torch.set_num_threads(threads)
     spread, marks = tmp_path / "spread", tmp_path / "marks"
     marks.mkdir()
-    recipe = partial(marking, partial(trainer, BaseConfig(base=str(micro_dir)), spread, config), marks)
+    recipe = partial(marking, partial(trainer, BaseConfig(base=str(micro_dir)), Store(spread), config), marks)
     with machines(0) as cluster:
         killer = Killer(cluster, marks)
         killer.start()

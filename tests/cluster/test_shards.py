@@ -3,65 +3,76 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+import torch
 
+import micro
+import processes
+from banks import bank_files
 from commands import SMALL, error, hdb
 from hyperdreambooth.cluster.shards import Shard, check_shards
 from hyperdreambooth.files import InputError
 from hyperdreambooth.training import loop
 
 
-def bank_files(folder: Path) -> dict[str, bytes]:
-    """Everything of a bank that must not depend on who made it."""
-    files = [folder / "index.json", folder / "manifest.json", *folder.glob("*.safetensors")]
-    return {file.name: file.read_bytes() for file in files}
+def dies_in_its_second_step(words: list[str], environ: dict[str, str], threads: int) -> None:
+    """Runs a command that is killed by -9 in a step that a checkpoint comes before."""
+    torch.set_num_threads(threads)
+    os.environ |= environ  # of the test, not of the server that forks its processes
+    real, steps = loop.step_inputs, list[int]()
 
-
-def test_shards_in_any_order_two_of_them_killed_are_the_same_bank(
-    micro_dir: Path, micro_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words: list[object] = ["preoptimize", micro_photos, "--base", micro_dir, "--device", "cpu", *SMALL]
-    words += ["--steps", 3, "--set", "identities_per_batch=1", "--set", "save_every=1", "--out"]
-    hdb(*words, tmp_path / "alone")
-    assert "no shard has finished here" in error(*words, tmp_path / "parts", "--shard", "merge")
-    order = [*range(4)]
-    random.Random(1).shuffle(order)
-    killed = order[1:3]
-    for number in order:
-        with monkeypatch.context() as patch:
-            if number in killed:
-                patch.setattr(loop, "step_losses", dies_in_its_second_step())
-            shard = f"{number}/4"
-            hdb(*words, tmp_path / "parts", "--shard", shard, code=130 if number in killed else 0)
-    assert not (tmp_path / "parts" / "index.json").exists()  # nobody enters the bank before the merge
-    line = error(*words, tmp_path / "parts", "--shard", "merge")
-    assert all(f"{number}/4" in line for number in killed) and "not finished" in line
-    for number in killed:
-        hdb(*words, tmp_path / "parts", "--shard", f"{number}/4")
-    monkeypatch.setattr(loop, "step_losses", None)  # a merge trains nobody
-    hdb(*words, tmp_path / "parts", "--shard", "merge")
-    assert bank_files(tmp_path / "alone") == bank_files(tmp_path / "parts")
-    assert not (tmp_path / "parts" / "groups").exists() and not (tmp_path / "parts" / ".shards").exists()
-    hdb(*words, tmp_path / "parts", "--shard", "merge")  # once more changes nothing
-
-
-def dies_in_its_second_step() -> Any:
-    real, steps = loop.step_losses, list[int]()
-
-    def step(*arguments: Any) -> Tensor:
+    def step(*arguments: Any) -> Any:
         steps.append(1)
         if len(steps) == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments)
 
-    return step
+    loop.step_inputs = step
+    hdb(*words)
+
+
+@processes.CHEAP
+def test_shards_in_any_order_two_of_them_killed_are_the_same_bank(
+    micro_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, parts = micro.photos(tmp_path / "photos", identities=10, each=1), tmp_path / "parts"
+    words: list[object] = ["preoptimize", photos, "--base", micro_dir, "--device", "cpu", *SMALL]
+    words += ["--steps", 3, "--set", "identities_per_batch=1", "--set", "save_every=1", "--out"]
+    hdb(*words, tmp_path / "alone")
+    assert "no shard has finished here" in error(*words, parts, "--shard", "merge")
+    order = [*range(8)]
+    random.Random(1).shuffle(order)
+    killed = order[2:6:3]
+    for number in order:
+        if number in killed:
+            command = [str(word) for word in [*words, parts, "--shard", f"{number}/8"]]
+            told = command, dict(os.environ), torch.get_num_threads()
+            process = processes.start(dies_in_its_second_step, *told)
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        else:
+            hdb(*words, parts, "--shard", f"{number}/8")
+    assert not (parts / "manifest.json").exists()  # nobody enters the bank before the merge
+    assert len([*(parts / "groups").glob("*/checkpoint-1")]) == 2
+    line = error(*words, parts, "--shard", "merge")
+    assert all(f"{number}/8" in line for number in killed) and "not finished" in line
+    for number in killed:
+        hdb(*words, parts, "--shard", f"{number}/8")
+    monkeypatch.setattr(loop, "step_inputs", None)  # a merge trains nobody
+    hdb(*words, parts, "--shard", "merge")
+    made = bank_files(parts)
+    assert bank_files(tmp_path / "alone") == made and len(made) == 10 + 3
+    assert not (parts / "groups").exists() and not (parts / ".shards").exists()
+    hdb(*words, parts, "--shard", "merge")  # once more changes nothing
+    assert bank_files(parts) == made
 
 
 def test_a_merge_names_other_settings_and_other_people(

@@ -19,6 +19,7 @@ from hyperdreambooth.cluster.on_ray import OnRay, Recipe
 from hyperdreambooth.cluster.shards import Shard, check_shards
 from hyperdreambooth.evaluate.config import EvaluateConfig
 from hyperdreambooth.evaluate.protocol import Protocol
+from hyperdreambooth.events import Events
 from hyperdreambooth.faces.dataset import Photo, read_faces
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lidb.bank import Bank
@@ -41,7 +42,8 @@ def trainer(base: BaseConfig, out: Store, config: PreoptConfig) -> GroupTrainer:
 def groups_on_ray(job: Job[PreoptConfig], out: Store, address: str) -> HandOut:
     """Returns the hand-out of groups over a cluster."""
     recipe = partial(trainer, job.base, out, job.own)
-    return partial(OnRay(address, job.base.device), recipe, title="preoptimize", size=_people)
+    on_ray = OnRay(address, job.base.device, Events(out.here / "events.jsonl"))
+    return partial(on_ray, recipe, title="preoptimize", size=_people)
 
 
 def _people(group: Group) -> int:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from hyperdreambooth.cluster.desk import Desk
+from hyperdreambooth.cluster.desk import LOSSES, Desk
+from hyperdreambooth.events import Events
 from hyperdreambooth.files import InputError
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import environment
@@ -72,10 +73,12 @@ class OnRay:
         address: of Ray's head, or `auto` for the cluster that this machine belongs to, or `local` to start
             Ray on this machine alone.
         device: auto, cpu or cuda: whether an actor gets a GPU. `OMP_NUM_THREADS` says how many cores it gets.
+        events: of the run, which are told of every worker that is lost.
     """
 
     address: str
     device: str = "auto"
+    events: Events | None = None
 
     def __call__(
         self,
@@ -106,18 +109,18 @@ class OnRay:
             total = sum(map(size, units)) if isinstance(units, Sequence) else None
             try:
                 if not title:
-                    yield from _results(crew, desk)
+                    yield from _results(crew, desk, self.events)
                     return
                 with Progress(title, total) as bar:
                     sizes = [size(unit) for unit in units]
-                    for number, result in _results(crew, desk):
+                    for number, result in _results(crew, desk, self.events):
                         bar.update(sizes[number], workers=crew.size)
                         yield number, result
             finally:
                 crew.stop()
 
 
-def _results(crew: _Crew, desk: Desk[Any]) -> Iterator[tuple[int, Any]]:
+def _results(crew: _Crew, desk: Desk[Any], events: Events | None) -> Iterator[tuple[int, Any]]:
     """The loop: workers get their next unit before anybody looks at the results of the last ones."""
     results: list[tuple[int, Any]] = []
     while True:
@@ -130,11 +133,17 @@ def _results(crew: _Crew, desk: Desk[Any]) -> Iterator[tuple[int, Any]]:
         results = []
         for worker, kind, value in crew.wait():
             if kind == "lost":
-                number = desk.lost(worker)
-                again = "" if number is None else f"; unit {number} is given out again"
-                logger.info(f"{worker} is lost ({value}){again}")
+                _tell(events, f"{worker} ({value})", desk.lost(worker))
             elif kind == "done" and (number := desk.done(worker, time.monotonic())) is not None:
                 results.append((number, value))
+
+
+def _tell(events: Events | None, worker: str, number: int | None) -> None:
+    """Says who is lost, and which unit that sets back, if any."""
+    again = "" if number is None else f"; unit {number} is given out again"
+    logger.info(f"{worker} is lost{again}")
+    if events is not None:
+        events.add("lost", what=f"{worker}{again}")
 
 
 _Event: TypeAlias = tuple[str, Literal["begun", "done", "lost"], Any]
@@ -152,6 +161,7 @@ class _Crew:
         self._refs: dict[Any, str] = {}  # what a worker is doing → the worker
         self._homes: dict[str, str] = {}  # a worker that has begun → its machine
         self._started, self._looked, self._warned = 0, -LOOK, set[str]()
+        self._unready = 0  # how many were lost, one after another, before they were ready
         self.idle: set[str] = set()
 
     @property
@@ -193,7 +203,7 @@ class _Crew:
             return worker, "lost", self._drop(worker, error)
         self.idle.add(worker)
         if worker not in self._homes:
-            self._homes[worker] = value
+            self._homes[worker], self._unready = value, 0
             return worker, "begun", value
         result, warned = value
         for text in set(warned) - self._warned:  # a thousand workers may warn of the same thing
@@ -202,10 +212,22 @@ class _Crew:
         return worker, "done", result
 
     def _drop(self, worker: str, error: Exception) -> str:
-        """Forgets a worker that is lost; returns where it was and what Ray calls the loss."""
-        self._ray.kill(self._actors.pop(worker))  # it may be alive behind a broken connection
-        self._looked = -LOOK
-        return f"{self._homes.pop(worker, 'starting')}, {type(error).__name__}"
+        """Forgets a worker that is lost; returns where it was and what Ray calls the loss.
+
+        One that was never ready is replaced after a while, as the next may share its fate.
+
+        Raises:
+            OSError: nobody is ready, and so many were lost before they were that no more are tried.
+        """
+        with suppress(self._ray.exceptions.RayError):  # it may be alive behind a broken connection
+            self._ray.kill(self._actors.pop(worker))
+        if home := self._homes.pop(worker, None):
+            self._looked = -LOOK
+            return f"{home}, {type(error).__name__}"
+        self._unready += 1
+        if self._unready >= LOSSES and not self._homes:
+            raise OSError(f"{LOSSES} workers died before they were ready; see Ray's logs for the cause")
+        return f"starting, {type(error).__name__}"
 
     def stop(self) -> None:
         """Ends all actors."""
