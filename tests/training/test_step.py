@@ -243,6 +243,31 @@ def test_where_a_step_cannot_be_recorded_it_is_taken_as_it_is(
     assert torch.equal(flat(made), flat(plain)) and not any(one.replays for one in graphs)
 
 
+def test_checkpointing_is_not_recorded(
+    micro_base: Base, people: list[tuple[Photo, ...]], graphs: list[RecordedGraph],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It reads the state of the random numbers, which a GPU refuses while it records."""
+    config = CONFIG.model_copy(update={"steps": 6, "checkpointing": True})
+    plain = finetune_adapter(micro_base, a_prediction(micro_base), people[0], config)
+    record = RecordedGraph.record
+
+    def refused() -> Tensor:
+        raise RuntimeError("Cannot call current_seed during CUDA graph capture")
+
+    def recording(self: RecordedGraph, call: Callable[[], Any]) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "get_rng_state", refused)
+            return record(self, call)
+
+    monkeypatch.setattr(RecordedGraph, "record", recording)
+    graphs.clear()
+    with pytest.warns(UserWarning, match="not captured .* current_seed") as caught:
+        made = finetune_adapter(micro_base, a_prediction(micro_base), people[0], config)
+    assert len(caught) == 1 and not any(one.replays for one in graphs)
+    assert torch.equal(flat(made), flat(plain))
+
+
 def test_a_resumed_training_is_recorded_anew(
     micro_base: Base, people: list[tuple[Photo, ...]], graphs: list[RecordedGraph], tmp_path: Path
 ) -> None:
