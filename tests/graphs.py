@@ -46,6 +46,8 @@ class _Recorder(TorchDispatchMode):
         if name_of(func) in FORBIDDEN:
             raise RuntimeError(f"{func.name()}: not permitted while a graph is recorded")
         kwargs = kwargs or {}
+        if name_of(func) in ("index", "index_put", "index_put_") and _chosen_by_truth(args[1]):
+            raise RuntimeError(f"{func.name()}: a mask as an index waits for the number of its rows")
         for given, argument in zip([*args, *kwargs.values()], _arguments(func, args, kwargs), strict=True):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for tensor in tensors_in(given):
@@ -64,6 +66,11 @@ def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
 def tensors_in(some: Any) -> list[Tensor]:
     """All tensors of nested lists and tuples."""
     return [one for one in tree.tree_leaves(some) if isinstance(one, Tensor)]
+
+
+def _chosen_by_truth(indices: Any) -> bool:
+    """Whether some index is a mask, which a GPU turns into places by `nonzero`."""
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 class RecordedGraph:

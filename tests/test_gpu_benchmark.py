@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hyperdreambooth.base.load import Base
+from hyperdreambooth.base.load import Base, load_base
 
 
 @pytest.mark.slow
@@ -34,3 +34,12 @@ def test_a_row_that_fails_says_why(micro_base: Base) -> None:
             raise RuntimeError("out of memory\nand more")
 
         assert gpu.attempt(micro_base, fails) == {"failed": "RuntimeError: out of memory"}
+
+
+@pytest.mark.slow
+def test_wearing_costs_at_most_eight_kernels_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import launches
+
+    made = launches.rows(load_base(None, "cpu", "bfloat16"))
+    assert {name: row["all"] for name, row in made.items() if row["all"] > 8} == {}

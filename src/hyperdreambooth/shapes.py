@@ -9,7 +9,7 @@ a name. Tests check the array types (`tests/conftest.py`); otherwise they cost n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -54,3 +54,11 @@ def site_fingerprint(sites: Sequence[Site]) -> str:
     """Returns sixteen hex digits that change when a site is added, removed or resized."""
     lines = "\n".join(f"{s.name}:{s.in_features}:{s.out_features}" for s in sorted(sites))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def alike(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Returns the names of tensors of equal shape together, so that one kernel may serve all of them."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(tuple(tensor.shape), []).append(name)
+    return list(groups.values())

@@ -151,3 +151,11 @@ def test_a_training_leaves_everything_as_it_was(micro_base: Base, checkpointing:
         raise KeyboardInterrupt
     assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
     assert not spared()
+
+
+@torch.no_grad()
+def test_latents_are_scaled_as_diffusers_scales_them(micro_base: Base) -> None:
+    """Bit by bit: what is rounded in another way adds up in a training."""
+    pixels, vae = torch.rand(2, 3, 16, 16) * 2 - 1, micro_base.pipe.vae
+    expected = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    assert torch.equal(micro_base.encode_images(pixels), expected)

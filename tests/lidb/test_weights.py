@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, seeded_basis
-from hyperdreambooth.lidb.weights import Layout, delta_products, factors, start
+from hyperdreambooth.lidb.weights import FrozenFactors, Layout, delta_products, factors, start
 from hyperdreambooth.shapes import Site
 
 RANKS, DIMS = st.integers(1, 3), st.integers(1, 20)
@@ -49,6 +49,22 @@ def test_factors_equal_the_naive_loop(rank: int, a: int, d: int, n: int) -> None
         assert down.shape == (n, rank, site.in_features) and up.shape == (n, site.out_features, rank)
     flat = torch.cat([(made[s.name][1] @ made[s.name][0]).flatten(1) for s in layout.sites], dim=1)
     torch.testing.assert_close(flat, deltas(layout, numbers, basis), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("people", "rank"), [(1, 1), (1, 3), (2, 1), (4, 2)])
+def test_sites_of_equal_shape_in_one_product(people: int, rank: int) -> None:
+    """Factors and gradients are those of one product a site."""
+    layout = small.layout(rank, 6, 5)
+    basis = basis_for(layout)
+    made: list[tuple[Tensor, Tensor]] = []
+    for way in (FrozenFactors(layout, basis), lambda numbers: factors(layout, basis, numbers)):
+        numbers = small.numbers(layout, people).clone().requires_grad_()
+        flat = torch.cat([part.flatten(1) for pair in way(numbers).values() for part in pair], dim=1)
+        (flat * torch.linspace(-1, 1, flat.shape[1])).sum().backward()
+        assert numbers.grad is not None
+        made.append((flat.detach(), numbers.grad))
+    for grouped, alone in zip(*made, strict=True):
+        assert (grouped - alone).norm() <= 1e-6 * alone.norm()
 
 
 @settings(max_examples=25, deadline=None)

@@ -22,13 +22,14 @@ from hyperdreambooth.finetune.config import DreamboothConfig, FinetuneConfig
 from hyperdreambooth.finetune.dreambooth import dreambooth
 from hyperdreambooth.finetune.fast import finetune_adapter, finetune_adapters
 from hyperdreambooth.lora.inject import wear
-from hyperdreambooth.lora.relax import fresh, relax
+from hyperdreambooth.lora.relax import fresh, padded, relax
 from hyperdreambooth.preopt.bank_training import prepare, train_group
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.shapes import Factors
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import Shots, shots_of
+from hyperdreambooth.training.trainable import pairs
 from hyperdreambooth.training.warm import Warm
 
 
@@ -111,6 +112,29 @@ def test_the_loop_is_adam_written_out(micro_base: Base, people: list[tuple[Photo
     got = [factor for pair in made.factors.values() for factor in pair]
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_factors_of_several_people_are_cut_from_one_leaf(micro_base: Base) -> None:
+    """Values and gradients, bit by bit, also where gradients come transposed from a batched product."""
+    starts = [fresh(micro_base.sites, 3, k) for k in range(2)]
+    made = pairs(padded(starts), micro_base.device)
+    leaf, place = made.leaves["factors"], 0
+    inputs = {site.name: torch.randn(2, 5, site.in_features) for site in micro_base.sites}
+    total = torch.zeros(())
+    for site, (down, up) in made.to_factors(made.leaves, torch.float32).items():
+        assert torch.equal(down, torch.cat([one[site][0] for one in starts]))
+        assert torch.equal(up, torch.cat([one[site][1] for one in starts]))
+        total = total + torch.bmm(inputs[site], down.mT).square().sum()
+    total.backward()
+    assert leaf.grad is not None
+    for site, (down, up) in padded(starts).items():
+        alone = down.clone().requires_grad_()
+        torch.bmm(inputs[site], alone.mT).square().sum().backward()
+        assert alone.grad is not None
+        end = place + down[0].numel()
+        assert torch.equal(leaf.grad[:, place:end], alone.grad.flatten(1))
+        assert not leaf.grad[:, end : end + up[0].numel()].any()
+        place = end + up[0].numel()
 
 
 def side_by_side(base: Base, people: list[tuple[Photo, ...]]) -> Tensor:
@@ -217,6 +241,31 @@ def test_where_a_step_cannot_be_recorded_it_is_taken_as_it_is(
         made = finetune_adapter(micro_base, a_prediction(micro_base), people[0], config)
     assert len(caught) == 1
     assert torch.equal(flat(made), flat(plain)) and not any(one.replays for one in graphs)
+
+
+def test_checkpointing_is_not_recorded(
+    micro_base: Base, people: list[tuple[Photo, ...]], graphs: list[RecordedGraph],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It reads the state of the random numbers, which a GPU refuses while it records."""
+    config = CONFIG.model_copy(update={"steps": 6, "checkpointing": True})
+    plain = finetune_adapter(micro_base, a_prediction(micro_base), people[0], config)
+    record = RecordedGraph.record
+
+    def refused() -> Tensor:
+        raise RuntimeError("Cannot call current_seed during CUDA graph capture")
+
+    def recording(self: RecordedGraph, call: Callable[[], Any]) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "get_rng_state", refused)
+            return record(self, call)
+
+    monkeypatch.setattr(RecordedGraph, "record", recording)
+    graphs.clear()
+    with pytest.warns(UserWarning, match="not captured .* current_seed") as caught:
+        made = finetune_adapter(micro_base, a_prediction(micro_base), people[0], config)
+    assert len(caught) == 1 and not any(one.replays for one in graphs)
+    assert torch.equal(flat(made), flat(plain))
 
 
 def test_a_resumed_training_is_recorded_anew(

@@ -26,14 +26,18 @@ def _precise(vae: Any) -> Generator[torch.device]:
 
 
 def _statistics(vae: Any) -> tuple[Tensor | float, Tensor | float]:
-    """Returns the mean and the standard deviation of raw latents, of each channel `(c, 1, 1)` or of all."""
+    """Returns the mean and the scale of raw latents, of each channel `(c, 1, 1)` or of all.
+
+    A scaled latent is `(raw - mean) * scale`. Dividing by a standard deviation would round SD's latents in
+    another way than diffusers does, and than the caches hold them.
+    """
     if hasattr(vae, "bn"):
         mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
     elif _of_films(vae):
         mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
     else:
-        return vae.config.shift_factor or 0.0, 1 / vae.config.scaling_factor
-    return mean.view(-1, 1, 1).to(vae.device), std.view(-1, 1, 1).to(vae.device)
+        return vae.config.shift_factor or 0.0, vae.config.scaling_factor
+    return mean.view(-1, 1, 1).to(vae.device), 1 / std.view(-1, 1, 1).to(vae.device)
 
 
 def _of_films(vae: Any) -> bool:
@@ -52,14 +56,14 @@ def encode_images(vae: Any, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device, torch.float32)
         raw = vae.encode(pixels.unsqueeze(2) if _of_films(vae) else pixels).latent_dist.mode()
         raw = raw.squeeze(2) if _of_films(vae) else raw
-        mean, std = _statistics(vae)
-        return ((pixel_unshuffle(raw, 2) if hasattr(vae, "bn") else raw) - mean) / std
+        mean, scale = _statistics(vae)
+        return ((pixel_unshuffle(raw, 2) if hasattr(vae, "bn") else raw) - mean) * scale
 
 
 def raw_latents(vae: Any, latents: Tensor) -> Tensor:
     """Returns what the VAE decodes, of scaled latents `(b, c, h, w)`."""
-    mean, std = _statistics(vae)
-    raw = latents * std + mean
+    mean, scale = _statistics(vae)
+    raw = latents / scale + mean
     if hasattr(vae, "bn"):
         return pixel_shuffle(raw, 2)
     return raw.unsqueeze(2) if _of_films(vae) else raw

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyperdreambooth.lidb.basis import Basis, site_dims
 from hyperdreambooth.runs import rng
-from hyperdreambooth.shapes import Factors, Numbers, Site, site_fingerprint
+from hyperdreambooth.shapes import Factors, Numbers, Site, alike, site_fingerprint
 
 Parts: TypeAlias = Mapping[str, tuple[Float[Tensor, "n r _a"], Float[Tensor, "n _d r"]]]
 """Site name → `(A_train, B_train)`."""
@@ -113,6 +113,44 @@ def factors(layout: Layout, basis: Basis, numbers: Numbers) -> Factors:
             down, up = a_train.flatten(0, 1) @ basis.down[name], b_train.mT.flatten(0, 1) @ basis.up[name].mT
             n, rank = a_train.shape[:2]
             made[name] = (down.view(n, rank, -1), up.view(n, rank, -1).mT)
+    return made
+
+
+class FrozenFactors:
+    """`factors` over frozen bases, with one product for all sites of equal shape.
+
+    A GPU starts a few dozen kernels for a step's factors instead of four for each site. Factors and gradients
+    are those of `factors` up to rounding: for few rows libraries add in an order that depends on how the
+    matrices lie in memory.
+    """
+
+    def __init__(self, layout: Layout, basis: Basis) -> None:
+        names = [site.name for site in layout.sites]
+        self._layout = layout
+        self._down = _stacked({name: basis.down[name] for name in names})
+        self._up = [(some, up.mT) for some, up in _stacked({name: basis.up[name] for name in names})]
+
+    def __call__(self, numbers: Numbers) -> Factors:
+        """Returns the factors of every identity at every site, always float32."""
+        n, rank = len(numbers), self._layout.rank
+        with torch.autocast(numbers.device.type, enabled=False):
+            parts = self._layout.split(numbers.float())
+            down = _products({name: a.flatten(0, 1) for name, (a, _) in parts.items()}, self._down)
+            up = _products({name: b.mT.flatten(0, 1) for name, (_, b) in parts.items()}, self._up)
+        return {name: (down[name].view(n, rank, -1), up[name].view(n, rank, -1).mT) for name in parts}
+
+
+def _stacked(matrices: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+    """Returns the names of matrices of equal shape, and these matrices in one tensor."""
+    return [(names, torch.stack([matrices[name] for name in names])) for names in alike(matrices)]
+
+
+def _products(rows: Mapping[str, Tensor], stacked: list[tuple[list[str], Tensor]]) -> dict[str, Tensor]:
+    """Returns each site's rows times its matrix."""
+    made: dict[str, Tensor] = {}
+    for names, matrices in stacked:
+        products = torch.bmm(torch.stack([rows[name] for name in names]), matrices)
+        made |= zip(names, products.unbind(), strict=True)
     return made
 
 

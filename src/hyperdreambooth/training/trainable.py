@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.lidb.basis import Basis
-from hyperdreambooth.lidb.weights import Layout, factors
+from hyperdreambooth.lidb.weights import FrozenFactors, Layout
 from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.lora.relax import concatenate
 from hyperdreambooth.precision import compute_dtype
-from hyperdreambooth.shapes import Factors
+from hyperdreambooth.shapes import Factors, alike
 
 Put: TypeAlias = Callable[[int], None]
 """Puts the current leaves on the base, for batches with this many samples in a row for each person."""
@@ -97,10 +97,10 @@ def numbers_of(
     layout: Layout, basis: Basis, start: Tensor, people: int, device: torch.device
 ) -> FactorLeaves:
     """Returns LiDB numbers over frozen bases as one leaf `(n, P)`; everybody starts from `start` `(P,)`."""
-    numbers = leaf(start.repeat(people, 1), device)
+    numbers, factors = leaf(start.repeat(people, 1), device), FrozenFactors(layout, basis)
 
     def to_factors(now: Mapping[str, Tensor], dtype: torch.dtype) -> Factors:
-        made = factors(layout, basis, now["numbers"])
+        made = factors(now["numbers"])
         # the products are float32; one cast of all of them instead of two a site
         return made if dtype == torch.float32 else _split(_flat(made).to(dtype), _shapes(made))
 
@@ -128,10 +128,23 @@ def _flat(people: Factors) -> Tensor:
 
 
 def _split(flat: Tensor, shapes: _Shapes) -> Factors:
-    """Returns the factors of such shapes as views of `flat`."""
+    """Returns the factors of such shapes, cut from `flat`."""
     sizes = [size for pair in shapes.values() for size in pair]
     parts = iter(flat.split([size[1:].numel() for size in sizes], dim=1))
-    return {site: (next(parts).view(down), next(parts).view(up)) for site, (down, up) in shapes.items()}
+    made = {site: (next(parts).view(down), next(parts).view(up)) for site, (down, up) in shapes.items()}
+    if len(flat) == 1:
+        return made
+    # batched products give transposed gradients, which would be copied one by one; thus by all of one shape
+    downs, ups = (_gathered({site: pair[side] for site, pair in made.items()}) for side in (0, 1))
+    return {site: (downs[site], ups[site]) for site in made}
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the same tensors; those of one shape lie in one piece of memory, and so do their gradients."""
+    made: dict[str, Tensor] = {}
+    for names in alike(tensors):
+        made |= zip(names, torch.stack([tensors[name] for name in names]).unbind(), strict=True)
+    return made
 
 
 def each(people: Factors) -> list[Factors]:
