@@ -24,7 +24,7 @@ WHOLE, LEFT, RIGHT = Region(0, 0, 1, 1), Region(0, 0, 0.5, 1), Region(0.5, 0, 1,
 PROMPT = "a photo of a [V] face"
 
 
-def person(base: Base, seed: int, size: float = 0.3) -> Adapter:
+def person(base: Base, seed: int, size: float = 0.5) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     factors = {
         site.name: (
@@ -69,7 +69,7 @@ def test_a_person_who_has_the_whole_picture_is_drawn_as_alone(
     family: str, guidance: float, tmp_path: Path
 ) -> None:
     pipelines.FAMILIES[family]().save_pretrained(tmp_path)
-    base = load_base(tmp_path, device="cpu")
+    base = load_base(tmp_path, device="cpu", resolution=64)
     ana, ben = person(base, 1), person(base, 2)
     settings: dict[str, Any] = {"steps": 2, "guidance": guidance}
 

@@ -21,7 +21,7 @@ from hyperdreambooth.apps.elsewhere import trainer
 from hyperdreambooth.apps.settings import BaseConfig
 from hyperdreambooth.base.load import load_base
 from hyperdreambooth.cluster.on_ray import OnRay
-from hyperdreambooth.preopt.bank_training import preoptimize
+from hyperdreambooth.preopt.bank_training import fill_bank, preoptimize
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.storage import Store
 
@@ -99,7 +99,7 @@ def test_whoever_dies_the_bank_is_that_of_one_process(micro_dir: Path, photos: P
         killer.start()
         try:
             hand_out = partial(OnRay(cluster.address), recipe, title="preoptimize")
-            bank = preoptimize(base, photos, spread, config, hand_out)
+            bank = fill_bank(base, photos, spread, config, hand_out)
         finally:
             killer.ended.set()
             killer.join()

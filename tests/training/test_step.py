@@ -213,7 +213,7 @@ def test_the_next_person_is_copied_into_the_same_step(
         config = CONFIG.model_copy(update={"way": way, "batch": 1, "steps": 8})
         graphs.clear()
         warmly = [
-            finetune_adapters(micro_base, [a_prediction(micro_base, k)], [people[k]], config, warm=warm)
+            finetune_adapters(micro_base, [a_prediction(micro_base, k)], [people[k]], config, warm=warm)[0]
             for k in range(2)
         ]
         assert len(graphs) == 1 and graphs[0].replays == 6 + 8
@@ -279,7 +279,7 @@ def test_a_resumed_training_is_recorded_anew(
         return step < 6
 
     options: dict[str, Any] = {"out": tmp_path / "run", "warm": warm}
-    finetune_adapter(micro_base, start, people[0], config, callback=stop, **options)
-    resumed = finetune_adapter(micro_base, start, people[0], config, **options)
+    finetune_adapters(micro_base, [start], [people[0]], config, callback=stop, **options)
+    resumed = finetune_adapters(micro_base, [start], [people[0]], config, **options)[0]
     assert torch.equal(flat(resumed), flat(expected))
     assert replace(resumed, factors={}).metadata["steps"] == "9"

@@ -125,7 +125,7 @@ def preoptimize(
     from hyperdreambooth.apps import elsewhere
     from hyperdreambooth.apps.loading import load
     from hyperdreambooth.cluster.shards import Shard, forget_shards
-    from hyperdreambooth.preopt.bank_training import preoptimize as run
+    from hyperdreambooth.preopt.bank_training import fill_bank
 
     with job.stage("load"):
         base = load((elsewhere.at_home(job) if cluster else job).base)
@@ -137,7 +137,7 @@ def preoptimize(
         elsewhere.check_preoptimized(job, base, photos, out)
     with job.stage("train"):
         hand_out = elsewhere.groups_on_ray(job, out, cluster) if cluster else None
-        bank = run(base, photos, str(out), job.own, hand_out)
+        bank = fill_bank(base, photos, str(out), job.own, hand_out)
     forget_shards(out.here)
     job.report(out.here, identities=len(bank), numbers=bank.layout.size)
     echo(f"{out}: {len(bank)} people")

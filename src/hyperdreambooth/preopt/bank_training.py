@@ -109,14 +109,7 @@ def train_group(
     return trainable.leaves["numbers"].detach().cpu(), outcome
 
 
-@alone
-def preoptimize(
-    base: Base,
-    photos: str | Path,
-    out: str | Path,
-    config: PreoptConfig | None = None,
-    hand_out: HandOut | None = None,
-) -> Bank:
+def preoptimize(base: Base, photos: str | Path, out: str | Path, config: PreoptConfig | None = None) -> Bank:
     """Makes or continues a bank; the same call resumes.
 
     Args:
@@ -125,7 +118,6 @@ def preoptimize(
         out: the folder of the bank with the cached latents, on a disk or in an object store (`s3://…`). The
             log and the checkpoints lie in it too, or for an object store in `HDB_CACHE`.
         config: the settings; a bank made with others is refused.
-        hand_out: has groups trained elsewhere, see `groups.HandOut`; None to train them here, one by one.
 
     Returns:
         The bank with every person of `photos`.
@@ -133,7 +125,15 @@ def preoptimize(
     Raises:
         InputError: unusable photos, a bank of another config or base, or a person whose training diverged.
     """
-    config, store = config or PreoptConfig(), Store(out)
+    return fill_bank(base, photos, out, config or PreoptConfig(), None)
+
+
+@alone
+def fill_bank(
+    base: Base, photos: str | Path, out: str | Path, config: PreoptConfig, hand_out: HandOut | None
+) -> Bank:
+    """Does the work of `preoptimize`; `hand_out` has groups trained elsewhere, None trains them here."""
+    store = Store(out)
     people, stage = read_faces(Path(photos)), prepare(base, config)
     bank = Bank.create(store, stage.manifest(), stage.start)
     run, groups = run_of(stage, store), groups_of(stage, people, bank)
