@@ -84,7 +84,7 @@ class Killer(threading.Thread):
 
 
 def test_whoever_dies_the_bank_is_that_of_one_process(micro_dir: Path, photos: Path, tmp_path: Path) -> None:
-    config = PreoptConfig(down_dim=4, up_dim=3, steps=8, identities_per_batch=8)
+    config = PreoptConfig(down_dim=4, up_dim=3, steps=4, identities_per_batch=8)
     base, threads = load_base(micro_dir, "cpu"), torch.get_num_threads()
     torch.set_num_threads(1)  # as in an actor of one core
     try:
