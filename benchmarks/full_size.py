@@ -33,6 +33,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.base.readers import networks
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.files import write_json
 from hyperdreambooth.finetune.config import FinetuneConfig
@@ -192,7 +193,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
         "train": HypernetConfig(batch=4, checkpointing=True),
     }
     return {
-        "parameters": {part: sum(p.numel() for p in m.parameters()) for part, m in base._modules().items()},
+        "parameters": {part: sum(p.numel() for p in m.parameters()) for part, m in networks(base.pipe).items()},
         "sites": {part: sum(s.component == part for s in base.sites) for part in base.components},
         "lidb_numbers": layout.size,
         "lidb_file_bytes": (folder / "person.lidb.safetensors").stat().st_size,
