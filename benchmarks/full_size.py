@@ -193,7 +193,9 @@ def row(name: str, folder: Path) -> dict[str, Any]:
         "train": HypernetConfig(batch=4, checkpointing=True),
     }
     return {
-        "parameters": {part: sum(p.numel() for p in m.parameters()) for part, m in networks(base.pipe).items()},
+        "parameters": {
+            part: sum(p.numel() for p in each.parameters()) for part, each in networks(base.pipe).items()
+        },
         "sites": {part: sum(s.component == part for s in base.sites) for part in base.components},
         "lidb_numbers": layout.size,
         "lidb_file_bytes": (folder / "person.lidb.safetensors").stat().st_size,
