@@ -1,11 +1,11 @@
-"""Captions name the context, the whole context and nothing else."""
+"""Captions name the context, and nothing else unless asked; the base's also name what is seen of a person."""
 
 import re
 
 import pytest
 
-from hyperdreambooth.avatars.captions import caption, words
-from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CHOICES, Context, context
+from hyperdreambooth.avatars.captions import MOST_TRAITS, caption, described, visible, words
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, CHOICES, Context, context, identity
 
 
 def test_groups_and_values_are_those_that_are_drawn() -> None:
@@ -74,3 +74,29 @@ def test_captions_do_not_name_the_person() -> None:
     used = {word for group in ATTRIBUTES.values() for phrase in group.values() for word in phrase.split()}
     # Colours of things worn may share a word with a hair tint; nothing else may.
     assert used & kinds <= {"blue", "pink", "green", "grey"}
+
+
+def test_a_description_names_what_is_seen() -> None:
+    for seed in range(200):
+        person, c = identity(seed), context(seed)
+        phrases = visible(person, c)
+        glasses = person.kinds["glasses"]
+        seen = glasses != "none" and c.eyewear == "none"
+        assert (f"{glasses} glasses" in phrases) == seen
+        assert any(phrase.endswith(" eyes") for phrase in phrases) == (c.eyewear == "none")
+        assert ("a full beard" in phrases) == (person.kinds["beard"] == "full")
+        assert ("freckles" in phrases) == (person.kinds["freckles"] != "none")
+        assert any(phrase.endswith(" skin") for phrase in phrases)
+
+
+def test_a_description_has_some_of_the_phrases_and_known_words() -> None:
+    known, counts = set(words()), set[int]()
+    for seed in range(200):
+        person, c = identity(seed), context(seed)
+        text = described(person, c, "[V] face", seed)
+        assert text == described(person, c, "[V] face", seed)
+        named = [phrase for phrase in visible(person, c) if phrase in text]
+        assert text.count(",") == max(0, len(named) - 2)
+        counts.add(len(named))
+        assert set(re.findall(r"[a-z]+", text)) <= known
+    assert counts == set(range(MOST_TRAITS + 1))

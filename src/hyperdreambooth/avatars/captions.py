@@ -1,4 +1,4 @@
-"""Captions name a context in words, and nothing of an identity."""
+"""Captions name a context in words; those that the base learns from also name what is seen of the person."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from hyperdreambooth.avatars.draw.people import ATTRIBUTES, Context
+from hyperdreambooth.avatars.draw.people import ATTRIBUTES, CATEGORICAL, Context, Identity
 
 # Words that no caption uses but that users type: the tokenizer gets a token for each.
 _SYNONYMS = (
@@ -22,6 +22,59 @@ _SYNONYMS = (
     "pixelated retro game glowing lights very small big young old nice beautiful cute funny two one "
     "sitting standing looking"
 )
+
+
+_HAIR = {
+    "bald": "a bald head", "buzz": "cropped {} hair", "short": "short {} hair",
+    "side_part": "parted {} hair", "quiff": "a {} quiff", "curly": "curly {} hair", "afro": "a {} afro",
+    "bob": "a {} bob", "long": "long {} hair", "bun": "a {} bun", "locs": "{} locs",
+}  # fmt: skip
+_BEARD = {"stubble": "stubble", "moustache": "a moustache", "goatee": "a goatee", "full": "a full beard"}
+_SKIN, _SHADES = ("light", "tan", "brown", "dark"), ("black", "dark", "brown", "fair", "blonde")
+_GINGER = ("black", "auburn", "red", "ginger", "ginger")
+_EYES = ("brown", "hazel", "green", "blue", "grey")
+MOST_TRAITS = 4
+
+
+def visible(person: Identity, context: Context) -> list[str]:
+    """Returns a phrase for each trait of the person that the picture shows, such as "curly red hair"."""
+    t, kinds = person.traits, person.kinds
+    phrases = [
+        _HAIR[kinds["hair_style"]].format(_hair_colour(person)),
+        f"{_word(_SKIN, t['skin_tone'])} skin",
+    ]
+    if kinds["beard"] in _BEARD:
+        phrases.append(_BEARD[kinds["beard"]])
+    if context.eyewear == "none":
+        phrases.append(f"{_word(_EYES, t['eye_hue'])} eyes")
+        phrases += [f"{kinds['glasses']} glasses"] if kinds["glasses"] != "none" else []
+    phrases += ["freckles"] if kinds["freckles"] != "none" else []
+    phrases += ["earrings"] if kinds["earrings"] != "none" else []
+    return phrases
+
+
+def _hair_colour(person: Identity) -> str:
+    if person.kinds["hair_tint"] != "natural":
+        return person.kinds["hair_tint"]
+    return _word(_GINGER if person.traits["hair_hue"] > 0.5 else _SHADES, person.traits["hair_lightness"])
+
+
+def _word(words: tuple[str, ...], value: float) -> str:
+    """Returns the word for a trait in [0, 1]; the words divide the range evenly."""
+    return words[min(int(value * len(words)), len(words) - 1)]
+
+
+def described(person: Identity, context: Context, subject: str, seed: int) -> str:
+    """Returns the words for the person with some of the visible traits: "[V] face with round glasses".
+
+    None, or up to `MOST_TRAITS` of them, in any order; the seed chooses.
+    """
+    rng = np.random.default_rng([seed, 6])
+    phrases = visible(person, context)
+    some = [phrases[k] for k in rng.permutation(len(phrases))[: rng.integers(0, MOST_TRAITS + 1)]]
+    *first, last = some or [""]
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"{subject} with {listed}" if listed else subject
 
 
 def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed: int = 0) -> str:
@@ -44,4 +97,6 @@ def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed
 def words() -> tuple[str, ...]:
     """Returns every lower-case word that a caption can use, and words that users may type instead; sorted."""
     phrases = [phrase for group in ATTRIBUTES.values() for phrase in group.values()]
+    phrases += [*_HAIR.values(), *_BEARD.values(), *_SKIN, *_SHADES, *_GINGER, *_EYES]
+    phrases += [*CATEGORICAL["hair_tint"], *CATEGORICAL["glasses"], "skin freckles earrings"]
     return tuple(sorted(set(re.findall(r"[a-z]+", " ".join([*phrases, "a face", _SYNONYMS])))))
