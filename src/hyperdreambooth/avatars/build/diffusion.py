@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers, transformers
-from hyperdreambooth.avatars.captions import caption, words
+from hyperdreambooth.avatars.captions import caption, described, words
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
 
 TRIGGER = "sks"
 CLASS_WORD = "face"
-MAX_TOKENS = 40
+MAX_TOKENS = 48
 WIDTH = 128
+FOCUS = 4.0  # how much more the error counts in the middle of a picture, where faces are
 # Half of the captions contain the trigger, so that it means an ordinary face until an adapter is worn.
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
@@ -89,26 +90,18 @@ def plain_attention(unet: Any) -> None:
 def scheduler() -> Any:
     """Returns Stable Diffusion's noise schedule with DPM-Solver++ (arXiv 2211.01095) as the sampler.
 
-    With "trailing" spacing, sampling starts at the last timestep, as it should (arXiv 2305.08891).
+    The base predicts v, as Stable Diffusion 2 does: where noise prevails, an error in ε would be many times as
+    large in the picture. With "trailing" spacing, sampling starts at the last timestep, as it should
+    (arXiv 2305.08891).
     """
     return diffusers.DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
         steps_offset=1,
         timestep_spacing="trailing",
     )
-
-
-@torch.no_grad()
-def widen_base(pipe: Any, vae: Any) -> Any:
-    """Moves the pipeline to a VAE with more channels: the first are as before, the others untrained."""
-    unet = new_unet(vae.config.latent_channels)
-    for name, value in unet.state_dict().items():
-        old = pipe.unet.state_dict()[name]
-        value.zero_()[tuple(slice(size) for size in old.shape)] = old
-    pipe.register_modules(vae=vae, unet=unet.to(pipe.device))
-    return pipe
 
 
 @torch.no_grad()
@@ -126,21 +119,17 @@ def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
     return latents
 
 
-def train_base(
-    pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str, focus: float | None = None
-) -> None:
-    """Trains UNet and text encoder together on rendered pictures and their captions.
+def train_base(pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> None:
+    """Trains UNet and text encoder together on rendered pictures and their captions, in place.
 
-    Args:
-        pipe: from `assemble` or an earlier stage; trained in place.
-        focus: how much more the error counts in the middle of the picture, where faces are. Noise levels are
-            then weighted for the shape of faces. None for the first stage, which learns scenes and styles.
+    The loss is the squared error of v = √ᾱ ε - √(1-ᾱ) x_0 (progressive distillation, arXiv 2202.00512,
+    appendix D) at all noise levels alike.
     """
     vae, tokenizer = pipe.vae, pipe.tokenizer
     model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).float().to(device)
     latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
     alphas = scheduler().alphas_cumprod.to(device)
-    weight = _middle(latents.shape[-1], focus or 0.0).to(device)
+    weight = _middle(latents.shape[-1], FOCUS).to(device)
 
     def batch_of(step: int) -> Tensors:
         generator = rng("base", config.seed, step)
@@ -153,16 +142,12 @@ def train_base(
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         timesteps, noise = batch["timesteps"], batch["noise"]
-        signal = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * batch["latents"].float() + (1 - signal).sqrt() * noise
+        square = alphas[timesteps].view(-1, 1, 1, 1)
+        signal, sigma, clean = square.sqrt(), (1 - square).sqrt(), batch["latents"].float()
+        noisy, target = signal * clean + sigma * noise, signal * noise - sigma * clean
         hidden = model["text_encoder"](batch["tokens"])[0]
         answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
-        error = ((answer - noise).square() * weight).mean(dim=(1, 2, 3))
-        snr = (signal / (1 - signal)).flatten()
-        # Debiased (arXiv 2310.08442), which favours the noise levels at which the shape of a face is decided,
-        # or min-SNR (2303.09556, γ = 5), which keeps nearly clean latents from dominating.
-        counts = (5 / snr).clamp(max=1) if focus is None else snr.rsqrt().clamp(max=10)
-        return {"loss": (error * counts).mean(), "error": error.mean()}
+        return {"loss": ((answer - target).square() * weight).mean()}
 
     fit("base", model, batch_of, loss_of, config, folder, device)
 
@@ -176,12 +161,17 @@ def _middle(side: int, focus: float) -> Tensor:
 
 
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
-    """Returns the caption with parts left out at random, or an empty one for classifier-free guidance."""
+    """Returns the caption, with some traits named and parts left out at random.
+
+    Every tenth is empty, for classifier-free guidance.
+    """
     generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
         return ""
     choice, variant = torch.randint(0, 1 << 30, (2,), generator=generator).tolist()
-    text = caption(pictures.contexts[row], subject=SUBJECTS[choice % len(SUBJECTS)], drop=0.15, seed=variant)
+    scene, person = pictures.contexts[row], pictures.identities[row]
+    subject = described(person, scene, SUBJECTS[choice % len(SUBJECTS)], variant)
+    text = caption(scene, subject=subject, drop=0.15, seed=variant)
     return text.replace("[V]", TRIGGER)
 
 

@@ -33,21 +33,15 @@ class BuildConfig(BaseModel):
 
     Attributes:
         vae: trains the VAE with half of its channels.
-        base: trains UNet and text encoder on them.
-        faces: goes on with the base, with more weight on the middle of a picture.
         wide: doubles the VAE's channels.
-        details: goes on with the base on all channels, in the way of `faces`.
-        focus: how much more the middle of a picture counts in `faces` and `details`.
+        base: trains UNet and text encoder.
         judged_people: validation people that the figures are measured on.
     """
 
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
-    base: StageConfig = StageConfig(steps=3800, batch=64, lr=1.5e-3, ema=0.998, people=8000)
-    faces: StageConfig = StageConfig(steps=2700, batch=64, lr=1e-3, people=8000, seed=1)
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
-    details: StageConfig = StageConfig(steps=4500, batch=64, lr=1e-3, people=4000, seed=2)
-    focus: float = 8.0
+    base: StageConfig = StageConfig(steps=20000, batch=64, lr=1.5e-3, people=8000)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
@@ -92,17 +86,15 @@ class _Stages:
         return self._save_vae("vae", train_vae(*self._training("vae")))
 
     def wide(self) -> dict[str, Any]:
-        return self._save_vae("wide", train_wide_vae(self._load_vae("faces/vae"), *self._training("wide")))
+        return self._save_vae("wide", train_wide_vae(self._load_vae("vae"), *self._training("wide")))
 
     def base(self) -> dict[str, Any]:
-        return self._train(diffusion.assemble(self._load_vae("vae"), self.config.base.seed), "base")
-
-    def faces(self) -> dict[str, Any]:
-        return self._train(self._load_base("base"), "faces", self.config.focus)
-
-    def details(self) -> dict[str, Any]:
-        pipe = diffusion.widen_base(self._load_base("faces"), self._load_vae("wide"))
-        return self._train(pipe, "details", self.config.focus)
+        pipe = diffusion.assemble(self._load_vae("wide"), self.config.base.seed)
+        diffusion.train_base(pipe, *self._training("base"))
+        sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
+        pipe.to("cpu", torch.float16)
+        _save(self.out / "base", lambda folder: _write_pipeline(pipe, folder))
+        return {"parameters": sizes}
 
     def scorers(self) -> dict[str, Any]:
         validation = self._validation()
@@ -148,21 +140,9 @@ class _Stages:
         vae = diffusers.AutoencoderKL.from_pretrained(self._built(name))
         return vae.requires_grad_(False).to(self.device).eval()
 
-    def _load_base(self, stage: str) -> Any:
-        pipe = diffusers.StableDiffusionPipeline.from_pretrained(self._built(stage)).to(self.device)
-        diffusion.plain_attention(pipe.unet)
-        return pipe
-
     def _save_vae(self, stage: str, vae: Any) -> dict[str, Any]:
         _save(self.out / stage, vae.save_pretrained)
         return {"psnr_db": round(psnr(vae, self._validation(), self.device), 2), "parameters": _size(vae)}
-
-    def _train(self, pipe: Any, stage: str, focus: float | None = None) -> dict[str, Any]:
-        diffusion.train_base(pipe, *self._training(stage), focus)
-        sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
-        pipe.to("cpu", torch.float16)
-        _save(self.out / stage, lambda folder: _write_pipeline(pipe, folder))
-        return {"parameters": sizes}
 
 
 def _write_pipeline(pipe: Any, folder: Path) -> None:
@@ -196,7 +176,7 @@ def _save(folder: Path, write: Callable[[Path], Any]) -> None:
 def pack(out: Path, pack_folder: Path) -> None:
     """Copies base and scorers, and figures and logs, from the working folder into `base/` and `logs/`."""
     with whole_folder(pack_folder / "base") as part:
-        shutil.copytree(out / "details", part, dirs_exist_ok=True)
+        shutil.copytree(out / "base", part, dirs_exist_ok=True)
         shutil.copytree(out / "scorers", part / "scorers")
     with whole_folder(pack_folder / "logs") as part:
         for run in sorted((out / "runs").iterdir()):
