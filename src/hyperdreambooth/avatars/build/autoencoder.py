@@ -1,7 +1,7 @@
 """The avatars' VAE: 128 pixels → 16×16×24 latents, trained on crops.
 
-It learns twelve channels first. Twelve more follow when the base has learned to draw the first: so the base
-learns what is coarse on small latents, and keeps what it has learned.
+It learns twelve channels first, and then twelve more. At the end all are scaled to one precision, so that an
+error of the base is worth the same in every channel.
 """
 
 from __future__ import annotations
@@ -77,14 +77,13 @@ def train_vae(pictures: Pictures, config: StageConfig, folder: Path, device: str
         return {"loss": loss, "absolute": absolute, "squared": squared, "kl": kl}
 
     fit("vae", vae, lambda step: {"pixels": crops(pictures, config, step)}, loss_of, config, folder, device)
-    vae.register_to_config(scaling_factor=round(1 / _spread(vae, pictures, device), 4))
     return vae
 
 
 def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
     """Trains a VAE of twice the channels on the signal-to-noise ratio, so that neon does not outweigh faces.
 
-    The channels of `vae` are kept close to their present values, because a base has learned them.
+    The channels of `vae` are kept close to their present values, so that the new ones carry what is missing.
     """
     coarse = vae.requires_grad_(False).to(device).eval()
     wide, channels = widen(coarse, config.seed).to(device), coarse.config.latent_channels
@@ -101,7 +100,7 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
         return {"loss": loss, "decibel": decibel, "drift": drift, "kl": kl}
 
     fit("wide", wide, lambda step: {"pixels": crops(pictures, config, step)}, loss_of, config, folder, device)
-    wide.register_to_config(scaling_factor=coarse.config.scaling_factor)
+    even_precision(wide, pictures, device)
     return wide
 
 
@@ -119,11 +118,24 @@ def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
 
 
 @torch.no_grad()
-def _spread(vae: Any, pictures: Pictures, device: str) -> float:
-    """Returns the standard deviation of the latents; the base is trained on latents of unit variance."""
+def even_precision(vae: Any, pictures: Pictures, device: str) -> None:
+    """Scales and shifts the channels, in the 1×1 convolutions; pictures stay what they are, to rounding.
+
+    The standard deviation of the posterior says how exactly the decoder needs a channel. It becomes the same
+    in all of them. Latents get a mean of 0 in each channel and a mean square of 1 over all.
+    """
     rows = torch.arange(0, len(pictures), max(1, len(pictures) // 256))[:256]
-    means = [vae.encode(pictures.batch(part).to(device)).latent_dist.mode() for part in rows.split(32)]
-    return float(torch.cat(means).std())
+    found = [vae.encode(pictures.batch(part).to(device)).latent_dist for part in rows.split(32)]
+    mean = torch.cat([one.mean for one in found])
+    precision = torch.cat([one.var for one in found]).mean(dim=(0, 2, 3)).rsqrt()
+    shift, spread = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3), correction=0)
+    scale = precision / (spread * precision).square().mean().sqrt()
+    channels, into, back = len(scale), vae.quant_conv, vae.post_quant_conv
+    into.bias[:channels].sub_(shift).mul_(scale)
+    into.weight[:channels].mul_(scale.view(-1, 1, 1, 1))
+    into.bias[channels:].add_(2 * scale.log())
+    back.bias.add_(back.weight.flatten(1) @ shift)
+    back.weight.div_(scale.view(1, -1, 1, 1))
 
 
 @torch.no_grad()

@@ -90,8 +90,8 @@ def plain_attention(unet: Any) -> None:
 def scheduler() -> Any:
     """Returns Stable Diffusion's noise schedule with DPM-Solver++ (arXiv 2211.01095) as the sampler.
 
-    The base predicts v, as Stable Diffusion 2 does: where noise prevails, an error in ε would be many times as
-    large in the picture. With "trailing" spacing, sampling starts at the last timestep, as it should
+    The base predicts v, as Stable Diffusion 2 does: where noise prevails, an error in ε would be many times
+    as large in the picture. With "trailing" spacing, sampling starts at the last timestep, as it should
     (arXiv 2305.08891).
     """
     return diffusers.DPMSolverMultistepScheduler(
