@@ -1,4 +1,4 @@
 """The recipe of the avatars' models: VAE, base, scorers and encoder, stage by stage from seeds."""
 
-STAGES = ("vae", "wide", "base", "scorers", "encoder")
+STAGES = ("vae", "wide", "encoder", "base", "scorers")
 """The stages in order; each needs the ones before it."""

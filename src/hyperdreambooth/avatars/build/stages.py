@@ -22,7 +22,7 @@ from hyperdreambooth.avatars.build.autoencoder import psnr, train_vae, train_wid
 from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures, pictures
 from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
-from hyperdreambooth.avatars.build.untyped import diffusers
+from hyperdreambooth.avatars.build.untyped import diffusers, transformers
 from hyperdreambooth.avatars.draw.people import ATTRIBUTES
 from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
 from hyperdreambooth.runs import environment
@@ -34,6 +34,7 @@ class BuildConfig(BaseModel):
     Attributes:
         vae: trains the VAE with half of its channels.
         wide: doubles the VAE's channels.
+        encoder: the hypernetwork's image encoder, with which the base is aligned, too.
         base: trains UNet and text encoder.
         judged_people: validation people that the figures are measured on.
     """
@@ -90,7 +91,8 @@ class _Stages:
 
     def base(self) -> dict[str, Any]:
         pipe = diffusion.assemble(self._load_vae("wide"), self.config.base.seed)
-        diffusion.train_base(pipe, *self._training("base"))
+        encoder = transformers.ResNetModel.from_pretrained(self._built("encoder")).float()
+        diffusion.train_base(pipe, encoder.to(self.device).eval(), *self._training("base"))
         sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
         pipe.to("cpu", torch.float16)
         _save(self.out / "base", lambda folder: _write_pipeline(pipe, folder))
