@@ -42,7 +42,7 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
-    base: StageConfig = StageConfig(steps=20000, batch=64, lr=1.5e-3, people=8000)
+    base: StageConfig = StageConfig(steps=16000, batch=64, lr=1.5e-3, people=8000)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
