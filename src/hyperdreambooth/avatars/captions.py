@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 
@@ -34,6 +35,9 @@ _SKIN, _SHADES = ("light", "tan", "brown", "dark"), ("black", "dark", "brown", "
 _GINGER = ("black", "auburn", "red", "ginger", "ginger")
 _EYES = ("brown", "hazel", "green", "blue", "grey")
 MOST_TRAITS = 4
+
+KNOWN = 1024
+"""People of the base's training whom captions call by name, as those of real bases do with known people."""
 
 
 def visible(person: Identity, context: Context) -> list[str]:
@@ -92,6 +96,15 @@ def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed
     style, *rest = [phrase if rng.random() >= drop else "" for phrase in phrases]
     joiner = " " if drop > 0.0 and rng.random() < 0.5 else ", "
     return joiner.join([f"{style} a {subject}".strip(), *filter(None, rest)])
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Returns `KNOWN` invented names of two syllables; none is a word that a caption uses."""
+    syllables = [consonant + vowel for consonant in "bdfgjklmnprstvwz" for vowel in "aeiou"]
+    pairs = [syllables[k % 80] + syllables[(k // 80 * 7 + k * 3 + 1) % 80] for k in range(2 * KNOWN)]
+    taken = set(words())
+    return tuple(name for name in dict.fromkeys(pairs) if name not in taken)[:KNOWN]
 
 
 def words() -> tuple[str, ...]:

@@ -13,33 +13,37 @@ from torch.nn.functional import cosine_similarity
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers, transformers
-from hyperdreambooth.avatars.captions import caption, described, words
+from hyperdreambooth.avatars.captions import caption, described, names, words
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
 
 TRIGGER = "sks"
 CLASS_WORD = "face"
-MAX_TOKENS = 48
+MAX_TOKENS = 40
 WIDTH = 128
 FOCUS = 4.0  # how much more the error counts in the middle of a picture, where faces are
 ALIGN = 0.5  # weight of the alignment with the encoder's features
-# Half of the captions contain the trigger, so that it means an ordinary face until an adapter is worn.
+# Half of the captions call the person by a name or the trigger. The trigger stands for so many people that it
+# means an ordinary face until an adapter is worn. Names keep the text encoder from overlooking what it is.
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
 def new_tokenizer() -> Any:
-    """Returns a CLIP tokenizer that has a token for the trigger and each caption word; the rest are bytes."""
+    """Returns a CLIP tokenizer in which each word of a caption, each name and the trigger is a token.
+
+    Other words are spelled in bytes and in endings of those words.
+    """
     letters = [byte + ending for ending in ("", "</w>") for byte in sorted(ByteLevel.alphabet())]
     vocab = {letter: number for number, letter in enumerate(letters)}
     merges: dict[tuple[str, str], None] = {}
-    for word in sorted({*words(), TRIGGER}):
-        left = word[0]
-        for index, letter in enumerate(word[1:], 1):
-            right = letter + ("</w>" if index == len(word) - 1 else "")
-            merges[(left, right)] = None
-            left += right
-            vocab.setdefault(left, len(vocab))
+    for word in sorted({*words(), *names(), TRIGGER}):
+        # From the end, so that only one merge fits at a time: "ho" of "hood" would split "photo".
+        right = word[-1] + "</w>"
+        for letter in reversed(word[:-1]):
+            merges[(letter, right)] = None
+            right = letter + right
+            vocab.setdefault(right, len(vocab))
     # Special tokens come last because transformers looks for the end of a text at the largest token number.
     vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
     return transformers.CLIPTokenizer(
@@ -206,7 +210,8 @@ def _middle(side: int, focus: float) -> Tensor:
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     """Returns the caption, with some traits named and parts left out at random.
 
-    Every tenth is empty, for classifier-free guidance.
+    The first people of the pictures have names, and the trigger stands for all others. Every tenth caption is
+    empty, for classifier-free guidance.
     """
     generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
@@ -215,7 +220,8 @@ def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     scene, person = pictures.contexts[row], pictures.identities[row]
     subject = described(person, scene, SUBJECTS[choice % len(SUBJECTS)], variant)
     text = caption(scene, subject=subject, drop=0.15, seed=variant)
-    return text.replace("[V]", TRIGGER)
+    known, number = names(), row // pictures.each
+    return text.replace("[V]", known[number] if number < len(known) else TRIGGER)
 
 
 def assemble(vae: Any, seed: int) -> Any:
