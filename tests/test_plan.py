@@ -12,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import eyes
+import pipelines
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.hypernet.config import HypernetConfig
@@ -89,6 +90,14 @@ def test_a_step_costs_what_its_layers_multiply_and_again_what_is_computed_again(
     assert again == pytest.approx(sum(counted) - 2 * forward, rel=0.1)  # what ran in the backward pass
     config = HypernetConfig(checkpointing=True)
     assert step_seconds(base, config, EXACT, 7) == pytest.approx(7 * (plain + again))
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Qwen-Image", "Krea 2"])
+def test_a_step_is_counted_where_captions_have_masks(name: str, tmp_path: Path) -> None:
+    """Masks are made from tokens, which are on the CPU although the skeleton is not."""
+    pipelines.FAMILIES[name]().save_pretrained(tmp_path)
+    base = skeleton(tmp_path, resolution=32)
+    assert 0 < sample_flops(base, True) < sample_flops(base, True, checkpointing=True)
 
 
 @pytest.mark.parametrize(
