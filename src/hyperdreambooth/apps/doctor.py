@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -134,7 +134,7 @@ def _memory(
             estimate = _estimate(needs, place, free)
             _line(task, f"with {options}: {estimate}" if options else estimate)
         if isinstance(job.own, HypernetConfig):
-            _line(task, _time(build(), job.own, place))
+            _line(task, _time(build, job.own, place))
     except InputError as error:
         if loading.offline or not offline or "not on this machine" not in str(error):
             raise
@@ -156,7 +156,7 @@ def _estimate(needs: Mapping[str, int], place: str, free: int | None) -> str:
     return f"needs {_gib(total)} of {_gib(free)} GiB free on {place}: {verdict} ({parts})"
 
 
-def _time(base: Base, config: HypernetConfig, place: str) -> str:
+def _time(build: Callable[[], Base], config: HypernetConfig, place: str) -> str:
     """Says how long a training takes on a GPU and what that rests on; other devices have to be measured."""
     import torch
 
@@ -168,7 +168,7 @@ def _time(base: Base, config: HypernetConfig, place: str) -> str:
     name = torch.cuda.get_device_name(place) if torch.cuda.is_available() else ""
     kind = kind_of(name) or "H200"
     speed = RATES[kind]
-    seconds = config.steps * step_seconds(base, config, speed, config.batch * config.photos)
+    seconds = config.steps * step_seconds(build(), config, speed, config.batch * config.photos)
     rests = f"by its arithmetic and the speed of {speed.source}; bases smaller than SD 1.5 take longer"
     return f"{config.steps} steps of {config.batch} take about {duration(seconds)} on one {kind} ({rests})"
 
