@@ -29,7 +29,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from hyperdreambooth.base.autoencoder import raw_latents
@@ -301,33 +300,3 @@ def _largest_map(base: Base, images: int) -> int:
     with watch, _FusedAttention():
         vae.decode(latents)
     return max(sizes)
-
-
-RATES = {"H200": 2e12 / 9.1e-3}
-"""GPU → floating-point operations a second in a training's steps, as measured (docs/LOG.md, 2026-11-27).
-
-SD 1.5 at 512 pixels, 32 people side by side in bfloat16: 9.1 ms a sample of about 2 TFLOP.
-"""
-
-
-def hours(base: Base, config: HypernetConfig, gpu: str) -> float:
-    """Estimates the hours of a hypernetwork's training on a GPU, without its validation and its start.
-
-    Args:
-        base: a skeleton.
-        config: of the training.
-        gpu: one of `RATES`.
-    """
-    samples = config.steps * config.batch * config.photos
-    return samples * _operations(base, config.checkpointing) / RATES[gpu] / 3600
-
-
-@torch.no_grad()
-def _operations(base: Base, checkpointing: bool) -> float:
-    """Returns the operations of one sample: forward, backward to the inputs, and what is computed again."""
-    noise, timestep = sample_noise(base, _latent_shape(base), "measured")
-    tokens = base.family.tokenize(base.pipe, ["a person"])
-    with FlopCounterMode(display=False) as counter:
-        told = base.family.encode_prompts(base.pipe, tokens)
-        denoise_loss(base, noise[None], told, noise[None], timestep[None])
-    return counter.get_total_flops() * (3 if checkpointing else 2)

@@ -46,7 +46,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
         encoder_hidden_states=hidden,
         timestep=timesteps / pipe.scheduler.config.num_train_timesteps,
         position_ids=pipe.prepare_position_ids(hidden.shape[1], rows, columns, noisy.device),
-        encoder_attention_mask=conditioning["mask"],
+        encoder_attention_mask=conditioning["mask"].to(noisy.device),
         return_dict=False,
     )[0]
     return pipe._unpack_latents(packed, h * scale, w * scale).squeeze(2)
