@@ -18,8 +18,6 @@ from hyperdreambooth.lora.formats.original import Rows
 from hyperdreambooth.lora.formats.peft import config_of, scale_of
 from hyperdreambooth.shapes import Factors, Site
 
-Matrices: TypeAlias = dict[str, tuple[Tensor, Tensor]]
-"""Site name → (down `(r, i)`, up `(o, r)`), each of its own rank."""
 WeightOf: TypeAlias = Callable[[str], Tensor]
 """Gives a base's weight at a site; a DoRA's ΔW depends on it."""
 
@@ -48,7 +46,7 @@ def read_lora(
         warnings.warn(f"{path}: {', '.join(file.left_out)} is not worn; the rest is", stacklevel=2)
     with open_tensors(path) as tensors:
         check_numbers(file, tensors)
-        matrices: Matrices = {}
+        matrices: dict[str, Pair] = {}
         for name, layer in file.modules.items():
             pair = _pair(file, config, layer, places[name], tensors, weight_of)
             _check_rest(path, name, pair[1], places[name])
