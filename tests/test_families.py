@@ -56,16 +56,8 @@ def sampled_in_few_steps() -> Any:
     return qwens.klein(is_distilled=True)
 
 
-def sd3_with_t5() -> Any:
-    """The whole one: its T5 reads prompts too."""
-    pipe = pipelines.sd3()
-    tok, t5 = pipelines.t5(width=40)
-    pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
-    return pipe
-
-
 VARIANTS: dict[str, Callable[[], Any]] = {
-    **pipelines.FAMILIES, "Flux, guided": flux_guided, "SD3 with T5": sd3_with_t5,
+    **pipelines.FAMILIES, "Flux, guided": flux_guided, "SD3 with T5": pipelines.sd3_with_t5,
     "FLUX.2 klein, distilled": sampled_in_few_steps,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import pipelines
-from hyperdreambooth.base.denoise import add_noise, loss_weights, sample_noise, target
+from hyperdreambooth.base.denoise import add_noise, draw_of, loss_weights, sample_noise, target
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.noising import Diffusion, Flow
 from hyperdreambooth.files import InputError
@@ -26,17 +26,16 @@ def test_noise_is_what_the_flow_scheduler_adds(flow: Base) -> None:
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
     times = scheduler.timesteps[[0, 400, 999]]
     latents, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
-    torch.testing.assert_close(
-        add_noise(flow, latents, noise, times), scheduler.scale_noise(latents, times, noise)
-    )
+    noisy = add_noise(latents, draw_of(flow, noise, times))
+    torch.testing.assert_close(noisy, scheduler.scale_noise(latents, times, noise))
 
 
 def test_min_snr_weighs_a_flow_by_the_error_of_the_clean_picture(flow: Base) -> None:
     times = torch.tensor([100.0, 500.0, 900.0])
     latents, noise, wrong = (torch.randn(3, 4, 8, 8, dtype=torch.float64) for _ in range(3))
     sigma = (times / 1000).view(-1, 1, 1, 1).double()
-    answer = target(flow, latents, noise, times) + wrong
-    clean = add_noise(flow, latents, noise, times.double()) - sigma * answer
+    draw = draw_of(flow, noise, times.double())
+    clean = add_noise(latents, draw) - sigma * (target(flow, latents, draw) + wrong)
     error = (clean - latents).square().mean((1, 2, 3))
     snr = ((1 - sigma) / sigma).square().flatten()
     expected = error * snr.clamp(max=5.0) / wrong.square().mean((1, 2, 3))

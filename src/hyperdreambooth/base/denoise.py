@@ -37,26 +37,21 @@ class Draw(NamedTuple):
 
 def draw_of(base: Base, noise: Tensor, timesteps: Tensor, weighting: Weighting = "uniform") -> Draw:
     """Returns noise `(b, c, h, w)` and timesteps `(b,)` with what follows from them."""
-    return Draw(noise, timesteps, *_levels(base, timesteps), loss_weights(base, timesteps, weighting))
-
-
-def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the signal and noise levels of timesteps, `(b, 1, 1, 1)` each."""
-    signal, sigma = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
-    return signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+    levels = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
+    signal, sigma = (level.view(-1, 1, 1, 1) for level in levels)
+    return Draw(noise, timesteps, signal, sigma, loss_weights(base, timesteps, weighting))
 
 
 # x_t = signal · x_0 + σ ε
-def add_noise(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Returns the noisy latents `(b, c, h, w)` at timesteps `(b,)`."""
-    signal, sigma = _levels(base, timesteps)
-    return signal * latents + sigma * noise
+def add_noise(latents: Tensor, draw: Draw) -> Tensor:
+    """Returns the noisy latents, `(b, c, h, w)` like the clean ones."""
+    return draw.signal * latents + draw.sigma * draw.noise
 
 
-def target(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def target(base: Base, latents: Tensor, draw: Draw) -> Tensor:
     """Returns what the denoiser should predict, `(b, c, h, w)`."""
-    levels = _levels(base, timesteps)
-    return base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
+    scheduler = base.pipe.scheduler
+    return base.family.NOISING.target(scheduler, latents, draw.noise, draw.signal, draw.sigma)
 
 
 def denoise_loss(
@@ -87,15 +82,13 @@ def draw_loss(
         draw: noise and timesteps of the samples.
         mask: the weights of the pixels `(b, 1, h, w)`, for example those of the face; None for all alike.
     """
-    noise, timesteps, *levels, weights = draw
-    noisy = (levels[0] * latents + levels[1] * noise).to(base.dtype)
-    prediction = base.predict(noisy, timesteps, conditioning).float()
-    wanted = base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
-    error = (prediction - wanted).square()
+    noisy = add_noise(latents, draw).to(base.dtype)
+    prediction = base.predict(noisy, draw.timesteps, conditioning).float()
+    error = (prediction - target(base, latents, draw)).square()
     if mask is None:
-        return weights * error.mean(dim=(1, 2, 3))
+        return draw.weights * error.mean(dim=(1, 2, 3))
     covered = (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
-    return weights * (error * mask).sum(dim=(1, 2, 3)) / covered
+    return draw.weights * (error * mask).sum(dim=(1, 2, 3)) / covered
 
 
 # min(SNR, 5)  (Hang et al., arXiv 2303.09556) or √SNR  (Yu et al., arXiv 2310.08442), times the error of x_0

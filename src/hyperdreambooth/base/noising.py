@@ -28,6 +28,16 @@ class Diffusion:
                 f"epsilon or v_prediction, got {predicts}; save the pipeline with its DDIM scheduler"
             )
 
+    def check_steps(self, scheduler: Any, field: str, steps: int) -> None:
+        """Raises an InputError, which names the field, for a number of steps that a scheduler cannot make."""
+        try:
+            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
+        except ValueError as error:
+            raise InputError(
+                f"{field}: the base's {type(scheduler).__name__} cannot make {steps} steps ({error}); "
+                "ask for another number, such as 25"
+            ) from None
+
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
         """Samples one timestep `()` int64 uniformly."""
         return torch.randint(0, scheduler.config.num_train_timesteps, (), generator=generator)
@@ -65,6 +75,9 @@ class Flow:
                 f"scheduler {type(scheduler).__name__}: expected a flow-matching one with a shift; save "
                 "the pipeline with its FlowMatchEulerDiscreteScheduler"
             )
+
+    def check_steps(self, scheduler: Any, field: str, steps: int) -> None:
+        """Refuses nothing: a flow can be followed in any number of steps."""
 
     # σ' = s σ / (1 + (s - 1) σ)   (arXiv 2403.03206, equation 23)
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
