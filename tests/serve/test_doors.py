@@ -110,7 +110,7 @@ def test_a_full_queue_is_429(config: ServeConfig, running: Running) -> None:
 
 
 def test_a_bucket_of_requests_fills_again() -> None:
-    limit, who = RateLimit(), Caller("k", SCOPES, 60, 1)
+    limit, who = RateLimit(), Caller("k", SCOPES, 60, 1, 1)
     assert [limit.wait(who, 0.0) for _ in range(60)] == [0.0] * 60
     assert limit.wait(who, 0.0) == pytest.approx(1.0)
     assert limit.wait(who, 1.0) == 0.0 and limit.wait(who, 1.0) > 0
