@@ -17,6 +17,7 @@ from sqlalchemy import select
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from hyperdreambooth.adapter import FILES
+from hyperdreambooth.files import discard
 from hyperdreambooth.serve.auth import Caller
 from hyperdreambooth.serve.delete import delete_person
 from hyperdreambooth.serve.queue import shown_in_queue
@@ -139,21 +140,25 @@ def _order(fields: NewPerson, photos: Sequence[bytes], key: str | None, service:
 def _accept(
     service: Service, who: Caller, order: Order, fields: NewPerson, photos: Sequence[bytes]
 ) -> dict[str, Any]:
-    """Decodes the photos, and makes the person and the job in one transaction."""
+    """Decodes and writes the photos, and makes the person and the job in one transaction."""
     with service.database.read() as session:
         if (before := earlier(session, who.id, order)) is not None:
             return shown_in_queue(session, before)
     clean = [Made("photo", service.decoder.decode(photo), "image/png") for photo in photos]
-    with service.database.write() as session:
-        if (before := earlier(session, who.id, order)) is not None:  # the same request, at this moment
-            return shown_in_queue(session, before)
-        check_people(session, who)
-        person = new_id("person")
-        job = accept(session, service, who, order, person)
-        kept = {"consent": fields.consent, "keep_photos": fields.keep_photos}
-        session.add(Person(id=person, key=who.id, created=time.time(), **kept))
-        service.store.publish(session, person, clean)
-        return shown_in_queue(session, job)
+    person, store = new_id("person"), service.store
+    try:
+        store.stage(person, clean)  # before the transaction, in which everybody else would wait for the disk
+        with service.database.write() as session:
+            if (before := earlier(session, who.id, order)) is not None:  # the same request, at this moment
+                return shown_in_queue(session, before)
+            check_people(session, who)
+            job = accept(session, service, who, order, person)
+            kept = {"consent": fields.consent, "keep_photos": fields.keep_photos}
+            session.add(Person(id=person, key=who.id, created=time.time(), **kept))
+            store.publish(session, person, clean, person)
+            return shown_in_queue(session, job)
+    finally:
+        discard(store.work / person)
 
 
 @router.get("")
