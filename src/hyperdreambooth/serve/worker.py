@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from tqdm import tqdm
 
 from hyperdreambooth.files import discard
 from hyperdreambooth.serve import queue
@@ -40,6 +41,7 @@ def run_worker(config: ServeConfig, device: str, name: str) -> None:
     logging.getLogger("hyperdreambooth").setLevel(logging.CRITICAL)  # no progress bars
     logging.disable(logging.ERROR)  # libraries quote prompts in what they log
     warnings.simplefilter("ignore")  # and so do warnings
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave behind
     One(config, Studio(config, device), device, name).run()
 
 
