@@ -42,7 +42,8 @@ def test_who_is_deleted_while_files_are_written_takes_nobody_along(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted, stays = running.person(face(1)), running.person(face(2))
-    real = tasks._saved
+    module: Any = tasks
+    real = module._saved
 
     def meanwhile(task: Task, *rest: Any) -> Any:
         made = real(task, *rest)

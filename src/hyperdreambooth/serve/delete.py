@@ -50,12 +50,16 @@ def delete_person(database: Database, store: Store, person: str, key: str | None
 
 
 def everybody(session: Session) -> list[tuple[Person, str]]:
-    """Returns all people, the oldest first, and the name of each one's key."""
-    found = select(Person, Key).outerjoin(Key, Key.id == Person.key).order_by(Person.created)
-    return [
-        (person, "no key" if key is None else f"{key.name} (revoked)" if key.revoked else key.name)
-        for person, key in session.execute(found)
-    ]
+    """Returns all people, the oldest first, and what is known of each one's key."""
+    keys = {key.id: key for key in session.scalars(select(Key))}
+    people = session.scalars(select(Person).order_by(Person.created))
+    return [(person, _key(keys.get(person.key))) for person in people]
+
+
+def _key(key: Key | None) -> str:
+    if key is None:
+        return "no key"
+    return f"{key.name} (revoked)" if key.revoked else key.name
 
 
 def _delete_rows(session: Session, owners: list[str]) -> dict[str, int]:
