@@ -114,11 +114,9 @@ class One:
         """Reads what a job needs: the photos of its person, or the adapters of whom it draws."""
         folder = self._store.work / claim.name
         if claim.kind == "person":
-            photos = (
-                select(File).where(File.owner == claim.person, File.kind == "photo").order_by(File.number)
-            )
-            opens = [opened(self._store.read(one)) for one in session.scalars(photos)]
-            return Task(claim, folder, photos=opens)
+            kept = select(File).where(File.owner == claim.person, File.kind == "photo").order_by(File.number)
+            photos = [opened(self._store.read(one)) for one in session.scalars(kept)]
+            return Task(claim, folder, photos)
         worn = select(File).join(Worn, Worn.person == File.owner).where(Worn.job == claim.id)
         files = {
             one.owner: self._store.path(one) for one in session.scalars(worn.where(File.kind == "diffusers"))
