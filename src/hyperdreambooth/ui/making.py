@@ -186,8 +186,8 @@ class _Watch:
             save_png(look_file(self.folder, step, f"-{number}.png"), picture)
 
         pictures = generate_images(
-            maker.base, prompts, adapter, seed=self.seed, steps=LOOK_STEPS, guidance=maker.guidance,
-            batch=len(prompts) if step else 1, drawn=save,  # the prediction's first picture comes at once
+            maker.base, prompts, adapter,
+            seed=self.seed, steps=LOOK_STEPS, guidance=maker.guidance, drawn=save,
         )  # fmt: skip
         nothing: dict[str, float | None] = {"identity": None, "prompt": None}
         scores = maker.scorers.summary(pictures, prompts, self.judges) if maker.scorers else nothing

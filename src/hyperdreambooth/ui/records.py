@@ -99,10 +99,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 @dataclass(frozen=True)
 class Seen:
-    """The person after some steps: pictures, and scores (None where nothing can be scored).
-
-    While they are drawn, further pictures and all scores are still to come.
-    """
+    """The person after some steps: scores (None where nothing can be scored) and pictures."""
 
     step: int
     scores: Mapping[str, float | None]
@@ -164,11 +161,11 @@ def look_file(folder: Path, step: int, ending: str) -> Path:
 def looks(folder: Path) -> list[Seen]:
     """Returns the looks at a person, by step."""
     found = list[Seen]()
-    for first in sorted((folder / "looks").glob("[0-9]*-0.png")):
-        step = int(first.stem.removesuffix("-0"))
-        scores, pictures = look_file(folder, step, ".json"), first.parent.glob(f"{step:05d}-*.png")
+    for file in sorted((folder / "looks").glob("[0-9]*.json")):
         with suppress(InputError):
-            found.append(Seen(step, read_json(scores) if scores.is_file() else {}, tuple(sorted(pictures))))
+            step = int(file.stem)
+            pictures = sorted(file.parent.glob(f"{file.stem}-*.png"))
+            found.append(Seen(step, read_json(file), tuple(pictures)))
     return found
 
 
