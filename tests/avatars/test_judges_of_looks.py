@@ -59,7 +59,7 @@ def test_everybody_has_an_even_and_a_skewed_picture(shown: Pictures, vae: Any) -
     assert is_soft(torch.arange(10)).nonzero().flatten().tolist() == [0, 1, 6, 7]
     for row in range(10):
         who, scene = shown.identities[row], shown.contexts[row]
-        plain = np.asarray(render((who, scene, row % 2)))[None]
+        plain = np.array(render((who, scene, row % 2)))[None]
         expected = to_bytes(through(vae, from_bytes(plain))) if row in (0, 1, 6, 7) else plain
         found = to_bytes(shown.batch(torch.tensor([row])))
         assert np.abs(found.astype(int) - expected).max() <= (row in (0, 1, 6, 7))  # rounded once more

@@ -49,9 +49,11 @@ class LooksConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    evenness: StageConfig = StageConfig(steps=800, batch=64, lr=2e-3, ema=0.99, people=3000, each=EACH)
+    evenness: StageConfig = StageConfig(
+        steps=800, batch=64, lr=2e-3, ema=0.99, people=2000, each=EACH, checkpoint_every=50
+    )
     features: StageConfig = StageConfig(
-        steps=400, batch=48, lr=2e-3, ema=0.99, people=3000, each=EACH, seed=1
+        steps=400, batch=48, lr=2e-3, ema=0.99, people=2000, each=EACH, seed=1, checkpoint_every=50
     )
     held_out: int = 250
 
