@@ -28,24 +28,27 @@ from PIL import Image
 from hyperdreambooth.avatars.build import pictures
 from hyperdreambooth.avatars.build.autoencoder import through
 from hyperdreambooth.avatars.build.distances import frechet, kernel
+from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.looks import (
     LABELS,
     LooksConfig,
     faces,
     is_soft,
+    new_evenness_reader,
     read_evenness,
     targets,
     train_evenness,
 )
 from hyperdreambooth.avatars.build.pictures import Pictures, Pixels, from_bytes, to_bytes
+from hyperdreambooth.avatars.build.readers import new_reader
 from hyperdreambooth.avatars.build.selfsup import features, train_selfsup
-from hyperdreambooth.avatars.build.untyped import diffusers, transformers
+from hyperdreambooth.avatars.build.untyped import diffusers
 from hyperdreambooth.avatars.captions import caption
 from hyperdreambooth.avatars.draw.people import SPLITS, Context, identity, photo_context
 from hyperdreambooth.base.fingerprint import files_fingerprint
 from hyperdreambooth.base.load import EMBEDDED, Base, load_base
 from hyperdreambooth.evaluate.base_scorers import Reader
-from hyperdreambooth.files import whole_folder, write_json
+from hyperdreambooth.files import load_tensors, save_tensors, write_json
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.grid import grid
 from hyperdreambooth.progress import Progress
@@ -75,36 +78,22 @@ def judges(work: Path, config: LooksConfig, device: str) -> tuple[Judges, Pictur
     vae = diffusers.AutoencoderKL.from_pretrained(EMBEDDED / "vae", torch_dtype=torch.float32)
     vae.requires_grad_(False).eval().to(device)
 
-    def trained(train: Callable[..., Any], name: str) -> Any:
-        stage = getattr(config, name)
-        return train(faces("base", stage.people, cache, vae, device), stage, work / "runs" / name, device)
-
-    reader = kept(
-        work / "evenness",
-        transformers.ResNetForImageClassification,
-        lambda: trained(train_evenness, "evenness"),
-    )
-    resnet = kept(work / "features", transformers.ResNetModel, lambda: trained(train_selfsup, "features"))
-    reader, resnet = reader.to(device), resnet.to(device)
-    names = {name: weights(work / name) for name in ("evenness", "features")}
+    files = {name: work / f"{name}.safetensors" for name in ("evenness", "features")}
+    for name, train in (("evenness", train_evenness), ("features", train_selfsup)):
+        if not files[name].is_file():
+            stage: StageConfig = getattr(config, name)
+            taught = faces("base", stage.people, cache, vae, device)
+            model = train(taught, stage, work / "runs" / name, device)
+            save_tensors(files[name], model.state_dict())
+    reader, resnet = new_evenness_reader(0), new_reader(["unused"], 0).resnet
+    for model, file in ((reader, files["evenness"]), (resnet, files["features"])):
+        model.load_state_dict(load_tensors(file)[0])
+        model.to(device).requires_grad_(False).eval()
+    names = {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items()}
     found = Judges(
         lambda pixels: read_evenness(reader, pixels), lambda pixels: features(resnet, pixels), names
     )
     return found, faces("val", config.held_out, cache, vae, device)
-
-
-def kept(folder: Path, kind: Any, train: Callable[[], Any]) -> Any:
-    """Returns the network of a folder, which is trained and written if it is not there."""
-    if not folder.is_dir():
-        model = train()
-        with whole_folder(folder) as part:
-            model.save_pretrained(part)
-    return kind.from_pretrained(folder).requires_grad_(False).eval()
-
-
-def weights(folder: Path) -> str:
-    """Returns sixteen hex digits of a network's weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def scenes(first: int, count: int) -> list[Context]:

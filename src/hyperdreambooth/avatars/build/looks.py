@@ -28,7 +28,7 @@ from hyperdreambooth.avatars.build.pictures import (
     to_bytes,
     write_chunk,
 )
-from hyperdreambooth.avatars.build.readers import blemish, new_reader, people_and_pictures
+from hyperdreambooth.avatars.build.readers import ShapeReader, blemish, people_and_pictures
 from hyperdreambooth.avatars.draw.people import SPLITS, Context, Identity, identity, photo_context
 from hyperdreambooth.avatars.draw.render import draw
 from hyperdreambooth.avatars.draw.skew import PARTS, random_skew, skewed_parts
@@ -50,10 +50,10 @@ class LooksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     evenness: StageConfig = StageConfig(
-        steps=800, batch=64, lr=2e-3, ema=0.99, people=2000, each=EACH, checkpoint_every=50
+        steps=1500, batch=64, lr=1.5e-3, ema=0.99, people=4000, each=EACH, checkpoint_every=100
     )
     features: StageConfig = StageConfig(
-        steps=400, batch=48, lr=2e-3, ema=0.99, people=2000, each=EACH, seed=1, checkpoint_every=50
+        steps=600, batch=48, lr=2e-3, ema=0.99, people=4000, each=EACH, seed=1, checkpoint_every=100
     )
     held_out: int = 250
 
@@ -110,9 +110,14 @@ def middle(pixels: Tensor) -> Tensor:
     return pixels[..., 28:124, 16:112]
 
 
-def read_evenness(reader: Any, pixels: Tensor) -> Tensor:
+def new_evenness_reader(seed: int) -> ShapeReader:
+    """Returns an untrained reader of `LABELS`; evenness is a matter of where things are."""
+    return ShapeReader(len(LABELS), seed, side=96)
+
+
+def read_evenness(reader: ShapeReader, pixels: Tensor) -> Tensor:
     """Returns the probabilities `(b, 1 + parts)` of `LABELS` for pixels `(b, 3, 128, 128)` in [-1, 1]."""
-    return reader(middle(pixels)).logits.float().sigmoid()
+    return reader(middle(pixels)).float().sigmoid()
 
 
 def targets(pictures: Pictures) -> Tensor:
@@ -124,12 +129,12 @@ def targets(pictures: Pictures) -> Tensor:
     return torch.tensor(rows)
 
 
-def train_evenness(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> Any:
+def train_evenness(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> ShapeReader:
     """Trains the reader of evenness on `faces`: whether a face is even, and which parts of it are not.
 
     Half of the pictures are mirrored, and all are blemished like those of the scorers.
     """
-    reader = new_reader(LABELS, config.seed).to(device)
+    reader = new_evenness_reader(config.seed).to(device)
     truth = targets(pictures)
 
     def batch_of(step: int) -> Tensors:
@@ -140,7 +145,7 @@ def train_evenness(pictures: Pictures, config: StageConfig, folder: Path, device
         return {"pixels": middle(pixels), "truth": truth[rows]}
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
-        logits = reader(batch["pixels"]).logits.float()
+        logits = reader(batch["pixels"]).float()
         # Which part is off is easier to learn than that something is, and leads there.
         loss = binary_cross_entropy_with_logits(logits, batch["truth"], reduction="none").mean(dim=0)
         return {"loss": loss[0] + loss[1:].sum(), "even": loss[0], "parts": loss[1:].mean()}
