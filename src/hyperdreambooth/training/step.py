@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from hyperdreambooth.base.captured import Captured, sent
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import draw_loss, sample_draw
+from hyperdreambooth.base.denoise import Draw, draw_loss, draw_target, sample_draw
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import Run
@@ -28,7 +28,7 @@ from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.trainable import Put, Trainable
 
 Inputs: TypeAlias = Mapping[str, Any]
-"""What a step reads of its samples: `latents`, `draw`, `mask`, `captions` and their `weights` `(n, k)`."""
+"""What a step reads of its samples: `latents`, `draw`, `wanted`, `mask`, `captions`, `weights` `(n, k)`."""
 
 
 def in_half(base: Base, config: TrainConfig) -> bool:
@@ -42,25 +42,38 @@ def step_inputs(base: Base, samples: Samples, encode: Conditioner, config: Train
     index = sent(torch.tensor(rows), samples.latents.device)
     with autocast(config.precision, base.device, base.dtype):
         captions = encode.inputs([samples.captions[row] for row in rows], samples.each)
+    latents = samples.latents[index]
+    draw = sample_draw(base, tuple(latents.shape[1:]), samples.keys(step), config)
     return {
-        "latents": samples.latents[index],
-        "draw": sample_draw(base, tuple(samples.latents.shape[1:]), samples.keys(step), config),
+        "latents": latents,
+        "draw": draw,
+        "wanted": _wanted(base, samples, latents, draw, step),
         "mask": None if samples.masks is None else samples.masks[index],
         "captions": captions,
         "weights": samples.weights[index].unflatten(0, (samples.people, -1)),
     }
 
 
+def _wanted(base: Base, samples: Samples, latents: Tensor, draw: Draw, step: int) -> Tensor | None:
+    """Returns what should be predicted, `(b, c, h, w)`; None where that is the same of all samples."""
+    if samples.answers is None:
+        return None
+    answers = sent(samples.answers[step % len(samples.answers)], latents.device)
+    noise = draw_target(base, latents, draw).unflatten(0, (samples.people, -1))
+    return torch.cat([noise[:, :-1], answers[:, None]], dim=1).flatten(0, 1)
+
+
 # E‖ε - ε_θ(x_t, c)‖² of the person + λ · the same of the class   (DreamBooth, equation 2)
 def step_losses(base: Base, encode: Conditioner, config: TrainConfig, inputs: Inputs) -> Tensor:
     """Returns the loss of each person in one step, `(n,)`: the mean over the person's photos of the step.
 
-    Class images go through the same forward.
+    Class images, and the samples of which the bare base's answer is wanted, go through the same forward.
     """
     weights: Tensor = inputs["weights"]
     with autocast(config.precision, base.device, base.dtype):
         conditioning = encode.encode(inputs["captions"])
-        losses = draw_loss(base, inputs["latents"], conditioning, inputs["draw"], inputs["mask"])
+        given = (inputs["draw"], inputs["mask"], inputs["wanted"])
+        losses = draw_loss(base, inputs["latents"], conditioning, *given)
     return (losses.view_as(weights) * weights).sum(1) / config.batch
 
 
