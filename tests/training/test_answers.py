@@ -22,10 +22,11 @@ from hyperdreambooth.lora.inject import wear
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.preopt.bank_training import prepare, train_group
 from hyperdreambooth.preopt.config import PreoptConfig
+from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
-from hyperdreambooth.training.answers import bare_answers
+from hyperdreambooth.training.answers import ANSWERED, PATH, Answers, bare_answers
 from hyperdreambooth.training.config import TrainConfig
-from hyperdreambooth.training.samples import ANSWERED, Samples
+from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.shots import shots_of
 from hyperdreambooth.training.step import step_inputs, step_losses
 
@@ -56,9 +57,19 @@ def losses(
     """The losses `(n,)` of a step as the loop takes it, every person wearing the same."""
     samples = Samples(shots_of(base, people, config)[0], config)
     encode = Conditioner(base, samples.captions, text_worn=True)
-    samples.answers = bare_answers(base, samples, encode, config)
+    answers = bare_answers(base, samples, encode, config)
     with torch.no_grad(), wear(base.components, worn):
-        return step_losses(base, encode, config, step_inputs(base, samples, encode, config, step))
+        return step_losses(base, encode, config, step_inputs(base, samples, encode, config, step, answers))
+
+
+def answered(
+    base: Base, people: list[tuple[Photo, ...]], config: TrainConfig
+) -> tuple[Samples, Conditioner, Answers]:
+    samples = Samples(shots_of(base, people, config)[0], config)
+    encode = Conditioner(base, samples.captions, text_worn=True)
+    answers = bare_answers(base, samples, encode, config)
+    assert answers is not None
+    return samples, encode, answers
 
 
 @pytest.mark.parametrize(
@@ -84,15 +95,15 @@ def test_the_term_is_that_of_one_sample_by_the_bare_answer(
     worn, step, person = strong(micro_base), 1, people[0]
     (got,) = losses(micro_base, [person], CONFIG, worn, step)
     (without,) = losses(micro_base, [person], CONFIG.model_copy(update={"class_weight": 0.0}), worn, step)
-    shots = shots_of(micro_base, [person], CONFIG)[0][0][0]
-    noise, time = sample_noise(micro_base, (4, 8, 8), 5, shots.person, step, "class")
-    draw = draw_of(micro_base, noise[None], time[None], "debiased")
-    clean, caption = shots.latents[[step]], shots.captions[step].replace("sks ", "")
-    noisy = draw.signal * clean + draw.sigma * draw.noise
+    samples, _, answers = answered(micro_base, [person], CONFIG)
+    caption = samples.captions[int(answers.rows[0, step])]
+    latents, noise, time = (kind[:, step] for kind in (answers.latents, answers.noise, answers.timesteps))
+    draw = draw_of(micro_base, noise, time, "debiased")
+    noisy = draw.signal * latents + draw.sigma * noise
 
     def told() -> Tensor:
         tokens = micro_base.tokenize([caption])
-        return micro_base.predict(noisy, draw.timesteps, micro_base.encode_prompts(tokens))
+        return micro_base.predict(noisy, time, micro_base.encode_prompts(tokens))
 
     with torch.no_grad():
         bare = told()
@@ -100,6 +111,34 @@ def test_the_term_is_that_of_one_sample_by_the_bare_answer(
             expected = draw.weights[0] * (told() - bare).square().mean()
     assert "sks" not in caption and expected > 1e-4
     torch.testing.assert_close(got - without, 0.5 * expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_a_path_is_how_the_bare_base_denoises(
+    micro_base: Base, people: list[tuple[Photo, ...]], predicts: str
+) -> None:
+    """From the noise of its key on, each place follows from the answer at the one before, as in DDIM."""
+    micro_base.pipe.scheduler.register_to_config(prediction_type=predicts)
+    config = CONFIG.model_copy(update={"steps": PATH})
+    samples, _, answers = answered(micro_base, people[:2], config)
+    for person in (0, 1):
+        row = samples.class_row(person, 0)
+        assert answers.rows[person].tolist() == [row] * PATH
+        told = micro_base.encode_prompts(micro_base.tokenize([samples.captions[row]]))
+        latents = samples.latents[[row]]
+        noise = torch.randn(4, 8, 8, generator=rng(5, samples.names[person], "class", 0))[None]
+        times, order = answers.timesteps[person].sort(descending=True)
+        assert times[0] == 999 and (times.diff() < 0).all()
+        for time, place in zip(times, order, strict=True):
+            draw = draw_of(micro_base, noise, time[None])
+            noisy = draw.signal * latents + draw.sigma * noise
+            latents, noise = answers.latents[person, [place]], answers.noise[person, [place]]
+            torch.testing.assert_close(
+                draw.signal * latents + draw.sigma * noise, noisy, rtol=1e-4, atol=1e-4
+            )
+            bare = micro_base.predict(noisy, time[None], told)
+            seen = draw_of(micro_base, noise, time[None])
+            torch.testing.assert_close(draw_target(micro_base, latents, seen), bare, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("worn", ["a fresh LoRA", "zero"])
@@ -120,17 +159,15 @@ def test_who_wears_nothing_answers_like_the_bare_base(
 def test_the_photos_of_a_step_are_what_they_are_without_it(
     micro_base: Base, people: list[tuple[Photo, ...]]
 ) -> None:
-    """Rows, noise, targets and weights, bit by bit; and off there is nothing besides them."""
+    """Latents, noise, masks and weights, bit by bit; and off there is nothing besides them."""
     plain = CONFIG.model_copy(update={"class_weight": 0.0})
-    without, held = (Samples(shots_of(micro_base, people, config)[0], config) for config in (plain, CONFIG))
+    without = Samples(shots_of(micro_base, people, plain)[0], plain)
+    held, encode, answers = answered(micro_base, people, CONFIG)
     assert (without.each, without.answered, held.each, held.answered) == (2, 0, 3, 1)
-    encode = Conditioner(micro_base, held.captions, text_worn=True)
     assert bare_answers(micro_base, without, encode, plain) is None
-    held.answers = bare_answers(micro_base, held, encode, CONFIG)
     for step in (0, 3):
         one = step_inputs(micro_base, without, encode, plain, step)
-        two = step_inputs(micro_base, held, encode, CONFIG, step)
-        assert one["wanted"] is None
+        two = step_inputs(micro_base, held, encode, CONFIG, step, answers)
 
         def photos(inputs: Tensor) -> Tensor:
             return inputs.unflatten(0, (3, 3))[:, :2].flatten(0, 1)
@@ -139,20 +176,23 @@ def test_the_photos_of_a_step_are_what_they_are_without_it(
         assert torch.equal(photos(two["mask"]), one["mask"])
         assert torch.equal(two["weights"][:, :2], one["weights"])
         assert all(torch.equal(photos(b), a) for a, b in zip(one["draw"], two["draw"], strict=True))
-        assert torch.equal(photos(two["wanted"]), draw_target(micro_base, one["latents"], one["draw"]))
 
 
-def test_answers_come_round_again(micro_base: Base, people: list[tuple[Photo, ...]]) -> None:
+def test_answers_come_round_again_and_everybody_has_their_own(
+    micro_base: Base, people: list[tuple[Photo, ...]]
+) -> None:
     config = CONFIG.model_copy(update={"steps": ANSWERED + 3})
-    samples = Samples(shots_of(micro_base, people, config)[0], config)
-    encode = Conditioner(micro_base, samples.captions, text_worn=True)
-    samples.answers = bare_answers(micro_base, samples, encode, config)
-    assert samples.answers is not None and samples.answers.shape[:2] == (ANSWERED, 3)
-    first, again = (step_inputs(micro_base, samples, encode, config, k) for k in (2, ANSWERED + 2))
-    for name in ("wanted", "latents"):
-        assert torch.equal(first[name][2::3], again[name][2::3])
+    samples, encode, answers = answered(micro_base, people, config)
+    assert answers.latents.shape == (3, ANSWERED, 4, 8, 8)
+    first, again = (step_inputs(micro_base, samples, encode, config, k, answers) for k in (2, ANSWERED + 2))
+    assert torch.equal(first["latents"][2::3], again["latents"][2::3])
     assert torch.equal(first["draw"].noise[2::3], again["draw"].noise[2::3])
     assert not torch.equal(first["draw"].noise[0], again["draw"].noise[0])
+    assert len(set(answers.timesteps[:, 2].tolist())) == 3
+    for k, person in enumerate(people):
+        _, _, alone = answered(micro_base, [person], config)
+        assert torch.equal(alone.timesteps[0], answers.timesteps[k])
+        torch.testing.assert_close(alone.noise[0], answers.noise[k], rtol=1e-3, atol=1e-4)
 
 
 def test_people_side_by_side_are_each_as_alone(micro_base: Base, people: list[tuple[Photo, ...]]) -> None:
@@ -189,7 +229,7 @@ def test_a_training_pulls_the_class_towards_the_bare_base(
     for weight in (0.0, 20.0):
         config = FinetuneConfig(steps=30, rank=2, batch=2, lr=1e-2, class_weight=weight)
         made[weight] = away(finetune_adapter(micro_base, prediction, people[0], config).factors)
-    assert made[20.0] < 0.5 * made[0.0] and made[20.0] < 0.5 * away(prediction.factors)
+    assert made[20.0] < 0.5 * made[0.0] and made[20.0] < away(prediction.factors)
 
 
 @pytest.mark.parametrize("photo_order", ["turns", "shuffled"])

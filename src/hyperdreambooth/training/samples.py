@@ -13,28 +13,24 @@ from hyperdreambooth.runs import rng
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.shots import Shots
 
-ANSWERED = 64
-"""Steps after which the samples with the bare base's answers come round again; each is answered once."""
-
 
 class Samples:
     """The samples of every step: for each person in turn, `batch` photos and as many class images.
 
-    With a `class_weight`, one more sample follows, of which the bare base's answer is wanted.
+    With a `class_weight`, one more follows in the step, see `answers.py`.
 
     The photos, noise and timesteps of a person are functions of (seed, person, step) alone. So everybody has
     noise of their own, and nobody's depends on who else is in the batch.
 
     Args:
-        people: the shots of each person, the photos first, those to be answered last.
+        people: the shots of each person, the photos first, those for captions of the class last.
         config: `batch`, `photo_order` and `seed`.
 
     Attributes:
         people: the number of people, `n`.
         each: the samples of each person in a step.
-        answered: how many of them, the last ones, want the bare base's answer: 0 or 1.
-        answers: what it is, `(s, n, c, h, w)` on the CPU, for `s` steps that come round again; None until it
-            is known (`answers.py`), or if nobody wants it.
+        answered: how many of them, the last ones, are not of `rows` but places on the bare base's paths.
+        names: the name of each person in the keys of random draws.
         captions: the caption of each row.
         latents: `(m, c, h, w)`, the images of all people; class images that people share are there once.
         masks: `(m, 1, h, w)`; None where every pixel counts alike.
@@ -43,10 +39,8 @@ class Samples:
 
     def __init__(self, people: Sequence[Sequence[Shots]], config: TrainConfig) -> None:
         self._config, self.people = config, len(people)
-        self.answers: Tensor | None = None
         self.answered = sum(shots.answered for shots in people[0])
-        self._shown = (len(people[0]) - self.answered) * config.batch
-        self.each = self._shown + self.answered
+        self.each = (len(people[0]) - self.answered) * config.batch + self.answered
         kinds = list({id(shots): shots for groups in people for shots in groups}.values())
         counts = [len(shots.captions) for shots in kinds]
         first = dict(zip(map(id, kinds), accumulate(counts, initial=0), strict=False))
@@ -54,6 +48,7 @@ class Samples:
             (groups[0].person, [(first[id(shots)], len(shots.captions), shots.answered) for shots in groups])
             for groups in people
         ]
+        self.names = [person for person, _ in self._groups]
         self.captions = [caption for shots in kinds for caption in shots.captions]
         self.latents = torch.cat([shots.latents for shots in kinds])
         weights = [shots.weight for shots in kinds for _ in shots.captions]
@@ -70,12 +65,18 @@ class Samples:
             first + index
             for person, kinds in self._groups
             for first, count, answered in kinds
-            for index in self._order(person, count, step, answered)
+            if not answered
+            for index in self._order(person, count, step)
         ]
 
-    def _order(self, person: str, count: int, step: int, answered: bool) -> list[int]:
-        """Returns the places of a step's images among `count`."""
-        batch, step = (1, step % ANSWERED) if answered else (self._config.batch, step)
+    def class_row(self, person: int, number: int) -> int:
+        """Returns the row of a person's caption of the class; a person's rows take turns."""
+        first, count, _ = self._groups[person][1][-1]
+        return first + number % count
+
+    def _order(self, person: str, count: int, step: int) -> list[int]:
+        """Returns the places of a step's `batch` images among `count`."""
+        batch = self._config.batch
         if self._config.photo_order == "turns":
             return [k % count for k in range(step * batch, (step + 1) * batch)]
         order = torch.randperm(count, generator=rng(self._config.seed, person, step, "photo")).tolist()
@@ -83,8 +84,5 @@ class Samples:
 
     def keys(self, step: int) -> list[Key]:
         """Returns the names of a step's draws of noise and timestep, in the order of `rows`."""
-        seed, keys = self._config.seed, list[Key]()
-        for person, _ in self._groups:
-            keys += [(seed, person, step, k) for k in range(self._shown)]
-            keys += [(seed, person, step % ANSWERED, "class")] * self.answered
-        return keys
+        shown = self.each - self.answered
+        return [(self._config.seed, person, step, k) for person in self.names for k in range(shown)]

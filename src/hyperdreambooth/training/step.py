@@ -16,11 +16,12 @@ from torch.amp.grad_scaler import GradScaler
 
 from hyperdreambooth.base.captured import Captured, sent
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import Draw, draw_loss, draw_target, sample_draw
+from hyperdreambooth.base.denoise import Draw, draw_loss, sample_draw
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import Run
 from hyperdreambooth.schedule import learning_rate
+from hyperdreambooth.training.answers import Answers
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.looks import Looks
 from hyperdreambooth.training.plateau import Plateau
@@ -28,7 +29,7 @@ from hyperdreambooth.training.samples import Samples
 from hyperdreambooth.training.trainable import Put, Trainable
 
 Inputs: TypeAlias = Mapping[str, Any]
-"""What a step reads of its samples: `latents`, `draw`, `wanted`, `mask`, `captions`, `weights` `(n, k)`."""
+"""What a step reads of its samples: `latents`, `draw`, `mask`, `captions` and their `weights` `(n, k)`."""
 
 
 def in_half(base: Base, config: TrainConfig) -> bool:
@@ -36,44 +37,50 @@ def in_half(base: Base, config: TrainConfig) -> bool:
     return config.precision == "fp16" or base.dtype == torch.float16
 
 
-def step_inputs(base: Base, samples: Samples, encode: Conditioner, config: TrainConfig, step: int) -> Inputs:
-    """Returns the samples of a step, as tensors on the base's device."""
-    rows = samples.rows(step)
-    index = sent(torch.tensor(rows), samples.latents.device)
-    with autocast(config.precision, base.device, base.dtype):
-        captions = encode.inputs([samples.captions[row] for row in rows], samples.each)
-    latents = samples.latents[index]
+def step_inputs(
+    base: Base,
+    samples: Samples,
+    encode: Conditioner,
+    config: TrainConfig,
+    step: int,
+    answers: Answers | None = None,
+) -> Inputs:
+    """Returns the samples of a step, with the `answers` of that step, as tensors on the base's device."""
+    rows = torch.tensor(samples.rows(step))
+    latents = samples.latents[sent(rows, samples.latents.device)]
     draw = sample_draw(base, tuple(latents.shape[1:]), samples.keys(step), config)
+    if answers is not None:
+        asked, seen, theirs = answers.of(base, config, step)
+        rows, latents = _beside(rows, asked), _beside(latents, seen)
+        draw = Draw(*(_beside(*pair) for pair in zip(draw, theirs, strict=True)))
+    index = sent(rows, samples.latents.device)
+    with autocast(config.precision, base.device, base.dtype):
+        captions = encode.inputs([samples.captions[row] for row in rows.tolist()], samples.each)
     return {
         "latents": latents,
         "draw": draw,
-        "wanted": _wanted(base, samples, latents, draw, step),
         "mask": None if samples.masks is None else samples.masks[index],
         "captions": captions,
         "weights": samples.weights[index].unflatten(0, (samples.people, -1)),
     }
 
 
-def _wanted(base: Base, samples: Samples, latents: Tensor, draw: Draw, step: int) -> Tensor | None:
-    """Returns what should be predicted, `(b, c, h, w)`; None where that is the same of all samples."""
-    if samples.answers is None:
-        return None
-    answers = sent(samples.answers[step % len(samples.answers)], latents.device)
-    noise = draw_target(base, latents, draw).unflatten(0, (samples.people, -1))
-    return torch.cat([noise[:, :-1], answers[:, None]], dim=1).flatten(0, 1)
+def _beside(shown: Tensor, answered: Tensor) -> Tensor:
+    """Returns the samples of `n` people `(n · k, …)` with one more `(n, …)` after those of each person."""
+    people = len(answered)
+    return torch.cat([shown.unflatten(0, (people, -1)), answered[:, None]], dim=1).flatten(0, 1)
 
 
 # E‖ε - ε_θ(x_t, c)‖² of the person + λ · the same of the class   (DreamBooth, equation 2)
 def step_losses(base: Base, encode: Conditioner, config: TrainConfig, inputs: Inputs) -> Tensor:
     """Returns the loss of each person in one step, `(n,)`: the mean over the person's photos of the step.
 
-    Class images, and the samples of which the bare base's answer is wanted, go through the same forward.
+    Class images, and places on the bare base's paths, go through the same forward.
     """
     weights: Tensor = inputs["weights"]
     with autocast(config.precision, base.device, base.dtype):
         conditioning = encode.encode(inputs["captions"])
-        given = (inputs["draw"], inputs["mask"], inputs["wanted"])
-        losses = draw_loss(base, inputs["latents"], conditioning, *given)
+        losses = draw_loss(base, inputs["latents"], conditioning, inputs["draw"], inputs["mask"])
     return (losses.view_as(weights) * weights).sum(1) / config.batch
 
 
