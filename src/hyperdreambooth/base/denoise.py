@@ -79,7 +79,7 @@ def draw_loss(
     conditioning: Conditioning,
     draw: Draw,
     mask: Tensor | None = None,
-    wanted: Tensor | None = None,
+    answers: Tensor | None = None,
 ) -> Tensor:
     """Returns the mean squared error of the denoiser's prediction for each sample, `(b,)`.
 
@@ -91,10 +91,10 @@ def draw_loss(
         conditioning: the encoded captions.
         draw: noise and timesteps of the samples.
         mask: the weights of the pixels `(b, 1, h, w)`, for example those of the face; None for all alike.
-        wanted: what the denoiser should predict, `(b, c, h, w)`; None for the `draw_target`.
+        answers: what should be predicted of the last samples, see `draw_target`; None for the usual.
     """
     prediction = answer(base, latents, conditioning, draw)
-    error = (prediction - (draw_target(base, latents, draw) if wanted is None else wanted)).square()
+    error = (prediction - draw_target(base, latents, draw, answers)).square()
     if mask is None:
         return draw.weights * error.mean(dim=(1, 2, 3))
     covered = (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
@@ -192,7 +192,7 @@ def sampled_loss(
     last samples, see `draw_target`.
     """
     draw = sample_draw(base, tuple(latents.shape[1:]), keys, config)
-    return draw_loss(base, latents, conditioning, draw, mask, draw_target(base, latents, draw, answers))
+    return draw_loss(base, latents, conditioning, draw, mask, answers)
 
 
 @torch.no_grad()

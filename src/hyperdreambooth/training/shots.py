@@ -35,7 +35,8 @@ class Shots:
         person: the name of the person in the keys of random draws, see `person_key`.
         weight: the weight of their loss, against 1 for a person's photos.
         masks: the weights of the pixels `(m, 1, h, w)`; None for all ones.
-        answered: whether the bare base's answer is wanted of them in place of the noise, see `as_class`.
+        answered: whether a step takes the bare base's answers to their captions and not the images, see
+            `as_class`.
     """
 
     latents: Tensor
@@ -102,10 +103,10 @@ def photo_shots(
 
 
 def as_class(shots: Shots, base: Base, config: TrainConfig) -> list[Shots]:
-    """Returns a person's photos again, as pictures of anybody; none without a `class_weight`.
+    """Returns a person's photos again, with captions that name the class; none without a `class_weight`.
 
-    Their captions name the class, and the bare base's answer to them is wanted. It is right everywhere, so
-    padding and background count as well. A step shows one of them for each person, whatever its `batch`.
+    A step takes one of the bare base's answers to these captions for each person, whatever its `batch` (see
+    `answers.py`). An answer is right everywhere, so padding and background count as well.
     """
     if config.class_weight == 0:
         return []
