@@ -322,6 +322,8 @@ def hours(base: Base, config: HypernetConfig, gpu: str) -> float:
         gpu: one of `RATES`.
     """
     samples = config.steps * config.batch * config.photos
+    if config.class_weight:  # some more, and the bare base's answers to them, which take no backward
+        samples *= 1 + 1.5 / EVERY
     return samples * _operations(base, config.checkpointing) / RATES[gpu] / 3600
 
 
