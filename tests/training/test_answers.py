@@ -24,9 +24,9 @@ from hyperdreambooth.preopt.bank_training import prepare, train_group
 from hyperdreambooth.preopt.config import PreoptConfig
 from hyperdreambooth.runs import rng
 from hyperdreambooth.shapes import Factors
-from hyperdreambooth.training.answers import ANSWERED, PATH, Answers, bare_answers
+from hyperdreambooth.training.answers import ANSWERED, PATH, bare_answers
 from hyperdreambooth.training.config import TrainConfig
-from hyperdreambooth.training.samples import Samples
+from hyperdreambooth.training.samples import Answers, Samples
 from hyperdreambooth.training.shots import shots_of
 from hyperdreambooth.training.step import step_inputs, step_losses
 
@@ -57,9 +57,9 @@ def losses(
     """The losses `(n,)` of a step as the loop takes it, every person wearing the same."""
     samples = Samples(shots_of(base, people, config)[0], config)
     encode = Conditioner(base, samples.captions, text_worn=True)
-    answers = bare_answers(base, samples, encode, config)
+    samples.answers = bare_answers(base, samples, encode, config)
     with torch.no_grad(), wear(base.components, worn):
-        return step_losses(base, encode, config, step_inputs(base, samples, encode, config, step, answers))
+        return step_losses(base, encode, config, step_inputs(base, samples, encode, config, step))
 
 
 def answered(
@@ -67,7 +67,7 @@ def answered(
 ) -> tuple[Samples, Conditioner, Answers]:
     samples = Samples(shots_of(base, people, config)[0], config)
     encode = Conditioner(base, samples.captions, text_worn=True)
-    answers = bare_answers(base, samples, encode, config)
+    answers = samples.answers = bare_answers(base, samples, encode, config)
     assert answers is not None
     return samples, encode, answers
 
@@ -162,12 +162,12 @@ def test_the_photos_of_a_step_are_what_they_are_without_it(
     """Latents, noise, masks and weights, bit by bit; and off there is nothing besides them."""
     plain = CONFIG.model_copy(update={"class_weight": 0.0})
     without = Samples(shots_of(micro_base, people, plain)[0], plain)
-    held, encode, answers = answered(micro_base, people, CONFIG)
+    held, encode, _ = answered(micro_base, people, CONFIG)
     assert (without.each, without.answered, held.each, held.answered) == (2, 0, 3, 1)
     assert bare_answers(micro_base, without, encode, plain) is None
     for step in (0, 3):
         one = step_inputs(micro_base, without, encode, plain, step)
-        two = step_inputs(micro_base, held, encode, CONFIG, step, answers)
+        two = step_inputs(micro_base, held, encode, CONFIG, step)
 
         def photos(inputs: Tensor) -> Tensor:
             return inputs.unflatten(0, (3, 3))[:, :2].flatten(0, 1)
@@ -184,7 +184,7 @@ def test_answers_come_round_again_and_everybody_has_their_own(
     config = CONFIG.model_copy(update={"steps": ANSWERED + 3})
     samples, encode, answers = answered(micro_base, people, config)
     assert answers.latents.shape == (3, ANSWERED, 4, 8, 8)
-    first, again = (step_inputs(micro_base, samples, encode, config, k, answers) for k in (2, ANSWERED + 2))
+    first, again = (step_inputs(micro_base, samples, encode, config, k) for k in (2, ANSWERED + 2))
     assert torch.equal(first["latents"][2::3], again["latents"][2::3])
     assert torch.equal(first["draw"].noise[2::3], again["draw"].noise[2::3])
     assert not torch.equal(first["draw"].noise[0], again["draw"].noise[0])

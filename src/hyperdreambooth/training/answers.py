@@ -10,19 +10,16 @@ The photos' own latents say little: where the person can be seen in them, the ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import Draw, answer, draw_of
+from hyperdreambooth.base.denoise import answer, draw_of
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
 from hyperdreambooth.training.config import TrainConfig
-from hyperdreambooth.training.samples import Samples
+from hyperdreambooth.training.samples import Answers, Samples
 
 ANSWERED = 64
 """Steps after which the answers come round again."""
@@ -33,37 +30,8 @@ PATH = 8
 _TOGETHER = 8  # paths walked side by side
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The bare base's answers at places on its paths, as the latents and the noise that it sees there.
-
-    The denoiser's target for these latents and this noise is the bare base's answer. All tensors lead with
-    `n` people and `s` places, and lie on the CPU.
-
-    Attributes:
-        rows: the rows of the samples whose captions were denoised, `(n, s)`.
-        latents, noise: `(n, s, c, h, w)`.
-        timesteps: `(n, s)`.
-    """
-
-    rows: Tensor
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-
-    def of(self, base: Base, config: TrainConfig, step: int) -> tuple[Tensor, Tensor, Draw]:
-        """Returns the rows `(n,)` of a step, and on the base's device latents `(n, c, h, w)` and draw."""
-        k = step % self.rows.shape[1]
-        draw = draw_of(base, self.noise[:, k], self.timesteps[:, k], config.weighting)
-        return (
-            self.rows[:, k],
-            sent(self.latents[:, k], base.device),
-            Draw(*(sent(tensor, base.device) for tensor in draw)),
-        )
-
-
 def bare_answers(base: Base, samples: Samples, encode: Conditioner, config: TrainConfig) -> Answers | None:
-    """Returns the answers for the steps of a training; None if it holds to none.
+    """Returns what `Samples.answers` is for the steps of a training; None if it holds to none.
 
     Everything is answered before the training puts anything on the base.
     """

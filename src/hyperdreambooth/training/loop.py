@@ -124,7 +124,7 @@ def train(
     captions = [*samples.captions, *(looks.captions if looks else [])]
     encode = Conditioner(base, captions, bool(trainable.parts & set(base.family.TEXT_ENCODERS)), cache)
     base.rest(trainable.parts)
-    answers = bare_answers(base, samples, encode, config)
+    samples.answers = bare_answers(base, samples, encode, config)
     step = Step(base, trainable, count, config) if warm is None else warm.step(base, trainable, count, config)
     ended = False
     with (
@@ -146,8 +146,7 @@ def train(
         for number in range(len(losses), config.last):
             if watch is not None and watch.done(number):
                 break
-            inputs = step_inputs(base, samples, encode, config, number, answers)
-            losses.append(step.take(inputs, number))
+            losses.append(step.take(step_inputs(base, samples, encode, config, number), number))
             unread += 1
             if not _time_to_read(base, config, number + 1, callback):
                 continue

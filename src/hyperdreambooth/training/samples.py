@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.denoise import Key
+from hyperdreambooth.base.captured import sent
+from hyperdreambooth.base.denoise import Draw, Key, draw_of
+from hyperdreambooth.base.load import Base
 from hyperdreambooth.runs import rng
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.shots import Shots
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The bare base's answers at places on its paths, as the latents and the noise that it sees there.
+
+    The denoiser's target for these latents and this noise is the bare base's answer. All tensors lead with
+    `n` people and `s` places, and lie on the CPU.
+
+    Attributes:
+        rows: the rows of the samples whose captions were denoised, `(n, s)`.
+        latents, noise: `(n, s, c, h, w)`.
+        timesteps: `(n, s)`.
+    """
+
+    rows: Tensor
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+    def of(self, base: Base, config: TrainConfig, step: int) -> tuple[Tensor, Tensor, Draw]:
+        """Returns the rows `(n,)` of a step, and on the base's device latents `(n, c, h, w)` and draw."""
+        k = step % self.rows.shape[1]
+        draw = draw_of(base, self.noise[:, k], self.timesteps[:, k], config.weighting)
+        return (
+            self.rows[:, k],
+            sent(self.latents[:, k], base.device),
+            Draw(*(sent(tensor, base.device) for tensor in draw)),
+        )
 
 
 class Samples:
@@ -30,6 +62,7 @@ class Samples:
         people: the number of people, `n`.
         each: the samples of each person in a step.
         answered: how many of them, the last ones, are not of `rows` but places on the bare base's paths.
+        answers: these places; None until they are known, or if nobody asks.
         names: the name of each person in the keys of random draws.
         captions: the caption of each row.
         latents: `(m, c, h, w)`, the images of all people; class images that people share are there once.
@@ -39,6 +72,7 @@ class Samples:
 
     def __init__(self, people: Sequence[Sequence[Shots]], config: TrainConfig) -> None:
         self._config, self.people = config, len(people)
+        self.answers: Answers | None = None
         self.answered = sum(shots.answered for shots in people[0])
         self.each = (len(people[0]) - self.answered) * config.batch + self.answered
         kinds = list({id(shots): shots for groups in people for shots in groups}.values())

@@ -21,7 +21,6 @@ from hyperdreambooth.base.load import Base
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import Run
 from hyperdreambooth.schedule import learning_rate
-from hyperdreambooth.training.answers import Answers
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.looks import Looks
 from hyperdreambooth.training.plateau import Plateau
@@ -37,20 +36,13 @@ def in_half(base: Base, config: TrainConfig) -> bool:
     return config.precision == "fp16" or base.dtype == torch.float16
 
 
-def step_inputs(
-    base: Base,
-    samples: Samples,
-    encode: Conditioner,
-    config: TrainConfig,
-    step: int,
-    answers: Answers | None = None,
-) -> Inputs:
-    """Returns the samples of a step, with the `answers` of that step, as tensors on the base's device."""
+def step_inputs(base: Base, samples: Samples, encode: Conditioner, config: TrainConfig, step: int) -> Inputs:
+    """Returns the samples of a step, as tensors on the base's device."""
     rows = torch.tensor(samples.rows(step))
     latents = samples.latents[sent(rows, samples.latents.device)]
     draw = sample_draw(base, tuple(latents.shape[1:]), samples.keys(step), config)
-    if answers is not None:
-        asked, seen, theirs = answers.of(base, config, step)
+    if samples.answers is not None:
+        asked, seen, theirs = samples.answers.of(base, config, step)
         rows, latents = _beside(rows, asked), _beside(latents, seen)
         draw = Draw(*(_beside(*pair) for pair in zip(draw, theirs, strict=True)))
     index = sent(rows, samples.latents.device)
