@@ -40,6 +40,7 @@ from hyperdreambooth.base.readers import networks
 from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.data import EVERY
 from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import encoder_of, encoder_place
 from hyperdreambooth.hypernet.predictor import hypernet_folder, load_info
@@ -96,7 +97,7 @@ def need(
 def _training(base: Base, task: Task, config: Config, encoder: int) -> dict[str, int]:
     """Returns the bytes of a training step, or of encoding a photo before the first one."""
     trained, basis = _trained(base, config)
-    saved, largest = _step(base, task, config)
+    saved, largest = _step(base, config)
     return {
         "process": PROCESS,
         "weights": _weights(base, training=True),
@@ -244,11 +245,13 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
+def _step(base: Base, config: Config) -> tuple[int, int]:
     """Returns the bytes that autograd saves in one step, and those of the largest tensor."""
-    people, images = (config.batch, getattr(config, "photos", 1)) if task == "train" else (1, config.batch)
+    held = config.class_weight > 0  # which adds samples
+    people, images = 1, config.batch + held
     if isinstance(config, HypernetConfig):
-        people //= config.accumulation
+        people, images = config.batch // config.accumulation, config.photos
+        people += held * math.ceil(people / EVERY)
     leaf = partial(torch.empty, device="meta", requires_grad=True)
     factors = {
         s.name: (leaf(people, config.rank, s.in_features), leaf(people, s.out_features, config.rank))

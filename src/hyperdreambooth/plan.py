@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.data import EVERY
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
@@ -194,7 +195,9 @@ def step_seconds(base: Base, config: HypernetConfig, speed: Speed, samples: int)
         samples: that the device gets in a step.
     """
     flops = sample_flops(base, config.text_encoder, config.checkpointing)
-    return samples * flops / _of(speed, "train")
+    # with the class term some samples more, and the bare base's answers to them, which take no backward pass
+    more = 1.5 / EVERY if config.class_weight else 0.0
+    return (1 + more) * samples * flops / _of(speed, "train")
 
 
 def measure(base: Base, skeleton: Base, config: PlanConfig) -> Speed:

@@ -91,3 +91,19 @@ def test_a_scheduler_of_another_kind_is_refused() -> None:
         with pytest.raises(InputError, match="expected") as caught:
             noising.check(scheduler)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "flow"])
+def test_what_a_prediction_sees_is_the_inverse_of_its_target(flow: Base, predicts: str) -> None:
+    scheduler: Any = flow.pipe.scheduler
+    noising: Any = flow.family.NOISING
+    if predicts != "flow":
+        scheduler, noising = DDIMScheduler(prediction_type=predicts), Diffusion()
+    times = noising.at(scheduler, torch.tensor([1.0, 0.7, 0.31, 0.1]))
+    assert times.tolist() == [999 if predicts != "flow" else 1000, 700, 310, 100]
+    signal, sigma = (level.view(-1, 1, 1, 1).double() for level in noising.levels(scheduler, times))
+    latents, noise = torch.randn(2, 4, 4, 8, 8, dtype=torch.float64).unbind()
+    prediction = noising.target(scheduler, latents, noise, signal, sigma)
+    seen = noising.seen(scheduler, signal * latents + sigma * noise, prediction, signal, sigma)
+    for ours, theirs in zip(seen, (latents, noise), strict=True):
+        torch.testing.assert_close(ours, theirs)

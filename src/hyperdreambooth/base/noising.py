@@ -47,6 +47,20 @@ class Diffusion:
         alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas.sqrt(), (1 - alphas).sqrt()
 
+    def at(self, scheduler: Any, part: Tensor) -> Tensor:
+        """Returns the timesteps `(b,)` int64 at parts of the way from a picture, 0, to noise, 1."""
+        last = scheduler.config.num_train_timesteps
+        return (part * last).long().clamp(max=last - 1)
+
+    # the inverse of `target`
+    def seen(
+        self, scheduler: Any, noisy: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the latents and the noise that a prediction sees in noisy latents, `(b, c, h, w)` each."""
+        if scheduler.config.prediction_type == "v_prediction":
+            return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
+        return (noisy - sigma * prediction) / signal, prediction
+
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         """Returns ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0   (progressive distillation, appendix D)."""
         if scheduler.config.prediction_type == "v_prediction":
@@ -94,6 +108,17 @@ class Flow:
         """Returns 1 - σ and σ, `(b,)` each."""
         sigma = timesteps / scheduler.config.num_train_timesteps
         return 1 - sigma, sigma
+
+    def at(self, scheduler: Any, part: Tensor) -> Tensor:
+        """Returns the timesteps `(b,)` float32 at parts of the way from a picture, 0, to noise, 1."""
+        return part * scheduler.config.num_train_timesteps
+
+    # the inverse of `target`
+    def seen(
+        self, scheduler: Any, noisy: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the latents and the noise that a prediction sees in noisy latents, `(b, c, h, w)` each."""
+        return noisy - sigma * prediction, noisy + signal * prediction
 
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         """Returns ε - x_0   (arXiv 2403.03206, equation 13)."""
