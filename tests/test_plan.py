@@ -90,6 +90,9 @@ def test_a_step_costs_what_its_layers_multiply_and_again_what_is_computed_again(
     assert again == pytest.approx(sum(counted) - 2 * forward, rel=0.1)  # what ran in the backward pass
     config = HypernetConfig(checkpointing=True)
     assert step_seconds(base, config, EXACT, 7) == pytest.approx(7 * (plain + again))
+    # a quarter of the samples once more with the class, after a forward pass of the bare base
+    held = HypernetConfig(checkpointing=True, class_weight=0.1)
+    assert step_seconds(base, held, EXACT, 8) == pytest.approx(11 * (plain + again))
 
 
 @pytest.mark.parametrize("name", ["Z-Image", "Qwen-Image", "Krea 2"])
