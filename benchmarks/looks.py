@@ -59,6 +59,7 @@ RESULT, WORK = ROOT / "benchmarks" / "results" / "looks.json", ROOT / "out" / "l
 PROMPTS, RENDERED, OTHERS = 0, 100_000, 200_000  # where people of the validation split begin
 CHUNK, SHEET = 50, 8  # pictures in a file of drawn ones; rows and columns of the sheet
 STEPS, GUIDANCE = 25, 4.0  # the defaults of `hdb generate`
+CONFIG = LooksConfig()
 
 Read = Callable[[torch.Tensor], torch.Tensor]
 
@@ -212,7 +213,7 @@ def sheet(some: Pixels) -> Image.Image:
     return grid(rows, cell=some.shape[1], gap=2, margin=4)
 
 
-def main(arguments: Sequence[str] | None = None, config: LooksConfig = LooksConfig()) -> None:  # noqa: B008
+def main(arguments: Sequence[str] | None = None, config: LooksConfig = CONFIG) -> None:
     """Reads the command line, and writes the figures and the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--base", type=Path, default=EMBEDDED, help="a folder with a pipeline of avatars")
