@@ -185,6 +185,14 @@ def photo_flops(base: Base) -> float:
     return counted.get_total_flops() / _TERA
 
 
+def step_flops(base: Base, config: HypernetConfig, samples: int) -> float:
+    """Counts the TFLOP of `samples` in a step of `train`, on a skeleton."""
+    flops = sample_flops(base, config.text_encoder, config.checkpointing)
+    # with the class term some samples more, and the bare base's answers to them, which take no backward pass
+    more = 1.5 / EVERY if config.class_weight else 0.0
+    return (1 + more) * samples * flops
+
+
 def step_seconds(base: Base, config: HypernetConfig, speed: Speed, samples: int) -> float:
     """Estimates the seconds of a step of `train` on one device, without the exchange of gradients.
 
@@ -194,10 +202,7 @@ def step_seconds(base: Base, config: HypernetConfig, speed: Speed, samples: int)
         speed: of the device.
         samples: that the device gets in a step.
     """
-    flops = sample_flops(base, config.text_encoder, config.checkpointing)
-    # with the class term some samples more, and the bare base's answers to them, which take no backward pass
-    more = 1.5 / EVERY if config.class_weight else 0.0
-    return (1 + more) * samples * flops / _of(speed, "train")
+    return step_flops(base, config, samples) / _of(speed, "train")
 
 
 def measure(base: Base, skeleton: Base, config: PlanConfig) -> Speed:
@@ -212,7 +217,7 @@ def measure(base: Base, skeleton: Base, config: PlanConfig) -> Speed:
     group = min(bank.identities_per_batch, config.people)
     flops = {
         "preoptimize": group * bank.batch * sample_flops(skeleton, bank.text_encoder, bank.checkpointing),
-        "train": train.batch * train.photos * sample_flops(skeleton, train.text_encoder, train.checkpointing),
+        "train": step_flops(skeleton, train, train.batch * train.photos),
     }
 
     def seconds(run: Callable[[Path, Path], object], people: int) -> float:
