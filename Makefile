@@ -15,12 +15,13 @@ COMPILE   := env -u PYTHONDONTWRITEBYTECODE $(PY) -c \
   'import hyperdreambooth.apps.personalization; from hyperdreambooth import load_base; load_base()'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format reproduce clean
+.PHONY: help demo test slow quantised check format reproduce clean
 
 help:
 	@echo "make demo       one photo -> LoRA -> pictures, offline, in ./$(DEMO)"
 	@echo "make test       the tests, in about four minutes on two cores"
 	@echo "make slow       the long tests: real sizes, repeated kills"
+	@echo "make quantised  the tests of quantised bases, with torchao and bitsandbytes"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make format     ruff format and ruff check --fix"
 	@echo "make reproduce  every shipped weight from seeds (hours; resumable)"
@@ -35,6 +36,13 @@ test: $(VENV)/.installed-dev
 # real sizes and repeated kills: a single test may take minutes
 slow: $(VENV)/.installed-dev
 	@$(PY) tests/suite.py -m slow --timeout 900 -o faulthandler_timeout=960
+
+# torchao and bitsandbytes are slow to import, so they lie beside the environment. pip compiles them: otherwise
+# Python's warning about one of torchao's files would be an error in the tests
+quantised: $(VENV)/.installed-dev
+	@test -d build/quantised || $(PY) -m pip --disable-pip-version-check install -qq --no-deps \
+	  --target build/quantised -c constraints.txt torchao bitsandbytes
+	@PYTHONPATH=build/quantised $(PY) -m pytest tests/base/test_quantize.py
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check --no-cache .

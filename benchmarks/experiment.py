@@ -32,7 +32,7 @@ KEPT = (
     "missing", "seconds", "environment",
 )  # fmt: skip
 """The fields of a report that its result keeps."""
-COLUMNS = ("identity", "prompt", "background_copied", "diversity")
+COLUMNS = ("identity", "leak", "prompt", "background_copied", "diversity")
 
 
 def hdb(*words: object) -> None:

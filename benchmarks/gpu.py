@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -26,6 +27,7 @@ from diffusers.training_utils import cast_training_params
 from full_size import BASES, random_base, write_configs
 from peft import LoraConfig
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 from transformers import ViTConfig, ViTModel
 
 from hyperdreambooth.adapter import Adapter
@@ -41,12 +43,22 @@ from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lora.relax import fresh
 from hyperdreambooth.memory import skeleton
+from hyperdreambooth.plan import sample_flops
 from hyperdreambooth.runs import environment
 from hyperdreambooth.training.warm import Warm
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 MEASURED = ("SD 1.5", "SDXL", "SD 3.5 medium", "Flux dev")
 PROMPT = "a photo of a [V] person"
+KINDS = {
+    "attention": r"attention|flash|softmax",
+    "convolutions": r"conv",
+    "matrix products": r"mm|linear|matmul",
+    "norms": r"norm",
+    "optimiser": r"adam|foreach",
+    "copies and casts": r"copy|cat|stack|clone",
+}
+"""Kind → how its operators are called; what fits none is added, multiplied and so on, element by element."""
 Row = Callable[[], dict[str, Any]]
 
 
@@ -99,6 +111,7 @@ class Rows:
             "ours, kernel by kernel": self.kernel_by_kernel,
             "ours, recorded": partial(self.finetune, 1),
             "ours, warm": self.warm_person,
+            "where a step goes": self.by_kind,
             "pictures, 1": partial(self.pictures, 1),
             "pictures, 8": partial(self.pictures, 8),
             "hypernetwork, batch 4": partial(self.hypernetwork, 4),
@@ -183,6 +196,25 @@ class Rows:
         with not_recorded():
             return self.finetune(1)
 
+    def by_kind(self) -> dict[str, Any]:
+        """The share of each kind of kernel in the device's time for a person, launched one by one.
+
+        The recorded step has the same kernels.
+        """
+        cuda = self.base.device.type == "cuda"
+        watched = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        with not_recorded(), profile(activities=watched) as seen:
+            figures = self.finetune(1)
+        spent = dict.fromkeys([*KINDS, "element by element"], 0.0)
+        for one in seen.key_averages():
+            if one.key.startswith("aten::"):  # kernels have entries of their own besides
+                fits = (kind for kind, names in KINDS.items() if re.search(names, one.key))
+                micros = one.self_device_time_total if cuda else one.self_cpu_time_total
+                spent[next(fits, "element by element")] += micros
+        total = sum(spent.values())
+        shares = {kind: round(micros / total, 3) for kind, micros in spent.items()}
+        return {**figures, "share": shares}
+
     def warm_person(self) -> dict[str, Any]:
         """The third person of a warm process, from photo to saved file."""
         figures: dict[str, Any] = {}
@@ -266,9 +298,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             try:
-                side = skeleton(write_configs(name, folder), "bfloat16").resolution
-                rows: Any = Rows(random_base(folder, side, "bfloat16", "cuda"), folder)
-                results["bases"][name] = measured(rows, until)
+                bare = skeleton(write_configs(name, folder), "bfloat16")
+                rows: Any = Rows(random_base(folder, bare.resolution, "bfloat16", "cuda"), folder)
+                # over the time of a step, how near it is to what the card can do
+                arithmetic = {"tflop_a_sample": round(sample_flops(bare, True), 3)}
+                results["bases"][name] = {**arithmetic, **measured(rows, until)}
             except Exception as error:
                 results["bases"][name] = {"failed": str(error).partition("\n")[0][:300]}
             rows = None

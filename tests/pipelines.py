@@ -147,6 +147,13 @@ def sd3() -> Any:
     )  # fmt: skip
 
 
+def sd3_with_t5() -> Any:
+    """The whole one."""
+    pipe, (tok, text) = sd3(), t5(width=40)
+    pipe.register_modules(text_encoder_3=text, tokenizer_3=tok)
+    return pipe
+
+
 def flux() -> Any:
     """Double and single stream blocks; a CLIP and a T5."""
     tok = micro.tokenizer()

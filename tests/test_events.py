@@ -14,7 +14,9 @@ import pytest
 
 from commands import error, hdb
 from hyperdreambooth.apps.watch import duration, rows
-from hyperdreambooth.events import Events, alive, read_events, status_of
+from hyperdreambooth.cluster.shards import Shard
+from hyperdreambooth.cluster.training import told as loss_of
+from hyperdreambooth.events import SILENT, Events, alive, read_events, status_of
 from hyperdreambooth.files import InputError
 from hyperdreambooth.progress import Progress
 
@@ -52,6 +54,25 @@ def test_units_and_lost_workers_of_the_last_start_count() -> None:
     shown = dict(rows(status))
     assert shown["lost"] == "1, the last one: gpu 3" and shown["started"] == "2 times"
     assert shown["done"] == "101" and "ends" not in shown and shown["speed"] == "0.143 a second"
+
+
+def test_a_training_that_a_loss_restarts_is_one_command() -> None:
+    """Whoever is lost counts until somebody starts the command again, and nobody need do that meanwhile."""
+    lost = at(1010, "lost", what="worker 1", restart=True)
+    after = [at(1011, done=130), at(1012, "error", what="RuntimeError: connection closed")]
+    for events in (told(lost), told(lost, *after), told(*after, lost)):
+        status = status_of(events, 1020.0, lambda _: False)
+        assert status is not None and status.state == "starting again" and status.lost == ["worker 1"]
+        late = status_of(events, 1020.0 + SILENT, lambda _: False)
+        assert late is not None and late.state.startswith(("ended without a word", "failed"))
+    again = told(lost, *after, {**START, "time": 1030.0, "done": 120}, at(1040, done=150))
+    status = status_of(again, 1041.0, lambda _: True)
+    assert status is not None and status.state == "running" and status.starts == 2
+    assert status.lost == ["worker 1"] and status.rate == 3.0
+    ended = status_of([*again, at(1050, "end"), lost], 1051.0, lambda _: False)
+    assert ended is not None and ended.state == "finished"
+    anew = status_of([*again, {**START, "time": 2000.0}], 2001.0, lambda _: True)
+    assert anew is not None and anew.lost == [] and anew.starts == 3
 
 
 @pytest.mark.parametrize(
@@ -125,6 +146,22 @@ def test_a_run_that_was_killed_is_seen_as_such(tmp_path: Path) -> None:
     assert "ended without a word" in shown and "done         0 of 9, 0%" in shown
 
 
+def test_watch_shows_the_shards_that_have_finished(tmp_path: Path) -> None:
+    units = [f"unit-{k}" for k in range(40)]
+    for number in (0, 3, 14):
+        Shard(number, 15).record(tmp_path, {}, Shard(number, 15).part(units))
+    shown = hdb("watch", tmp_path).stdout
+    assert shown.startswith("shards       3 of 15 finished, 8 units; not finished: 1/15, 2/15, 4/15")
+    assert ", 11/15, …; their own logs say more" in shown and "12/15" not in shown
+    for number in range(15):
+        Shard(number, 15).record(tmp_path, {}, Shard(number, 15).part(units))
+    Events(tmp_path / "events.jsonl").add("start", title="earlier", total=1, done=0)
+    Events(tmp_path / "events.jsonl").add("end")
+    lines = hdb("watch", tmp_path).stdout.splitlines()
+    assert lines[1] == "state        finished"
+    assert lines[-1] == "shards       15 of 15 finished, 40 units; now run --shard merge"
+
+
 def test_watch_says_what_is_wrong(tmp_path: Path) -> None:
     assert "expected the --out of a run, found no events.jsonl" in error("watch", tmp_path)
     assert "no events.jsonl" in error("watch", tmp_path / "none")
@@ -139,3 +176,22 @@ def test_durations() -> None:
 def test_every_line_is_json(tmp_path: Path) -> None:
     Events(tmp_path / "e").add("lost", what="ü\n")
     assert json.loads((tmp_path / "e").read_text())["what"] == "ü\n"
+
+
+def test_a_loss_is_told_with_its_machine_and_its_reason() -> None:
+    class Died(Exception):
+        """As Ray words it."""
+
+    class Wrapped(Exception):
+        health_check_failure = Died("The actor died.\n\tpid: 7\n\tip: 10.0.0.5\nits node has died")
+
+    silent = Wrapped()
+    silent.health_check_failure = Died("nobody answers")
+    errors = {2: silent, 1: Wrapped(), 0: RuntimeError("connection closed\nby peer")}
+    assert loss_of(errors) == (
+        "worker 0 (RuntimeError: connection closed), worker 1 (10.0.0.5, Died), worker 2 (Died); all go on "
+        "from the last checkpoint"
+    )
+    assert loss_of({k: KeyError("x") for k in range(9)}).endswith(
+        "worker 3 (KeyError: 'x') and 5 more; all go on from the last checkpoint"
+    )

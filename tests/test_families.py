@@ -56,16 +56,8 @@ def sampled_in_few_steps() -> Any:
     return qwens.klein(is_distilled=True)
 
 
-def sd3_with_t5() -> Any:
-    """The whole one: its T5 reads prompts too."""
-    pipe = pipelines.sd3()
-    tok, t5 = pipelines.t5(width=40)
-    pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
-    return pipe
-
-
 VARIANTS: dict[str, Callable[[], Any]] = {
-    **pipelines.FAMILIES, "Flux, guided": flux_guided, "SD3 with T5": sd3_with_t5,
+    **pipelines.FAMILIES, "Flux, guided": flux_guided, "SD3 with T5": pipelines.sd3_with_t5,
     "FLUX.2 klein, distilled": sampled_in_few_steps,
 }  # fmt: skip
 
@@ -197,10 +189,11 @@ def test_the_last_latents_are_the_picture(base: Base, monkeypatch: pytest.Monkey
 
 def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path: Path) -> None:
     eye = eyes.vit(tmp_path / "eye")
-    bank_config = PreoptConfig(down_dim=6, up_dim=4, steps=3, lr=1e-2, identities_per_batch=6)
+    held: dict[str, Any] = {"class_weight": 1.0}
+    bank_config = PreoptConfig(down_dim=6, up_dim=4, steps=3, lr=1e-2, identities_per_batch=6, **held)
     preoptimize(base, micro_photos, tmp_path / "bank", bank_config)
     config = HypernetConfig(
-        encoder=str(eye), width=16, heads=2, layers=1, refinements=1, steps=2, batch=2, validation=0
+        encoder=str(eye), width=16, heads=2, layers=1, refinements=1, steps=2, batch=2, validation=0, **held
     )
     predictor = train_hypernet(base, micro_photos, tmp_path / "hyper", config, tmp_path / "bank")
     me = Personalizer(base, predictor)
@@ -210,9 +203,9 @@ def test_the_whole_chain(base: Base, folder: Path, micro_photos: Path, tmp_path:
     again = read_adapter(tmp_path / "person.lidb.safetensors", base.sites, base.fingerprint)
     relaxed = again.relax(2)
     tuned = finetune_adapter(
-        base, relaxed, read_person([photo]), FinetuneConfig(rank=2, steps=3, lr=1e-2, batch=2)
+        base, relaxed, read_person([photo]), FinetuneConfig(rank=2, steps=3, lr=1e-2, batch=2, **held)
     )
-    whole = me.personalize(photo, rank=2, steps=3, config=FinetuneConfig(lr=1e-2, batch=2))
+    whole = me.personalize(photo, rank=2, steps=3, config=FinetuneConfig(lr=1e-2, batch=2, **held))
     for site, (down, up) in whole.factors.items():
         torch.testing.assert_close(up @ down, tuned.factors[site][1] @ tuned.factors[site][0])
     check_export(base, folder, whole, tmp_path)

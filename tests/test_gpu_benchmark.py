@@ -21,6 +21,9 @@ def test_every_row_is_measured(micro_base: Base, tmp_path: Path, monkeypatch: py
     assert not {name: row for name, row in made.items() if "failed" in row}
     assert all(row.get("seconds", row.get("samples_a_second")) > 0 for row in made.values())
     assert made["people, 2"]["people"] == 2
+    shares = made["where a step goes"]["share"]
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    assert shares["matrix products"] > 0 and shares["optimiser"] > 0 and shares["convolutions"] > 0
     late = gpu.measured(rows, 0.0)
     assert set(late) == set(made) and all(row == {"left out": "no time"} for row in late.values())
 

@@ -32,6 +32,21 @@ from hyperdreambooth.training.warm import Warm
 pytestmark = pytest.mark.gpu
 PROMPT = "a photo of a [V] face"
 
+# float32 rounds by 6e-8. Another kernel adds some thousand products in another order, which changes the sum
+# by about the root of their number times that: 5e-6. TF32 would change it by 5e-4.
+SUMS = 1e-5
+# a fifteenth of one step of lr. Adam divides each gradient by its own size: of some thousand numbers a few
+# have a gradient a thousand times below the others, where SUMS is 1 % of a step, in some of the twelve steps
+TWELVE_STEPS: dict[str, float] = {"rtol": 0, "atol": 2e-4}
+# half of what 25 steps add to the prediction's likeness (.876 to .936, README): less is lost in rounding only
+LIKENESS = 0.03
+# three standard deviations (.08, from README's interval over 64 people) below the mean of finetuned people
+ALIKE = 0.7
+# a person's leaf with its gradient and Adam's moments is 6 % of the micro base, the leaf alone 1.4 %
+LEAK = 0.01
+# half of the step between two of 256 grey levels: as much as rounding to whole levels may itself add
+LEVEL = 0.5
+
 
 @contextmanager
 def plain() -> Generator[None]:
@@ -44,6 +59,7 @@ def plain() -> Generator[None]:
 @pytest.fixture
 def base(micro_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     return load_base(micro_dir, device="cuda", dtype="float32")
 
 
@@ -94,7 +110,7 @@ def test_gradients_of_a_step_by_component(base: Base, people: list[tuple[Photo, 
     assert recorded.keys() == expected.keys() == {"unet", "text_encoder"}
     for part, gradient in expected.items():
         assert gradient.norm() > 0
-        assert (recorded[part] - gradient).norm() / gradient.norm() <= 1e-5, part
+        assert (recorded[part] - gradient).norm() / gradient.norm() <= SUMS, part
 
 
 def test_the_avatars_score_the_same_after_25_steps_in_bf16(tmp_path: Path) -> None:
@@ -111,8 +127,8 @@ def test_the_avatars_score_the_same_after_25_steps_in_bf16(tmp_path: Path) -> No
             drawn = me.generate(PROMPT, person, images=8)
         found = [value for value in scorers.identity(drawn, [other]) if value is not None]
         scores[name] = sum(found) / len(found)
-    assert abs(scores["recorded"] - scores["plain"]) < 0.03, scores
-    assert scores["recorded"] > 0.7
+    assert abs(scores["recorded"] - scores["plain"]) < LIKENESS, scores
+    assert scores["recorded"] > ALIKE
 
 
 def test_two_people_in_one_warm_graph_are_each_as_alone(base: Base, people: list[tuple[Photo, ...]]) -> None:
@@ -120,7 +136,7 @@ def test_two_people_in_one_warm_graph_are_each_as_alone(base: Base, people: list
     warmly = [finetune_adapters(base, [start(base, k)], [people[k]], CONFIG, warm=warm)[0] for k in range(2)]
     for k in range(2):
         alone = finetune_adapter(base, start(base, k), people[k], CONFIG)
-        torch.testing.assert_close(flat(warmly[k]), flat(alone), rtol=0, atol=2e-4)
+        torch.testing.assert_close(flat(warmly[k]), flat(alone), **TWELVE_STEPS)
 
 
 def test_what_cannot_be_recorded_is_trained_all_the_same(base: Base, people: list[tuple[Photo, ...]]) -> None:
@@ -135,7 +151,7 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(base: Base, people: lis
     unet.conv_in = torch.nn.Sequential(unet.conv_in, Curious())
     with pytest.warns(UserWarning, match="not captured"):
         made = finetune_adapter(base, start(base), people[0], CONFIG)
-    torch.testing.assert_close(flat(made), flat(expected), rtol=0, atol=2e-4)
+    torch.testing.assert_close(flat(made), flat(expected), **TWELVE_STEPS)
 
 
 def test_memory_after_ten_people_is_that_after_one(base: Base, people: list[tuple[Photo, ...]]) -> None:
@@ -144,7 +160,7 @@ def test_memory_after_ten_people_is_that_after_one(base: Base, people: list[tupl
         finetune_adapters(base, [start(base, k)], [people[k % 3]], CONFIG, warm=warm)
         torch.cuda.synchronize()
         sizes.append(torch.cuda.memory_allocated())
-    assert max(sizes[1:]) <= sizes[0] * 1.01
+    assert max(sizes[1:]) <= sizes[0] * (1 + LEAK)
     before = torch.cuda.memory_allocated()
     warm.forget()
     assert torch.cuda.memory_allocated() < before
@@ -160,4 +176,4 @@ def test_pictures_are_those_without_a_graph(base: Base) -> None:
             ours, theirs = (
                 torch.tensor(list(image.tobytes()), dtype=torch.float32) for image in (one, other)
             )
-            assert (ours - theirs).abs().mean() < 0.5
+            assert (ours - theirs).abs().mean() < LEVEL

@@ -190,30 +190,3 @@ def test_resting_parts_lie_on_the_cpu(micro_dir: Path) -> None:
     assert dict(sent) == {
         "vae": torch.device("cpu"), "text_encoder": torch.device("meta"), "unet": torch.device("meta"),
     }  # fmt: skip
-
-
-def test_hours_count_the_operations_of_every_sample(micro_dir: Path) -> None:
-    """Against the multiplications of the denoiser's and the text encoder's layers, counted by hooks."""
-    base = memory.skeleton(micro_dir)
-    counted: list[float] = []
-
-    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        counted.append(2 * output.numel() * weight[0].numel())
-
-    hooks = [
-        module.register_forward_hook(count)
-        for part in base.components.values()
-        for module in part.modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
-    ]
-    config = HypernetConfig(steps=10, batch=4, photos=3)
-    found = memory.hours(base, config, "H200")
-    for hook in hooks:
-        hook.remove()
-    attended = found * 3600 * memory.RATES["H200"] / (10 * 4 * 3) / 2 - sum(counted)
-    assert 0 < attended < sum(counted)  # the products of the attention are no layers
-    twice = memory.hours(base, config.model_copy(update={"steps": 20}), "H200")
-    again = memory.hours(base, config.model_copy(update={"checkpointing": True}), "H200")
-    assert twice == pytest.approx(2 * found) and again == pytest.approx(1.5 * found)

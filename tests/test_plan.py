@@ -12,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import eyes
+import pipelines
 from hyperdreambooth.apps.cli import app
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.hypernet.config import HypernetConfig
@@ -20,11 +21,13 @@ from hyperdreambooth.plan import (
     RATES,
     PlanConfig,
     Speed,
+    kind_of,
     measure,
     parse_gpus,
     photo_flops,
     sample_flops,
     stages,
+    step_seconds,
     total,
 )
 from hyperdreambooth.preopt.config import PreoptConfig
@@ -65,6 +68,70 @@ def test_a_step_costs_forward_and_backward(micro_dir: Path) -> None:
     assert 0 < without < with_text
     again = skeleton(micro_dir, resolution=2 * bare.resolution)
     assert 3 < sample_flops(again, False) / without < 8  # four times the pixels, attention grows faster
+
+
+def test_a_step_costs_what_its_layers_multiply_and_again_what_is_computed_again(micro_dir: Path) -> None:
+    """Against the products of the layers, counted by hooks; what attention adds is small here."""
+    base, counted = skeleton(micro_dir), list[float]()
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        counted.append(2 * output.numel() * weight[0].numel() / 1e12)
+
+    for part in base.components.values():
+        for module in part.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.register_forward_hook(count)
+    plain = sample_flops(base, True)
+    forward = sum(counted)
+    assert plain == pytest.approx(2 * forward, rel=0.05)  # backward costs as much: weights get no gradient
+    again = sample_flops(base, True, checkpointing=True) - plain
+    assert again == pytest.approx(sum(counted) - 2 * forward, rel=0.1)  # what ran in the backward pass
+    config = HypernetConfig(checkpointing=True)
+    assert step_seconds(base, config, EXACT, 7) == pytest.approx(7 * (plain + again))
+    # a quarter of the samples once more with the class, after a forward pass of the bare base
+    held = HypernetConfig(checkpointing=True, class_weight=0.1)
+    assert step_seconds(base, held, EXACT, 8) == pytest.approx(11 * (plain + again))
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Qwen-Image", "Krea 2"])
+def test_a_step_is_counted_where_captions_have_masks(name: str, tmp_path: Path) -> None:
+    """Masks are made from tokens, which are on the CPU although the skeleton is not."""
+    pipelines.FAMILIES[name]().save_pretrained(tmp_path)
+    base = skeleton(tmp_path, resolution=32)
+    assert 0 < sample_flops(base, True) < sample_flops(base, True, checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None), ("NVIDIA GH200 480GB", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_gpu_is_known_by_the_name_of_its_driver(name: str, kind: str | None) -> None:
+    assert kind_of(name) == kind
+
+
+def doctor(*words: object) -> list[str]:
+    done = CliRunner().invoke(app, ["doctor", "--task", "train", *map(str, words)])
+    assert done.exit_code == 0, done.output
+    return [line for line in done.stdout.splitlines() if line.startswith("train ")]
+
+
+def test_doctor_asks_the_plan_for_the_time_on_a_gpu_and_guesses_none_for_a_cpu(
+    micro_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    words = ["--base", micro_dir, "--set", "checkpointing=true", "--set", "batch=5", "--set", "photos=3"]
+    steps = round(9000 * RATES["H200"].flops["train"] / sample_flops(skeleton(micro_dir), True, True) / 15)
+    on_gpu = doctor(*words, "--device", "cuda", "--set", f"steps={steps}")[-1]
+    assert f"{steps} steps of 5 take about 2 h 30 min on one H200 (" in on_gpu
+    assert RATES["H200"].source in on_gpu
+    on_cpu = doctor(*words, "--device", "cpu")[-1]
+    assert "`hdb plan` measures" in on_cpu and "H200" not in on_cpu
 
 
 @pytest.mark.parametrize(("gpus", "rounds"), [("1xH100", 4), ("2xH100", 2), ("3xH100", 2), ("4xH100", 1)])

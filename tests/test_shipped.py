@@ -80,6 +80,7 @@ def test_the_demo_reports_what_it_promises(demo: Path) -> None:
     for score in ("identity", "prompt"):
         assert report["scores"][score].keys() == {"base", "prediction", "finetuned"}
         assert all(isinstance(value, float) for value in report["scores"][score].values())
+    assert isinstance(report["scores"]["leak"]["finetuned"], float)
     assert {"lidb", "kohya", "diffusers", "picture"} <= report["files"].keys()
     assert all((demo / file).is_file() for file in report["files"].values())
     assert (report["steps"], report["rank"], report["trigger"]) == (4, 4, "sks")

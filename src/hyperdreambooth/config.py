@@ -40,6 +40,7 @@ def load_config(
         _put(data, key, literal(text))
     texts = dict(assigned)
     data.update({name: value for name, value in fields.items() if value is not None})
+    data = _over_defaults(model, data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -102,6 +103,20 @@ def _put(data: dict[str, Any], key: Key, value: Any) -> None:
             above = ".".join(key[:depth])
             raise InputError(f"--set {'.'.join(key)}: '{above}' is a value, not a table of keys")
     table[key[-1]] = value
+
+
+def _over_defaults(model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the data with what a table leaves out as the default of its own field has it.
+
+    Pydantic would take the defaults of the table's class, which may be others.
+    """
+    full = dict(data)
+    for name, field in model.model_fields.items():
+        default, given = field.default, data.get(name)
+        if isinstance(default, BaseModel) and isinstance(given, Mapping):
+            table = _over_defaults(type(default), given)  # pyright: ignore[reportUnknownArgumentType]
+            full[name] = {**default.model_dump(), **table}
+    return full
 
 
 def _explain(

@@ -2,7 +2,8 @@
 
 Every line has the kind of the event and the time. `start` names the process, `progress` comes every ten
 seconds at most, `unit`, `checkpoint` and `lost` (a worker) when they happen, and `end` or `error` comes last.
-A process that was killed writes no last line: then the last time is old and the process is gone.
+A process that was killed writes no last line: then the last time is old and the process is gone. Where a loss
+stops all processes, `lost` has `restart`, and another `start` comes after it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +23,7 @@ from hyperdreambooth.files import InputError, first_line, room_for
 Event: TypeAlias = Mapping[str, Any]
 EVERY = 10.0  # seconds between two `progress` events
 SILENT = 300.0  # seconds without an event after which a process on another machine is worth a look
+GOING = ("running", "starting again")  # the states of a run that needs nobody
 _WINDOW = 30  # the last events that the speed is taken from
 _COUNTING = ("start", "progress", "unit", "end")
 
@@ -80,7 +83,7 @@ class Status:
         silent: the seconds since the last event.
         checkpoint: the step of the last checkpoint.
         units: the units that are done since the last start.
-        lost: the workers that were lost since the last start.
+        lost: the workers that were lost since the command was started.
         starts: how often the run was started.
         values: the newest figures.
     """
@@ -138,7 +141,7 @@ def status_of(
     starts = [k for k, event in enumerate(events) if event["event"] == "start"]
     if not starts:
         return None
-    start, recent = events[starts[-1]], events[starts[-1] :]
+    start, recent, command = events[starts[-1]], events[starts[-1] :], events[_command(events, starts) :]
     counted = [event for event in recent if event["event"] in _COUNTING and "done" in event][-_WINDOW:]
     done, total, rate = int(counted[-1]["done"]), start.get("total"), _rate(counted)
     silent = max(0.0, now - float(recent[-1]["time"]))
@@ -155,10 +158,21 @@ def status_of(
         silent=silent,
         checkpoint=next((e.get("step") for e in reversed(recent) if e["event"] == "checkpoint"), None),
         units=sum(event["event"] == "unit" for event in recent),
-        lost=[str(event.get("what", "a worker")) for event in recent if event["event"] == "lost"],
+        lost=[str(event.get("what", "a worker")) for event in command if event["event"] == "lost"],
         starts=len(starts),
         values=str(next((e["values"] for e in reversed(recent) if e.get("values")), "")),
     )
+
+
+def _command(events: Sequence[Event], starts: Sequence[int]) -> int:
+    """Returns the place of the last start that no loss has caused: somebody started the command."""
+    caused = {after for before, after in pairwise(starts) if any(map(_restarts, events[before:after]))}
+    return max(place for place in starts if place not in caused)
+
+
+def _restarts(event: Event) -> bool:
+    """Returns whether all processes are started again after an event."""
+    return event["event"] == "lost" and bool(event.get("restart"))
 
 
 def _rate(counted: Sequence[Event]) -> float:
@@ -170,8 +184,10 @@ def _rate(counted: Sequence[Event]) -> float:
 def _state(recent: Sequence[Event], silent: float, living: Callable[[Event], bool | None]) -> str:
     """Returns the phrase for the last start."""
     last = recent[-1]
-    if last["event"] == "end":
+    if any(event["event"] == "end" for event in recent):  # a worker may be lost after it
         return "finished"
+    if any(map(_restarts, recent)) and silent <= SILENT:
+        return "starting again"
     if last["event"] == "error":
         what = str(last.get("what", ""))
         return what if what == "interrupted" else f"failed: {what}"

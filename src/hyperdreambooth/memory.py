@@ -29,7 +29,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from hyperdreambooth.base.autoencoder import raw_latents
@@ -41,6 +40,7 @@ from hyperdreambooth.base.readers import networks
 from hyperdreambooth.files import read_json
 from hyperdreambooth.finetune.config import FinetuneConfig
 from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.data import EVERY
 from hyperdreambooth.hypernet.decoder import HyperNetwork, NetworkShape
 from hyperdreambooth.hypernet.encoder import encoder_of, encoder_place
 from hyperdreambooth.hypernet.predictor import hypernet_folder, load_info
@@ -97,7 +97,7 @@ def need(
 def _training(base: Base, task: Task, config: Config, encoder: int) -> dict[str, int]:
     """Returns the bytes of a training step, or of encoding a photo before the first one."""
     trained, basis = _trained(base, config)
-    saved, largest = _step(base, task, config)
+    saved, largest = _step(base, config)
     return {
         "process": PROCESS,
         "weights": _weights(base, training=True),
@@ -245,11 +245,13 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _step(base: Base, task: Task, config: Config) -> tuple[int, int]:
+def _step(base: Base, config: Config) -> tuple[int, int]:
     """Returns the bytes that autograd saves in one step, and those of the largest tensor."""
-    people, images = (config.batch, getattr(config, "photos", 1)) if task == "train" else (1, config.batch)
+    held = config.class_weight > 0  # which adds samples
+    people, images = 1, config.batch + held
     if isinstance(config, HypernetConfig):
-        people //= config.accumulation
+        people, images = config.batch // config.accumulation, config.photos
+        people += held * math.ceil(people / EVERY)
     leaf = partial(torch.empty, device="meta", requires_grad=True)
     factors = {
         s.name: (leaf(people, config.rank, s.in_features), leaf(people, s.out_features, config.rank))
@@ -301,33 +303,3 @@ def _largest_map(base: Base, images: int) -> int:
     with watch, _FusedAttention():
         vae.decode(latents)
     return max(sizes)
-
-
-RATES = {"H200": 2e12 / 9.1e-3}
-"""GPU → floating-point operations a second in a training's steps, as measured (docs/LOG.md, 2026-11-27).
-
-SD 1.5 at 512 pixels, 32 people side by side in bfloat16: 9.1 ms a sample of about 2 TFLOP.
-"""
-
-
-def hours(base: Base, config: HypernetConfig, gpu: str) -> float:
-    """Estimates the hours of a hypernetwork's training on a GPU, without its validation and its start.
-
-    Args:
-        base: a skeleton.
-        config: of the training.
-        gpu: one of `RATES`.
-    """
-    samples = config.steps * config.batch * config.photos
-    return samples * _operations(base, config.checkpointing) / RATES[gpu] / 3600
-
-
-@torch.no_grad()
-def _operations(base: Base, checkpointing: bool) -> float:
-    """Returns the operations of one sample: forward, backward to the inputs, and what is computed again."""
-    noise, timestep = sample_noise(base, _latent_shape(base), "measured")
-    tokens = base.family.tokenize(base.pipe, ["a person"])
-    with FlopCounterMode(display=False) as counter:
-        told = base.family.encode_prompts(base.pipe, tokens)
-        denoise_loss(base, noise[None], told, noise[None], timestep[None])
-    return counter.get_total_flops() * (3 if checkpointing else 2)

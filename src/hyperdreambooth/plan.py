@@ -10,11 +10,13 @@ does it is measured: here by running the stages for a few steps, elsewhere it is
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hyperdreambooth.base.denoise import denoise_loss, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.hypernet.config import HypernetConfig
+from hyperdreambooth.hypernet.data import EVERY
 from hyperdreambooth.hypernet.train import train_hypernet
 from hyperdreambooth.lidb.weights import Layout
 from hyperdreambooth.lora.inject import wear
@@ -138,12 +141,20 @@ def parse_gpus(text: str) -> tuple[int, str]:
     return int(count), known[kind.lower()]
 
 
-def sample_flops(base: Base, text_encoder: bool) -> float:
+def kind_of(device: str) -> str | None:
+    """Returns which of `RATES` a GPU is, by its driver's name (NVIDIA GeForce RTX 4090); None for others."""
+    words = re.split(r"[ -]", device.lower())
+    named = {*words, *map("".join, pairwise(words))}
+    return next((kind for kind in RATES if kind.lower() in named), None)
+
+
+def sample_flops(base: Base, text_encoder: bool, checkpointing: bool = False) -> float:
     """Counts the TFLOP of one sample's forward and backward in a training, on a skeleton.
 
     Args:
         base: without weights, on the meta device.
         text_encoder: whether the text encoders wear what is trained, and so run in every step.
+        checkpointing: whether activations are computed again for the backward pass.
     """
     leaf = partial(torch.empty, device="meta", requires_grad=True)
     worn = {
@@ -155,7 +166,11 @@ def sample_flops(base: Base, text_encoder: bool) -> float:
     noise, timestep = sample_noise(base, shape, "counted")
     latents, times = noise[None], timestep[None]
     tokens = base.family.tokenize(base.pipe, ["a person"])
-    with wear(base.components, worn, images=1), FlopCounterMode(display=False) as counted:
+    with (
+        wear(base.components, worn, images=1),
+        base.training(checkpointing),
+        FlopCounterMode(display=False) as counted,
+    ):
         embeddings = base.family.encode_prompts(base.pipe, tokens)
         # texts are encoded once for all steps where no text encoder wears anything
         once = 0 if text_encoder else counted.get_total_flops()
@@ -170,6 +185,26 @@ def photo_flops(base: Base) -> float:
     return counted.get_total_flops() / _TERA
 
 
+def step_flops(base: Base, config: HypernetConfig, samples: int) -> float:
+    """Counts the TFLOP of `samples` in a step of `train`, on a skeleton."""
+    flops = sample_flops(base, config.text_encoder, config.checkpointing)
+    # with the class term some samples more, and the bare base's answers to them, which take no backward pass
+    more = 1.5 / EVERY if config.class_weight else 0.0
+    return (1 + more) * samples * flops
+
+
+def step_seconds(base: Base, config: HypernetConfig, speed: Speed, samples: int) -> float:
+    """Estimates the seconds of a step of `train` on one device, without the exchange of gradients.
+
+    Args:
+        base: a skeleton.
+        config: of the training.
+        speed: of the device.
+        samples: that the device gets in a step.
+    """
+    return step_flops(base, config, samples) / _of(speed, "train")
+
+
 def measure(base: Base, skeleton: Base, config: PlanConfig) -> Speed:
     """Runs the stages for a few steps on drawn noise instead of photos, and returns how fast they are.
 
@@ -181,8 +216,8 @@ def measure(base: Base, skeleton: Base, config: PlanConfig) -> Speed:
     bank, train = config.preoptimize, config.train
     group = min(bank.identities_per_batch, config.people)
     flops = {
-        "preoptimize": group * bank.batch * sample_flops(skeleton, bank.text_encoder),
-        "train": train.batch * train.photos * sample_flops(skeleton, train.text_encoder),
+        "preoptimize": group * bank.batch * sample_flops(skeleton, bank.text_encoder, bank.checkpointing),
+        "train": step_flops(skeleton, train, train.batch * train.photos),
     }
 
     def seconds(run: Callable[[Path, Path], object], people: int) -> float:
@@ -266,7 +301,8 @@ def _bank(base: Base, config: PlanConfig, speed: Speed, devices: int, row: int) 
     own, photos = config.preoptimize, config.people * config.photos
     size = min(own.identities_per_batch, config.people)
     groups = math.ceil(config.people / size)
-    step = size * own.batch * sample_flops(base, own.text_encoder) / _of(speed, "preoptimize")
+    flops = sample_flops(base, own.text_encoder, own.checkpointing)
+    step = size * own.batch * flops / _of(speed, "preoptimize")
     encode = 0.0 if "photo" in speed.fixed else size * config.photos * photo_flops(base) / _of(speed, "train")
     group = speed.fixed["preoptimize"] + encode + own.last * step
     training = HypernetConfig(
@@ -289,7 +325,7 @@ def _training(base: Base, config: PlanConfig, speed: Speed, devices: int, row: i
     )
     network = needs["trained"] // (5 if own.optimizer == "adamw" else 3)  # bytes of its numbers, roughly
     traffic = 2 * (devices - 1) / devices * network / _LINK
-    step = part * sample_flops(base, own.text_encoder) / _of(speed, "train") + traffic
+    step = step_seconds(base, own, speed, part) + traffic
     photo = speed.fixed.get("photo", photo_flops(base) / _of(speed, "train"))
     validations = math.ceil(own.steps / own.validate_every) - 1
     validation = speed.fixed.get("validation", own.validation * own.draws * step / part)

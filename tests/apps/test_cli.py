@@ -197,6 +197,11 @@ def test_train_takes_the_finetune_table_with_it(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "steps" in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_a_build_without_a_base_has_a_stage_of_that_name(tmp_path: Path) -> None:
+    config = dry("avatars", "build", "--out", tmp_path / "out", "--set", "base.steps=7")
+    assert config["base"]["steps"] == 7 and config["base"]["batch"] == 64
+
+
 def test_set_changes_one_key_of_a_nested_table_and_leaves_the_others() -> None:
     words = ["evaluate", "photos", "--out", "out", "--preset", "avatars"]
     plain, changed = dry(*words)["methods"], dry(*words, "--set", "methods.lidb.lr=0.5")["methods"]

@@ -84,7 +84,8 @@ def test_personalize_writes_one_whole_folder(
     entries = report(out)
     assert {"load", "predict", "relax", "finetune", "generate", "total"} <= entries["seconds"].keys()
     nothing = {"base": None, "prediction": None, "finetuned": None}
-    assert entries["scores"] == {"identity": nothing, "prompt": nothing}
+    leak = {"finetuned": None}
+    assert entries["scores"] == {"identity": nothing, "prompt": nothing, "leak": leak}
     assert entries["judge"]["name"] == "dlib" and "CC0" in entries["judge"]["licence"]
     assert {"lidb", "kohya", "diffusers", "picture"} <= entries["files"].keys()
     assert all((out / file).is_file() for file in entries["files"].values())

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 import pipelines
-from hyperdreambooth.base.denoise import add_noise, denoise_loss, loss_weights, sample_noise, target
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_of, loss_weights, sample_noise, target
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.shapes import Site, canonical, site_fingerprint
@@ -58,14 +58,14 @@ def test_nothing_of_the_base_is_trainable(micro_base: Base) -> None:
 def test_noise_is_what_the_scheduler_adds(micro_base: Base) -> None:
     latents, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     expected = micro_base.pipe.scheduler.add_noise(latents, noise, t)
-    torch.testing.assert_close(add_noise(micro_base, latents, noise, t), expected)
+    torch.testing.assert_close(add_noise(latents, draw_of(micro_base, noise, t)), expected)
 
 
 def test_velocity_is_what_the_scheduler_asks_for(micro_base: Base) -> None:
     micro_base.pipe.scheduler.register_to_config(prediction_type="v_prediction")
     latents, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     expected = micro_base.pipe.scheduler.get_velocity(latents, noise, t)
-    torch.testing.assert_close(target(micro_base, latents, noise, t), expected)
+    torch.testing.assert_close(target(micro_base, latents, draw_of(micro_base, noise, t)), expected)
 
 
 def test_loss_is_one_value_a_sample_and_masks(micro_base: Base) -> None:

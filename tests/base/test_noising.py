@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import pipelines
-from hyperdreambooth.base.denoise import add_noise, loss_weights, sample_noise, target
+from hyperdreambooth.base.denoise import add_noise, draw_of, loss_weights, sample_noise, target
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.noising import Diffusion, Flow
 from hyperdreambooth.files import InputError
@@ -26,17 +26,16 @@ def test_noise_is_what_the_flow_scheduler_adds(flow: Base) -> None:
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
     times = scheduler.timesteps[[0, 400, 999]]
     latents, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
-    torch.testing.assert_close(
-        add_noise(flow, latents, noise, times), scheduler.scale_noise(latents, times, noise)
-    )
+    noisy = add_noise(latents, draw_of(flow, noise, times))
+    torch.testing.assert_close(noisy, scheduler.scale_noise(latents, times, noise))
 
 
 def test_min_snr_weighs_a_flow_by_the_error_of_the_clean_picture(flow: Base) -> None:
     times = torch.tensor([100.0, 500.0, 900.0])
     latents, noise, wrong = (torch.randn(3, 4, 8, 8, dtype=torch.float64) for _ in range(3))
     sigma = (times / 1000).view(-1, 1, 1, 1).double()
-    answer = target(flow, latents, noise, times) + wrong
-    clean = add_noise(flow, latents, noise, times.double()) - sigma * answer
+    draw = draw_of(flow, noise, times.double())
+    clean = add_noise(latents, draw) - sigma * (target(flow, latents, draw) + wrong)
     error = (clean - latents).square().mean((1, 2, 3))
     snr = ((1 - sigma) / sigma).square().flatten()
     expected = error * snr.clamp(max=5.0) / wrong.square().mean((1, 2, 3))
@@ -92,3 +91,19 @@ def test_a_scheduler_of_another_kind_is_refused() -> None:
         with pytest.raises(InputError, match="expected") as caught:
             noising.check(scheduler)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "flow"])
+def test_what_a_prediction_sees_is_the_inverse_of_its_target(flow: Base, predicts: str) -> None:
+    scheduler: Any = flow.pipe.scheduler
+    noising: Any = flow.family.NOISING
+    if predicts != "flow":
+        scheduler, noising = DDIMScheduler(prediction_type=predicts), Diffusion()
+    times = noising.at(scheduler, torch.tensor([1.0, 0.7, 0.31, 0.1]))
+    assert times.tolist() == [999 if predicts != "flow" else 1000, 700, 310, 100]
+    signal, sigma = (level.view(-1, 1, 1, 1).double() for level in noising.levels(scheduler, times))
+    latents, noise = torch.randn(2, 4, 4, 8, 8, dtype=torch.float64).unbind()
+    prediction = noising.target(scheduler, latents, noise, signal, sigma)
+    seen = noising.seen(scheduler, signal * latents + sigma * noise, prediction, signal, sigma)
+    for ours, theirs in zip(seen, (latents, noise), strict=True):
+        torch.testing.assert_close(ours, theirs)

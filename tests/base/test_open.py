@@ -83,9 +83,7 @@ def test_a_single_file_is_the_same_base(micro_dir: Path, tmp_path: Path) -> None
 
 
 def test_variants_and_parts_that_are_left_out(tmp_path: Path) -> None:
-    pipe = pipelines.sd3()
-    tok, t5 = pipelines.t5(width=40)
-    pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
+    pipe = pipelines.sd3_with_t5()
     pipe.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     whole = load_base(tmp_path, "cpu", "float16", variant="fp16", resolution=32)
     assert "text_encoder_3" in whole.parts and whole.dtype == torch.float16

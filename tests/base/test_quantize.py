@@ -1,4 +1,8 @@
-"""Quantised bases: the same sites, fingerprints and files as full weights, and exact gradients."""
+"""Quantised bases: the same sites, fingerprints and files as full weights, and exact gradients.
+
+torchao and bitsandbytes import slowly and are no development tools: without them, most of it is skipped.
+`make quantised` installs them into a folder of their own and runs it.
+"""
 
 from __future__ import annotations
 

@@ -25,18 +25,10 @@ from hyperdreambooth.preopt.bank_training import PreoptConfig, preoptimize
 CAPTIONS = ["a photo of a sks face", "a sks face, smiling", "a hat"]
 
 
-def sd3() -> Any:
-    """With its T5."""
-    pipe = pipelines.sd3()
-    tok, t5 = pipelines.t5(width=40)
-    pipe.register_modules(text_encoder_3=t5, tokenizer_3=tok)
-    return pipe
-
-
 # the text encoders of the other families wear adapters
 LAZY: dict[str, Callable[[], Any]] = {
-    "SD3": sd3, "Flux": pipelines.flux, "Z-Image": qwens.zimage, "FLUX.2 klein": qwens.klein,
-    "Qwen-Image": qwens.qwenimage, "Krea 2": qwens.krea2,
+    "SD3": pipelines.sd3_with_t5, "Flux": pipelines.flux, "Z-Image": qwens.zimage,
+    "FLUX.2 klein": qwens.klein, "Qwen-Image": qwens.qwenimage, "Krea 2": qwens.krea2,
 }  # fmt: skip
 
 

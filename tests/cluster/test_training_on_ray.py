@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from machines import machines
 
 import eyes
 from commands import hdb
+from hyperdreambooth.events import read_events
 from hyperdreambooth.files import load_tensors
 
 pytest.importorskip("ray")
@@ -54,6 +56,10 @@ def test_it_goes_on_with_the_machines_that_are_left(
         killer.start()
         hdb("train", *words, "--out", out, "--cluster", running.address)
         killer.join()
+    (lost,) = [event for event in read_events(out / "run" / "events.jsonl") if event["event"] == "lost"]
+    assert re.match(r"worker \d \(.+\).*; all go on from the last checkpoint$", lost["what"])
+    shown = hdb("watch", out).stdout
+    assert f"lost         1, the last one: {lost['what']}" in shown and "state        finished" in shown
     losses = [[line["loss"] for line in lines(tmp_path / name)][-1] for name in ("alone", "spread")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     one, other = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("alone", "spread"))

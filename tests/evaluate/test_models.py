@@ -90,7 +90,7 @@ def test_dino_is_the_class_token_and_likeness_the_mean_cosine(dino: Path) -> Non
 def test_what_cannot_be_had_is_one_line_and_null(micro_base: Base, clip: Path, tmp_path: Path) -> None:
     scorers = load_scorers(micro_base, str(clip), str(tmp_path / "nowhere"), "nobody/no-faces")
     assert scorers.clip is not None and scorers.dino is None and scorers.base is None
-    scores = ("identity, sim_target, sim_reference, copy_paste", "prompt, traits", "dino")
+    scores = ("identity, leak, sim_target, sim_reference, copy_paste", "prompt, traits", "dino")
     places = ("nobody/no-faces", "scorers", "nowhere")
     assert len(scorers.missing) == 3
     for line, score, place in zip(scorers.missing, scores, places, strict=True):

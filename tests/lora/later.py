@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from spellings import KOHYA, PEFT, RANK, Made, State, pair, written
+from spellings import KOHYA, PEFT, RANK, Made, State, lokr, pair, written
 
 from hyperdreambooth.shapes import Site
 
@@ -153,11 +153,7 @@ def _lokr(sizes: Sizes, prefix: str, flat: bool = False) -> Callable[[Path], Mad
         del folder
         state: State = {}
         for name, (columns, rows) in sizes.items():
-            module = prefix + (name.replace(".", "_") if flat else name)
-            state[f"{module}.lokr_w1"] = torch.ones(4, 4)
-            state[f"{module}.lokr_w2_a"] = torch.ones(rows // 4, RANK)
-            state[f"{module}.lokr_w2_b"] = torch.ones(RANK, columns // 4)
-            state[f"{module}.alpha"] = torch.tensor(float(RANK))
+            state |= lokr(prefix + (name.replace(".", "_") if flat else name), columns, rows)
         return state, {}
 
     return make

@@ -73,6 +73,23 @@ def pair(module: str, columns: int, rows: int, halves: tuple[str, str], rank: in
     }
 
 
+def conv(module: str, columns: int, rows: int, side: int = 3) -> State:
+    return {
+        f"{module}.lora_down.weight": torch.ones(RANK, columns, side, side),
+        f"{module}.lora_up.weight": torch.ones(rows, RANK, 1, 1),
+    }
+
+
+def lokr(module: str, columns: int, rows: int) -> State:
+    """LoKr with one matrix of low rank."""
+    return {
+        f"{module}.lokr_w1": torch.ones(4, 4),
+        f"{module}.lokr_w2_a": torch.ones(rows // 4, RANK),
+        f"{module}.lokr_w2_b": torch.ones(RANK, columns // 4),
+        f"{module}.alpha": torch.tensor(float(RANK)),
+    }
+
+
 KOHYA, PEFT = ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")
 
 
@@ -209,12 +226,9 @@ _ORIGINAL = {family: _dots(family) for family in ("SDXL", "SD3", "Flux")}
 def locon(family: str) -> Made:
     """kohya with `conv_dim`: convolutions of 3×3 as well."""
     state, metadata = kohya(family)
-    for conv in ("conv1", "conv2"):
-        module = f"lora_unet_down_blocks_1_resnets_0_{conv}"
-        columns = 320 if conv == "conv1" else 640
-        state[f"{module}.lora_down.weight"] = torch.ones(RANK, columns, 3, 3)
-        state[f"{module}.lora_up.weight"] = torch.ones(640, RANK, 1, 1)
-        state[f"{module}.alpha"] = torch.tensor(1.0)
+    for name, columns in (("conv1", 320), ("conv2", 640)):
+        module = f"lora_unet_down_blocks_1_resnets_0_{name}"
+        state |= conv(module, columns, 640) | {f"{module}.alpha": torch.tensor(1.0)}
     return state, metadata
 
 
@@ -239,11 +253,8 @@ def loha(family: str) -> Made:
 def lycoris(family: str) -> Made:
     """SimpleTuner's LoKr: diffusers' names behind `lycoris_`."""
     state: State = {}
-    for module, (columns, rows) in _modules(flat(family, "lycoris_", None)[0]).items():
-        state[f"{module}.lokr_w1"] = torch.ones(4, 4)
-        state[f"{module}.lokr_w2_a"] = torch.ones(rows // 4, RANK)
-        state[f"{module}.lokr_w2_b"] = torch.ones(RANK, columns // 4)
-        state[f"{module}.alpha"] = torch.tensor(float(RANK))
+    for module, size in _modules(flat(family, "lycoris_", None)[0]).items():
+        state |= lokr(module, *size)
     return state, {}
 
 
@@ -339,69 +350,6 @@ FILES: Mapping[tuple[str, str], Callable[[Path], Made]] = {
     ("Flux", "PEFT, the denoiser alone"): _plain(dotted, "Flux", "base_model.model.", text=False),
 }
 """(family, who writes it so) → the file."""
-
-
-def _conv(module: str, columns: int, rows: int, side: int = 3) -> State:
-    return {
-        f"{module}.lora_down.weight": torch.ones(RANK, columns, side, side),
-        f"{module}.lora_up.weight": torch.ones(rows, RANK, 1, 1),
-    }
-
-
-def _wide(module: str, columns: int, rows: int) -> State:
-    return pair(module, columns, rows, KOHYA)
-
-
-ODD: Mapping[str, Sequence[State]] = {
-    "SD 1.5": (
-        _wide("lora_unet_time_embedding_linear_1", 320, 1280),
-        _conv("lora_unet_conv_in", 4, 320),
-        _conv("lora_unet_conv_out", 320, 4),
-        _conv("lora_unet_down_blocks_0_downsamplers_0_conv", 320, 320),
-        _conv("lora_unet_up_blocks_0_upsamplers_0_conv", 1280, 1280),
-        _wide("lora_unet_down_blocks_1_resnets_0_time_emb_proj", 1280, 640),
-        _conv("lora_unet_down_blocks_1_resnets_0_conv_shortcut", 320, 640, 1),
-        _conv("lora_unet_down_blocks_1_attentions_0_proj_in", 640, 640, 1),
-        _wide("lora_te_text_projection", 768, 768),
-        _wide("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 640, 640),
-    ),
-    "SDXL": (
-        _wide("lora_unet_add_embedding_linear_1", 2816, 1280),
-        _wide("lora_unet_label_emb_0_0", 2816, 1280),
-        _wide("lora_unet_time_embed_0", 320, 1280),
-        _conv("lora_unet_input_blocks_4_0_in_layers_2", 320, 640),
-        _conv("lora_unet_input_blocks_4_0_out_layers_3", 640, 640),
-        _wide("lora_unet_input_blocks_4_0_emb_layers_1", 1280, 640),
-        _conv("lora_unet_input_blocks_4_0_skip_connection", 320, 640, 1),
-        _conv("lora_unet_input_blocks_3_0_op", 320, 320),
-        _conv("lora_unet_input_blocks_0_0", 4, 320),
-        _conv("lora_unet_out_2", 320, 4),
-        _wide("lora_te2_text_projection", 1280, 1280),
-        pair("text_encoder_2.text_projection", 1280, 1280, PEFT),
-    ),
-    "SD3": (
-        pair("transformer.context_embedder", 4096, 1536, PEFT),
-        pair("transformer.norm_out.linear", 1536, 3072, PEFT),
-        pair("transformer.time_text_embed.timestep_embedder.linear_1", 256, 1536, PEFT),
-        pair("transformer.proj_out", 1536, 64, PEFT),
-        _wide("lora_unet_final_layer_linear", 1536, 64),
-        pair("base_model.model.transformer_blocks.0.norm1.linear", 1536, 6 * 1536, PEFT),
-    ),
-    "Flux": (
-        pair("transformer.x_embedder", 64, 3072, PEFT),
-        pair("transformer.single_transformer_blocks.0.norm.linear", 3072, 3 * 3072, PEFT),
-        _wide("lora_unet_img_in", 64, 3072),
-        _wide("lora_unet_single_blocks_0_modulation_lin", 3072, 9216),
-        _wide("lora_transformer_transformer_blocks_0_attn_to_q", 3072, 3072),
-        {
-            **_wide("lora_transformer_transformer_blocks_0_attn_to_q", 3072, 3072),
-            "lora_transformer_transformer_blocks_0_attn_to_q.alpha": torch.tensor(2.0),
-        },
-        pair("transformer_blocks.0.attn.to_q", 3072, 3072, PEFT),
-        pair("transformer.transformer_blocks.0.attn.to_q", 3072, 3072, KOHYA),
-    ),
-}
-"""Family → files of one layer each, at the edges of the rules."""
 
 
 def write(path: Path, made: Made) -> Path:

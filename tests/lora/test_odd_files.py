@@ -91,9 +91,10 @@ def test_a_pattern_of_a_stranger_cannot_hang(pattern: str, tmp_path: Path) -> No
         {"lora_down.weight": torch.ones(0, 16), "lora_up.weight": torch.ones(16, 0)},
         {"lora_down.weight": torch.ones(1, *[1] * 20), "lora_up.weight": UP},
         {**HADA, "hada_w1_b": torch.tensor(1.0)},
+        {"lora_A.bias": torch.ones(2), "lora_B.bias": torch.ones(16)},
     ],
 )
-def test_a_shape_that_no_lora_has_is_one_line(parts: dict[str, Tensor], tmp_path: Path) -> None:
+def test_what_no_lora_has_is_one_line(parts: dict[str, Tensor], tmp_path: Path) -> None:
     file = written(tmp_path, parts)
     for read in (describe, lambda path: read_lora(path, SITES)):
         with pytest.raises(InputError) as caught:

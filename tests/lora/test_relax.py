@@ -12,6 +12,7 @@ from hyperdreambooth.lora.relax import (
     add_up,
     concatenate,
     fresh,
+    norm,
     relative_distance,
     relax,
     scaled,
@@ -198,6 +199,7 @@ def test_the_distance_of_two_adapters_is_that_of_their_matrices() -> None:
     other = torch.randn(1, 3, 9), torch.randn(1, 8, 3)
     wanted = (one[1] @ one[0] - other[1] @ other[0]).norm() / (one[1] @ one[0]).norm()
     assert relative_distance(one, other) == pytest.approx(float(wanted), rel=1e-5)
+    assert norm(one) == pytest.approx(float((one[1] @ one[0]).norm()), rel=1e-5)
     nothing = torch.zeros(1, 2, 9), torch.zeros(1, 8, 2)
     assert relative_distance(one, one) < 1e-7
     assert (relative_distance(nothing, nothing), relative_distance(nothing, one)) == (0.0, 1.0)

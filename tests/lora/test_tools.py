@@ -26,9 +26,10 @@ from diffusers import (
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
+from edges import ODD
 from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
-from spellings import KOHYA, ODD, PEFT, Made, dotted, kohya, write
+from spellings import KOHYA, PEFT, Made, dotted, kohya, write
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import micro

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base import denoise
-from hyperdreambooth.base.denoise import Key, add_noise, sample_noise
+from hyperdreambooth.base.denoise import Key, add_noise, draw_of, sample_noise
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.config import load_config
 from hyperdreambooth.faces.dataset import Photo, read_faces
@@ -118,7 +118,7 @@ def naive_loss(stage: Stage, person: Shots, numbers: Tensor, step: int) -> Tenso
         key, bias = (seed, person.person, step, k), stage.config.timestep_bias
         noise, timestep = sample_noise(base, tuple(latents.shape[1:]), *key, bias=bias)
         hidden = wearing(base.pipe.text_encoder, "text_encoder", deltas, base.tokenize([prompt]))[0]
-        noisy = add_noise(base, latents, noise[None], timestep[None])
+        noisy = add_noise(latents, draw_of(base, noise[None], timestep[None]))
         answer = wearing(base.pipe.unet, "unet", deltas, noisy, timestep[None], encoder_hidden_states=hidden)[
             0
         ]

@@ -11,6 +11,7 @@ from services import Running, face
 from sqlalchemy import update
 
 from hyperdreambooth.serve.delete import delete_person, expire
+from hyperdreambooth.serve.store import Made
 from hyperdreambooth.serve.tables import Job
 
 
@@ -83,6 +84,15 @@ def test_what_was_left_behind_by_a_killed_process_is_swept(running: Running) -> 
     running.worker.sign_in()
     assert [folder.name for folder in store.files.iterdir()] == [done["person"]]
     assert len(list((store.files / done["person"]).iterdir())) == 4 and not list(store.work.iterdir())
+
+
+def test_files_that_are_swept_before_they_are_published_are_written_again(running: Running) -> None:
+    store, made = running.service.store, [Made("photo", b"x", "image/png")] * 2
+    store.stage("person_new", made)
+    with running.database.write() as session:
+        assert store.sweep(session) == 1
+        store.publish(session, "person_new", made, "person_new")
+    assert [file.read_bytes() for file in (store.files / "person_new").iterdir()] == [b"x"]
 
 
 def test_pictures_and_failures_expire_and_people_stay(running: Running) -> None:

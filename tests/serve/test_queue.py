@@ -61,6 +61,19 @@ def test_the_oldest_comes_first_and_takes_along_what_has_its_settings(database: 
 
 
 @BOTH
+def test_keys_take_turns_and_the_jobs_of_a_key_keep_their_order(database: Database) -> None:
+    many, few = add(database, 5, key="many"), add(database, 2, key="few")
+    wanted = [many[0], few[0], many[1], few[1], *many[2:]]
+    with database.read() as session:
+        places = {one.id: queue.position(session, one) for one in session.scalars(select(Job))}
+    assert sorted(places, key=places.__getitem__) == wanted and sorted(places.values()) == [*range(1, 8)]
+    assert [one.id for one in claim(database, 3)] == wanted[:3]
+    (late,) = add(database, key="late")
+    assert [one.id for one in claim(database, 3)] == [many[2], few[1], late]
+    assert [one.id for one in claim(database)] == many[3:]
+
+
+@BOTH
 def test_a_batch_is_no_larger_than_asked(database: Database) -> None:
     names = add(database, 5)
     assert [[one.id for one in claim(database, 2)] for _ in range(3)] == [names[:2], names[2:4], names[4:]]

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import face, served
+from services import Running, face, served
 from typer.testing import CliRunner
 
-from commands import error
+from commands import error, hdb
 from hyperdreambooth.apps.cli import app
+from hyperdreambooth.serve.auth import SCOPES, add_key, revoke_key
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
@@ -35,6 +36,25 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     on = ("serve", "--data", tmp_path / "data", "keys")
     assert "no such key" in error(*on, "revoke", "shop")
     assert "scope" in error(*on, "add", "x", "--scope", "everything")
+
+
+def test_the_operator_deletes_people_of_revoked_keys_and_of_none(running: Running) -> None:
+    on = ("serve", "--data", running.config.data, "people")
+    keyless = running.person()
+    with running.database.write() as session:
+        key = {"Authorization": f"Bearer {add_key(session, 'shop', SCOPES, 600, 9)}"}
+    files = {"photos": ("a.png", face(1))}
+    asked = running.client.post("/v1/people", data={"consent": "self"}, files=files, headers=key)
+    running.work()
+    with running.database.write() as session:
+        revoke_key(session, "shop")
+    lines = hdb(*on, "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [keyless["person"], asked.json()["person"]]
+    assert lines[0].endswith("synthetic  no key") and lines[1].endswith("self       shop (revoked)")
+    told = hdb(*on, "delete", *(line.split()[0] for line in lines)).stdout
+    assert told.count("4 files") == 2 and told.count("left: 0") == 2
+    assert not list(running.service.store.files.iterdir()) and hdb(*on, "list").stdout == ""
+    assert "no such person" in error(*on, "delete", keyless["person"])
 
 
 def test_settings_that_cannot_work_are_one_line(tmp_path: Path) -> None:
@@ -64,13 +84,16 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path, models: dict[str, A
         while (now := ask(port, "GET", f"/v1/jobs/{job['id']}"))["status"] in ("queued", "running"):
             time.sleep(0.1)
         assert now["status"] == "succeeded" and now["result"]["steps"] == 9, now
+        drawing = ask(port, "POST", "/v1/images/generations", {"prompt": "a face", "steps": 2})
+        assert len(drawing["data"]) == 1
         last = children(process.pid)
         assert last
         process.terminate()
         process.wait()
         while any(map(runs, last)):  # they end with the service
             time.sleep(0.1)
-    assert "the worker on cpu died" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "the worker on cpu died" in log and "leaked" not in log
 
 
 def uri() -> str:

@@ -10,9 +10,10 @@ import pytest
 from services import Running, face
 from sqlalchemy.orm import Session
 
-from hyperdreambooth.serve import queue
+from hyperdreambooth.serve import queue, tasks
 from hyperdreambooth.serve.delete import delete_person
 from hyperdreambooth.serve.queue import Claim
+from hyperdreambooth.serve.tasks import Task
 from hyperdreambooth.serve.worker import cancel
 
 
@@ -35,6 +36,27 @@ def test_who_is_deleted_or_canceled_between_claim_and_work_takes_nobody_along(
     assert running.job(stays["id"])["status"] == "succeeded"
     assert running.job(canceled["id"])["status"] == "canceled"
     assert not running.worker.work_once()
+
+
+def test_who_is_deleted_while_files_are_written_takes_nobody_along(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted, stays = running.person(face(1)), running.person(face(2))
+    module: Any = tasks
+    real = module._saved
+
+    def meanwhile(task: Task, *rest: Any) -> Any:
+        made = real(task, *rest)
+        if task.claim.id == deleted["id"]:
+            delete_person(running.database, running.service.store, deleted["person"], "local")
+        return made
+
+    monkeypatch.setattr(tasks, "_saved", meanwhile)
+    assert running.worker.work_once() and not running.worker.work_once()
+    assert running.job(stays["id"])["status"] == "succeeded"
+    store = running.service.store
+    assert [folder.name for folder in store.files.iterdir()] == [stays["person"]]
+    assert not list(store.work.iterdir())
 
 
 def test_a_picture_of_somebody_who_was_just_deleted_ends_no_worker(

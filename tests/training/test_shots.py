@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import add_noise, denoise_loss, sample_noise, target
+from hyperdreambooth.base.denoise import add_noise, denoise_loss, draw_of, sample_noise, target
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_person
 from hyperdreambooth.faces.landmarks import TEMPLATE, face_oval
@@ -79,10 +79,9 @@ def test_padding_has_no_weight(micro_base: Base, person: tuple[Photo, ...]) -> N
     with torch.no_grad():
         noise, at = sample_noise(micro_base, tuple(shots.latents.shape[1:]), 0, "key")
         hidden = micro_base.encode_prompts(micro_base.tokenize(["a face"]))
-        predicted = micro_base.predict(
-            add_noise(micro_base, shots.latents[:1], noise[None], at[None]), at[None], hidden
-        )
-        error = (predicted - target(micro_base, shots.latents[:1], noise[None], at[None])).square()
+        draw = draw_of(micro_base, noise[None], at[None])
+        predicted = micro_base.predict(add_noise(shots.latents[:1], draw), at[None], hidden)
+        error = (predicted - target(micro_base, shots.latents[:1], draw)).square()
         wanted = (error[0] * shots.masks[0]).sum() / (shots.masks[0].sum() * error.shape[1])
         got = denoise_loss(micro_base, shots.latents[:1], hidden, noise[None], at[None], shots.masks[:1])
     torch.testing.assert_close(got[0], wanted)

@@ -157,6 +157,12 @@ def with_class_images(base: Base, people: list[tuple[Photo, ...]]) -> Tensor:
     return flat(made)
 
 
+def with_answers(base: Base, people: list[tuple[Photo, ...]]) -> Tensor:
+    config = CONFIG.model_copy(update={"class_weight": 2.0, "steps": 9})
+    made = finetune_adapters(base, [a_prediction(base, k) for k in range(2)], people[:2], config)
+    return torch.cat([flat(one) for one in made])
+
+
 def whole(base: Base, people: list[tuple[Photo, ...]]) -> Tensor:
     made: Any = dreambooth(base, people[0], config=DreamboothConfig(method="full", steps=6, batch=1))
     return torch.cat([weight.flatten() for _, weight in sorted(made.weights.items())])
@@ -170,9 +176,9 @@ def word(base: Base, people: list[tuple[Photo, ...]]) -> Tensor:
 
 TRAININGS: list[Callable[[Base, list[tuple[Photo, ...]]], Tensor]] = [
     lambda base, people: flat(finetune_adapter(base, a_prediction(base), people[0], CONFIG)),
-    side_by_side, lidb, with_class_images, whole, word,
+    side_by_side, lidb, with_class_images, with_answers, whole, word,
 ]  # fmt: skip
-NAMES = ["finetune", "side by side", "lidb in bf16", "class images and auto", "full", "word"]
+NAMES = ["finetune", "side by side", "lidb in bf16", "class images and auto", "answers", "full", "word"]
 
 
 @pytest.mark.parametrize("training", TRAININGS, ids=NAMES)

@@ -14,7 +14,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.ui.draw_tab import request, seeds_of
 from hyperdreambooth.ui.making import Maker
-from hyperdreambooth.ui.records import BASE, Drawing, read
+from hyperdreambooth.ui.records import BASE, Drawing, Person, read, told_apart, write
 from hyperdreambooth.ui.studio import Studio
 
 
@@ -53,6 +53,14 @@ def test_a_mix_beside_the_base_is_what_generate_draws(studio: Studio) -> None:
 def test_two_people_on_the_same_seeds(studio: Studio) -> None:
     made, folder = drawn(studio, request(["ana"], [1, 1], "a [V] face", "0", "ben"))
     assert made.labels == ("Ana", "Ben") and len(list(folder.glob("*.png"))) == 2
+
+
+def test_people_of_one_name_are_told_apart(studio: Studio) -> None:
+    folder = studio.person_folder("ben")
+    write(folder, read(folder, Person).model_copy(update={"name": "Ana"}))
+    made, _ = drawn(studio, request(["ana"], [1], "a [V] face", "0", "ben"))
+    assert made.labels == ("Ana (ana)", "Ana (ben)")
+    assert told_apart({"a": "Ana", "b": "Ben", "c": "Ana"}) == {"a": "Ana (a)", "b": "Ben", "c": "Ana (c)"}
 
 
 def test_what_cannot_be_drawn_is_refused(studio: Studio) -> None:

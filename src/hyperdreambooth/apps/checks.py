@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from hyperdreambooth.cluster.shards import finished_shards
 from hyperdreambooth.files import InputError, check_writable, read_json
 from hyperdreambooth.storage import Store
 
@@ -169,9 +170,11 @@ def run_folder(out: Path) -> None:
 
 
 def run_events(run: Store) -> None:
-    """Refuses a folder in which no run has written its events."""
-    if not any((run.here / part / "events.jsonl").is_file() for part in (".", "run")):
-        raise InputError(f"{run}: expected the --out of a run, found no events.jsonl in it")
+    """Refuses a folder in which no run has written its events, and no shard has finished."""
+    told = any((run.here / part / "events.jsonl").is_file() for part in (".", "run"))
+    if not told and not finished_shards(run.here):
+        expected = "expected the --out of a run, found no events.jsonl in it and no finished shard"
+        raise InputError(f"{run}: {expected}; a shard shows here when it has finished")
 
 
 def result_of(command: str) -> Check:

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +17,7 @@ from typer import Option, echo
 from hyperdreambooth.apps.options import BaseName, ConfigFile, Device, Sets
 
 if TYPE_CHECKING:
+    from hyperdreambooth.base.load import Base
     from hyperdreambooth.hypernet.config import HypernetConfig
 
 NEEDED = (
@@ -46,7 +47,7 @@ def doctor(
     """Show what is installed and what is missing.
 
     `--task` estimates the memory of a task from the configs of the base, and names settings that reduce it;
-    of a training also the hours.
+    of a training on a GPU also the time.
     """
     from hyperdreambooth import __version__
 
@@ -113,7 +114,7 @@ def _memory(
     from hyperdreambooth.files import InputError
     from hyperdreambooth.hypernet.config import HypernetConfig
     from hyperdreambooth.hypernet.predictor import EMBEDDED_HYPERNET
-    from hyperdreambooth.memory import advise, hours, skeleton
+    from hyperdreambooth.memory import advise, skeleton
 
     model = HypernetConfig if task == "train" else PersonalizeConfig
     job = resolve(task, model, file, sets, flags)
@@ -133,7 +134,7 @@ def _memory(
             estimate = _estimate(needs, place, free)
             _line(task, f"with {options}: {estimate}" if options else estimate)
         if isinstance(job.own, HypernetConfig):
-            _line(task, _time(hours(build(), job.own, "H200"), job.own))
+            _line(task, _time(build, job.own, place))
     except InputError as error:
         if loading.offline or not offline or "not on this machine" not in str(error):
             raise
@@ -155,10 +156,21 @@ def _estimate(needs: Mapping[str, int], place: str, free: int | None) -> str:
     return f"needs {_gib(total)} of {_gib(free)} GiB free on {place}: {verdict} ({parts})"
 
 
-def _time(hours: float, config: HypernetConfig) -> str:
-    """Says how long a training takes where it was measured, and what that rests on."""
-    rests = "from the operations of a step and the rate of SD 1.5 with 32 samples a step there"
-    return f"{config.steps} steps of {config.batch} take about {hours:.2g} hours on an H200 ({rests})"
+def _time(build: Callable[[], Base], config: HypernetConfig, place: str) -> str:
+    """Says how long a training takes on a GPU and what that rests on; other devices have to be measured."""
+    import torch
+
+    from hyperdreambooth.apps.watch import duration
+    from hyperdreambooth.plan import RATES, kind_of, step_seconds
+
+    if not place.startswith("cuda"):
+        return f"how long it takes on this {place}, `hdb plan` measures with a few steps"
+    name = torch.cuda.get_device_name(place) if torch.cuda.is_available() else ""
+    kind = kind_of(name) or "H200"
+    speed = RATES[kind]
+    seconds = config.steps * step_seconds(build(), config, speed, config.batch * config.photos)
+    rests = f"by its arithmetic and the speed of {speed.source}; bases smaller than SD 1.5 take longer"
+    return f"{config.steps} steps of {config.batch} take about {duration(seconds)} on one {kind} ({rests})"
 
 
 def _format(dtype: str, place: str, free: int | None) -> str:

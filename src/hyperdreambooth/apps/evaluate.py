@@ -188,11 +188,12 @@ def _run(protocol: Protocol, job: Job[EvaluateConfig], out: Path, photos: Path, 
 
 
 def _print(results: Mapping[str, Any], out: Path) -> None:
-    """Prints the identity and prompt scores of every row, what is missing, and where the page is."""
+    """Prints identity, leak and prompt score of every row, what is missing, and where the page is."""
     from hyperdreambooth.evaluate.plots import FOLLOWING, LIKENESS, axis
     from hyperdreambooth.evaluate.report import cell
 
-    scores = [name for name in (axis(results, LIKENESS) or LIKENESS[0], axis(results, FOLLOWING)) if name]
+    likeness = axis(results, LIKENESS) or LIKENESS[0]
+    scores = [name for name in (likeness, axis(results, ("leak",)), axis(results, FOLLOWING)) if name]
     for name, row in results["rows"].items():
         values = (f"{score} {cell(row['scores'].get(score))}" for score in scores)
         echo(f"{name:20} {'   '.join(values)}")

@@ -58,13 +58,13 @@ def _described(file: Path) -> dict[str, Any]:
 def _on_base(job: Job[NoConfig], file: Path, against: Path | None, hypernet: str | None) -> dict[str, Any]:
     """Returns what a file is on a base, and how far it is from another file."""
     from hyperdreambooth.apps.loading import load, open_adapter
-    from hyperdreambooth.lora.relax import inner_product
+    from hyperdreambooth.lora.relax import norm
 
     base = load(job.base)
     entries, adapter = _open(file, base, hypernet)
     if adapter is None:
         return entries
-    norms = {name: max(inner_product(pair, pair), 0.0) ** 0.5 for name, pair in adapter.factors.items()}
+    norms = {name: norm(pair) for name, pair in adapter.factors.items()}
     entries |= {**summary(adapter), "norms": norms}
     if against is not None:
         other = open_adapter(against, base, hypernet)
@@ -74,11 +74,11 @@ def _on_base(job: Job[NoConfig], file: Path, against: Path | None, hypernet: str
 
 def summary(adapter: Adapter) -> dict[str, Any]:
     """What `hdb inspect` shows: kind, rank, trigger, base, and the norm of ΔW in each component."""
-    from hyperdreambooth.lora.relax import inner_product
+    from hyperdreambooth.lora.relax import norm
 
-    squares: defaultdict[str, float] = defaultdict(float)
+    norms: defaultdict[str, list[float]] = defaultdict(list)
     for name, pair in adapter.factors.items():
-        squares[name.split(".")[0]] += max(inner_product(pair, pair), 0.0)
+        norms[name.split(".")[0]].append(norm(pair))
     lidb = adapter.lidb
     held = [lidb.numbers] if lidb else [factor for pair in adapter.factors.values() for factor in pair]
     entries: dict[str, Any] = {
@@ -86,7 +86,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
         "resolution": adapter.resolution, "numbers": sum(tensor.numel() for tensor in held),
         "base_fingerprint": adapter.base_fingerprint, "base_source": adapter.base_source,
         "sites": dict(Counter(name.split(".")[0] for name in adapter.factors)),
-        "delta_norm": {part: square**0.5 for part, square in squares.items()},
+        "delta_norm": {part: math.hypot(*own) for part, own in norms.items()},
     }  # fmt: skip
     if lidb:
         entries |= {
@@ -126,16 +126,14 @@ def _open(file: Path, base: Base, hypernet: str | None) -> tuple[dict[str, Any],
 
 def _compare(one: Adapter, other: Adapter) -> dict[str, Any]:
     """Returns the cosine and relative distance of two ΔW over all sites, and the distance at each site."""
-    from hyperdreambooth.lora.relax import inner_product, relative_distance
+    from hyperdreambooth.lora.relax import inner_product, norm, relative_distance
 
     shared = sorted(one.factors.keys() & other.factors.keys())
-    here, there = (
-        sum(max(inner_product(pair, pair), 0.0) for pair in a.factors.values()) for a in (one, other)
-    )
+    here, there = (math.hypot(*map(norm, adapter.factors.values())) for adapter in (one, other))
     both = sum(inner_product(one.factors[name], other.factors[name]) for name in shared)
     return {
-        "cosine": both / max((here * there) ** 0.5, 1e-30),
-        "relative_distance": max(here + there - 2 * both, 0.0) ** 0.5 / max(here**0.5, 1e-30),
+        "cosine": both / max(here * there, 1e-30),
+        "relative_distance": max(here**2 + there**2 - 2 * both, 0.0) ** 0.5 / max(here, 1e-30),
         "shared_sites": len(shared),
         "distances": {name: relative_distance(one.factors[name], other.factors[name]) for name in shared},
     }

@@ -29,7 +29,7 @@ from hyperdreambooth.apps.person_folder import (
 from hyperdreambooth.apps.saving import save_trained
 from hyperdreambooth.apps.settings import Job
 from hyperdreambooth.apps.training import report_steps
-from hyperdreambooth.apps.work import Work, draw_stage, look_score, save_pictures
+from hyperdreambooth.apps.work import UNNAMED, Work, draw_stage, draw_unnamed, look_score, save_pictures
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.base_scorers import load_base_scorers, why_not_scored
 from hyperdreambooth.faces.dataset import Photo
@@ -163,9 +163,11 @@ def _finish(
     distance: float | None = None,
 ) -> None:
     """Draws and scores every stage, writes the rest of the folder, the report last, and prints it."""
-    with job.stage("generate"), Progress("generate", len(stages) * len(work.prompts)) as bar:
-        pictures = {stage: draw_stage(work, stage, one, bar) for stage, one in stages.items()}
+    with job.stage("generate"), Progress("generate", (len(stages) + 1) * len(work.prompts)) as bar:
+        pictures = {stage: draw_stage(work, stage, one, work.prompts, bar) for stage, one in stages.items()}
+        unnamed, leak = draw_unnamed(work, person, bar)
     found = {stage: work.score(images, work.prompts) for stage, images in pictures.items()}
+    pictures[UNNAMED], found[UNNAMED] = unnamed, {"leak": leak}
     steps = report_steps(person.metadata)
     more = save_pictures(work, pictures, found, steps["steps"], look)
     if isinstance(person, Adapter):
@@ -173,6 +175,7 @@ def _finish(
         more |= save_card(work.out, person, work.base.class_word, forms)
     rank = person.rank if isinstance(person, Adapter) else None
     scores: Scores = {s: {stage: found[stage][s] for stage in stages} for s in ("identity", "prompt")}
+    scores["leak"] = {[*stages][-1]: leak}
     if "prediction" in stages and "finetuned" not in stages:
         scores = {score: {**values, "finetuned": None} for score, values in scores.items()}
     held_out = work.given[-1].path.name if len(work.photos) < len(work.given) else None
@@ -187,6 +190,8 @@ def _finish(
 def _print(work: Work, report: Mapping[str, Any]) -> None:
     """Prints scores, seconds and files, a line each."""
     for score, stages in report["scores"].items():
+        if score == "leak" and not any(value is not None for value in stages.values()):
+            continue  # for the reason that is told of the identity
         values = [f"{stage} {value:.2f}" for stage, value in stages.items() if value is not None]
         alone = score == "identity" and work.scorers is not None and not work.judges and len(work.given) == 1
         reason = _ALONE if alone else why_not_scored(work.scorers, score)

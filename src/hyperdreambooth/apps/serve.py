@@ -1,7 +1,8 @@
-"""`hdb serve`: the service, its keys, and its workers."""
+"""`hdb serve`: the service, its keys, its people, and its workers."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,9 @@ from hyperdreambooth.apps.options import ConfigFile, DryRun, Sets
 
 app = typer.Typer(no_args_is_help=False)
 keys = typer.Typer(no_args_is_help=True)
+people = typer.Typer(no_args_is_help=True)
 app.add_typer(keys, name="keys", help="Make, list and revoke API keys.")
+app.add_typer(people, name="people", help="List and delete the people of every key.")
 
 _MISSING = "run pip install 'hyperdreambooth[serve]'"
 _HELP_HOST = "The address to listen on; any but a loopback address needs API keys [127.0.0.1]."
@@ -35,7 +38,7 @@ def serve(
     sets: Sets = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Serve people and pictures over HTTP: docs/serve.md. The options stand before keys and worker, too."""
+    """Serve people and pictures over HTTP: docs/serve.md. The options stand before every subcommand, too."""
     ServeConfig = _imported("config").ServeConfig
     from hyperdreambooth.config import load_config
 
@@ -67,7 +70,7 @@ def add(
 ) -> None:
     """Make a key and print it, once."""
     auth = _imported("auth")
-    with _database(ctx) as session:
+    with _database(ctx).write() as session:
         key = auth.add_key(session, name, scopes or list(auth.SCOPES), per_minute, quota)
     typer.echo(f"key: {key}")
     typer.echo(f"webhook secret: {auth.webhook_secret(ctx.obj.data, key.split('_')[1])}")
@@ -76,7 +79,7 @@ def add(
 @keys.command("list")
 def show(ctx: Context) -> None:
     """List the keys."""
-    with _database(ctx) as session:
+    with _database(ctx).read() as session:
         for key in _imported("auth").keys(session):
             state = "revoked" if key.revoked else f"{key.per_minute} a minute, {key.people} people"
             typer.echo(f"{key.id}  {key.name:20} {key.scopes:24} {state}")
@@ -85,16 +88,39 @@ def show(ctx: Context) -> None:
 @keys.command()
 def revoke(ctx: Context, name: Annotated[str, typer.Argument(help="Its name or id.")]) -> None:
     """Revoke a key at once; its people stay until they are deleted."""
-    with _database(ctx) as session:
+    with _database(ctx).write() as session:
         typer.echo(f"revoked {_imported('auth').revoke_key(session, name)}")
 
 
+@people.command("list")
+def show_people(ctx: Context) -> None:
+    """List everybody, with the key of each: also those of revoked keys, and those made without a key."""
+    with _database(ctx).read() as session:
+        for person, key in _imported("delete").everybody(session):
+            made = datetime.fromtimestamp(person.created, UTC)
+            typer.echo(f"{person.id}  {made:%Y-%m-%d %H:%M} UTC  {person.consent:10} {key}")
+
+
+@people.command("delete")
+def delete_people(ctx: Context, ids: Annotated[list[str], typer.Argument(help="person_…")]) -> None:
+    """Delete everything of people, whosever they are; the service may be running."""
+    from hyperdreambooth.files import InputError
+
+    database, store = _database(ctx), _imported("store").Store(ctx.obj.data)
+    for one in ids:
+        removed = _imported("delete").delete_person(database, store, one, None)
+        if removed is None:
+            raise InputError(f"person {one}: no such person; hdb serve people list shows all")
+        rows, left = sum(removed["rows"].values()), sum(removed["left"].values())
+        typer.echo(f"deleted {one}: {len(removed['files'])} files, {rows} rows; left: {left}")
+
+
 def _database(ctx: Context) -> Any:
-    """Returns a transaction on the database, whose tables are made where there are none."""
+    """Returns the database, whose tables are made where there are none."""
     _imported("store").Store(ctx.obj.data)
     database = _imported("database").Database(ctx.obj.url)
     database.migrate()
-    return database.write()
+    return database
 
 
 def _imported(module: str) -> Any:

@@ -207,7 +207,9 @@ def resolve(
     merged = load_config(both, _preset(file), tuple(sets or ()), **(flags or {}))
     given = merged.model_dump(exclude_unset=True)
     own = model(**{key: given[key] for key in given.keys() & model.model_fields})
-    base = BaseConfig(**{key: given[key] for key in given.keys() & BaseConfig.model_fields})
+    # a command that loads no base may have fields of the same names, as the stage `base` of a build
+    loaded = given.keys() & BaseConfig.model_fields if on_base else ()
+    base = BaseConfig(**{key: given[key] for key in loaded})
     return Job(command, own, base, on_base)
 
 

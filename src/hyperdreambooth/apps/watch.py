@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,15 +30,19 @@ def watch(
     """Show what a run does, how fast, and when it will end.
 
     On a terminal the page renews itself until the run ends. A run that was killed is called so, and the exit
-    code is 1 for every run that did not finish.
+    code is 1 for every run that did not finish. Of shards it shows which have finished.
     """
     from rich.console import Console
     from rich.live import Live
 
-    from hyperdreambooth.events import read_events, status_of
+    from hyperdreambooth.events import GOING, read_events, status_of
 
     run_events(run)
     file = events_file(run)
+    shards = shard_rows(run.here)
+    if not file.is_file():
+        _print(shards)
+        return
     console = Console()
 
     def look() -> Status | None:
@@ -46,15 +51,36 @@ def watch(
     status = look()
     if console.is_terminal:
         with Live(page(status), console=console, refresh_per_second=4) as live:
-            while status is None or status.state == "running" or status.state.startswith("silent"):
+            while status is None or status.state in GOING or status.state.startswith("silent"):
                 time.sleep(_EVERY)
                 status = look()
                 live.update(page(status))
     else:
-        for name, value in rows(status):
-            echo(f"{name:12} {value}")
-    if status is not None and status.state not in ("finished", "running"):
+        _print(rows(status))
+    _print(shards)
+    if status is not None and status.state not in ("finished", *GOING):
         raise Exit(1)
+
+
+def _print(lines: Iterable[tuple[str, str]]) -> None:
+    for name, value in lines:
+        echo(f"{name:12} {value}")
+
+
+def shard_rows(out: Path) -> list[tuple[str, str]]:
+    """Returns what the shards that write to a folder have recorded, line by line; nothing after their merge.
+
+    A shard records what it did at its end, so what it does meanwhile is known to whoever started it alone.
+    """
+    from hyperdreambooth.cluster.shards import finished_shards
+
+    found: list[tuple[str, str]] = []
+    for count, units in finished_shards(out).items():
+        left = [f"{k}/{count}" for k in range(count) if k not in units]
+        named = ", ".join(left[:10]) + (", …" if len(left) > 10 else "")
+        advice = f"not finished: {named}; their own logs say more" if left else "now run --shard merge"
+        found.append(("shards", f"{len(units)} of {count} finished, {sum(units.values()):,} units; {advice}"))
+    return found
 
 
 def events_file(run: Store) -> Path:

@@ -20,8 +20,10 @@ from hyperdreambooth.apps.person_folder import (
     weights_key,
 )
 from hyperdreambooth.apps.picture import labelled, strip, table
+from hyperdreambooth.base.conditioning import class_caption
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.evaluate.base_scorers import BaseScorers
+from hyperdreambooth.evaluate.protocol import nameless
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.finetune.word import Word
@@ -33,6 +35,7 @@ from hyperdreambooth.training.trainable import hashed
 
 Pictures: TypeAlias = Mapping[str, Sequence[Image.Image]]
 
+UNNAMED = "unnamed"  # the stage of pictures without the word for the person
 TOGETHER = 4  # pictures drawn in one batch, which a kill loses together
 LOOK_PROMPTS, LOOK_STEPS = 8, 10  # of the pictures of a look: small sets of fast ones
 
@@ -101,9 +104,11 @@ def _look_file(work: Work, step: int, k: int) -> Path:
     return work.out / "training" / "looks" / f"{step:05d}-{k}.png"
 
 
-def draw_stage(work: Work, stage: str, person: TrainedPerson | None, bar: Progress) -> list[Image.Image]:
+def draw_stage(
+    work: Work, stage: str, person: TrainedPerson | None, prompts: Sequence[str], bar: Progress
+) -> list[Image.Image]:
     """Returns a stage's pictures, one a prompt, from the folder or drawn."""
-    drawing, prompts, done = work.drawing, work.prompts, list[Image.Image]()
+    drawing, done = work.drawing, list[Image.Image]()
     options: dict[str, Any] = {"seed": work.seed, "steps": drawing.draw_steps, "guidance": drawing.guidance}
     made_from = [digest((_key(person), prompt, sorted(options.items()))) for prompt in prompts]
     adapter = person if isinstance(person, Adapter) else None
@@ -119,6 +124,19 @@ def draw_stage(work: Work, stage: str, person: TrainedPerson | None, bar: Progre
         done += same_pictures(files, made_from[part], draw)
         bar.update(len(files))
     return done
+
+
+def draw_unnamed(
+    work: Work, person: TrainedPerson | None, bar: Progress
+) -> tuple[list[Image.Image], float | None]:
+    """Draws a person from prompts that name the class alone.
+
+    Returns:
+        The pictures, which should show anybody else, and how much they show the person: the `leak`.
+    """
+    prompts = [class_caption(work.base, prompt) for prompt in work.prompts]
+    pictures = draw_stage(work, UNNAMED, nameless(person), prompts, bar)
+    return pictures, work.score(pictures, prompts)["identity"]
 
 
 def _key(person: TrainedPerson | None) -> str:
@@ -137,9 +155,14 @@ def save_pictures(
     steps: int,
     look: Look | None,
 ) -> dict[str, str]:
-    """Writes the table of stages × prompts, the photo and the strip of looks; returns what → file name."""
+    """Writes the table of stages × prompts, the photo and the strip of looks; returns what → file name.
+
+    Of `pictures`, those without the word for the person come last, after those of the finished person.
+    """
     after = f"after {steps} steps"
     labels = {"base": "base model", "prediction": "prediction", "finetuned": after, "trained": after}
+    *_, last, _ = pictures
+    labels[UNNAMED] = f"{labels[last]}, without the word"
     rows = {labelled(labels[stage], scores[stage]): images for stage, images in pictures.items()}
     count = len(work.given)
     words = "the photo that was given" if count == 1 else f"the first of {count} photos"

@@ -31,6 +31,22 @@ def mentions(trigger: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text) is not None
 
 
+def class_caption(base: Base, text: str) -> str:
+    """Returns a text that names anybody of the class in place of the person.
+
+    The trigger is left out, `a photo of a sks face` → `a photo of a face`. Where a text does not name the
+    class, the class word stands in its place, `a photo of sks` → `a photo of face`.
+
+    Args:
+        base: its words are left out and put in; `[V]` and `{class_word}` stand for them.
+        text: a prompt or a caption.
+    """
+    text, trigger = base.prompt(text), rf"(?<!\w){re.escape(base.trigger)}(?!\w)"
+    if mentions(base.class_word, text):
+        return re.sub(rf"\s*{trigger}", "", text).strip()
+    return re.sub(trigger, lambda _: base.class_word, text)
+
+
 def read_part(base: Base, text: str) -> str:
     """Returns as much of a text as the base's text encoders read.
 

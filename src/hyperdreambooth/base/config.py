@@ -23,6 +23,9 @@ class LossConfig(BaseModel):
         prompt: the caption of photos that have none; `{class_word}` is the base's word for people.
         weighting: how much the loss counts at each noise level, see `loss_weights`.
         timestep_bias: draw so many timesteps and keep the noisiest; 1 for no bias.
+        class_weight: how much a training holds to the bare base's answers to captions that name the class and
+            not the person (`a photo of a face`), so that the class word does not become the person; 0 for
+            not at all.
         checkpointing: gradient checkpointing in the denoiser: less memory, a third slower.
         compile_blocks: compile each kind of the denoiser's repeated blocks once, for trainings of hours; a
             person's few steps are over before it pays.
@@ -37,5 +40,6 @@ class LossConfig(BaseModel):
     prompt: str = "a photo of a [V] {class_word}"
     weighting: Weighting = "uniform"
     timestep_bias: int = Field(default=1, ge=1)
+    class_weight: float = Field(default=0.0, ge=0)
     checkpointing: bool = False
     compile_blocks: bool = False

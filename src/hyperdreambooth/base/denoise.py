@@ -37,26 +37,31 @@ class Draw(NamedTuple):
 
 def draw_of(base: Base, noise: Tensor, timesteps: Tensor, weighting: Weighting = "uniform") -> Draw:
     """Returns noise `(b, c, h, w)` and timesteps `(b,)` with what follows from them."""
-    return Draw(noise, timesteps, *_levels(base, timesteps), loss_weights(base, timesteps, weighting))
-
-
-def _levels(base: Base, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the signal and noise levels of timesteps, `(b, 1, 1, 1)` each."""
-    signal, sigma = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
-    return signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+    levels = base.family.NOISING.levels(base.pipe.scheduler, timesteps)
+    signal, sigma = (level.view(-1, 1, 1, 1) for level in levels)
+    return Draw(noise, timesteps, signal, sigma, loss_weights(base, timesteps, weighting))
 
 
 # x_t = signal · x_0 + σ ε
-def add_noise(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Returns the noisy latents `(b, c, h, w)` at timesteps `(b,)`."""
-    signal, sigma = _levels(base, timesteps)
-    return signal * latents + sigma * noise
+def add_noise(latents: Tensor, draw: Draw) -> Tensor:
+    """Returns the noisy latents, `(b, c, h, w)` like the clean ones."""
+    return draw.signal * latents + draw.sigma * draw.noise
 
 
-def target(base: Base, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Returns what the denoiser should predict, `(b, c, h, w)`."""
-    levels = _levels(base, timesteps)
-    return base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
+# ‖ε_θ(x_t, c) - ε_bare(x_t, c)‖² where c names the class: distillation (Li and Hoiem, arXiv 1606.09282)
+def target(base: Base, latents: Tensor, draw: Draw, answers: Tensor | None = None) -> Tensor:
+    """Returns what the denoiser should predict, `(b, c, h, w)`.
+
+    Args:
+        base: has the kind of noising.
+        latents: `(b, c, h, w)`, clean.
+        draw: noise and levels of the samples.
+        answers: of the bare base, wanted of the last samples in place of the noise; None for none. These
+            samples have captions of the class, which thus stays what it was.
+    """
+    scheduler = base.pipe.scheduler
+    wanted = base.family.NOISING.target(scheduler, latents, draw.noise, draw.signal, draw.sigma)
+    return wanted if answers is None else torch.cat([wanted[: -len(answers)], answers])
 
 
 def denoise_loss(
@@ -74,7 +79,12 @@ def denoise_loss(
 
 # E‖ε - ε_θ(x_t, c, t)‖²   (paper, equation 1), one value a sample
 def draw_loss(
-    base: Base, latents: Tensor, conditioning: Conditioning, draw: Draw, mask: Tensor | None = None
+    base: Base,
+    latents: Tensor,
+    conditioning: Conditioning,
+    draw: Draw,
+    mask: Tensor | None = None,
+    answers: Tensor | None = None,
 ) -> Tensor:
     """Returns the mean squared error of the denoiser's prediction for each sample, `(b,)`.
 
@@ -86,16 +96,20 @@ def draw_loss(
         conditioning: the encoded captions.
         draw: noise and timesteps of the samples.
         mask: the weights of the pixels `(b, 1, h, w)`, for example those of the face; None for all alike.
+        answers: what should be predicted of the last samples, see `target`; None for the usual.
     """
-    noise, timesteps, *levels, weights = draw
-    noisy = (levels[0] * latents + levels[1] * noise).to(base.dtype)
-    prediction = base.predict(noisy, timesteps, conditioning).float()
-    wanted = base.family.NOISING.target(base.pipe.scheduler, latents, noise, *levels)
-    error = (prediction - wanted).square()
+    prediction = answer(base, latents, conditioning, draw)
+    error = (prediction - target(base, latents, draw, answers)).square()
     if mask is None:
-        return weights * error.mean(dim=(1, 2, 3))
+        return draw.weights * error.mean(dim=(1, 2, 3))
     covered = (mask.sum(dim=(1, 2, 3)) * error.shape[1]).clamp_min(1e-6)
-    return weights * (error * mask).sum(dim=(1, 2, 3)) / covered
+    return draw.weights * (error * mask).sum(dim=(1, 2, 3)) / covered
+
+
+def answer(base: Base, latents: Tensor, conditioning: Conditioning, draw: Draw) -> Tensor:
+    """Returns what the denoiser, as it is worn now, predicts for noisy latents, `(b, c, h, w)` float32."""
+    noisy = add_noise(latents, draw).to(base.dtype)
+    return base.predict(noisy, draw.timesteps, conditioning).float()
 
 
 # min(SNR, 5)  (Hang et al., arXiv 2303.09556) or √SNR  (Yu et al., arXiv 2310.08442), times the error of x_0
@@ -159,10 +173,20 @@ def sampled_loss(
     conditioning: Conditioning,
     config: LossConfig,
     mask: Tensor | None = None,
+    answers: Tensor | None = None,
 ) -> Tensor:
-    """Samples noise and timesteps by key and returns the `denoise_loss` of each sample.
+    """Samples noise and timesteps by key and returns the `draw_loss` of each sample.
 
-    The caller opens the autocast, in which the captions must be encoded as well.
+    The caller opens the autocast, in which the captions must be encoded as well. `answers` are wanted of the
+    last samples, see `target`.
     """
     draw = sample_draw(base, tuple(latents.shape[1:]), keys, config)
-    return draw_loss(base, latents, conditioning, draw, mask)
+    return draw_loss(base, latents, conditioning, draw, mask, answers)
+
+
+@torch.no_grad()
+def sampled_answer(
+    base: Base, latents: Tensor, keys: Sequence[Key], conditioning: Conditioning, config: LossConfig
+) -> Tensor:
+    """Samples noise and timesteps by key and returns the `answer` to each sample."""
+    return answer(base, latents, conditioning, sample_draw(base, tuple(latents.shape[1:]), keys, config))

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from hyperdreambooth.base import qwen
 from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.flux import multiple, resolution
 from hyperdreambooth.base.noising import Flow
+
+__all__ = ["multiple", "resolution"]  # the same as for Flux
 
 DENOISER = "transformer"
 TEXT_ENCODERS: tuple[str, ...] = ()
@@ -53,13 +56,3 @@ def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance
     if negative is not None:  # the pipeline takes it encoded only
         texts["negative_prompt_embeds"] = encode_prompts(pipe, tokenize(pipe, negative))["hidden"]
     return {**texts, "guidance_scale": guidance}
-
-
-def resolution(pipe: Any) -> int:
-    """Returns the pipeline's default side in pixels, as the transformer has none."""
-    return pipe.default_sample_size * pipe.vae_scale_factor
-
-
-def multiple(pipe: Any) -> int:
-    """Returns the side of a patch of 2 x 2 latents in pixels."""
-    return 2 * pipe.vae_scale_factor

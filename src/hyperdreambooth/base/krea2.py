@@ -9,7 +9,11 @@ from torch import Tensor
 
 from hyperdreambooth.base import qwen
 from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.flux import multiple
 from hyperdreambooth.base.noising import Flow
+from hyperdreambooth.base.zimage import resolution
+
+__all__ = ["multiple", "resolution"]  # the same as for Flux and Z-Image
 
 DENOISER = "transformer"
 TEXT_ENCODERS: tuple[str, ...] = ()
@@ -18,7 +22,6 @@ SITES = r"\.transformer_blocks\.\d+\.attn\.to_(q|k|v|out\.0|gate)$"
 NOISING = Flow(logit_normal=True)
 PATCH = 2
 LENGTH = 512  # the pipeline's default
-SIDE = 1024
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
@@ -46,7 +49,7 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
         encoder_hidden_states=hidden,
         timestep=timesteps / pipe.scheduler.config.num_train_timesteps,
         position_ids=pipe.prepare_position_ids(hidden.shape[1], rows, columns, noisy.device),
-        encoder_attention_mask=conditioning["mask"],
+        encoder_attention_mask=conditioning["mask"].to(noisy.device),
         return_dict=False,
     )[0]
     return pipe._unpack_latents(packed, h * scale, w * scale).squeeze(2)
@@ -56,13 +59,3 @@ def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance
     """Returns the arguments for classifier-free guidance, which the pipeline counts from 0 and not from 1."""
     texts = {"prompt": [*prompts], "negative_prompt": negative, "max_sequence_length": LENGTH}
     return {**texts, "guidance_scale": 0.0 if pipe.config.is_distilled else guidance - 1}
-
-
-def resolution(pipe: Any) -> int:
-    """Returns the pipeline's default side in pixels, as the transformer has none."""
-    return SIDE
-
-
-def multiple(pipe: Any) -> int:
-    """Returns the side of a patch of latents in pixels."""
-    return PATCH * pipe.vae_scale_factor

@@ -18,12 +18,11 @@ from hyperdreambooth.base.alone import lock_of
 from hyperdreambooth.base.device import pick_device
 from hyperdreambooth.base.family import Conditioning, Family
 from hyperdreambooth.base.fingerprint import weights_fingerprint
-from hyperdreambooth.base.noising import Diffusion
-from hyperdreambooth.base.open import folder_of, open_pipeline
+from hyperdreambooth.base.open import facts_of, folder_of, open_pipeline
 from hyperdreambooth.base.quantize import Quantize, check_quantize
 from hyperdreambooth.base.readers import awake, fetch, in_turn, let_go, networks, readers_of, reading
 from hyperdreambooth.base.recognise import check_channels, only_variant
-from hyperdreambooth.files import InputError, read_json
+from hyperdreambooth.files import InputError
 from hyperdreambooth.precision import resolved_dtype
 from hyperdreambooth.shapes import Site, site_fingerprint
 from hyperdreambooth.sites import find_sites
@@ -185,16 +184,7 @@ class Base:
 
     def check_steps(self, field: str, steps: int) -> None:
         """Refuses a number of denoising steps that the pipeline's scheduler cannot make."""
-        scheduler = self.pipe.scheduler
-        if not isinstance(self.family.NOISING, Diffusion):  # flows make any number
-            return
-        try:
-            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
-        except ValueError as error:
-            raise InputError(
-                f"{field}: the base's {type(scheduler).__name__} cannot make {steps} steps ({error}); "
-                "ask for another number, such as 25"
-            ) from None
+        self.family.NOISING.check_steps(self.pipe.scheduler, field, steps)
 
     def prompt(self, text: str) -> str:
         """Fills this base's words in: its trigger for `[V]`, its class word for `{class_word}`."""
@@ -368,7 +358,7 @@ def load_base(
             place, FAMILIES, dtype, variant, offline, base_config, leave_out, revision, token, quantize
         )
     asked = {"trigger": trigger, "class_word": class_word, "resolution": resolution}
-    words: dict[str, Any] = _facts(Path(place)) | {name: value for name, value in asked.items() if value}
+    words: dict[str, Any] = facts_of(Path(place)) | {name: value for name, value in asked.items() if value}
     name = EMBEDDED_NAME if is_embedded(place) else place
     stored = folder_of(place, revision) if dtype == "bfloat16" or quantize else None
     sites: dict[str, Any] = {"add_sites": add_sites, "skip_sites": skip_sites}
@@ -385,15 +375,3 @@ def plain_attention(base: Base) -> None:
     side = getattr(base.denoiser.config, "sample_size", None)
     if base.family.DENOISER == "unet" and isinstance(side, int) and side**2 <= 1024:
         base.denoiser.set_attn_processor(AttnProcessor())
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What a base says of itself beyond diffusers' own files: trigger, class word, resolution."""
-    file = folder / "hyperdreambooth.json"
-    if not file.is_file():
-        return {}
-    words, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
-    if isinstance(words, dict) and all(isinstance(words.get(k, kind()), kind) for k, kind in kinds.items()):
-        return {name: words[name] for name in kinds if name in words}
-    expected = '{"trigger": "sks", "class_word": "person", "resolution": 512}, or some of it'
-    raise InputError(f"{file}: expected {expected}, got {str(words)[:60]}; correct it")

@@ -28,6 +28,16 @@ class Diffusion:
                 f"epsilon or v_prediction, got {predicts}; save the pipeline with its DDIM scheduler"
             )
 
+    def check_steps(self, scheduler: Any, field: str, steps: int) -> None:
+        """Raises an InputError, which names the field, for a number of steps that a scheduler cannot make."""
+        try:
+            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
+        except ValueError as error:
+            raise InputError(
+                f"{field}: the base's {type(scheduler).__name__} cannot make {steps} steps ({error}); "
+                "ask for another number, such as 25"
+            ) from None
+
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
         """Samples one timestep `()` int64 uniformly."""
         return torch.randint(0, scheduler.config.num_train_timesteps, (), generator=generator)
@@ -36,6 +46,20 @@ class Diffusion:
         """Returns √ᾱ_t and √(1-ᾱ_t), `(b,)` each   (DDPM, equation 4)."""
         alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def at(self, scheduler: Any, part: Tensor) -> Tensor:
+        """Returns the timesteps `(b,)` int64 at parts of the way from a picture, 0, to noise, 1."""
+        last = scheduler.config.num_train_timesteps
+        return (part * last).long().clamp(max=last - 1)
+
+    # the inverse of `target`
+    def seen(
+        self, scheduler: Any, noisy: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the latents and the noise that a prediction sees in noisy latents, `(b, c, h, w)` each."""
+        if scheduler.config.prediction_type == "v_prediction":
+            return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
+        return (noisy - sigma * prediction) / signal, prediction
 
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         """Returns ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0   (progressive distillation, appendix D)."""
@@ -66,6 +90,9 @@ class Flow:
                 "the pipeline with its FlowMatchEulerDiscreteScheduler"
             )
 
+    def check_steps(self, scheduler: Any, field: str, steps: int) -> None:
+        """Refuses nothing: a flow can be followed in any number of steps."""
+
     # σ' = s σ / (1 + (s - 1) σ)   (arXiv 2403.03206, equation 23)
     def sample_timestep(self, scheduler: Any, generator: torch.Generator, tokens: int) -> Tensor:
         """Samples one timestep `()` float32, shifted towards noise as the scheduler does for these tokens."""
@@ -81,6 +108,17 @@ class Flow:
         """Returns 1 - σ and σ, `(b,)` each."""
         sigma = timesteps / scheduler.config.num_train_timesteps
         return 1 - sigma, sigma
+
+    def at(self, scheduler: Any, part: Tensor) -> Tensor:
+        """Returns the timesteps `(b,)` float32 at parts of the way from a picture, 0, to noise, 1."""
+        return part * scheduler.config.num_train_timesteps
+
+    # the inverse of `target`
+    def seen(
+        self, scheduler: Any, noisy: Tensor, prediction: Tensor, signal: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the latents and the noise that a prediction sees in noisy latents, `(b, c, h, w)` each."""
+        return noisy - sigma * prediction, noisy + signal * prediction
 
     def target(self, scheduler: Any, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         """Returns ε - x_0   (arXiv 2403.03206, equation 13)."""

@@ -194,6 +194,22 @@ def folder_of(place: str, revision: str | None = None) -> Path | None:
     return Path(snapshot_download(place, revision=revision, local_files_only=True))
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Reads what a base says of itself beyond diffusers' own files: trigger, class word, resolution.
+
+    Raises:
+        InputError: the file with these facts holds something else.
+    """
+    file = folder / "hyperdreambooth.json"
+    if not file.is_file():
+        return {}
+    words, kinds = read_json(file), {"trigger": str, "class_word": str, "resolution": int}
+    if isinstance(words, dict) and all(isinstance(words.get(k, kind()), kind) for k, kind in kinds.items()):
+        return {name: words[name] for name in kinds if name in words}
+    expected = '{"trigger": "sks", "class_word": "person", "resolution": 512}, or some of it'
+    raise InputError(f"{file}: expected {expected}, got {str(words)[:60]}; correct it")
+
+
 def open_skeleton(
     place: str,
     families: Collection[str],

@@ -7,7 +7,7 @@ number format, and so do adapters, activations and gradients.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
@@ -124,9 +124,5 @@ def nbytes(network: nn.Module, quantize: Quantize | None) -> int:
             small.add(id(layer.weight))
             scales = 4 * layer.out_features if quantize == "int8" else 0
             size += layer.weight.numel() * _BYTES[quantize] + scales
-    return int(size) + _other_bytes(network, small)
-
-
-def _other_bytes(network: nn.Module, small: Collection[int]) -> int:
     tensors = [*network.parameters(), *network.buffers()]
-    return sum(tensor.nbytes for tensor in tensors if id(tensor) not in small)
+    return int(size) + sum(tensor.nbytes for tensor in tensors if id(tensor) not in small)

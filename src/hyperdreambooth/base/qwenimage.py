@@ -8,7 +8,10 @@ from torch import Tensor
 
 from hyperdreambooth.base import qwen
 from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.flux import multiple, resolution
 from hyperdreambooth.base.noising import Flow
+
+__all__ = ["multiple", "resolution"]  # the same as for Flux
 
 DENOISER = "transformer"
 TEXT_ENCODERS: tuple[str, ...] = ()
@@ -51,13 +54,3 @@ def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance
     if guidance <= 1:
         return {**texts, "true_cfg_scale": 1.0}
     return {**texts, "negative_prompt": negative or [" "] * len(prompts), "true_cfg_scale": guidance}
-
-
-def resolution(pipe: Any) -> int:
-    """Returns the pipeline's default side in pixels, as the transformer has none."""
-    return pipe.default_sample_size * pipe.vae_scale_factor
-
-
-def multiple(pipe: Any) -> int:
-    """Returns the side of a patch of latents in pixels."""
-    return PATCH * pipe.vae_scale_factor

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from hyperdreambooth.files import InputError, read_json
 
 INDEX = "model_index.json"
+_NETWORKS = ("unet", "transformer", "vae")
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif"})
 _ADAPTER = "pass it as an adapter (generate: --adapter), and a pipeline as the base"
 _WHOLE = "pass the whole pipeline as the base"
@@ -51,13 +52,14 @@ def check_base(place: str | Path) -> None:
     Raises:
         InputError: says what it is and what to do with it.
     """
-    path = Path(place)
+    path, found = Path(place), None
     if path.is_file():
         found = _file(path)
+    elif (path / INDEX).is_file():
+        unet, transformer, vae = (_json(path / part / "config.json") for part in _NETWORKS)
+        check_channels(str(path), unet or transformer, vae)
     elif path.is_dir():
-        found = _pipeline(path) if (path / INDEX).is_file() else _folder(path)
-    else:
-        found = None
+        found = _folder(path)
     if found:
         raise InputError(f"base {place}: expected a text-to-image pipeline, found {found}")
 
@@ -124,12 +126,6 @@ def _part(names: Sequence[str]) -> str | None:
     for kind, starts in _PARTS.items():
         if any(name.startswith(starts) for name in names):
             return kind
-    return None
-
-
-def _pipeline(path: Path) -> str | None:
-    configs = [_json(path / part / "config.json") for part in ("unet", "transformer", "vae")]
-    check_channels(str(path), configs[0] or configs[1], configs[2])
     return None
 
 

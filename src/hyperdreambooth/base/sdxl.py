@@ -12,9 +12,9 @@ from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.noising import Diffusion
 from hyperdreambooth.base.sd import multiple, resolution, sampling
 from hyperdreambooth.base.text import concatenate, read, token_numbers
+from hyperdreambooth.sites import ATTENTION
 
 __all__ = ["multiple", "resolution", "sampling"]  # the same as for the earlier models
-from hyperdreambooth.sites import ATTENTION
 
 DENOISER = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from hyperdreambooth.base import qwen
 from hyperdreambooth.base.family import Conditioning
+from hyperdreambooth.base.flux import multiple
 from hyperdreambooth.base.noising import Flow
+
+__all__ = ["multiple"]  # the same as for Flux
 
 DENOISER = "transformer"
 TEXT_ENCODERS: tuple[str, ...] = ()
@@ -17,7 +20,6 @@ SITES = r"\.attention\.to_(q|k|v|out\.0)$"
 NOISING = Flow(logit_normal=True)
 PATCH = 2
 LENGTH = 512  # the pipeline's default
-SIDE = 1024
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
@@ -54,9 +56,4 @@ def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance
 
 def resolution(pipe: Any) -> int:
     """Returns the pipeline's default side in pixels, as the transformer has none."""
-    return SIDE
-
-
-def multiple(pipe: Any) -> int:
-    """Returns the side of a patch of latents in pixels."""
-    return PATCH * pipe.vae_scale_factor
+    return 1024

@@ -85,14 +85,27 @@ def check_shards(
     _refuse(out, [f"{k}/{count}" for k in gone], "recorded as finished, but results are gone")
 
 
+def finished_shards(out: Path) -> dict[int, dict[int, int]]:
+    """Returns the units that each finished shard of a folder did: number of shards → shard → units."""
+    found: dict[int, dict[int, int]] = {}
+    for record in map(read_json, _files(out)):
+        found.setdefault(record["of"], {})[record["shard"]] = len(record["units"])
+    return found
+
+
 def forget_shards(out: Path) -> None:
     """Removes the records of shards that are merged."""
     discard(out / _FOLDER)
 
 
+def _files(out: Path) -> list[Path]:
+    """Returns the records of all finished shards, by their names."""
+    return sorted((out / _FOLDER).glob("*-of-*.json"))
+
+
 def _records(out: Path) -> list[dict[str, Any]]:
     """Returns the records of all finished shards, which have to be parts of one whole."""
-    records = [read_json(file) for file in sorted((out / _FOLDER).glob("*.json"))]
+    records = [read_json(file) for file in _files(out)]
     if not records:
         raise InputError(f"{out}: no shard has finished here; run all of them first: --shard 0/N to N-1/N")
     if len(counts := {record["of"] for record in records}) > 1:

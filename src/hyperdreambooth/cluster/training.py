@@ -8,17 +8,20 @@ number of processes may change at every start, because it changes no gradient.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from hyperdreambooth.cluster.on_ray import asked_for, connected, room_for_workers
-from hyperdreambooth.files import InputError
+from hyperdreambooth.events import Events
+from hyperdreambooth.files import InputError, first_line
 
 Process: TypeAlias = Callable[[], object]
 """Trains, as one of several processes. It is pickled for the workers."""
 
 _RESTARTS = 1000  # machines that may be lost; a mistake in the code must end at last
+_NAMED = 4  # of the workers that are lost together
 
 
 def train_on_ray(process: Process, out: Path, address: str, device: str, most: int) -> None:
@@ -47,11 +50,42 @@ def train_on_ray(process: Process, out: Path, address: str, device: str, most: i
         kept = RunConfig(
             name="train", storage_path=str((out / "ray").absolute()),
             failure_config=FailureConfig(max_failures=_RESTARTS),
+            callbacks=[_teller(Events((out / "run" / "events.jsonl").absolute()))],
         )  # fmt: skip
         given = {"process": process, "folder": str(Path.cwd()), "cpu": "GPU" not in each}
         made = TorchTrainer(_run, train_loop_config=given, scaling_config=scaling, run_config=kept).fit()
     if refused := (made.metrics or {}).get("refused"):
         raise InputError(refused)
+
+
+def _teller(events: Events) -> Any:
+    """Returns what Ray Train calls when processes are lost. It runs where the command runs."""
+    from ray.train import UserCallback
+
+    class Teller(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            events.add("lost", what=told(worker_exceptions), restart=True)
+
+    return Teller()
+
+
+def told(errors: Mapping[int, Exception]) -> str:
+    """Says which processes were lost together, where Ray knows that, and why.
+
+    Args:
+        errors: what ended each process, by its rank. Those whose peer is gone raise an error of their own.
+    """
+    some = [f"worker {rank} ({_reason(error)})" for rank, error in sorted(errors.items())[:_NAMED]]
+    more = f" and {len(errors) - len(some)} more" if len(errors) > len(some) else ""
+    return f"{', '.join(some)}{more}; all go on from the last checkpoint"
+
+
+def _reason(error: Exception) -> str:
+    died = getattr(error, "health_check_failure", None)  # Ray Train wraps what Ray says of a dead process
+    if died is None:
+        return f"{type(error).__name__}: {first_line(error)}"
+    place = re.search(r"\bip: (\S+)", str(died))
+    return f"{place[1]}, {type(died).__name__}" if place else type(died).__name__
 
 
 def _run(given: dict[str, Any]) -> None:

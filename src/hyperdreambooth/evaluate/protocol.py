@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from hyperdreambooth.adapter import Adapter
+from hyperdreambooth.base.conditioning import class_caption
 from hyperdreambooth.base.load import Base, weights_fingerprint
 from hyperdreambooth.evaluate.config import EvaluateConfig, Method, methods_of
 from hyperdreambooth.evaluate.methods import Cost, Makers, diverged, keep, kept
@@ -29,11 +30,15 @@ from hyperdreambooth.finetune.dreambooth import TrainedPerson
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.shapes import site_fingerprint
+from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.step import in_half
 
 FORMAT = 1  # raise it when the meaning of a cell changes
 TRAINING = 2
 """Raise it when the same settings train other weights. 2: each person has training noise of their own."""
+
+UNNAMED = 4
+"""One prompt in so many is also drawn without the word for the person, to score `leak`."""
 
 BOUNDS = ("photo", "stranger")
 """The kinds of rows that are photos instead of generated pictures."""
@@ -113,13 +118,14 @@ class Protocol:
         """Finishes one row."""
         method, settings, who = self.methods[name], self.settings[name], list(self.people)
         cells, costs = {person: self.cells(name, person) for person in who}, dict[str, Cost]()
-        missing = sum(not cell.file.is_file() for some in cells.values() for cell in some)
+        every = [cell for person in who for cell in (*cells[person], *self.unnamed(name, person))]
+        missing = sum(not cell.file.is_file() for cell in every)
         with Progress(name, missing) as bar:
             for part in self.parts(name):
                 costs |= self._finish(name, {person: cells[person] for person in part}, bar)
         lost = () if method.kind in BOUNDS else tuple(person for person in who if person not in costs)
         cells |= {person: [] for person in lost}
-        scores = {person: self._scored(cells[person]) for person in who}
+        scores = {person: self._scores(name, cells[person]) for person in who}
         return Row(cells, scores, costs, settings.model_dump(mode="json") if settings else {}, lost)
 
     def parts(self, name: str) -> list[tuple[str, ...]]:
@@ -135,8 +141,9 @@ class Protocol:
         if self.methods[name].kind not in BOUNDS:
             cells = {person: cells[person] for person in costs}
         for some in cells.values():
-            self._scored(some)
-        return [cell.file for some in cells.values() for cell in some]
+            self._scores(name, some)
+        every = ((*some, *self.unnamed(name, person)) for person, some in cells.items())
+        return [cell.file for some in every for cell in some]
 
     def _finish(self, name: str, part: Mapping[str, list[Cell]], bar: Progress) -> dict[str, Cost]:
         """Makes the missing pictures of some people; returns everybody's cost, without the diverged."""
@@ -162,13 +169,28 @@ class Protocol:
             source = self._bound(method, person)
             key = _key(base=self.drawn_by[name], photo=photo_hash(source)) if source else None
             return [Cell(person, None, 0, home / f"{key}.png")] if key else []
-        made = self.key(name, person)
+        return self._drawn_cells(name, person, _prompts(self.makers.base_for(method), self.config))
+
+    def unnamed(self, name: str, person: str) -> list[Cell]:
+        """Returns the cells whose prompts name the class and not the person; none for a bound.
+
+        They are those of every `UNNAMED`th prompt, with all seeds, so that drawing takes a quarter longer and
+        not twice as long.
+        """
+        if self.methods[name].kind in BOUNDS:
+            return []
+        base = self.makers.base_for(self.methods[name])
+        prompts = [class_caption(base, text) for text in _prompts(base, self.config)[::UNNAMED]]
+        return self._drawn_cells(name, person, prompts)
+
+    def _drawn_cells(self, name: str, person: str, prompts: Sequence[str]) -> list[Cell]:
+        home, made = self.out / "pictures" / person, self.key(name, person)
         drawing = {"steps": self.config.draw_steps, "guidance": self.config.guidance, "made": made}
         return [
             Cell(person, prompt, noise, home / f"{_key(**drawing, prompt=prompt, seed=noise)}.png")
             for seed in self.config.seeds
             for noise in [_noise(person, seed)]
-            for prompt in _prompts(self.makers.base_for(method), self.config)
+            for prompt in prompts
         ]
 
     def key(self, name: str, person: str) -> str:
@@ -182,7 +204,7 @@ class Protocol:
             **({"training": TRAINING} if settings else {}),
             base=self.drawn_by[name],
             kind=method.model_dump(mode="json", exclude={"settings", "photos", "network"}),
-            settings=settings.model_dump(mode="json") if settings else None,
+            settings=_named(settings) if settings else None,
             network=network and [network.fingerprint, network.info.trigger, network.info.class_word],
             photos=[[photo.hash(), photo.caption, photo.landmarks] for photo in references],
             adapter=_probe(brought) if brought else None,
@@ -192,7 +214,8 @@ class Protocol:
         """Makes and draws together who lacks a picture; returns everybody's cost, without the diverged."""
         stems = {person: self.out / "made" / person / self.key(name, person) for person in part}
         found = {person: kept(stem, self.base) for person, stem in stems.items()}
-        lacking = [p for p, cells in part.items() if not all(cell.file.is_file() for cell in cells)]
+        unnamed = {person: self.unnamed(name, person) for person in part}
+        lacking = [p for p, own in part.items() if not all(c.file.is_file() for c in (*own, *unnamed[p]))]
         absent = [p for p in part if (one := found[p]) is None or (p in lacking and not one[2])]
         there = {p: one for p, one in found.items() if one is not None and p not in absent}
         made: dict[str, TrainedPerson | None] = {p: one[0] for p, one in there.items()}
@@ -207,6 +230,8 @@ class Protocol:
         if lacking:
             base, drawn = self.makers.base_for(self.methods[name]), [p for p in part if p in made]
             self._draw(base, made, [cell for person in drawn for cell in part[person]], bar)
+            made = {person: nameless(one) for person, one in made.items()}
+            self._draw(base, made, [cell for person in drawn for cell in unnamed[person]], bar)
         return costs
 
     def _draw(
@@ -237,6 +262,12 @@ class Protocol:
                 _save(to_image(self.base.decode_latents(self.base.encode_images(pixels))[0]), cell.file)
                 bar.update(1)
 
+    def _scores(self, name: str, cells: Sequence[Cell]) -> dict[str, Values]:
+        """Returns the scores of one person's pictures, with the identity of the unnamed ones as `leak`."""
+        unnamed = self._scored(self.unnamed(name, cells[0].person) if cells else ())
+        leak = {"leak": unnamed["identity"]} if "identity" in unnamed else {}
+        return {**self._scored(cells), **leak}
+
     def _scored(self, cells: Sequence[Cell]) -> dict[str, Values]:
         """Returns the scores of one person's pictures, in a file named by scorers, pictures and photos."""
         if not cells:
@@ -256,6 +287,11 @@ class Protocol:
             places = {n: [v if v is None else round(v, PLACES) for v in vs] for n, vs in found.items()}
             write_json(file, places)
         return read_json(file)
+
+
+def nameless(person: TrainedPerson | None) -> TrainedPerson | None:
+    """Returns a person without triggers, of whom no prompt is expected to name them."""
+    return replace(person, trigger="", other_triggers=()) if isinstance(person, Adapter) else person
 
 
 def draw_people(
@@ -287,6 +323,11 @@ def _drawn(
 def _prompts(base: Base, config: EvaluateConfig) -> list[str]:
     """Returns the prompts with a base's class word; its trigger is filled in when they are drawn."""
     return [text.replace("{class_word}", base.class_word) for text in config.prompts]
+
+
+def _named(settings: TrainConfig) -> dict[str, Any]:
+    """Returns settings as they name a person. Without the term of `class_weight`, as before there was one."""
+    return settings.model_dump(mode="json", exclude=set() if settings.class_weight else {"class_weight"})
 
 
 def _drawn_by(base: Base, vae: str) -> str:

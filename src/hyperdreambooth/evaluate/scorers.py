@@ -23,6 +23,7 @@ from hyperdreambooth.files import InputError
 
 MEANING = {
     "identity": "0 a stranger, 1 another photo of the person; against other photos",
+    "leak": "identity of pictures whose prompt names the class and not the person; 0 wanted",
     "sim_target": "cosine of the identity scorer's embeddings with other photos: Sim(GT) of MultiID-Bench",
     "sim_reference": "the same with the reference photo: Sim(Ref)",
     "copy_paste": "1 closer to the reference photo, -1 to the other photos; lower copies less",
@@ -139,7 +140,7 @@ def _judged(base: Base, face: str | None, missing: list[str]) -> BaseScorers | N
                 missing.append(f"identity: by the base's own scorer, {why}")
     found = load_base_scorers(base, face)
     if found is None:
-        missing.append(f"identity, sim_target, sim_reference, copy_paste: null, {why}")
+        missing.append(f"identity, leak, sim_target, sim_reference, copy_paste: null, {why}")
     if found is None or found.reader is None:
         missing.append(f"prompt, traits: null, the base {base.source} comes without scorers")
     return found

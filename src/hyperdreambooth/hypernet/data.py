@@ -6,7 +6,7 @@ Random draws are pure functions of (seed, purpose, step, place in the batch), on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.captured import sent
-from hyperdreambooth.base.conditioning import Conditioner, warn_captions
+from hyperdreambooth.base.conditioning import Conditioner, class_caption, warn_captions
 from hyperdreambooth.base.config import LossConfig
 from hyperdreambooth.base.denoise import Key, sampled_loss
 from hyperdreambooth.base.family import Conditioning
@@ -27,6 +27,9 @@ from hyperdreambooth.hypernet.encoder import Encoder
 from hyperdreambooth.hypernet.familiar import Familiar, familiar_of
 from hyperdreambooth.runs import rng
 from hyperdreambooth.storage import Store
+
+EVERY = 4
+"""With a `class_weight`, one example without a person's name for so many people of a batch."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Faces:
     textures: Tensor  # `(m, k)`, see `familiar.py`
     captions: tuple[str, ...]
     conditioner: Conditioner
+    class_captions: tuple[str, ...] = ()  # which name the class and not the person; empty where nobody asks
     masks: Tensor | None = None  # `(m, 1, h, w)`, of what `prepare` has not padded; None for all
 
     def rows(self, identity: int) -> range:
@@ -50,34 +54,40 @@ class Faces:
 
 @dataclass(frozen=True)
 class Example:
-    """One place in a batch: an identity, its reference photo, its target photos, the key of their noise."""
+    """One place in a batch: an identity, its reference photo, its target photos, the key of their noise.
+
+    Of one that is not `named`, the targets have captions of the class, and nothing is predicted for it.
+    """
 
     identity: int
     reference: int
     targets: tuple[int, ...]
     key: Key
+    named: bool = True
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Examples as tensors on the base's device, one identity after the other: `b = n · photos`."""
+    """Examples as tensors on the base's device, one after the other: `b = examples · photos`."""
 
-    identities: tuple[int, ...]
-    features: Tensor  # `(n, t, c)` of the reference photos
-    latents: Tensor  # `(b, c, h, w)` of the target photos
+    identities: tuple[int, ...]  # of the `n` named examples, which come first
+    features: Tensor  # `(n, t, c)` of their reference photos
+    latents: Tensor  # `(b, c, h, w)` of all target photos
     keys: tuple[Key, ...]  # of the draws of noise and timestep
     conditioning: Callable[[], Conditioning]  # encodes the captions with what the base wears at that moment
+    photos: int  # targets of each example
     masks: Tensor | None = None  # `(b, 1, h, w)` of the target photos
 
 
 def load_faces(
     people: dict[str, tuple[Photo, ...]], base: Base, encoder: Encoder, prompt: str,
-    cache: Path | Store, text_worn: bool,
+    cache: Path | Store, text_worn: bool, classes: bool = False,
 ) -> Faces:  # fmt: skip
     """Encodes all photos, or reads them from the cache. Each photo is decoded once for latents and features.
 
     The encoder sees pixels at the base's resolution, as in a prediction. `prompt` is the caption of photos
-    without one, and `text_worn` says whether the text encoders wear what is trained.
+    without one, `text_worn` says whether the text encoders wear what is trained, and `classes` whether there
+    will be examples without the person's name.
     """
     photos = tuple(chain.from_iterable(people.values()))
     offsets = tuple(accumulate(map(len, people.values()), initial=0))
@@ -90,11 +100,13 @@ def load_faces(
 
     key = f"{encoder_key(base.fingerprint, base.pipe.vae)}-{encoder.fingerprint}-textures"
     encoded = cached_photos(photos, base.resolution, encode, cache, key)
-    conditioner = Conditioner(base, captions, text_worn, cache)
+    unnamed = tuple(class_caption(base, caption) for caption in captions if classes)
+    conditioner = Conditioner(base, [*captions, *unnamed], text_worn, cache)
     masks = photo_masks([photo.corners for photo in photos], encoded["latents"])
     return Faces(
-        tuple(people), photos, offsets, captions=captions, conditioner=conditioner, masks=masks, **encoded
-    )
+        tuple(people), photos, offsets, captions=captions, conditioner=conditioner, class_captions=unnamed,
+        masks=masks, **encoded,
+    )  # fmt: skip
 
 
 def hold_out(count: int, held: int, seed: int) -> tuple[list[int], list[int]]:
@@ -126,24 +138,50 @@ def pick(faces: Faces, pool: Sequence[int], photos: int, *key: int | str) -> Exa
     return Example(identity, order[0], tuple(others[k % len(others)] for k in range(photos)), key)
 
 
+def anybody(
+    faces: Faces, pool: Sequence[int], photos: int, seed: int, step: int, places: Sequence[int]
+) -> list[Example]:
+    """Draws the examples of a step that name the class and not a person, one for every `EVERY`th place.
+
+    Whose photos they show makes no difference: the class names anybody.
+    """
+    return [
+        replace(pick(faces, pool, photos, seed, "class", step, k), named=False)
+        for k in places
+        if k % EVERY == 0
+    ]
+
+
 def collect(base: Base, faces: Faces, examples: Sequence[Example]) -> TrainingBatch:
-    """Returns the tensors of some examples.
+    """Returns the tensors of some examples, the named ones first.
 
     The host waits for no device, so the next step's are drawn and sent while the GPU computes this one's.
     """
     rows = [row for example in examples for row in example.targets]
-    captions = [faces.captions[row] for row in rows]
+    captions = [
+        (faces.captions if example.named else faces.class_captions)[row]
+        for example in examples
+        for row in example.targets
+    ]
+    named = [example for example in examples if example.named]
     return TrainingBatch(
-        identities=tuple(example.identity for example in examples),
-        features=sent(faces.features[[example.reference for example in examples]], base.device).float(),
+        identities=tuple(example.identity for example in named),
+        features=sent(faces.features[[example.reference for example in named]], base.device).float(),
         latents=sent(faces.latents[rows], base.device),
         keys=tuple((*one.key, "noise", k) for one in examples for k in range(len(one.targets))),
         conditioning=partial(faces.conditioner, captions, len(examples[0].targets)),
+        photos=len(examples[0].targets),
         masks=None if faces.masks is None else sent(faces.masks[rows], base.device),
     )
 
 
-def person_losses(base: Base, batch: TrainingBatch, config: LossConfig) -> Tensor:
-    """Returns each person's denoising loss `(n,)`, the mean over their targets, as the base is worn now."""
-    losses = sampled_loss(base, batch.latents, batch.keys, batch.conditioning(), config, batch.masks)
-    return losses.view(len(batch.identities), -1).mean(1)
+def person_losses(
+    base: Base, batch: TrainingBatch, config: LossConfig, answers: Tensor | None = None
+) -> Tensor:
+    """Returns each example's denoising loss, the mean over its targets, as the base is worn now.
+
+    Of the examples without a person's name, the last ones, `answers` are wanted.
+    """
+    samples = (base, batch.latents, batch.keys, batch.conditioning(), config)
+    losses = sampled_loss(*samples, batch.masks, answers)
+    return losses.view(-1, batch.photos).mean(1)

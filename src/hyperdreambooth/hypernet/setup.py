@@ -142,7 +142,8 @@ def set_up(
     inputs = {"photos": shown, "encoder": encoder.fingerprint, "targets": compared, **base.run_inputs}
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
-        faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn)
+        classes = config.class_weight > 0
+        faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn, classes)
     training = Training(
         base, config, faces, trained, held, targets, encoder, familiar_faces(faces), accelerator, run, out,
         sample, score,

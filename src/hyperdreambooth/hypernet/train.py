@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,19 @@ from torch import Tensor
 
 from hyperdreambooth.base.alone import alone
 from hyperdreambooth.base.captured import sent
+from hyperdreambooth.base.denoise import sampled_answer
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
-from hyperdreambooth.hypernet.data import TrainingBatch, collect, person_losses, pick
+from hyperdreambooth.hypernet.data import (
+    EVERY,
+    Example,
+    TrainingBatch,
+    anybody,
+    collect,
+    person_losses,
+    pick,
+)
 from hyperdreambooth.hypernet.decoder import HyperNetwork
 from hyperdreambooth.hypernet.loss import size_loss, weight_loss
 from hyperdreambooth.hypernet.predictor import HypernetInfo, Predictor, load_hypernet
@@ -29,7 +39,7 @@ from hyperdreambooth.progress import Progress
 from hyperdreambooth.schedule import learning_rate
 from hyperdreambooth.shapes import Factors
 
-_FIGURES = 6  # sums of loss, denoise, weights and size, covered people, and parts
+_FIGURES = 7  # sums of loss, denoise, class, weights and size, covered people, and parts
 
 
 @alone
@@ -126,9 +136,9 @@ def train(training: Training, state: State, worn: Worn, first: int) -> None:
                 return
 
 
-# α · denoise + β · weights + γ · size   (paper, section 4.2; training.md 4, 8)
+# α · denoise + class_weight · class + β · weights + γ · size   (paper, section 4.2; training.md 4, 8)
 def step_loss(training: Training, state: State, worn: Worn, step: int, part: int) -> tuple[Tensor, Tensor]:
-    """Returns this process's loss `()` of a part of a step, and the figures `(6,)` to be summed for the log.
+    """Returns this process's loss `()` of a part of a step, and the figures `(7,)` to be summed for the log.
 
     With `alpha = 0` and a bank, only people of the bank are drawn and the base does not run, so a warm-up on
     the weight loss alone costs next to nothing.
@@ -138,23 +148,55 @@ def step_loss(training: Training, state: State, worn: Worn, step: int, part: int
     weights_alone = config.alpha == 0 and bool(covered)
     pool, places = covered if weights_alone else training.trained, _places(training, part)
     examples = [pick(training.faces, pool, config.photos, config.seed, "train", step, k) for k in places]
-    batch = collect(base, training.faces, examples)
+    unnamed: list[Example] = []
+    if config.class_weight and not weights_alone:
+        unnamed = anybody(training.faces, training.trained, config.photos, config.seed, step, places)
+    batch = collect(base, training.faces, [*examples, *unnamed])
     with training.accelerator.autocast():
         numbers, predicted = state.model(batch.features)
-        denoise = numbers.new_zeros(())
+        denoise = kept = numbers.new_zeros(())
         if not weights_alone:
-            worn.set(predicted, images=config.photos)
-            denoise = person_losses(base, batch, config).mean()
+            losses = worn_losses(training, worn, predicted, batch, unnamed, -places.start % EVERY)
+            denoise = losses[: len(examples)].mean()
+            # as a mean over those of the whole batch, however many of them are in this part
+            kept = losses[len(examples) :].sum() / len(places) * config.batch / -(-config.batch // EVERY)
             if training.accelerator.num_processes > 1:
                 # DDP waits for all gradients, but SDXL never uses the last layer of its first text encoder
                 denoise = denoise + 0 * sum(factor.sum() for pair in predicted.values() for factor in pair)
     weights, known = known_losses(training, network, numbers, batch)
     size = size_loss(numbers, network.mean, network.spread).mean()
     loss = config.alpha * denoise + config.beta * weights / len(places) + config.gamma * size
+    loss = loss + config.class_weight * kept if unnamed else loss
     # parts may differ by one person, and the mean of their gradients must be that of the whole batch
     share = len(places) * _parts(training) / config.batch
-    sums = [share * loss.detach(), share * denoise.detach(), weights.detach(), share * size.detach()]
+    sums = [share * loss.detach(), share * denoise.detach(), share * kept.detach()]
+    sums += [weights.detach(), share * size.detach()]
     return share * loss, torch.stack([*sums, loss.new_tensor(float(known)), loss.new_tensor(1.0)])
+
+
+def worn_losses(
+    training: Training,
+    worn: Worn,
+    predicted: Factors,
+    batch: TrainingBatch,
+    unnamed: Sequence[Example],
+    first: int,
+) -> Tensor:
+    """Returns each example's denoising loss; that of `unnamed`, the last ones, by the bare base's answers.
+
+    Person number `first` wears the first of them, and every `EVERY`th person after that another.
+    """
+    base, config, answers = training.base, training.config, None
+    if unnamed:
+        worn.set(_zeros(predicted))
+        own = collect(base, training.faces, unnamed)
+        answers = sampled_answer(base, own.latents, own.keys, own.conditioning(), config)
+        predicted = {
+            name: (torch.cat([down, down[first::EVERY]]), torch.cat([up, up[first::EVERY]]))
+            for name, (down, up) in predicted.items()
+        }
+    worn.set(predicted, images=config.photos)
+    return person_losses(base, batch, config, answers)
 
 
 def known_losses(
@@ -194,21 +236,29 @@ def average(state: State, config: HypernetConfig, step: int) -> None:
 def _zero_factors(network: HyperNetwork) -> Factors:
     """Returns zero factors of one identity: a base that wears them predicts like the bare one."""
     with torch.no_grad():
-        made = factors(network.layout, network.basis(), network.mean[None])
-    return {name: (torch.zeros_like(down), torch.zeros_like(up)) for name, (down, up) in made.items()}
+        return _zeros(factors(network.layout, network.basis(), network.mean[None]))
+
+
+def _zeros(people: Factors) -> Factors:
+    """Returns zero factors of one identity, of the same sites and ranks."""
+    return {
+        name: (torch.zeros_like(down[:1]), torch.zeros_like(up[:1])) for name, (down, up) in people.items()
+    }
 
 
 def _log(training: Training, done: int, totals: Tensor, norm: Any) -> float:
     """Logs the means since the last log line over all processes, and returns the loss."""
     config = training.config
     everywhere: Any = training.accelerator.reduce(totals.clone(), "sum")
-    loss, denoise, weights, size, known, parts = everywhere.tolist()
+    loss, denoise, kept, weights, size, known, parts = everywhere.tolist()
     if not math.isfinite(loss):
         raise InputError(
             f"{training.out}: the loss is {loss} at step {done}; lower lr or clip and start in another --out"
         )
     if training.accelerator.is_main_process:
         figures = {"loss": loss / parts, "denoise": denoise / parts, "size": size / parts}
+        if config.class_weight:
+            figures["class"] = kept / parts
         if known:
             figures["weights"] = weights / known
         lr = learning_rate(config.lr, done - 1, config.steps, warmup=config.warmup)

@@ -44,6 +44,11 @@ def inner_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> f
     return float(((up.T @ up2) * (down @ down2.T)).sum())
 
 
+def norm(pair: tuple[Tensor, Tensor]) -> float:
+    """Returns `‖ΔW‖` of one identity at one site, computed in float64."""
+    return max(inner_product(pair, pair), 0.0) ** 0.5
+
+
 def relative_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     """Returns `‖ΔW − ΔW'‖ / ‖ΔW‖` of one identity at one site, to about 1e-8; 0 if both are zero."""
     size = inner_product(one, one)

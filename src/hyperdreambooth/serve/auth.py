@@ -32,12 +32,14 @@ class Caller:
         scopes: what the caller may do.
         per_minute: the requests that the caller may send in a minute.
         people: the people whom the caller may keep.
+        waiting: the caller's jobs that may wait at a time.
     """
 
     id: str
     scopes: tuple[str, ...]
     per_minute: int
     people: int
+    waiting: int
 
 
 def add_key(session: Session, name: str, scopes: Sequence[str], per_minute: int, people: int) -> str:
@@ -86,7 +88,7 @@ def caller(session: Session, header: str, config: ServeConfig) -> Caller | None:
     Where no key was ever made, everybody on this machine may do everything.
     """
     if config.on_loopback and session.scalar(select(Key.id).limit(1)) is None:
-        return Caller(_LOCAL, SCOPES, config.per_minute, config.people)
+        return Caller(_LOCAL, SCOPES, config.per_minute, config.people, config.most_waiting)
     kind, _, text = header.partition(" ")
     prefix, _, rest = text.strip().partition("_")
     identity, _, secret = rest.partition("_")
@@ -96,7 +98,7 @@ def caller(session: Session, header: str, config: ServeConfig) -> Caller | None:
     known = key.digest if key is not None else _digest("")
     if not hmac.compare_digest(known, _digest(secret)) or key is None or key.revoked is not None:
         return None
-    return Caller(key.id, tuple(key.scopes.split(",")), key.per_minute, key.people)
+    return Caller(key.id, tuple(key.scopes.split(",")), key.per_minute, key.people, config.waiting_of_a_key)
 
 
 def _digest(secret: str) -> str:

@@ -28,6 +28,7 @@ class ServeConfig(BaseModel):
         lease: the seconds after which a job of a silent worker is given to another one.
         attempts: how often a job is tried whose worker dies. From the third time on it is tried alone.
         most_waiting: the jobs that may wait; further ones are answered with 429.
+        key_share: the share of them that may be the jobs of one API key; further ones are answered with 429.
         most_steps: the largest number of steps that a caller may ask for, in training and in drawing.
         most_pictures: the largest number of pictures of one request.
         most_pixels: the largest number of pixels of a drawn picture.
@@ -66,6 +67,7 @@ class ServeConfig(BaseModel):
     lease: float = Field(default=30.0, gt=0)
     attempts: int = Field(default=5, ge=1)
     most_waiting: int = Field(default=1000, ge=1)
+    key_share: float = Field(default=0.25, gt=0, le=1)
     most_steps: int = Field(default=200, ge=1)
     most_pictures: int = Field(default=10, ge=1)
     most_pixels: int = Field(default=2048 * 2048, ge=1)
@@ -98,6 +100,11 @@ class ServeConfig(BaseModel):
     def url(self) -> str:
         """The URL of the database."""
         return self.database or f"sqlite:///{(self.data / 'service.db').absolute()}"
+
+    @property
+    def waiting_of_a_key(self) -> int:
+        """The jobs of one API key that may wait at a time."""
+        return max(1, int(self.most_waiting * self.key_share))
 
     @property
     def on_loopback(self) -> bool:

@@ -11,11 +11,13 @@ from sqlalchemy.orm import Session
 from hyperdreambooth.serve.database import Database
 from hyperdreambooth.serve.queue import ENDED
 from hyperdreambooth.serve.store import Store
-from hyperdreambooth.serve.tables import Delivery, File, Job, Person, Worn
+from hyperdreambooth.serve.tables import Delivery, File, Job, Key, Person, Worn
 
 
-def delete_person(database: Database, store: Store, person: str, key: str) -> dict[str, Any] | None:
+def delete_person(database: Database, store: Store, person: str, key: str | None) -> dict[str, Any] | None:
     """Deletes a person with every file, row and picture; None for a person of somebody else, or nobody.
+
+    `key` is whose the person has to be; None, for the operator, deletes anybody's.
 
     What is deleted: photos, adapters, pictures that show the person (alone or with others), the jobs that
     made all of these, and webhooks that have not arrived. A job that is running loses its row, so its worker
@@ -25,7 +27,8 @@ def delete_person(database: Database, store: Store, person: str, key: str) -> di
         What was removed, and what a search found afterwards: nothing.
     """
     with database.write() as session:
-        if session.scalar(select(Person.id).where(Person.id == person, Person.key == key)) is None:
+        owner = session.scalar(select(Person.key).where(Person.id == person))
+        if owner is None or key not in (None, owner):
             return None
         jobs = list(session.scalars(select(Worn.job).where(Worn.person == person)))
         jobs += session.scalars(select(Job.id).where(Job.person == person))
@@ -44,6 +47,19 @@ def delete_person(database: Database, store: Store, person: str, key: str) -> di
         "object": "person.deleted", "id": person, "deleted": True, "files": files, "rows": rows,
         "left": left(database, store, owners),
     }  # fmt: skip
+
+
+def everybody(session: Session) -> list[tuple[Person, str]]:
+    """Returns all people, the oldest first, and what is known of each one's key."""
+    keys = {key.id: key for key in session.scalars(select(Key))}
+    people = session.scalars(select(Person).order_by(Person.created))
+    return [(person, _key(keys.get(person.key))) for person in people]
+
+
+def _key(key: Key | None) -> str:
+    if key is None:
+        return "no key"
+    return f"{key.name} (revoked)" if key.revoked else key.name
 
 
 def _delete_rows(session: Session, owners: list[str]) -> dict[str, int]:

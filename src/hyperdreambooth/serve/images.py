@@ -14,8 +14,7 @@ from sqlalchemy.orm import Session
 
 from hyperdreambooth.base.load import PLACEHOLDER
 from hyperdreambooth.serve.auth import Caller
-from hyperdreambooth.serve.people import idempotency
-from hyperdreambooth.serve.queue import ENDED, position, shown
+from hyperdreambooth.serve.queue import ENDED, shown, shown_in_queue
 from hyperdreambooth.serve.requests import Drawing
 from hyperdreambooth.serve.service import (
     Needs,
@@ -24,8 +23,10 @@ from hyperdreambooth.serve.service import (
     Service,
     ServiceOf,
     accept,
+    check_steps,
     check_webhook,
     earlier,
+    idempotency,
 )
 from hyperdreambooth.serve.tables import File, Job, Person, Worn
 
@@ -39,7 +40,7 @@ async def draw(
     request: Request, response: Response, drawing: Drawing, service: ServiceOf, who: May
 ) -> dict[str, Any]:
     """Draw pictures. Answers when they are there, or with 202 and a job (`background`, or a long queue)."""
-    order = _order(drawing, request.headers.get("idempotency-key"), service)
+    order = _order(drawing, idempotency(request), service)
     job = await run_in_threadpool(_accept, service, who, order, drawing)
     until = time.monotonic() + (0 if drawing.background else service.config.wait)
     while job["status"] not in ENDED and time.monotonic() < until:
@@ -58,8 +59,7 @@ async def draw(
 
 def _order(drawing: Drawing, key: str | None, service: Service) -> Order:
     config = service.config
-    if drawing.steps > config.most_steps:
-        raise Refused(422, f"steps: expected at most {config.most_steps}, got {drawing.steps}")
+    check_steps(drawing.steps, config)
     if drawing.n > config.most_pictures:
         raise Refused(422, f"n: expected at most {config.most_pictures}, got {drawing.n}")
     if drawing.adapters and PLACEHOLDER not in drawing.prompt:
@@ -71,7 +71,7 @@ def _order(drawing: Drawing, key: str | None, service: Service) -> Order:
     request = drawing.model_dump(include={"prompt", "n", "seed", "adapters"}) | {
         "form": drawing.output_format
     }
-    return Order("images", settings, request, drawing.webhook, idempotency(key))
+    return Order("images", settings, request, drawing.webhook, key)
 
 
 def _side(size: str, most: int) -> int:
@@ -92,7 +92,7 @@ def _accept(service: Service, who: Caller, order: Order, drawing: Drawing) -> di
             if not people:  # two such jobs may ask for the very same picture, which a batch draws differently
                 job.settings = job.settings.replace("{", '{"job": "' + job.id + '", ', 1)
             session.add_all(Worn(job=job.id, person=person) for person in people)
-        return shown(job, position(session, job) if job.state == "queued" else None)
+        return shown_in_queue(session, job)
 
 
 def _check_ready(session: Session, who: Caller, person: str) -> None:

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from hyperdreambooth.serve.auth import Caller
-from hyperdreambooth.serve.queue import ENDED, position, shown
+from hyperdreambooth.serve.queue import ENDED, shown, shown_in_queue
 from hyperdreambooth.serve.service import Needs, Refused, Service, ServiceOf
 from hyperdreambooth.serve.tables import File, Job
 from hyperdreambooth.serve.worker import cancel
@@ -48,7 +48,7 @@ def _find(service: Service, job: str, who: Caller) -> dict[str, Any] | None:
         found = session.scalar(select(Job).where(Job.id == job, Job.key == who.id))
         if found is None:
             return None
-        made = shown(found, position(session, found) if found.state == "queued" else None)
+        made = shown_in_queue(session, found)
         if found.kind == "images" and found.state == "succeeded":
             files = session.scalars(select(File.id).where(File.owner == job).order_by(File.number))
             made["result"] = {"data": [{"url": f"/v1/files/{file}"} for file in files]}

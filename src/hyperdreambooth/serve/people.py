@@ -17,10 +17,11 @@ from sqlalchemy import select
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from hyperdreambooth.adapter import FILES
+from hyperdreambooth.files import discard
 from hyperdreambooth.serve.auth import Caller
 from hyperdreambooth.serve.delete import delete_person
-from hyperdreambooth.serve.queue import position, shown
-from hyperdreambooth.serve.requests import NewPerson, idempotency_key
+from hyperdreambooth.serve.queue import shown_in_queue
+from hyperdreambooth.serve.requests import NewPerson
 from hyperdreambooth.serve.service import (
     Needs,
     Order,
@@ -29,8 +30,10 @@ from hyperdreambooth.serve.service import (
     ServiceOf,
     accept,
     check_people,
+    check_steps,
     check_webhook,
     earlier,
+    idempotency,
 )
 from hyperdreambooth.serve.store import Made
 from hyperdreambooth.serve.tables import File, Job, Person, new_id
@@ -57,7 +60,7 @@ async def make_person(request: Request, response: Response, service: ServiceOf, 
     fields, photos = await _read(request, service)
     if not 1 <= len(photos) <= service.config.photos:
         raise Refused(422, f"photos: expected 1 to {service.config.photos}, got {len(photos)}")
-    order = _order(fields, photos, request.headers.get("idempotency-key"), service)
+    order = _order(fields, photos, idempotency(request), service)
     job = await run_in_threadpool(_accept, service, who, order, fields, photos)
     response.headers["Location"] = f"/v1/jobs/{job['id']}"
     return job
@@ -126,45 +129,36 @@ def _data_uri(text: str) -> bytes:
 
 
 def _order(fields: NewPerson, photos: Sequence[bytes], key: str | None, service: Service) -> Order:
-    config = service.config
-    if fields.steps is not None and fields.steps > config.most_steps:
-        raise Refused(422, f"steps: expected at most {config.most_steps}, got {fields.steps}")
-    check_webhook(fields.webhook, config)
+    check_steps(fields.steps, service.config)
+    check_webhook(fields.webhook, service.config)
     settings = fields.model_dump(include={"steps", "rank", "seed"}, exclude_none=True)
     request = fields.model_dump(include={"consent", "keep_photos"})
     hashes = tuple(hashlib.sha256(photo).hexdigest() for photo in photos)
-    return Order("person", settings, request, fields.webhook, idempotency(key), hashes)
-
-
-def idempotency(key: str | None) -> str | None:
-    try:
-        return idempotency_key(key)
-    except ValueError as error:
-        raise Refused(422, str(error)) from None
+    return Order("person", settings, request, fields.webhook, key, hashes)
 
 
 def _accept(
     service: Service, who: Caller, order: Order, fields: NewPerson, photos: Sequence[bytes]
 ) -> dict[str, Any]:
-    """Decodes the photos, and makes the person and the job in one transaction."""
+    """Decodes and writes the photos, and makes the person and the job in one transaction."""
     with service.database.read() as session:
         if (before := earlier(session, who.id, order)) is not None:
-            return shown(before, _place(session, before))
+            return shown_in_queue(session, before)
     clean = [Made("photo", service.decoder.decode(photo), "image/png") for photo in photos]
-    with service.database.write() as session:
-        if (before := earlier(session, who.id, order)) is not None:  # the same request, at the same moment
-            return shown(before, _place(session, before))
-        check_people(session, who)
-        person = new_id("person")
-        job = accept(session, service, who, order, person)
-        kept = {"consent": fields.consent, "keep_photos": fields.keep_photos}
-        session.add(Person(id=person, key=who.id, created=time.time(), **kept))
-        service.store.publish(session, person, clean)
-        return shown(job, _place(session, job))
-
-
-def _place(session: Any, job: Job) -> int | None:
-    return position(session, job) if job.state == "queued" else None
+    person, store = new_id("person"), service.store
+    try:
+        store.stage(person, clean)  # before the transaction, in which everybody else would wait for the disk
+        with service.database.write() as session:
+            if (before := earlier(session, who.id, order)) is not None:  # the same request, at this moment
+                return shown_in_queue(session, before)
+            check_people(session, who)
+            job = accept(session, service, who, order, person)
+            kept = {"consent": fields.consent, "keep_photos": fields.keep_photos}
+            session.add(Person(id=person, key=who.id, created=time.time(), **kept))
+            store.publish(session, person, clean, person)
+            return shown_in_queue(session, job)
+    finally:
+        discard(store.work / person)
 
 
 @router.get("")

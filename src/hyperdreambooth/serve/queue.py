@@ -3,6 +3,7 @@
 A worker *claims* jobs for the length of a lease, which it renews while it works. A job whose lease ran out is
 claimed by the next worker. Each claim has a new number, the *fence*: only who holds the newest may report
 anything. So a worker that was taken for dead, and is not, can neither end a job twice nor overwrite anything.
+API keys take turns: first comes the oldest job of each, then the second of each, and so on.
 Every function here is one step in a transaction that writes.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import Subquery, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from hyperdreambooth.serve.tables import Delivery, File, Job, new_id
@@ -51,13 +52,23 @@ def _free(now: float) -> Any:
     return or_(Job.state == "queued", and_(Job.state == "running", Job.lease < now))
 
 
+def _places(jobs: Any) -> Subquery:
+    """Returns `seq` and `place`, from 1, of some jobs: their keys take turns, each with its oldest first."""
+    turn = func.row_number().over(partition_by=Job.key, order_by=Job.seq).label("turn")
+    turns = select(Job.seq, turn).where(jobs).subquery()
+    place = func.row_number().over(order_by=(turns.c.turn, turns.c.seq)).label("place")
+    return select(turns.c.seq, place).subquery()
+
+
 def claim(session: Session, worker: str, most: int, lease: float, attempts: int) -> list[Claim]:
-    """Claims the oldest job, and further ones with the same settings, oldest first.
+    """Claims the job whose turn it is, and further ones with the same settings, in their order.
 
     A job that was tried too often ends as failed.
     """
     now = time.time()
-    found = session.scalars(select(Job).where(_free(now)).order_by(Job.seq).limit(_LOOKED_AT)).all()
+    places = _places(_free(now))
+    first = select(Job).join(places, places.c.seq == Job.seq).order_by(places.c.place).limit(_LOOKED_AT)
+    found = session.scalars(first).all()
     for job in found:
         if job.attempts >= attempts:
             times = f"{job.attempts} times"
@@ -133,15 +144,19 @@ def release(session: Session, worker: str) -> None:
 
 def position(session: Session, job: Job) -> int:
     """Returns the place of a waiting job in the queue, from 1."""
-    before = and_(Job.state == "queued", Job.seq <= job.seq)
-    return session.scalar(select(func.count()).select_from(Job).where(before)) or 1
+    places = _places(Job.state == "queued")
+    return session.scalar(select(places.c.place).where(places.c.seq == job.seq)) or 1
 
 
-def shown(job: Job, place: int | None = None) -> dict[str, Any]:
+def shown(job: Job) -> dict[str, Any]:
     """Returns a job as callers see it."""
-    own = {"position": place} if place is not None else {}
     return {
         "object": "job", "id": job.id, "kind": job.kind, "status": job.state, "created": job.created,
         "started": job.started, "ended": job.ended, "person": job.person, "progress": job.progress,
-        "result": job.result or None, "error": job.error or None, **own,
+        "result": job.result or None, "error": job.error or None,
     }  # fmt: skip
+
+
+def shown_in_queue(session: Session, job: Job) -> dict[str, Any]:
+    """Returns a job as callers see it, with its place as long as it waits."""
+    return shown(job) | ({"position": position(session, job)} if job.state == "queued" else {})

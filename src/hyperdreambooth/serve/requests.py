@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -19,7 +18,6 @@ def _plain(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_plain)]
 PersonId = Annotated[str, Field(pattern=r"^person_[0-9a-f]{32}$")]
-_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 
 
@@ -91,10 +89,3 @@ class Drawing(Strict):
     seed: int = Field(default=0, ge=0, le=_SEED)
     background: bool = False
     webhook: Annotated[Text, Field(max_length=1000)] = ""
-
-
-def idempotency_key(text: str | None) -> str | None:
-    """Checks the header `Idempotency-Key`; raises ValueError."""
-    if text is None or _KEY.fullmatch(text):
-        return text
-    raise ValueError("Idempotency-Key: expected up to 200 visible ASCII characters")

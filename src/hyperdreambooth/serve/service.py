@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,6 +116,18 @@ class Order:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def idempotency(request: Request) -> str | None:
+    """Returns the header `Idempotency-Key`.
+
+    Raises:
+        Refused: it is no such key.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,200}", key):
+        raise Refused(422, "Idempotency-Key: expected up to 200 visible ASCII characters")
+    return key
+
+
 def earlier(session: Session, key: str, order: Order) -> Job | None:
     """Returns the job that the same request made when it came before.
 
@@ -133,11 +146,14 @@ def accept(session: Session, service: Service, who: Caller, order: Order, person
     """Puts a job at the end of the queue.
 
     Raises:
-        Refused: the queue is full.
+        Refused: the queue is full, or has as many jobs of the caller as a key may have in it.
     """
-    held = session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
+    waiting = select(func.count()).select_from(Job).where(Job.state == "queued")
+    held, own = session.scalar(waiting) or 0, session.scalar(waiting.where(Job.key == who.id)) or 0
     if held >= service.config.most_waiting:
         raise Refused(429, f"{held} jobs are waiting; try again later", _pace(session))
+    if own >= who.waiting:
+        raise Refused(429, f"{own} jobs of this key are waiting; try again later", _pace(session))
     job = Job(
         id=new_id("job"), key=who.id, kind=order.kind, state="queued", person=person, request=order.request,
         settings=json.dumps(order.settings, sort_keys=True), progress={}, result={}, error="",
@@ -165,6 +181,16 @@ def check_people(session: Session, who: Caller) -> None:
     kept = session.scalar(select(func.count()).select_from(Person).where(Person.key == who.id)) or 0
     if kept >= who.people:
         raise Refused(403, f"the key may keep {who.people} people; delete one first")
+
+
+def check_steps(steps: int | None, config: ServeConfig) -> None:
+    """Refuses more steps than the operator allows.
+
+    Raises:
+        Refused: more than `most_steps`.
+    """
+    if steps is not None and steps > config.most_steps:
+        raise Refused(422, f"steps: expected at most {config.most_steps}, got {steps}")
 
 
 def check_webhook(url: str, config: ServeConfig) -> None:

@@ -1,8 +1,8 @@
 """The files of the service, in one folder for each owner (a person or a job), named by their content.
 
 An owner's files change in a transaction that writes (`Database.write`). So whatever has no row is rubbish of
-a process that was killed, and `sweep` removes it. A worker prepares its files in a folder of its own, named
-by job and fence, which becomes rubbish with the worker's right to the job.
+a process that was killed, and `sweep` removes it. Files are prepared outside of the transaction, in a folder
+of `work`. A worker's is named by job and fence, and becomes rubbish with the worker's right to the job.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from hyperdreambooth.serve.tables import File, Job, new_id
 
 @dataclass(frozen=True)
 class Made:
-    """A file that is to become its owner's: what it is, its content, its media type."""
+    """A file that is to become its owner's.
+
+    Attributes:
+        kind: what it is.
+        content: all of it.
+        media: its media type.
+        file: where a worker has written it already, in the folder of the job; None for nowhere.
+    """
 
     kind: str
     content: bytes
     media: str
+    file: Path | None = None
 
 
 class Store:
-    """The folder of files; `work` is where workers prepare theirs."""
+    """The folder of files; `work` is where they are prepared."""
 
     def __init__(self, data: Path) -> None:
         self.files, self.work = data / "files", data / "work"
@@ -46,21 +54,25 @@ class Store:
         """Returns a file's content."""
         return self.path(file).read_bytes()
 
-    def stage(self, name: str, made: Sequence[Made]) -> Path:
-        """Writes files into a worker's folder, whole and flushed, so that `publish` only has to rename."""
+    def stage(self, name: str, made: Sequence[Made]) -> None:
+        """Writes files into a folder of `work`, whole and flushed, so that `publish` only has to rename."""
         for one in made:
-            write_bytes(self.work / name / _hash(one), one.content)
-        return self.work / name
+            place = self.work / name / _hash(one)
+            if one.file is None:
+                write_bytes(place, one.content)
+            else:
+                os.replace(one.file, place)
 
-    def publish(self, session: Session, owner: str, made: Sequence[Made], staged: Path | None = None) -> None:
-        """Makes files their owner's: writes them, or moves them from where they were staged."""
+    def publish(self, session: Session, owner: str, made: Sequence[Made], staged: str) -> None:
+        """Makes files their owner's: moves them from the folder of `work` in which they were staged."""
         (self.files / owner).mkdir(exist_ok=True)
         for number, one in enumerate(made):
             name = _hash(one)
-            if staged is None:
-                write_bytes(self.files / owner / name, one.content)
-            elif (staged / name).exists():  # two pictures may be the same
-                os.replace(staged / name, self.files / owner / name)
+            source, place = self.work / staged / name, self.files / owner / name
+            if source.exists():
+                os.replace(source, place)
+            elif not place.exists():  # swept since; a file may also be there twice, as two equal pictures
+                write_bytes(place, one.content)
             about = {"kind": one.kind, "hash": name, "bytes": len(one.content), "media": one.media}
             session.add(File(id=new_id("file"), owner=owner, number=number, **about))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias, cast
 
 from PIL import Image
 
-from hyperdreambooth.adapter import FILES, Adapter
+from hyperdreambooth.adapter import FILES, Adapter, Format
 from hyperdreambooth.config import load_config
 from hyperdreambooth.evaluate.base_scorers import load_base_scorers
 from hyperdreambooth.files import InputError
@@ -30,20 +31,24 @@ from hyperdreambooth.serve.marks import MEDIA, encoded
 from hyperdreambooth.serve.queue import Claim
 from hyperdreambooth.serve.store import Made
 from hyperdreambooth.training.loop import check_loss, in_half
+from hyperdreambooth.training.warm import Warm
 
 Tell: TypeAlias = Callable[[dict[str, Any]], bool]
 """Is told how far the jobs are, and returns whether anybody still wants them."""
 Filter: TypeAlias = Callable[[str, Any], str | None]
 """The operator's content filter: (`prompt`, text), (`photo` or `picture`, image) → why not, or None."""
 
+WRITERS = 8
+"""Files that are written at a time: whoever writes one waits for the disk, several times."""
 _JUDGED_STEPS = 10  # of the pictures that likeness is judged by
 
 
 @dataclass(frozen=True)
 class Task:
-    """A claimed job with what it needs: the person's photos, or the people to draw."""
+    """A claimed job with what it needs: a folder, and the person's photos or the people to draw."""
 
     claim: Claim
+    folder: Path
     photos: Sequence[Image.Image] = ()
     people: Sequence[tuple[Path, float]] = ()
 
@@ -65,6 +70,7 @@ class Studio:
         self.me = Personalizer.from_pretrained(config.base, config.hypernet, device, config.dtype)
         self._scorers = load_base_scorers(self.me.base) if config.likeness else None
         self.refuses = load_filter(config.content_filter)
+        self._warm = Warm()
 
     @property
     def together(self) -> int:
@@ -76,11 +82,11 @@ class Studio:
         own = load_config(FinetuneConfig, **{**self._config.finetune, **asked})
         return own.over(self.me.predictor.info.finetune)
 
-    def do(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
-        """Does the jobs of a batch, which are of one kind; `folder` is for files on the way."""
+    def do(self, tasks: Sequence[Task], tell: Tell) -> list[Outcome]:
+        """Does the jobs of a batch, which are of one kind."""
         work = self._train if tasks[0].claim.kind == "person" else self._draw
         try:
-            return work(tasks, folder, tell)
+            return work(tasks, tell)
         except InputError as error:
             reason = str(error)
         except Exception as error:
@@ -88,9 +94,9 @@ class Studio:
             reason = "the service failed at this job; try it again, or ask its operator"
         if len(tasks) == 1:
             return [Outcome(error=reason)]
-        return [outcome for task in tasks for outcome in self.do([task], folder, tell)]
+        return [outcome for task in tasks for outcome in self.do([task], tell)]
 
-    def _train(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
+    def _train(self, tasks: Sequence[Task], tell: Tell) -> list[Outcome]:
         for task in tasks:
             for photo in task.photos:
                 self._check("photo", photo)
@@ -103,10 +109,15 @@ class Studio:
             return tell({"stage": "finetune", **steps, "loss": round(loss, 5), "people": len(tasks)})
 
         photos = [list(task.photos) for task in tasks]
-        trained = finetune_adapters(self.me.base, predicted, photos, config, callback=step)
-        likeness = self._likeness(tasks, trained)
-        rows = zip(tasks, predicted, trained, likeness, strict=True)
-        return [self._person(*row, folder) for row in rows]
+        hooks: dict[str, Any] = {"callback": step, "warm": self._warm}
+        trained = finetune_adapters(self.me.base, predicted, photos, config, **hooks)
+        with ThreadPoolExecutor(WRITERS) as pool:  # files are written while pictures are drawn
+            files = [
+                [pool.submit(_saved, task, form, before if form == "lidb" else after) for form in FILES]
+                for task, before, after in zip(tasks, predicted, trained, strict=True)
+            ]
+            likeness = self._likeness(tasks, trained)
+            return [self._person(*row) for row in zip(tasks, trained, likeness, files, strict=True)]
 
     def _likeness(self, tasks: Sequence[Task], trained: Sequence[Adapter]) -> list[float | None]:
         """Draws a picture of each person and compares it with the photo: 1 is like, 0 a stranger."""
@@ -120,22 +131,16 @@ class Studio:
         ]
 
     def _person(
-        self, task: Task, predicted: Adapter, trained: Adapter, likeness: float | None, folder: Path
+        self, task: Task, trained: Adapter, likeness: float | None, files: Sequence[Future[Made]]
     ) -> Outcome:
         try:
             check_loss(trained.metadata)
+            made = [file.result() for file in files]
         except InputError as error:
             return Outcome(error=str(error))
-        consent = {CONSENT: task.claim.request["consent"]}
-        both = {"lidb": predicted, "kohya": trained, "diffusers": trained}
-        made = list[Made]()
-        for form, name in FILES.items():
-            file = folder / name
-            replace(both[form], metadata={**both[form].metadata, **consent}).save(file, form)
-            made.append(Made(form, file.read_bytes(), "application/octet-stream"))
-            file.unlink()
-        agreed = replace(trained, metadata={**trained.metadata, **consent})
-        card = agreed.card(None, self.me.base.class_word).encode()
+        except FileNotFoundError:  # the person was deleted meanwhile, and the folder with it
+            return Outcome(error="the folder of the job is gone")
+        card = _agreed(task, trained).card(None, self.me.base.class_word).encode()
         distance = self.me.distance(list(task.photos))
         result = {
             "likeness": None if likeness is None else round(likeness, 4),
@@ -145,8 +150,7 @@ class Studio:
         }  # fmt: skip
         return Outcome([*made, Made("card", card, "text/markdown")], result)
 
-    def _draw(self, tasks: Sequence[Task], folder: Path, tell: Tell) -> list[Outcome]:
-        del folder
+    def _draw(self, tasks: Sequence[Task], tell: Tell) -> list[Outcome]:
         each = [task for task in tasks for _ in range(task.claim.request["n"])]
         for task in tasks:
             self._check("prompt", task.claim.request["prompt"])
@@ -182,6 +186,18 @@ class Studio:
         """Asks the content filter."""
         if self.refuses is not None and (reason := self.refuses(kind, content)):
             raise InputError(f"{kind}: refused by the content filter ({reason})")
+
+
+def _agreed(task: Task, adapter: Adapter) -> Adapter:
+    """Returns an adapter whose header and card say on what ground the photos were used."""
+    return replace(adapter, metadata={**adapter.metadata, CONSENT: task.claim.request["consent"]})
+
+
+def _saved(task: Task, form: Format, adapter: Adapter) -> Made:
+    """Writes a file of a person into the job's folder."""
+    file = task.folder / FILES[form]
+    _agreed(task, adapter).save(file, form)
+    return Made(form, file.read_bytes(), "application/octet-stream", file)
 
 
 def load_filter(name: str) -> Filter | None:

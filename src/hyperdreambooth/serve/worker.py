@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import parent_process
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from tqdm import tqdm
 
 from hyperdreambooth.files import discard
 from hyperdreambooth.serve import queue
@@ -24,7 +26,7 @@ from hyperdreambooth.serve.log import note_failure
 from hyperdreambooth.serve.queue import Claim
 from hyperdreambooth.serve.store import Store
 from hyperdreambooth.serve.tables import File, Job, Worker, Worn
-from hyperdreambooth.serve.tasks import Outcome, Studio, Task, opened
+from hyperdreambooth.serve.tasks import WRITERS, Outcome, Studio, Task, opened
 from hyperdreambooth.workers import begin
 
 _IDLE = 0.1  # seconds between two looks at an empty queue
@@ -39,6 +41,7 @@ def run_worker(config: ServeConfig, device: str, name: str) -> None:
     logging.getLogger("hyperdreambooth").setLevel(logging.CRITICAL)  # no progress bars
     logging.disable(logging.ERROR)  # libraries quote prompts in what they log
     warnings.simplefilter("ignore")  # and so do warnings
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave behind
     One(config, Studio(config, device), device, name).run()
 
 
@@ -91,12 +94,8 @@ class One:
         tasks = self._tasks(claims)
         if not tasks:
             return
-        folder = self._store.work / claims[0].name
-        folder.mkdir(exist_ok=True)
         try:
-            outcomes = self.studio.do(tasks, folder, self.tell)
-            for task, outcome in zip(tasks, outcomes, strict=True):
-                self._publish(task.claim, outcome)
+            self._publish(tasks, self.studio.do(tasks, self.tell))
         finally:
             for claim in claims:
                 discard(self._store.work / claim.name)
@@ -113,17 +112,17 @@ class One:
 
     def _task(self, session: Session, claim: Claim) -> Task:
         """Reads what a job needs: the photos of its person, or the adapters of whom it draws."""
+        folder = self._store.work / claim.name
         if claim.kind == "person":
-            photos = (
-                select(File).where(File.owner == claim.person, File.kind == "photo").order_by(File.number)
-            )
-            return Task(claim, photos=[opened(self._store.read(one)) for one in session.scalars(photos)])
+            kept = select(File).where(File.owner == claim.person, File.kind == "photo").order_by(File.number)
+            photos = [opened(self._store.read(one)) for one in session.scalars(kept)]
+            return Task(claim, folder, photos)
         worn = select(File).join(Worn, Worn.person == File.owner).where(Worn.job == claim.id)
         files = {
             one.owner: self._store.path(one) for one in session.scalars(worn.where(File.kind == "diffusers"))
         }
         asked = claim.request["adapters"]
-        return Task(claim, people=[(files[one["person"]], one["weight"]) for one in asked])
+        return Task(claim, folder, people=[(files[one["person"]], one["weight"]) for one in asked])
 
     def tell(self, progress: dict[str, Any]) -> bool:
         """Notes progress now and then; returns whether any job is still wanted."""
@@ -140,19 +139,26 @@ class One:
         held = queue.renew(session, claims, self._config.lease)
         self._lost.update(claim.name for claim in claims if claim.id not in held)
 
-    def _publish(self, claim: Claim, outcome: Outcome) -> None:
-        """Ends a job, with its files, in one transaction; a job that is not ours any more stays as it is."""
-        staged = self._store.stage(claim.name, outcome.made)
+    def _publish(self, tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> None:
+        """Ends jobs, with their files, in one transaction; what is not ours any more stays as it is."""
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(self._stage, tasks, outcomes))
+        unwanted = list[tuple[str, list[str]]]()
         with self._database.write() as session:
-            job = queue.held(session, claim)
-            if job is None:
-                return
-            owner = claim.person or claim.id
-            if outcome.made:
-                self._store.publish(session, owner, outcome.made, staged)
-            state = "failed" if outcome.error else "succeeded"
-            photos = queue.end(session, job, state, outcome.result, outcome.error)
-        self._store.remove(owner, photos)
+            for task, outcome in zip(tasks, outcomes, strict=True):
+                if (job := queue.held(session, task.claim)) is not None:
+                    owner = job.person or job.id
+                    if outcome.made:
+                        self._store.publish(session, owner, outcome.made, task.claim.name)
+                    state = "failed" if outcome.error else "succeeded"
+                    unwanted.append((owner, queue.end(session, job, state, outcome.result, outcome.error)))
+        for owner, photos in unwanted:
+            self._store.remove(owner, photos)
+
+    def _stage(self, task: Task, outcome: Outcome) -> None:
+        """Writes what is not written yet; a job that was just deleted has no folder any more."""
+        with suppress(FileNotFoundError):
+            self._store.stage(task.claim.name, outcome.made)
 
     def sign_in(self) -> None:
         """Makes the worker known, and removes what others left behind."""

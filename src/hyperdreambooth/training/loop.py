@@ -25,6 +25,7 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
 from hyperdreambooth.storage import Store
+from hyperdreambooth.training.answers import bare_answers
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.looks import Look, Looks
 from hyperdreambooth.training.plateau import DRAWS, Plateau
@@ -123,6 +124,7 @@ def train(
     captions = [*samples.captions, *(looks.captions if looks else [])]
     encode = Conditioner(base, captions, bool(trainable.parts & set(base.family.TEXT_ENCODERS)), cache)
     base.rest(trainable.parts)
+    samples.answers = bare_answers(base, samples, encode, config)
     step = Step(base, trainable, count, config) if warm is None else warm.step(base, trainable, count, config)
     ended = False
     with (

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperdreambooth.base.conditioning import warn_captions
+from hyperdreambooth.base.conditioning import class_caption, warn_captions
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.frame import photo_masks
@@ -35,6 +35,8 @@ class Shots:
         person: the name of the person in the keys of random draws, see `person_key`.
         weight: the weight of their loss, against 1 for a person's photos.
         masks: the weights of the pixels `(m, 1, h, w)`; None for all ones.
+        answered: whether a step takes the bare base's answers to their captions and not the images, see
+            `as_class`.
     """
 
     latents: Tensor
@@ -42,6 +44,7 @@ class Shots:
     person: str = ""
     weight: float = 1.0
     masks: Tensor | None = None
+    answered: bool = False
 
     def part(self, first: int, end: int | None) -> Shots:
         """Returns the images from `first` to `end`."""
@@ -99,6 +102,19 @@ def photo_shots(
     return Shots(latents, captions, person_key(photos), masks=masks)
 
 
+def as_class(shots: Shots, base: Base, config: TrainConfig) -> list[Shots]:
+    """Returns a person's photos again, with captions that name the class; none without a `class_weight`.
+
+    A step takes one of the bare base's answers to these captions for each person, whatever its `batch` (see
+    `answers.py`). An answer is right everywhere, so padding and background count as well.
+    """
+    if config.class_weight == 0:
+        return []
+    captions = tuple(class_caption(base, caption) for caption in shots.captions)
+    weight = config.class_weight * config.batch  # against the mean over the photos of a step
+    return [replace(shots, captions=captions, weight=weight, masks=None, answered=True)]
+
+
 def _landmarks(photo: Photo, image: Image.Image) -> Landmarks | None:
     """Returns a photo's landmarks in sides of its centre square, checked."""
     if photo.landmarks is None:
@@ -146,7 +162,7 @@ def shots_of(
     judged = [[one.part(-1, None)] for one in shots] if config.steps == "auto" else []
     if judged:
         shots = [one.part(0, -1) if len(one.captions) > 1 else one for one in shots]
-    return [[one, *prior] for one in shots], judged
+    return [[one, *prior, *as_class(one, base, config)] for one in shots], judged
 
 
 def inputs_of(base: Base, people: Sequence[Sequence[Photo]], config: TrainConfig) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from hyperdreambooth.base.captured import Captured, sent
 from hyperdreambooth.base.conditioning import Conditioner
-from hyperdreambooth.base.denoise import draw_loss, sample_draw
+from hyperdreambooth.base.denoise import Draw, draw_loss, sample_draw
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import Run
@@ -38,24 +38,36 @@ def in_half(base: Base, config: TrainConfig) -> bool:
 
 def step_inputs(base: Base, samples: Samples, encode: Conditioner, config: TrainConfig, step: int) -> Inputs:
     """Returns the samples of a step, as tensors on the base's device."""
-    rows = samples.rows(step)
-    index = sent(torch.tensor(rows), samples.latents.device)
+    rows = torch.tensor(samples.rows(step))
+    latents = samples.latents[sent(rows, samples.latents.device)]
+    draw = sample_draw(base, tuple(latents.shape[1:]), samples.keys(step), config)
+    if samples.answers is not None:
+        asked, seen, theirs = samples.answers.of(base, config, step)
+        rows, latents = _beside(rows, asked), _beside(latents, seen)
+        draw = Draw(*(_beside(*pair) for pair in zip(draw, theirs, strict=True)))
+    index = sent(rows, samples.latents.device)
     with autocast(config.precision, base.device, base.dtype):
-        captions = encode.inputs([samples.captions[row] for row in rows], samples.each)
+        captions = encode.inputs([samples.captions[row] for row in rows.tolist()], samples.each)
     return {
-        "latents": samples.latents[index],
-        "draw": sample_draw(base, tuple(samples.latents.shape[1:]), samples.keys(step), config),
+        "latents": latents,
+        "draw": draw,
         "mask": None if samples.masks is None else samples.masks[index],
         "captions": captions,
         "weights": samples.weights[index].unflatten(0, (samples.people, -1)),
     }
 
 
+def _beside(shown: Tensor, answered: Tensor) -> Tensor:
+    """Returns the samples of `n` people `(n · k, …)` with one more `(n, …)` after those of each person."""
+    people = len(answered)
+    return torch.cat([shown.unflatten(0, (people, -1)), answered[:, None]], dim=1).flatten(0, 1)
+
+
 # E‖ε - ε_θ(x_t, c)‖² of the person + λ · the same of the class   (DreamBooth, equation 2)
 def step_losses(base: Base, encode: Conditioner, config: TrainConfig, inputs: Inputs) -> Tensor:
     """Returns the loss of each person in one step, `(n,)`: the mean over the person's photos of the step.
 
-    Class images go through the same forward.
+    Class images, and places on the bare base's paths, go through the same forward.
     """
     weights: Tensor = inputs["weights"]
     with autocast(config.precision, base.device, base.dtype):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hyperdreambooth.files import InputError
 from hyperdreambooth.ui import html
-from hyperdreambooth.ui.records import BASE, Drawing, read
+from hyperdreambooth.ui.records import BASE, Drawing, read, told_apart
 from hyperdreambooth.ui.shared import Setting, address
 
 MOST = 4  # people in one picture: a slider for the weight of each
@@ -49,7 +49,9 @@ class _Handlers:
 
     def names(self) -> dict[str, str]:
         """Returns everybody who can be drawn."""
-        return {key: person.name for key, person in self.studio.people().items() if person.kept is not None}
+        people = self.studio.people()
+        names = told_apart({key: person.name for key, person in people.items()})
+        return {key: names[key] for key, person in people.items() if person.kept is not None}
 
     def choices(self, known: str, who: list[str], beside: str) -> Any:
         """Keeps the lists up to date."""
@@ -59,7 +61,8 @@ class _Handlers:
             return self.gr.skip()
         named = [(name, key) for key, name in people.items()]
         others = [("nobody", ""), (BASE, BASE), *named]
-        old = [(f"{' and '.join(one.labels)}: {one.prompts[0]}", key) for key, one in drawn.items()]
+        titles = {key: f"{' and '.join(one.labels)}: {one.prompts[0]}" for key, one in drawn.items()}
+        old = [(title, key) for key, title in told_apart(titles).items()]
         still = [key for key in who if key in people]
         return [
             self.gr.update(choices=named, value=still),

@@ -11,7 +11,7 @@ from hyperdreambooth.ui import draw_tab, html, new_tab, people_tab
 from hyperdreambooth.ui.shared import Setting
 from hyperdreambooth.ui.theme import CSS, TITLE, theme
 
-_EVERY = 1.0  # seconds between two looks at the studio
+_EVERY = 0.5  # seconds between two looks at the studio
 _UPLOAD = "50mb"  # of one photo
 
 

@@ -15,6 +15,7 @@ import json
 import re
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -130,6 +131,12 @@ def every(folder: Path, kind: type[Kind]) -> dict[str, Kind]:
         with suppress(InputError):
             found[file.parent.name] = read(file.parent, kind)
     return dict(sorted(found.items(), key=lambda entry: -entry[1].made))
+
+
+def told_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Returns names by key; those that several have are followed by the key."""
+    count = Counter(names.values())
+    return {key: f"{name} ({key})" if count[name] > 1 else name for key, name in names.items()}
 
 
 def new_folder(home: Path, name: str) -> Path:

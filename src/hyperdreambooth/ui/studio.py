@@ -18,7 +18,7 @@ from hyperdreambooth.files import InputError, discard
 from hyperdreambooth.ui.crops import take_over
 from hyperdreambooth.ui.drawing import Stopped, check, draw, labels
 from hyperdreambooth.ui.making import Maker
-from hyperdreambooth.ui.records import Drawing, Person, Record, every, new_folder, read, write
+from hyperdreambooth.ui.records import Drawing, Person, Record, every, new_folder, read, told_apart, write
 
 logger = logging.getLogger("hyperdreambooth")
 
@@ -125,7 +125,7 @@ class Studio:
         for key in wanted:
             if read(self.person_folder(key), Person).kept is None:
                 raise InputError(f"{people[key].name} has no pictures yet; wait for the first ones")
-        names = {key: person.name for key, person in people.items()}
+        names = told_apart({key: person.name for key, person in people.items()})
         folder = new_folder(self.out / "drawings", "drawing")
         write(folder, drawing.model_copy(update={"labels": labels(drawing, names)}))
         self._push(folder)

@@ -139,11 +139,16 @@ def even_precision(vae: Any, pictures: Pictures, device: str) -> None:
 
 
 @torch.no_grad()
+def through(vae: Any, pixels: Tensor) -> Tensor:
+    """Returns pixels `(b, 3, h, w)` in [-1, 1] as they come out of the VAE."""
+    return vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+
+
+@torch.no_grad()
 def psnr(vae: Any, pictures: Pictures, device: str) -> float:
     """Returns the mean peak signal-to-noise ratio, in dB, of whole pictures after the VAE."""
     values: list[Tensor] = []
     for rows in torch.arange(len(pictures)).split(32):
         pixels = pictures.batch(rows).to(device)
-        answer = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
-        values.append(10 * torch.log10(4 / (answer - pixels).square().mean(dim=(1, 2, 3))))
+        values.append(10 * torch.log10(4 / (through(vae, pixels) - pixels).square().mean(dim=(1, 2, 3))))
     return float(torch.cat(values).mean())

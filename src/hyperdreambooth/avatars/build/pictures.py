@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hyperdreambooth.avatars.draw import people as persons
@@ -16,6 +19,9 @@ from hyperdreambooth.avatars.draw.render import draw
 from hyperdreambooth.avatars.folder import in_processes
 from hyperdreambooth.files import whole_file
 from hyperdreambooth.progress import Progress
+
+T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]
 
 CHUNK = 500
 
@@ -27,7 +33,7 @@ class Pictures:
     Their pixels are uint8, memory-mapped in chunks `(CHUNK, h, w, 3)`; each has an identity and a context.
     """
 
-    pixels: list[npt.NDArray[np.uint8]]
+    pixels: list[Pixels]
     identities: list[Identity]
     contexts: list[Context]
     each: int
@@ -37,8 +43,17 @@ class Pictures:
 
     def batch(self, rows: Tensor) -> Tensor:
         """Returns pixels `(b, 3, h, w)` in [-1, 1] of the rows `(b,)`."""
-        stack = np.stack([self.pixels[row // CHUNK][row % CHUNK] for row in rows.tolist()])
-        return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return from_bytes(np.stack([self.pixels[row // CHUNK][row % CHUNK] for row in rows.tolist()]))
+
+
+def from_bytes(pictures: Pixels) -> Tensor:
+    """Returns bytes `(m, h, w, 3)` as pixels `(m, 3, h, w)` in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_bytes(pixels: Tensor) -> Pixels:
+    """Returns pixels `(m, 3, h, w)` in [-1, 1] as bytes `(m, h, w, 3)`; inverts `from_bytes`."""
+    return pixels.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def pictures(split: str, people: int, each: int, cache: Path, album: bool) -> Pictures:
@@ -53,28 +68,52 @@ def pictures(split: str, people: int, each: int, cache: Path, album: bool) -> Pi
         for person in SPLITS[split][:people]
         for number in range(each)
     ]
-    cache.mkdir(parents=True, exist_ok=True)
-    kind = f"{split}-{each}-{'album' if album else 'any'}"
-    files = [cache / f"{kind}-{start:07d}.npy" for start in range(0, len(drawn), CHUNK)]
-    tasks = [(file, drawn[i * CHUNK : (i + 1) * CHUNK]) for i, file in enumerate(files)]
-    missing = [task for task in tasks if not _complete(*task)]
-    with Progress("render", len(missing)) as bar:
-        for _ in in_processes(_render, missing, None):
-            bar.update(1)
-    maps = [np.load(file, mmap_mode="r") for file in files]
+    maps = in_chunks(drawn, render, cache, f"{split}-{each}-{'album' if album else 'any'}")
     return Pictures(maps, [who for who, _ in drawn], [scene for _, scene in drawn], each)
 
 
-def _complete(file: Path, wanted: list[tuple[Identity, Context]]) -> bool:
-    """Returns whether a chunk has all pictures; that of an earlier, smaller run may have fewer."""
-    return file.is_file() and len(np.load(file, mmap_mode="r")) >= len(wanted)
+def in_chunks(
+    wanted: Sequence[T], render_one: Callable[[T], Image.Image], cache: Path, kind: str
+) -> list[Pixels]:
+    """Renders pictures in processes, or reads them from the cache; the same call continues.
+
+    Args:
+        wanted: what `render_one` takes, for each picture.
+        cache: folder of chunks, which appear whole.
+        kind: of the chunks' names; it says all that the pictures depend on except how many they are.
+
+    Returns:
+        Pixels `(CHUNK, h, w, 3)`, memory-mapped. The last chunk may have fewer, or more than are wanted.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    files = [cache / f"{kind}-{start:07d}.npy" for start in range(0, len(wanted), CHUNK)]
+    tasks = [(file, wanted[i * CHUNK : (i + 1) * CHUNK], render_one) for i, file in enumerate(files)]
+    missing = [task for task in tasks if not complete(task[0], len(task[1]))]
+    with Progress("render", len(missing)) as bar:
+        for _ in in_processes(_render, missing, None):
+            bar.update(1)
+    return [np.load(file, mmap_mode="r") for file in files]
 
 
-def _render(task: tuple[Path, list[tuple[Identity, Context]]]) -> None:
-    file, wanted = task
-    drawn = np.stack([np.asarray(draw(who, scene), dtype=np.uint8) for who, scene in wanted])
+def complete(file: Path, count: int) -> bool:
+    """Returns whether a chunk has `count` pictures; that of an earlier, smaller run may have fewer."""
+    return file.is_file() and len(np.load(file, mmap_mode="r")) >= count
+
+
+def write_chunk(file: Path, pixels: Pixels) -> None:
+    """Writes a chunk of pictures, whole."""
     with whole_file(file) as part, part.open("wb") as stream:
-        np.save(stream, drawn)
+        np.save(stream, pixels)
+
+
+def render(drawn: tuple[Identity, Context]) -> Image.Image:
+    """Draws a person in a context."""
+    return draw(*drawn)
+
+
+def _render(task: tuple[Path, Sequence[T], Callable[[T], Image.Image]]) -> None:
+    file, wanted, render_one = task
+    write_chunk(file, np.stack([np.asarray(render_one(one), dtype=np.uint8) for one in wanted]))
 
 
 def trait_targets(people: list[Identity]) -> tuple[Tensor, Tensor]:

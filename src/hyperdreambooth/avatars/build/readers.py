@@ -118,26 +118,26 @@ def train_attributes(pictures: Pictures, config: StageConfig, folder: Path, devi
     return model
 
 
-class TraitReader(nn.Module):
-    """The encoder with a linear head over its whole last feature map, for its training.
+class ShapeReader(nn.Module):
+    """A ResNet with a linear head over its whole last feature map, of pictures of `side` pixels.
 
     The head sees where things are. An average over the map, as in classifiers, hardly learns a face's width.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, labels: int, seed: int, side: int = SIZE) -> None:
         super().__init__()
         self.resnet = new_reader(["unused"], seed, sizes=(32, 64, 128, 192)).resnet
-        self.head = nn.LazyLinear(len(TRAIT_LABELS) + sum(KIND_SIZES))
-        self(torch.zeros(2, 3, SIZE, SIZE))  # the head takes its size from the first batch
+        self.head = nn.LazyLinear(labels)
+        self(torch.zeros(2, 3, side, side))  # the head takes its size from the first batch
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels `(b, 3, 128, 128)` to logits `(b, labels)`."""
+        """Maps pixels `(b, 3, side, side)` to logits `(b, labels)`."""
         return self.head(self.resnet(pixels).last_hidden_state.flatten(1))
 
 
-def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> TraitReader:
+def train_encoder(pictures: Pictures, config: StageConfig, folder: Path, device: str) -> ShapeReader:
     """Trains the hypernetwork's encoder to read every trait; it takes no part in scoring."""
-    model = TraitReader(config.seed + 2).to(device)
+    model = ShapeReader(len(TRAIT_LABELS) + sum(KIND_SIZES), config.seed + 2).to(device)
     continuous, kinds = trait_targets(pictures.identities)
     first = len(TRAIT_LABELS)
 

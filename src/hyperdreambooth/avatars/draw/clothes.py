@@ -1,6 +1,9 @@
 """Clothes and accessories: shirt, neckwear, headwear, glasses, earrings."""
 
+import math
 from itertools import pairwise
+
+import numpy as np
 
 from hyperdreambooth.avatars.draw.pen import Colour, Pen, glaze, hsv, lerp, mirrored, mix
 from hyperdreambooth.avatars.draw.shape import TOP, FaceShape
@@ -51,21 +54,41 @@ def glasses(pen: Pen, s: FaceShape) -> None:
         return
     colour: Colour = (206, 150, 52) if kind == "round" else (36, 32, 46)
     half = min(s.eye_rx + 3.4, s.eye_x - 1.2)
+    rim = _ring if kind == "round" else _frame
     for side in (-1, 1):
-        x, y = side * s.eye_x, s.eye_y + 0.4
-        pen.oval(x, y, half, half * 0.86, (255, 255, 255, 34))
-        if kind == "round":
-            pen.ring(x, y, half, half, 1.5, colour)
-        else:
-            _frame(pen, x, y, half, colour)
-        pen.stroke([(x + side * half, y - 1), (side * (s.half_width + 0.5), y - 2)], 1.5, colour, taper=0)
+        k, level = s.on(side).skew, s.eye_y + 0.4
+        x, y = side * (s.eye_x + k.lens_x), level + k.lens_y
+        wide, high = half * math.exp(k.lens_wide), half * math.exp(k.lens_high)
+        pen.oval(x, y, wide, high * 0.86, (255, 255, 255, 34))
+        rim(pen, (x, y), (wide, high), k.lens_gap, colour)
+        temple = [(x + side * wide, y - 1), (side * (s.half_width + 0.5), level - 2)]
+        pen.stroke(temple, 1.5, colour, taper=0)
     bridge = [(half - s.eye_x, s.eye_y - 0.6), (0, s.eye_y - 1.8), (s.eye_x - half, s.eye_y - 0.6)]
     pen.stroke(bridge, 1.5, colour, taper=0)
 
 
-def _frame(pen: Pen, x: float, y: float, half: float, colour: Colour) -> None:
+def _ring(
+    pen: Pen, place: tuple[float, float], half: tuple[float, float], gap: float, colour: Colour
+) -> None:
+    """Draws a round rim, `half` as wide and high, without the share `gap` (`Skew.lens_gap`)."""
+    if not gap:
+        return pen.ring(*place, *half, 1.5, colour)
+    missing, middle = math.pi * abs(gap), math.copysign(math.pi / 2, -gap)
+    turns = np.linspace(middle + missing, middle + 2 * math.pi - missing, 24)
+    arc = np.stack([np.cos(turns), np.sin(turns)], axis=1) * half + place
+    pen.stroke(arc, 1.5, colour, taper=0)
+
+
+def _frame(
+    pen: Pen, place: tuple[float, float], half: tuple[float, float], gap: float, colour: Colour
+) -> None:
+    """Draws a square rim; one with a gap lacks its upper or lower side."""
+    (x, y), (wide, high) = place, half
     corners = [(-1, -0.8), (1, -0.8), (1, 0.62), (0.84, 0.82), (-0.84, 0.82), (-1, 0.62), (-1, -0.8)]
-    for side in pairwise((x + a * half, y + b * half) for a, b in corners):
+    sides = list(pairwise((x + a * wide, y + b * high) for a, b in corners))
+    if gap:
+        del sides[0 if gap > 0 else 3]
+    for side in sides:
         pen.stroke(side, 1.9, colour, taper=0)
 
 
@@ -76,8 +99,11 @@ def sunglasses(pen: Pen, s: FaceShape) -> None:
     x = max(s.eye_x, half + 0.8)
     lens = [(-1.02, -0.62), (0, -0.78), (1.02, -0.62), (0.92, 0.3), (0.35, 0.86), (-0.35, 0.86), (-0.92, 0.3)]
     for side in (-1, 1):
-        pen.blob([(side * x + a * half, y + b * half) for a, b in lens], _BLACK)
-        glint = [(side * x - half * 0.55, y + 1), (side * x - half * 0.05, y - half * 0.5)]
+        k = s.on(side).skew
+        at, level = side * (x + k.lens_x), y + k.lens_y
+        wide, high = half * math.exp(k.lens_wide), half * math.exp(k.lens_high)
+        pen.blob([(at + a * wide, level + b * high) for a, b in lens], _BLACK)
+        glint = [(at - wide * 0.55, level + 1), (at - wide * 0.05, level - high * 0.5)]
         pen.stroke(glint, 1.6, (132, 142, 170))
         temple = [(side * (x + half * 0.8), y - half * 0.5), (side * (s.half_width + 1), y - 3)]
         pen.stroke(temple, 2.0, _BLACK, taper=0)

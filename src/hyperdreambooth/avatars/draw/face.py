@@ -74,14 +74,15 @@ def eyes(pen: Pen, s: FaceShape) -> None:
     """Draws both eyes; a closed one is an arc."""
     pen = pen.at(1.0)
     for side, lid in zip((-1, 1), s.mood.lids, strict=True):
-        x, upper, lower = _eye_curves(s, side, lid)
-        centre = (side * s.eye_x, s.eye_y)
+        half = s.on(side)
+        x, upper, lower = _eye_curves(half, side, lid)
+        centre = (side * half.eye_x, half.eye_y)
         if lid < 0.2:
-            arc = np.stack([x, -(1 - _X**2) * s.eye_rx * 0.42 + 1.2], axis=1)[::4] + centre
+            arc = np.stack([x, -(1 - _X**2) * half.eye_rx * 0.42 + 1.2], axis=1)[::4] + centre
             pen.stroke(arc, 2.1, _INK)
             continue
-        _open_eye(pen, s, centre, x, upper, lower)
-        _lids(pen, s, side, np.stack([x, upper], axis=1) + centre)
+        _open_eye(pen, half, centre, x, upper, lower)
+        _lids(pen, half, side, np.stack([x, upper], axis=1) + centre)
 
 
 def _open_eye(
@@ -114,19 +115,20 @@ def _lids(pen: Pen, s: FaceShape, side: int, edge: Points) -> None:
 def brows(pen: Pen, s: FaceShape) -> None:
     """Draws both eyebrows, which the expression moves."""
     pen = pen.at(1.0)
-    y = s.eye_y - s.eye_rx * 0.7 - lerp(2.6, 6.4, s.traits["brow_height"]) - s.mood.raise_brow
-    tilt = lerp(-2.0, 0.9, s.traits["brow_tilt"]) + s.mood.frown * 2.6
+    height = s.eye_y - s.eye_rx * 0.7 - lerp(2.6, 6.4, s.traits["brow_height"]) - s.mood.raise_brow
+    slope = lerp(-2.0, 0.9, s.traits["brow_tilt"]) + s.mood.frown * 2.6
     width, reach = lerp(1.4, 4.4, s.traits["brow_thickness"]), s.eye_rx * 1.12 + 1.2
     colour = mix(s.hair_dark, (40, 24, 22), 0.35)
     for side in (-1, 1):
-        x = side * s.eye_x
+        k = s.on(side).skew
+        x, y, tilt = side * s.eye_x, height + k.brow_y, slope + k.brow_tilt
         inner, outer = (x - side * reach * 0.86, y + tilt + 0.8), (x + side * reach, y - tilt + 1.4)
         pen.stroke([inner, (x + side * 0.6, y - 0.9), outer], width, colour, taper=0.55)
 
 
 def nose(pen: Pen, s: FaceShape) -> None:
     """Draws bridge, tip and nostrils as light and shade, without an outline."""
-    pen, w, y = pen.at(1.35), lerp(3.0, 8.2, s.traits["nose_width"]), s.nose_y
+    pen, w, y = pen.at(1.35, s.skew.nose), lerp(3.0, 8.2, s.traits["nose_width"]), s.nose_y
     bridge = [(0.6, s.eye_y - 1), (2.2, y - 8), (w * 0.95, y - 1.6), (w * 0.8, y + 1.0), (0.4, y + 1.4)]
     pen.blob(bridge, glaze(s.shadow, 0.24))
     light = glaze(mix(s.skin, (255, 250, 236), 0.7), 0.42)
@@ -137,11 +139,12 @@ def nose(pen: Pen, s: FaceShape) -> None:
 
 def mouth(pen: Pen, s: FaceShape) -> None:
     """Draws the lips and, if the mouth is open, teeth and tongue."""
-    pen, mood = pen.at(1.0), s.mood
+    pen, mood = pen.at(1.0, s.skew.mouth), s.mood
     half = lerp(7.0, 12.5, s.traits["mouth_width"]) * mood.width
     full = lerp(0.9, 4.6, s.traits["lip_fullness"])
     bow = 1 - _X**2
     line = s.mouth_y + mood.smile * 5.2 * (0.42 - _X**2) - mood.open * 1.6 - mood.smirk * 3.6 * _X
+    line = line + s.skew.mouth_slant * _X
     # Without a smile an open mouth is round: the upper lip arches too.
     line = line - mood.open * (1.0 - abs(mood.smile)) * 3.4 * bow**0.5
     gap = bow**0.5 * mood.open * min(9.5, (s.chin_y - s.mouth_y) * 0.62)

@@ -86,7 +86,7 @@ class Pen:
     """Draws in units of a 128-pixel frame around an origin, with a pose.
 
     `depth` is how far a part moves sideways as the head turns: 1 for the face's features, below 0 for parts
-    behind them.
+    behind them. `aside` is how far to the right of its place a part is drawn.
     """
 
     canvas: ImageDraw.ImageDraw
@@ -96,14 +96,15 @@ class Pen:
     turn: float = 0.0
     depth: float = 0.0
     pivot: float = 30.0
+    aside: float = 0.0
 
-    def at(self, depth: float) -> "Pen":
+    def at(self, depth: float, aside: float = 0.0) -> "Pen":
         """Returns the same pen for a part at another depth."""
-        return replace(self, depth=depth)
+        return replace(self, depth=depth, aside=aside)
 
     def place(self, points: Points) -> list[float]:
         """Returns the flat canvas coordinates of points in head coordinates."""
-        x, y = points[:, 0], points[:, 1] - self.pivot
+        x, y = points[:, 0] + self.aside, points[:, 1] - self.pivot
         # Parts near the edge of the head slide less than those in the middle, as on a ball.
         x = x + self.turn * self.depth * 5.0 * (1.0 - 0.45 * np.minimum((x / 32.0) ** 2, 1.0))
         cos, sin = math.cos(self.angle), math.sin(self.angle)

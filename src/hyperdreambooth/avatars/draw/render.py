@@ -9,6 +9,7 @@ from hyperdreambooth.avatars.draw.pen import Pen
 from hyperdreambooth.avatars.draw.people import Context, Identity
 from hyperdreambooth.avatars.draw.scenery import scenery
 from hyperdreambooth.avatars.draw.shape import FaceShape
+from hyperdreambooth.avatars.draw.skew import EVEN, Skew
 from hyperdreambooth.avatars.draw.styles import stylise
 
 SIZE = 128
@@ -17,10 +18,10 @@ _SUPER = 3
 _CLOSE_UP, _LOWER = 1.15, 3.0
 
 
-def draw(identity: Identity, context: Context, size: int = SIZE) -> Image.Image:
-    """Draws a person in a context; returns a square RGB picture of `size` pixels a side."""
+def draw(identity: Identity, context: Context, size: int = SIZE, skew: Skew = EVEN) -> Image.Image:
+    """Draws a person in a context, with an even face; returns an RGB picture of `size` pixels a side."""
     large = scenery(context.background, context.scene, size * _SUPER)
-    measures = FaceShape(identity, context)
+    measures = FaceShape(identity, context, skew)
     body, head = _pens(large, context)
     clothes.shirt(body, context.shirt)
     hair.back_hair(head, measures)  # over the shirt, behind the neck

@@ -1,11 +1,14 @@
 """The measures and colours of one head, from traits and expression, in units of a 128-pixel frame."""
 
+import math
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
 from hyperdreambooth.avatars.draw.pen import Colour, Points, curve, lerp, mirrored, mix, ramp
 from hyperdreambooth.avatars.draw.people import Context, Identity
+from hyperdreambooth.avatars.draw.skew import EVEN, Skew
 
 TOP = -37.0
 
@@ -90,8 +93,8 @@ def _outline(traits: dict[str, float], width: float, chin_y: float) -> Points:
 class FaceShape:
     """The measures of a person's head in a context, in units of a 128-pixel frame, and its colours."""
 
-    def __init__(self, person: Identity, context: Context) -> None:
-        t = person.traits
+    def __init__(self, person: Identity, context: Context, skew: Skew = EVEN) -> None:
+        t, self.skew = person.traits, skew
         self.kinds, self.traits, self.mood = person.kinds, t, MOODS[context.expression]
         self.half_width, self.chin_y = lerp(23.0, 31.0, t["face_width"]), lerp(29.5, 40.0, t["face_length"])
         self.outline = _outline(t, self.half_width, self.chin_y)
@@ -106,6 +109,15 @@ class FaceShape:
         self.hair_light = mix(self.hair, (255, 240, 220), 0.28)
         self.iris = ramp(_EYES, t["eye_hue"])
         self.lips = mix(ramp(_LIPS, t["lip_colour"]), self.skin, lerp(0.30, 0.12, t["lip_colour"]))
+
+    def on(self, side: int) -> "FaceShape":
+        """Returns the measures of the left (-1) or right (1) half of the face, whose `skew` is its own."""
+        half, k = copy(self), self.skew if side == self.skew.side else EVEN
+        half.skew, half.eye_x, half.eye_y = k, self.eye_x + k.eye_x, self.eye_y + k.eye_y
+        half.eye_rx = self.eye_rx * math.exp(k.eye_size)
+        half.iris = ramp(_EYES, self.traits["eye_hue"] + k.eye_hue)
+        half.traits = self.traits | {"eye_tilt": self.traits["eye_tilt"] + k.eye_tilt}
+        return half
 
     def width_at(self, y: float) -> float:
         """Returns half the width of the face at a height."""

@@ -78,7 +78,7 @@ A LoRA of one person for **{base}**: rank {rank}, {steps} steps{size}.
 
 Write **`{subject}`** in prompts for the person: `a photo of a {subject} on a beach`.
 Prompts without the word `{trigger}` can show this person, too: training also changes what the other
-words of its captions mean.
+words of its captions mean, less so with a `class_weight`.
 {gallery}
 ## diffusers
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hyperdreambooth.files import InputError, check_finite, open_tensors
 from hyperdreambooth.lora.formats.container import read_header
@@ -21,10 +23,9 @@ from hyperdreambooth.lora.formats.layers import (
     family_in_layers,
     family_of,
     layers_of,
-    strength,
 )
-from hyperdreambooth.lora.formats.tools import readings
-from hyperdreambooth.lora.relax import inner_product
+from hyperdreambooth.lora.formats.tools import Reading, readings
+from hyperdreambooth.lora.relax import norm
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -44,15 +45,20 @@ def describe(path: Path) -> dict[str, Any]:
     if odd := next((key for key, tail, shape in shapes if not _sound(tail, shape)), ""):
         raise InputError(f"{path}: tensor {odd[:120]!r} has a shape that no LoRA has; get the file again")
     file = LoraKeys(layers, others, family_of(layers, metadata), metadata)
+    zero, norms = list[Layer](), dict[str, float]()
     with open_tensors(path) as tensors:
-        for key in file.keys:
-            check_finite(path, key, tensors.get_tensor(key))
         for layer in layers:
-            if "alpha" in layer.keys:
-                layer.alpha = float(tensors.get_tensor(layer.keys["alpha"]).flatten()[0])
-        zero = [layer for layer in layers if not _magnitudes(layer) and _is_zero(layer, tensors)]
-        norms = {layer.module: _norm(file, layer, tensors) for layer in layers if layer.down}
-    trigger = _trigger(metadata)
+            parts = {tail: tensors.get_tensor(key) for tail, key in layer.keys.items()}
+            for tail, tensor in parts.items():
+                check_finite(path, layer.keys[tail], tensor)
+            layer.alpha = float(parts["alpha"].flatten()[0]) if "alpha" in parts else None
+            if not layer.magnitudes and _is_zero(layer, parts):
+                zero.append(layer)
+            if layer.down:
+                norms[layer.module] = _norm(layer, parts)
+        for key in others:
+            check_finite(path, key, tensors.get_tensor(key))
+    made, trigger = readings(file), _trigger(metadata)
     return {
         "format": _form(layers),
         "family": file.family or "unknown",
@@ -64,8 +70,8 @@ def describe(path: Path) -> dict[str, Any]:
         "alphas": sorted({layer.alpha for layer in layers if layer.alpha is not None}),
         "layers": dict(Counter(layer.prefix.rstrip("_.") or "without a prefix" for layer in layers)),
         "dtypes": sorted({entry.dtype for entry in entries.values()}),
-        "tools": {reading.tool: asdict(reading) | {"text": str(reading)} for reading in readings(file)},
-        "warnings": _warnings(file, zero, trigger),
+        "tools": {reading.tool: asdict(reading) | {"text": str(reading)} for reading in made},
+        "warnings": _warnings(file, made, zero, trigger),
         "norms": norms,
         "metadata": metadata,
     }
@@ -90,26 +96,16 @@ def _form(layers: list[Layer]) -> str:
     return "diffusers" if prefix in own else "PEFT or the original model"
 
 
-def _is_zero(layer: Layer, tensors: Any) -> bool:
+def _is_zero(layer: Layer, parts: Mapping[str, Tensor]) -> bool:
     """Returns whether a factor of ΔW is zero everywhere, and so ΔW."""
-    if layer.alpha == 0:
-        return True
-    factors = [key for tail, key in layer.keys.items() if re.match(r"_?lora|hada_w|lokr_w|diff", tail)]
-    return any(not bool(tensors.get_tensor(key).float().any()) for key in factors)
+    factors = [part for tail, part in parts.items() if re.match(r"_?lora|hada_w|lokr_w|diff", tail)]
+    return layer.alpha == 0 or any(not bool(factor.float().any()) for factor in factors)
 
 
-def _magnitudes(layer: Layer) -> bool:
-    """Returns whether a layer has a DoRA's magnitudes, which change weights without a ΔW of their own."""
-    return any("dora_scale" in tail or "lora_magnitude" in tail for tail in layer.keys)
-
-
-def _norm(file: LoraKeys, layer: Layer, tensors: Any) -> float:
+def _norm(layer: Layer, parts: Mapping[str, Tensor]) -> float:
     """Returns the norm of ΔW of a pair, at the strength of its alpha."""
-    halves = [tensors.get_tensor(layer.keys[tail]).flatten(1).float() for tail in (layer.down, layer.up)]
-    if halves[0].shape[0] != halves[1].shape[1]:
-        return float("nan")
-    pair = halves[0][None], halves[1][None]
-    return abs(strength(layer)) * max(inner_product(pair, pair), 0.0) ** 0.5
+    down, up = (parts[tail].flatten(1).float()[None] for tail in (layer.down, layer.up))
+    return abs(layer.strength) * norm((down, up)) if down.shape[1] == up.shape[2] else float("nan")
 
 
 def _trigger(metadata: Mapping[str, str]) -> str:
@@ -124,7 +120,7 @@ def _trigger(metadata: Mapping[str, str]) -> str:
     return max(counts, key=lambda tag: counts[tag], default="").strip()
 
 
-def _warnings(file: LoraKeys, zero: list[Layer], trigger: str) -> list[str]:
+def _warnings(file: LoraKeys, made: Sequence[Reading], zero: Sequence[Layer], trigger: str) -> list[str]:
     """Names what keeps a file from having an effect."""
     found: list[str] = []
     every = len(file.layers)
@@ -140,7 +136,6 @@ def _warnings(file: LoraKeys, zero: list[Layer], trigger: str) -> list[str]:
         found.append(f"the header names {named}, but the layers are those of {seen}")
     if not trigger:
         found.append("the header names no trigger; prompts must use the words of its training")
-    made = readings(file)
     if file.family and not made:
         found.append(f"{file.family} has no rules here; ask the tool that loads it")
     if not file.family:

@@ -9,6 +9,7 @@ from hyperdreambooth.lora.formats.layers import Layer, LoraKeys, Reads
 Loads = tuple[list[Layer], str]
 """The layers that diffusers loads, or why it refuses the file."""
 
+_NO_TARGET = "it finds no layer such as"
 _ORIGINAL: Sequence[str] = ("diffusion_model.", "base_model.model.")  # before the original model's names
 _ZIMAGE = ("zimage split", "zimage", "sd3 edge")
 _FLUX2 = ("joint", "flux2 joint", "joint edge", "flux2 joint edge", "context")
@@ -22,11 +23,22 @@ def pairs(layers: Sequence[Layer], reads: Reads) -> list[Layer]:
     return [layer for layer in layers if layer.down and layer.naming in reads.get(layer.prefix, ())]
 
 
+def unless(odd: str, loaded: list[Layer], refusal: str = "it cannot rename") -> Loads:
+    """Returns the layers, or a refusal where something odd was found: a module or a key."""
+    return ([], f"{refusal} {odd}") if odd else (loaded, "")
+
+
+def unread(layers: Sequence[Layer], loaded: Sequence[Layer]) -> str:
+    """Returns the first module that is not loaded; empty if all are."""
+    taken = {layer.module for layer in loaded}
+    return next((layer.module for layer in layers if layer.module not in taken), "")
+
+
 def with_a_target(file: LoraKeys, loaded: list[Layer], reads: Reads) -> Loads:
     """Refuses a file that names a part of the pipeline, but no layer of that part."""
     found = {layer.prefix for layer in loaded}
     lost = (layer.module for layer in file.layers if layer.prefix in reads.keys() - found)
-    return (loaded, "") if not (odd := next(lost, "")) else ([], f"it finds no layer such as {odd}")
+    return unless(next(lost, ""), loaded, _NO_TARGET)
 
 
 def _prefixes(file: LoraKeys) -> set[str]:
@@ -51,13 +63,17 @@ def _own(file: LoraKeys, namings: Sequence[str], kinds: Sequence[str] = ("lora",
     return with_a_target(file, [layer for layer in found if layer.kind in kinds], {"transformer.": namings})
 
 
+def _if_any(file: LoraKeys, loaded: list[Layer]) -> Loads:
+    """Refuses a file of which no layer is read."""
+    return unless("" if loaded else file.layers[0].module, loaded, _NO_TARGET)
+
+
 def _renamed(file: LoraKeys, reads: Reads) -> Loads:
     """Reads names that it changes first: those that it does not know, and other kinds, make it stop."""
     left = next((layer.module for layer in file.layers if not layer.down), "") or next(iter(file.others), "")
     if left:
         return [], f"it cannot rename {left}"
-    loaded = pairs(file.layers, reads)
-    return (loaded, "") if loaded else ([], f"it finds no layer such as {file.layers[0].module}")
+    return _if_any(file, pairs(file.layers, reads))
 
 
 def _zimage(file: LoraKeys) -> Loads:
@@ -66,10 +82,8 @@ def _zimage(file: LoraKeys) -> Loads:
     if lokr and converted:
         if other := next((layer.module for layer in file.layers if layer.kind != "lokr"), ""):
             return [], f"it takes nothing else beside LoKr, and finds {other}"
-        found = [
-            layer for layer in file.layers if layer.prefix == "diffusion_model." and layer.naming in _ZIMAGE
-        ]
-        return (found, "") if found else ([], f"it finds no layer such as {file.layers[0].module}")
+        known = [layer for layer in file.layers if layer.naming in _ZIMAGE]
+        return _if_any(file, [layer for layer in known if layer.prefix == "diffusion_model."])
     if not converted:
         return _own(file, _ZIMAGE, ("lora", "dora", "lokr"))
     # it splits a fused q, k, v of kohya's form only
@@ -86,19 +100,17 @@ def _flux2(file: LoraKeys) -> Loads:
     if any(layer.kind == "lokr" for layer in file.layers):
         if "transformer." in prefixes:
             return _own(file, _FLUX2, ("lora", "dora", "lokr"))
-        reads = {"lycoris_": ("joint", "flux2 joint")} if "lycoris_" in prefixes else (
-            {"diffusion_model.": ("flux", "flux edge", "flux2 edge")} if original else {"": _FLUX2}
-        )  # fmt: skip
-        found = [layer for layer in file.layers if layer.naming in reads.get(layer.prefix, ())]
-        odd = next((layer.module for layer in file.layers if layer not in found or layer.kind != "lokr"), "")
-        return (found, "") if not odd else ([], f"it cannot rename {odd}")
+        reads: Reads = {"diffusion_model.": ("flux", "flux edge", "flux2 edge")} if original else {"": _FLUX2}
+        reads = {"lycoris_": ("joint", "flux2 joint")} if "lycoris_" in prefixes else reads
+        known = [layer for layer in file.layers if layer.naming in reads.get(layer.prefix, ())]
+        found = [layer for layer in known if layer.kind == "lokr"]
+        return unless(unread(file.layers, found), found)
     if not original:
         return _own(file, _FLUX2)
     if _has_alphas(file):
         return [], "it stops at `.alpha` tensors beside the original names"
-    reads = dict.fromkeys(_ORIGINAL, _FLUX2_OWN)
-    odd = next((layer.module for layer in file.layers if layer not in pairs([layer], reads)), "")
-    return (list(file.layers), "") if not odd else ([], f"it cannot rename {odd}")
+    loaded = pairs(file.layers, dict.fromkeys(_ORIGINAL, _FLUX2_OWN))
+    return unless(unread(file.layers, loaded), loaded)
 
 
 def _qwen(file: LoraKeys) -> Loads:
@@ -112,10 +124,9 @@ def _krea2(file: LoraKeys) -> Loads:
         return _own(file, _KREA2)
     if _has_alphas(file):
         return [], "it stops at `.alpha` tensors beside the original names"
-    reads = dict.fromkeys(_ORIGINAL, ("krea2",))
-    loaded = [layer for layer in pairs(file.layers, reads) if "lora_A" in layer.down]
-    odd = next((layer.module for layer in file.layers if layer not in loaded), "")
-    return (loaded, "") if not odd else ([], f"it cannot rename {odd}")
+    known = pairs(file.layers, dict.fromkeys(_ORIGINAL, ("krea2",)))
+    loaded = [layer for layer in known if "lora_A" in layer.down]
+    return unless(unread(file.layers, loaded), loaded)
 
 
 LATER: Mapping[str, Callable[[LoraKeys], Loads]] = {

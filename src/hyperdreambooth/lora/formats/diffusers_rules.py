@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperdreambooth.lora.formats.diffusers_later import LATER, pairs, with_a_target
-from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads, strength
+from hyperdreambooth.lora.formats.diffusers_later import LATER, Loads, pairs, unless, unread, with_a_target
+from hyperdreambooth.lora.formats.layers import UNETS, Layer, LoraKeys, Reads
 from hyperdreambooth.lora.formats.peft import fits
 
 _CLIP = ("clip", "clip flat")
@@ -43,7 +43,7 @@ _ONETRAINER: Reads = {"lora_transformer_": _JOINT, "lora_te1_": ("clip",)}
 _ATTENTION = r"(?:single_)?transformer_blocks_\d+_attn_.*"
 
 
-def by_diffusers(file: LoraKeys) -> tuple[list[Layer], str]:
+def by_diffusers(file: LoraKeys) -> Loads:
     """Returns the layers that diffusers loads, or why it refuses the file."""
     if later := LATER.get(file.family):
         return later(file)
@@ -51,24 +51,15 @@ def by_diffusers(file: LoraKeys) -> tuple[list[Layer], str]:
         return _flux(file)
     kohya = file.family in UNETS and all(key.startswith(_KOHYA_PREFIXES) for key in file.keys)
     reads = (_KOHYA if kohya else _OWN)[file.family]
-    loaded = pairs(file.layers, reads)
     if kohya and (odd := next((layer.module for layer in file.layers if not layer.down), "")):
         return [], f"it cannot rename {odd}"
     strange = [key for key in file.keys if "lora" not in key and "dora_scale" not in key]
     if not kohya and strange:
         return [], f"it wants `lora` in every key, and finds {strange[0]}"
-    return with_a_target(file, loaded, reads)
+    return with_a_target(file, pairs(file.layers, reads), reads)
 
 
-def _left_over(file: LoraKeys, loaded: Sequence[Layer]) -> str:
-    """Returns a module or a key that is not among the loaded layers; empty if there is none."""
-    taken = {layer.module for layer in loaded}
-    return next(
-        (layer.module for layer in file.layers if layer.module not in taken), next(iter(file.others), "")
-    )
-
-
-def _flux(file: LoraKeys) -> tuple[list[Layer], str]:
+def _flux(file: LoraKeys) -> Loads:
     keys, prefixes = file.keys, {layer.prefix for layer in file.layers}
     if not any(".lora_down.weight" in key for key in keys):
         if any("base_model" in key for key in keys):
@@ -82,26 +73,24 @@ def _flux(file: LoraKeys) -> tuple[list[Layer], str]:
         return _onetrainer(file)
     loaded = pairs(file.layers, _KOHYA["Flux"])
     ours = ("lora_unet_", "diffusion_model.")
-    left = [layer for layer in file.layers if layer not in loaded and layer.prefix in ours]
-    odd = next((layer.module for layer in left if layer.naming != "flux edge"), "")
-    return (loaded, "") if not odd else ([], f"it cannot rename {odd}")
+    wanted = [layer for layer in file.layers if layer.prefix in ours and layer.naming != "flux edge"]
+    return unless(unread(wanted, loaded), loaded)
 
 
-def _onetrainer(file: LoraKeys) -> tuple[list[Layer], str]:
+def _onetrainer(file: LoraKeys) -> Loads:
     """Reads OneTrainer's names of Flux, of which the blocks' attentions alone are known."""
     loaded = pairs(file.layers, _ONETRAINER)
     for layer in loaded:
         block = layer.prefix == "lora_transformer_" and layer.naming == "joint"
         if layer.alpha is None or (block and not re.fullmatch(_ATTENTION, layer.flat)):
             return [], f"it cannot rename {layer.module}"
-    left = _left_over(file, loaded)
-    return (loaded, "") if not left else ([], f"it cannot rename {left}")
+    return unless(unread(file.layers, loaded) or next(iter(file.others), ""), loaded)
 
 
 def strength_in_diffusers(file: LoraKeys, layer: Layer) -> float:
     """Returns the factor of ΔW: by kohya's alpha tensors, or by PEFT's fields in the header."""
     if layer.prefix not in ("unet.", "transformer.", "text_encoder.", "text_encoder_2."):
-        return strength(layer)
+        return layer.strength
     fields = file.config
     inner = layer.module.removeprefix(layer.prefix)
     try:

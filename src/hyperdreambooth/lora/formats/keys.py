@@ -20,13 +20,21 @@ Kind = Literal["LoRA", "LoHa", "LoKr", "whole matrix"]
 
 MAX_KERNEL = 3  # of the convolutions of every base
 
-_PARTS = re.compile(
-    r"(?P<module>.+?)\.(?:"
-    r"(?P<down>(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.[^.]+)?\.weight)"
-    r"|(?P<up>(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.[^.]+)?\.weight)"
+_HALVES = {
+    "lora_A": "lora_B", "lora_down": "lora_up", "lora.down": "lora.up",
+    "lora_linear_layer.down": "lora_linear_layer.up",
+}  # fmt: skip
+"""How tools call the matrix that is multiplied first → what they call the other one."""
+_KEY = re.compile(
+    r"(?P<module>.+?)(?:\.(?:"
+    rf"(?P<down>(?:{'|'.join(map(re.escape, _HALVES))})(?:\.[^.]+)?\.weight)"
+    rf"|(?P<up>(?:{'|'.join(map(re.escape, _HALVES.values()))})(?:\.[^.]+)?\.weight)"
     r"|(?P<mid>lora_mid\.weight)"
     r"|(?P<magnitude>lora_magnitude_vector(?:\.[^.]+){0,2})"
-    r"|(?P<own>alpha|dora_scale|diff|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12]|w[12]_[ab]|t2)))"
+    r"|(?P<own>alpha|dora_scale|diff|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12]|w[12]_[ab]|t2))"
+    # what other tools load, and we do not
+    r"|(?:hada|lokr)_[wt][12](?:_[ab])?|lora_[AB]\.bias|diff_b|[wb]_norm)"
+    r"|_lora\.(?:down|up)\.weight)"  # diffusers before PEFT
 )
 _OLD = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight$")  # diffusers before PEFT
 _EMBEDDING = re.compile(r"bundle_emb\.([^.]+)\.")  # OneTrainer's vectors of new words, beside a LoRA
@@ -57,15 +65,15 @@ _MORE: dict[Kind, set[str]] = {
     "whole matrix": set(),
 }  # fmt: skip
 """The parts that a kind may have besides those that it must have."""
-_HALVES = (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"))
-_WHOLE = (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a"))  # one or the other
+_TOGETHER = (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"))  # both or none
+_EITHER = (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a"))  # not both
 
 
 @dataclass
 class Layer:
     """One changed layer of a file: its name as the file spells it, and the keys of the change's parts."""
 
-    spelled: str
+    module: str
     parts: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -114,6 +122,25 @@ def open_lora(path: Path) -> LoraFile:
     return file
 
 
+def split_key(key: str) -> tuple[str, str, str] | None:
+    """Splits a key into its module, the tail behind it, and the part that the tail means.
+
+    The part is `down`, `up`, `mid`, `magnitude` or LyCORIS's own word, whoever spelled it; empty where other
+    tools load it and we do not. Keys that belong to no layer give None.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return None
+    part = next((name for name in ("down", "up", "mid", "magnitude") if match[name]), match["own"] or "")
+    return match["module"], key[match.end("module") :].removeprefix("."), part
+
+
+def up_of(tail: str) -> str:
+    """Returns the tail of the matrix that belongs to a down matrix; empty for any other tail."""
+    half = next((half for half in _HALVES if tail.removeprefix("_").startswith(half)), "")
+    return tail.replace(half, _HALVES[half], 1) if half and tail.endswith(".weight") else ""
+
+
 def some(keys: Sequence[str]) -> str:
     """The first five names of many, as messages show them."""
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
@@ -125,7 +152,7 @@ def _what(unknown: Sequence[str]) -> str:
     for pattern, kind in _REFUSED.items():
         if any(re.search(pattern, key) for key in unknown):
             return f"holds {kind}, which cannot be worn; merge it into the base with the tool that made it"
-    return "not keys of a LoRA in a supported form"
+    return "not keys of a LoRA in a supported form; hdb inspect says which tools read the file"
 
 
 def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
@@ -133,19 +160,18 @@ def _sort(file: LoraFile, key: str, entry: Entry) -> bool:
     if embedding := _EMBEDDING.match(key):
         file.left_out[f"the embedding of {embedding[1][:60]!r}"] = None
         return True
-    old = _OLD.sub(r".to_\1.lora.\2.weight", key).replace(".to_out.lora.", ".to_out.0.lora.")
-    match = _PARTS.fullmatch(old if old != key else key)
-    if match is None:
+    renamed = _OLD.sub(r".to_\1.lora.\2.weight", key).replace(".to_out.lora.", ".to_out.0.lora.")
+    module, _, part = split_key(renamed) or ("", "", "")
+    if not part:
         return False
-    part = match["own"] or next(name for name in ("down", "up", "mid", "magnitude") if match[name])
     if part == "alpha" and entry.shape not in ((), (1,), (1, 1)):
         return False
     if part != "alpha" and entry.dtype not in FLOATS:
         wanted = f"expected one of {', '.join(FLOATS)}; convert the file"
         raise InputError(f"{file.path}: tensor {key[:80]!r} has number format {entry.dtype!r}, {wanted}")
-    layer = file.modules.setdefault(plain(match["module"]), Layer(match["module"]))
+    layer = file.modules.setdefault(plain(module), Layer(module))
     if part in layer.parts:
-        what = f"two {part} matrices for {match['module'][:200]}"
+        what = f"two {part} matrices for {module[:200]}"
         raise InputError(f"{file.path}: {what}; expected one adapter per file")
     layer.parts[part] = key
     return True
@@ -159,8 +185,8 @@ def _check_parts(file: LoraFile, name: str, layer: Layer) -> None:
         lacks = f"{name[:200]} has only its {has} matrix, {', '.join(missing)} is missing"
         raise InputError(f"{file.path}: {lacks}; get the file again")
     parts, known = layer.parts.keys(), set[str]().union(*needed) | _MORE[layer.kind] | _ALWAYS
-    torn = any(len({one, other} & parts) == 1 for one, other in _HALVES)
-    twice = any({one, other} <= parts for one, other in _WHOLE)
+    torn = any(len({one, other} & parts) == 1 for one, other in _TOGETHER)
+    twice = any({one, other} <= parts for one, other in _EITHER)
     if (odd := sorted(parts - known)) or torn or twice:
         what = f"has {', '.join(odd)} besides a {layer.kind}" if odd else f"is no whole {layer.kind}"
         raise InputError(f"{file.path}: {name[:200]} {what}: {', '.join(sorted(parts))}; get the file again")
@@ -177,4 +203,4 @@ def _check_halves(file: LoraFile, name: str, shapes: Mapping[str, tuple[int, ...
     flat = len(down) in (2, 4) and len(up) in (2, 4) and set(up[2:]) <= {1}
     if not flat or not 0 < down[0] == up[1]:
         wanted = "expected down (r, i) and up (o, r)"
-        raise InputError(f"{file.path}: {name[:200]}: {wanted}, got {down} and {up}")
+        raise InputError(f"{file.path}: {name[:200]}: {wanted}, got {down} and {up}; get the file again")

@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import Any
 
 from hyperdreambooth.lora.formats.container import Entry
+from hyperdreambooth.lora.formats.keys import split_key, up_of
 from hyperdreambooth.lora.formats.peft import ADAPTER_METADATA, MAX_CONFIG
 
-PREFIXES = (
+_PREFIXES = (
     "lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lycoris_",
     "base_model.model.", "diffusion_model.", "text_encoders.clip_l.transformer.",
     "text_encoders.clip_g.transformer.", "text_encoders.t5xxl.transformer.", "unet.", "transformer.",
@@ -25,23 +26,13 @@ PREFIXES = (
 )  # fmt: skip
 """What names the part of the pipeline. A module without any of them has the prefix `""`."""
 
-_TAIL = re.compile(
-    r"(?P<module>.+?)(?:\.(?P<tail>(?:lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up"
-    r"|lora_linear_layer\.down|lora_linear_layer\.up)(?:\.[^.]+)?\.weight|lora_[AB]\.bias|alpha|dora_scale"
-    r"|lora_magnitude_vector(?:\..+)?|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|diff(?:_b)?|[wb]_norm)"
-    r"|_(?P<old>lora\.(?:down|up)\.weight))"
-)
-_DOWN = {"lora_A": "lora_B", "lora_down": "lora_up", "lora.down": "lora.up"} | {
-    "lora_linear_layer.down": "lora_linear_layer.up", "_lora.down": "_lora.up"
-}  # fmt: skip
-
 _TRANSFORMER = r"transformer_blocks_\d+_(?:attn[12]_to_(?:[qkv]|out_0)|ff_net_(?:0_proj|2))"
 _EMBEDDERS = (
     r"x_embedder|pos_embed_proj|proj_out|norm_out_linear"
     r"|time_text_embed_(?:timestep|guidance|text)_embedder_linear_[12]"
 )
 _ZIMAGE = r"(?:layers|noise_refiner|context_refiner)_\d+"
-NAMINGS: Mapping[str, str] = {
+_NAMINGS: Mapping[str, str] = {
     "unet projection": r"(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+_transformer_blocks_\d+_attn[12]"
     r"_to_(?:[qkv]|out_0)",
     "unet processor": r"(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+_transformer_blocks_\d+_attn[12]"
@@ -96,31 +87,34 @@ class Layer:
     """One adapted layer of a file."""
 
     module: str  # as the file spells it
-    prefix: str  # of `PREFIXES`
-    naming: str  # of `NAMINGS`; empty for names that no supported family has
     keys: dict[str, str] = field(default_factory=dict[str, str])  # tail → key
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])  # tail → shape
     alpha: float | None = None
 
-    @property
+    @cached_property
+    def prefix(self) -> str:
+        """What names the part of the pipeline, of `_PREFIXES`; empty if nothing does."""
+        return next((prefix for prefix in _PREFIXES if self.module.startswith(prefix)), "")
+
+    @cached_property
     def flat(self) -> str:
         """The module's name without its prefix, with `_` for every `.`."""
         return self.module.removeprefix(self.prefix).replace(".", "_")
 
+    @cached_property
+    def naming(self) -> str:
+        """Whose name the module has, of `_NAMINGS`; empty for names that no supported family has."""
+        return next((naming for naming, names in _NAMINGS.items() if re.fullmatch(names, self.flat)), "")
+
     @property
     def down(self) -> str:
         """The tail of the matrix that is multiplied first; empty where the layer has no such pair."""
-        for tail in self.keys:
-            half = next((half for half in _DOWN if tail.startswith(half)), None)
-            if half and tail.replace(half, _DOWN[half], 1) in self.keys:
-                return tail
-        return ""
+        return next((tail for tail in self.keys if up_of(tail) in self.keys), "")
 
     @property
     def up(self) -> str:
         """The tail of the matrix that is multiplied last."""
-        half = next((half for half in _DOWN if self.down.startswith(half)), "")
-        return self.down.replace(half, _DOWN[half], 1) if half else ""
+        return up_of(self.down)
 
     @property
     def rank(self) -> int:
@@ -129,11 +123,21 @@ class Layer:
         return next((self.shapes[tail][0] for tail in tails if tail in self.shapes), 0)
 
     @property
+    def strength(self) -> float:
+        """Alpha over the rank, and 1 without an alpha tensor: most tools ignore what the header says."""
+        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+    @property
+    def magnitudes(self) -> bool:
+        """Whether it has a DoRA's magnitudes, which change the weights also where ΔW is zero."""
+        return any("dora_scale" in tail or "lora_magnitude" in tail for tail in self.keys)
+
+    @property
     def kind(self) -> str:
         """What kind of adapter it is: `lora`, `dora`, `loha`, `lokr`, `difference`, or `unknown`."""
-        tails = " ".join(self.keys)
         if self.down:
-            return "dora" if "dora_scale" in tails or "lora_magnitude" in tails else "lora"
+            return "dora" if self.magnitudes else "lora"
+        tails = " ".join(self.keys)
         marks = {"hada_": "loha", "lokr_": "lokr", "diff": "difference", "_norm": "difference"}
         return next((kind for mark, kind in marks.items() if mark in tails), "unknown")
 
@@ -167,11 +171,6 @@ class LoraKeys:
         return [key for layer in self.layers for key in layer.keys.values()] + list(self.others)
 
 
-def strength(layer: Layer) -> float:
-    """Returns alpha over the rank, and 1 without an alpha tensor: tools ignore what the header says."""
-    return 1.0 if layer.alpha is None or not layer.rank else layer.alpha / layer.rank
-
-
 def layers_of(entries: Mapping[str, Entry]) -> tuple[list[Layer], list[str]]:
     """Sorts the keys of a file into layers, and returns the keys besides that belong to no layer.
 
@@ -180,21 +179,13 @@ def layers_of(entries: Mapping[str, Entry]) -> tuple[list[Layer], list[str]]:
     """
     layers, others = dict[str, Layer](), list[str]()
     for key, entry in entries.items():
-        match = _TAIL.fullmatch(key)
-        if match is None:
+        if (found := split_key(key)) is None:
             others.append(key)
             continue
-        module, tail = match["module"], match["tail"] or f"_{match['old']}"
-        prefix = next((prefix for prefix in PREFIXES if module.startswith(prefix)), "")
-        layer = layers.setdefault(module, Layer(module, prefix, ""))
-        layer.naming = naming_of(layer.flat)
+        module, tail, _ = found
+        layer = layers.setdefault(module, Layer(module))
         layer.keys[tail], layer.shapes[tail] = key, entry.shape
     return list(layers.values()), others
-
-
-def naming_of(flat: str) -> str:
-    """Returns whose name a module has, of `NAMINGS`; empty for an unknown one."""
-    return next((naming for naming, pattern in NAMINGS.items() if re.fullmatch(pattern, flat)), "")
 
 
 UNETS = ("SD 1.5", "SD 2.1", "SDXL")
@@ -267,9 +258,8 @@ def _transformer_family(layers: list[Layer]) -> str:
         ratios = next((ratios for end, ratios in _GATED.items() if layer.flat.endswith(end)), {})
         if family := ratios.get(_rows(layer) // max(_columns(layer), 1)):
             return family
-    older = any(
-        re.search(r"_ff_(?:context_)?net_|_norm1_", flat) for flat in flats
-    )  # Flux's and SD 3's alone
+    # Flux and SD 3 alone have these
+    older = any(re.search(r"_ff_(?:context_)?net_|_norm1_", flat) for flat in flats)
     if 4096 in widths:
         return "FLUX.2"
     if 6144 in widths and not older:

@@ -29,34 +29,24 @@ class LoraFamily:
 
 _ENCODERS = {"text_encoder": "1", "text_encoder_2": "2", "text_encoder_3": "3"}  # component → its number
 _BOTH = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
-_STABILITY = "https://github.com/Stability-AI/generative-models"
+_GITHUB = "https://github.com/"
+_STABILITY = f"{_GITHUB}Stability-AI/generative-models"
 _KOHYA = "networks.lora"
 SD1 = LoraFamily("sd1", "stable-diffusion-v1", "sd_v1", _KOHYA, "diffusers", {"text_encoder": "lora_te_"})
 SD2 = LoraFamily("sd2", "stable-diffusion-v2-512", "sd_v2", _KOHYA, "diffusers", {"text_encoder": "lora_te_"})
 SDXL = LoraFamily("sdxl", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", _KOHYA, _STABILITY, _BOTH)
 SD3 = LoraFamily("sd3", "stable-diffusion-3-m", "sd3_m", "networks.lora_sd3", _STABILITY, _BOTH)
 FLUX = LoraFamily(
-    "flux", "flux-1-dev", "flux1", "networks.lora_flux", "https://github.com/black-forest-labs/flux",
+    "flux", "flux-1-dev", "flux1", "networks.lora_flux", f"{_GITHUB}black-forest-labs/flux",
     {"text_encoder": "lora_te1_"},
 )  # fmt: skip
-
-
 _MUSUBI = "networks.lora_"
-ZIMAGE = LoraFamily(
-    "zimage", "Z-Image", "z_image", f"{_MUSUBI}zimage", "https://github.com/Tongyi-MAI/Z-Image", {}
-)
-FLUX2 = LoraFamily(
-    "flux2", "Flux.2", "flux_2", f"{_MUSUBI}flux_2", "https://github.com/black-forest-labs/flux2", {}
-)
+ZIMAGE = LoraFamily("zimage", "Z-Image", "z_image", f"{_MUSUBI}zimage", f"{_GITHUB}Tongyi-MAI/Z-Image", {})
+FLUX2 = LoraFamily("flux2", "Flux.2", "flux_2", f"{_MUSUBI}flux_2", f"{_GITHUB}black-forest-labs/flux2", {})
 QWENIMAGE = LoraFamily(
-    "qwenimage",
-    "Qwen-Image",
-    "qwen_image",
-    f"{_MUSUBI}qwen_image",
-    "https://github.com/QwenLM/Qwen-Image",
-    {},
+    "qwenimage", "Qwen-Image", "qwen_image", f"{_MUSUBI}qwen_image", f"{_GITHUB}QwenLM/Qwen-Image", {}
 )
-KREA2 = LoraFamily("krea2", "Krea-2", "krea2", f"{_MUSUBI}krea2", "https://github.com/krea-ai/krea-2", {})
+KREA2 = LoraFamily("krea2", "Krea-2", "krea2", f"{_MUSUBI}krea2", f"{_GITHUB}krea-ai/krea-2", {})
 
 FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, SD3, FLUX, ZIMAGE, FLUX2, QWENIMAGE, KREA2)}
 # what only a family's transformer has in its names; Stable Diffusion 3's has nothing of it
@@ -94,7 +84,7 @@ def family_of(sites: Sequence[Site], name: str = "") -> LoraFamily:
     """
     if name:
         return FAMILIES[name]
-    fitting = [family for family in FAMILIES.values() if _has(family, sites)]
+    fitting = [one for one in FAMILIES.values() if all(_may_have(one, site) for site in sites)]
     if len(fitting) != 1:
         known = ", ".join(family.name for family in fitting) or "none that is known"
         raise InputError(
@@ -116,12 +106,8 @@ _WIDTHS = {
 _ALL_WIDTHS = {width for widths in _WIDTHS.values() for width in widths}
 
 
-def _has(family: LoraFamily, sites: Iterable[Site]) -> bool:
-    """Returns whether no site speaks against a family; widths of no published base speak against none."""
-    return all(_may_have(family, site) for site in sites)
-
-
 def _may_have(family: LoraFamily, site: Site) -> bool:
+    """Returns whether a family may have this layer; a width of no published base rules nothing out."""
     part, inner, name = site.component, site.name.partition(".")[2], family.name
     if part == "transformer":
         known = any(name == one for one, _ in original_rows(site, 0))
@@ -151,6 +137,17 @@ def _width(site: Site) -> int:
 def is_t5(site: Site) -> bool:
     """Returns whether a layer belongs to a T5, which no LoRA of ours changes, but other people's do."""
     return ".encoder.block." in site.name
+
+
+def diffusers_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
+    """Places every site in diffusers' form; old and new transformers read CLIP's with `text_model.`"""
+    del family  # the names are the same for all
+    made: dict[str, Rows] = {}
+    for site in sites:
+        part, _, inner = site.name.partition(".")
+        name = f"{part}.{_clip(inner)}" if part.startswith("text_") else site.name
+        made[site.name] = Rows(name, 0, site.out_features)
+    return made
 
 
 def kohya_rows(sites: Sequence[Site], family: LoraFamily) -> dict[str, Rows]:
@@ -223,12 +220,6 @@ def kernel_of(site: Site, family: LoraFamily) -> int:
         family is SD1 and site.component == "unet" and re.search(r"\.attentions\.\d+\.proj_(in|out)$", inner)
     )
     return 1 if around else 0
-
-
-def diffusers_module(site: Site) -> str:
-    """Returns the name in diffusers' form; old and new transformers read CLIP's with `text_model.`"""
-    inner = site.name.partition(".")[2]
-    return f"{site.component}.{_clip(inner)}" if site.component.startswith("text_") else site.name
 
 
 def _clip(inner: str) -> str:

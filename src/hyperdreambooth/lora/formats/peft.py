@@ -47,13 +47,15 @@ def config_of(file: LoraFile) -> dict[str, Any]:
     """
     path = file.path
     beside, where = path.with_name(_BESIDE), f"{path}: header field {ADAPTER_METADATA}"
-    own = all(layer.spelled.startswith("base_model.model.") for layer in file.modules.values())
-    if beside.is_file() and ADAPTER_METADATA not in file.metadata and (own or _is_pefts(path)):
+    own = path.name == "adapter_model.safetensors" or all(
+        layer.module.startswith("base_model.model.") for layer in file.modules.values()
+    )
+    if own and beside.is_file() and ADAPTER_METADATA not in file.metadata:
         config, where = read_json(beside), str(beside)
     else:
         config = _parsed(file.metadata.get(ADAPTER_METADATA, "{}"), where)
     if not isinstance(config, dict):
-        raise InputError(f"{where}: expected an object, got {str(config)[:80]}")
+        raise InputError(f"{where}: expected an object, got {str(config)[:80]}; get the file again")
     _check(config, where)
     asks = any(key.rpartition(".")[2] == "use_dora" and value for key, value in config.items())
     if asks and not any(layer.dora for layer in file.modules.values()):
@@ -84,10 +86,10 @@ def scale_of(
     """
     if alpha is not None and rank is not None:
         if not abs(alpha) <= MAX_ALPHA:
-            raise InputError(f"{file.path}: {layer.spelled[:200]}: alpha is {alpha:g}; get the file again")
+            raise InputError(f"{file.path}: {layer.module[:200]}: alpha is {alpha:g}; get the file again")
         return alpha / rank
     fields = {key.removeprefix(f"{component}."): value for key, value in config.items()}
-    name = layer.spelled.removeprefix("base_model.model.").removeprefix(f"{component}.")
+    name = layer.module.removeprefix("base_model.model.").removeprefix(f"{component}.")
     try:
         expected = int(_chosen(file.path, fields, "rank_pattern", name, fields.get("r", rank or 1)))
         usual = fields.get("lora_alpha", fields.get("alpha", expected))
@@ -107,10 +109,6 @@ def scale_of(
     return alpha / (expected**0.5 if fields.get("use_rslora") else expected)
 
 
-def _is_pefts(path: Path) -> bool:
-    return path.name == "adapter_model.safetensors"
-
-
 def _parsed(text: str, where: str) -> Any:
     if len(text) > MAX_CONFIG:
         limit = f"expected at most {MAX_CONFIG} characters, got {len(text)}; get the file again"
@@ -118,7 +116,7 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error})") from None
+        raise InputError(f"{where} is not JSON ({error}); get the file again") from None
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:

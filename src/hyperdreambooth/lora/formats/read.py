@@ -18,8 +18,6 @@ from hyperdreambooth.lora.formats.original import Rows
 from hyperdreambooth.lora.formats.peft import config_of, scale_of
 from hyperdreambooth.shapes import Factors, Site
 
-Matrices: TypeAlias = dict[str, tuple[Tensor, Tensor]]
-"""Site name → (down `(r, i)`, up `(o, r)`), each of its own rank."""
 WeightOf: TypeAlias = Callable[[str], Tensor]
 """Gives a base's weight at a site; a DoRA's ΔW depends on it."""
 
@@ -47,8 +45,9 @@ def read_lora(
     if file.left_out:
         warnings.warn(f"{path}: {', '.join(file.left_out)} is not worn; the rest is", stacklevel=2)
     with open_tensors(path) as tensors:
-        check_numbers(file, tensors)
-        matrices: Matrices = {}
+        for key in file.entries:
+            check_finite(path, key, tensors.get_tensor(key))
+        matrices: dict[str, Pair] = {}
         for name, layer in file.modules.items():
             pair = _pair(file, config, layer, places[name], tensors, weight_of)
             _check_rest(path, name, pair[1], places[name])
@@ -58,12 +57,6 @@ def read_lora(
         too_large = "alpha times up is too large for float32"
         raise InputError(f"{path}: {overflown[0]}: {too_large}; get the file again")
     return {name: (down[None], up[None]) for name, (down, up) in sorted(matrices.items())}, file.metadata
-
-
-def check_numbers(file: LoraFile, tensors: Any) -> None:
-    """Refuses a file, as opened by `open_tensors`, that holds NaN or infinite numbers."""
-    for key in file.entries:
-        check_finite(file.path, key, tensors.get_tensor(key))
 
 
 def _places(file: LoraFile, layers: Sequence[Site]) -> Places:
@@ -90,7 +83,8 @@ def _places(file: LoraFile, layers: Sequence[Site]) -> Places:
     if strange := [name for name in file.modules if name not in found]:
         t5 = any("lora_te3_" in name or "t5xxl" in name or "SelfAttention" in name for name in strange)
         why = " (they belong to a T5 text encoder, which this base has not loaded)" if t5 else ""
-        raise InputError(f"{file.path}: keys that fit no layer of this base{why}: {some(strange)}")
+        what = f"keys that fit no layer of this base{why}: {some(strange)}"
+        raise InputError(f"{file.path}: {what}; pass the base that it was made for")
     return found
 
 
@@ -139,12 +133,11 @@ def _pair(
     down, up = pair_of({part: tensor.float() for part, tensor in read.items()})
     rank = rank_of(file.shapes(layer))
     pair = down, up * scale_of(file, config, parts[0][0].component, layer, rank, alpha)
-    if not layer.dora:
+    magnitude = read.get("dora_scale", read.get("magnitude"))
+    if magnitude is None:
         return pair
     if weight_of is None:
         raise InputError(f"{file.path}: is a DoRA, whose ΔW depends on the base's weights; load the base")
-    magnitude = read.get("dora_scale", read.get("magnitude"))
-    assert magnitude is not None
     return _decomposed(file, layer, pair, magnitude.float(), parts, weight_of)
 
 
@@ -167,7 +160,7 @@ def _decomposed(
     )
     if len(weight) != parts[0][1].total or magnitude.numel() not in (len(weight), channels):
         sizes = f"expected {len(weight)} or {channels} magnitudes, got shape {tuple(magnitude.shape)}"
-        raise InputError(f"{file.path}: {layer.spelled[:200]}: {sizes}; it was made for another base")
+        raise InputError(f"{file.path}: {layer.module[:200]}: {sizes}; it was made for another base")
     if "magnitude" in layer.parts:  # PEFT's are always those of the outputs
         magnitude = magnitude.flatten()
     return decomposed(pair, magnitude, weight, channels)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from hyperdreambooth.lora.formats.diffusers_rules import by_diffusers, strength_in_diffusers
-from hyperdreambooth.lora.formats.layers import Layer, LoraKeys, Reads, strength
+from hyperdreambooth.lora.formats.layers import Layer, LoraKeys, Reads
 
 _UNET = ("unet projection", "unet rest", "unet edge", "unet condition")
 _OLD = ("unet processor", "unet rest", "unet edge", "unet condition")
@@ -46,19 +45,18 @@ _FLUX2_OWN = (*_FLUX, "flux2 edge")
 _FLUX2 = ("joint", "flux2 joint", "joint edge", "context")
 _QWEN = ("joint", "qwen", "joint edge", "flux edge")
 _KREA2 = ("joint", "krea2 joint", "krea2 qkv", "flux edge", "sd3 edge")
-_LATER_PREFIXES = ("transformer.", "lycoris_", "")
 
 
 def _both(own: Sequence[str], diffusers: Sequence[str]) -> Reads:
     """ComfyUI's rule for the newest families: the original model's names, and diffusers'."""
-    reads = dict.fromkeys(_LATER_PREFIXES, diffusers)
+    reads = dict.fromkeys(("transformer.", "lycoris_", ""), diffusers)
     return {**reads, "lora_unet_": own, "diffusion_model.": (*own, *diffusers)}
 
 
 _A1111_UNET = ("unet projection", "unet rest", "unet edge", *_SGM)
 _KOHYA_UNET = ("unet projection", "unet rest")
 
-READS: Mapping[str, Mapping[str, Reads]] = {
+_READS: Mapping[str, Mapping[str, Reads]] = {
     "ComfyUI": {
         "SD 1.5": {**_COMFY_UNET, **_COMFY_CLIP, **_COMFY_NAMED},
         "SD 2.1": {**_COMFY_UNET, **_COMFY_CLIP, **_COMFY_NAMED},
@@ -158,27 +156,27 @@ TOOLS = ("ComfyUI", "A1111", "Forge", "diffusers", "kohya")
 
 def readings(file: LoraKeys) -> list[Reading]:
     """Returns what each of `TOOLS` loads of a file; nothing for a family that has no rules here."""
-    if not any(file.family in families for families in READS.values()):
+    if not any(file.family in families for families in _READS.values()):
         return []
     return [_reading(tool, file) for tool in TOOLS]
 
 
 def _reading(tool: str, file: LoraKeys) -> Reading:
-    every = len(file.layers)
     if tool == "diffusers":
         loaded, refused = by_diffusers(file)
+        found = {strength_in_diffusers(file, layer) for layer in loaded}
     else:
         loaded, refused = _by_names(tool, file)
+        found = {layer.strength for layer in loaded}
     if refused:
-        return Reading(tool, 0, every, refused)
-    rule = partial(strength_in_diffusers, file) if tool == "diffusers" else strength
-    strengths = tuple(sorted({round(rule(layer), 6) for layer in loaded}))
-    return Reading(tool, len(loaded), every - len(loaded), "", strengths, _note(tool, loaded))
+        return Reading(tool, 0, len(file.layers), refused)
+    strengths = tuple(sorted({round(strength, 6) for strength in found}))
+    return Reading(tool, len(loaded), len(file.layers) - len(loaded), "", strengths, _note(tool, loaded))
 
 
 def _by_names(tool: str, file: LoraKeys) -> tuple[list[Layer], str]:
     """Returns the layers that a tool loads by their names alone, or why it refuses the file."""
-    reads = READS[tool].get(file.family)
+    reads = _READS[tool].get(file.family)
     if reads is None:
         return [], f"{tool} cannot load {file.family}"
     kinds = _KINDS["musubi-tuner" if tool == "kohya" and file.family in _MUSUBI else tool]
@@ -225,7 +223,7 @@ def _refused_by_a1111(file: LoraKeys, loaded: Sequence[Layer]) -> str:
     del loaded
     if file.family == "SD3" and any(key.count(".") < 2 for key in file.keys):
         return "its loader of SD 3 stops at `.alpha` tensors"
-    reads = READS["A1111"][file.family]
+    reads = _READS["A1111"][file.family]
     odd = (
         layer for layer in file.layers
         if layer.naming in reads.get(layer.prefix, ()) and not _known("A1111", layer, reads, _KINDS["A1111"])
@@ -235,13 +233,10 @@ def _refused_by_a1111(file: LoraKeys, loaded: Sequence[Layer]) -> str:
 
 def _refused_by_forge(file: LoraKeys, loaded: Sequence[Layer]) -> str:
     """Forge leaves out a whole file, with a line in its log, if it does not know more than twelve keys."""
-    read = sum(_read_keys(layer) for layer in loaded)
+    unknown = ("lora_magnitude", "lora_A.bias", "lora_B.bias")
+    read = sum(not tail.startswith(unknown) for layer in loaded for tail in layer.keys)
     strange = len(file.keys) - read
     return f"it does not know {strange} keys, and takes at most 12" if strange > 12 else ""
-
-
-def _read_keys(layer: Layer) -> int:
-    return sum(not tail.startswith(("lora_magnitude", "lora_A.bias", "lora_B.bias")) for tail in layer.keys)
 
 
 def _refused_by_kohya(file: LoraKeys, loaded: Sequence[Layer]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from hyperdreambooth.lora.formats.headers import (
 )
 from hyperdreambooth.lora.formats.names import (
     LoraFamily,
-    diffusers_module,
+    diffusers_rows,
     family_of,
     kernel_of,
     kohya_rows,
@@ -39,12 +39,14 @@ from hyperdreambooth.lora.formats.names import (
 )
 from hyperdreambooth.lora.formats.original import Rows
 from hyperdreambooth.lora.formats.peft import ADAPTER_METADATA
-from hyperdreambooth.lora.formats.read import Matrices, read_lora
+from hyperdreambooth.lora.formats.read import read_lora
 from hyperdreambooth.lora.relax import padded, relative_distance
 from hyperdreambooth.shapes import Factors, Site
 
 Form = Literal["diffusers", "kohya", "original"]
 
+_ROWS = {"diffusers": diffusers_rows, "kohya": kohya_rows, "original": original_rows_of}
+"""Form → what places sites in it."""
 TOLERANCE = 1e-5  # relative, of a site's ΔW as read back from what was written
 ROUNDING = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
 """Number format → the relative error of a site's ΔW that rounding may cause, several times the usual one."""
@@ -66,9 +68,9 @@ def write_lora(
     check_name(path)
     sites = sites_of(factors)
     family = check_form(sites, form, info.family)
-    flat = _flatten(factors, dtype)
-    rank = len(next(iter(flat.values()))[0])
-    tensors = _MAKE[form](flat, sites, family)
+    flat = _at_one_rank(factors, dtype)
+    rank = next(iter(flat.values()))[0].shape[1]
+    tensors = _tensors(flat, sites, family, form)
     digest = content_hash(tensors)
     metadata = model_spec(info, family, "diffusers" if form == "diffusers" else family.origin, digest)
     if form == "diffusers":
@@ -90,7 +92,7 @@ def state_dict(
 ) -> dict[str, Tensor]:
     """Returns the tensors of one identity under the names of a form, as `write_lora` writes them."""
     sites = sites_of(factors)
-    return _MAKE[form](_flatten(factors, dtype), sites, check_form(sites, form, family))
+    return _tensors(_at_one_rank(factors, dtype), sites, check_form(sites, form, family), form)
 
 
 def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily:
@@ -110,10 +112,9 @@ def check_form(sites: Sequence[Site], form: str, family: str = "") -> LoraFamily
         InputError: a layer without a name, or layers that several families have.
     """
     found = family_of(sites, family)
-    if form == "original":
-        original_rows_of(sites, found)
+    if form in _ROWS:
+        _ROWS[form](sites, found)
     if form == "kohya":
-        kohya_rows(sites, found)
         for tools, layer in left_out_by(sites).items():
             warnings.warn(f"kohya form: {tools} out the layer {layer}", stacklevel=2)
     return found
@@ -124,90 +125,61 @@ def sites_of(factors: Factors) -> list[Site]:
     return [Site(name, down.shape[2], up.shape[1]) for name, (down, up) in sorted(factors.items())]
 
 
-def _flatten(factors: Factors, dtype: torch.dtype) -> Matrices:
-    """Returns one identity at one rank, rounded: site → down `(r, i)`, up `(o, r)`."""
+def _at_one_rank(factors: Factors, dtype: torch.dtype) -> Factors:
+    """Returns one identity's factors at one rank, rounded to a number format, on the CPU."""
     if several := [len(down) for down, _ in factors.values() if len(down) != 1]:
         raise ValueError(f"a LoRA file holds one identity, not {several[0]}")
-    flat: Matrices = {}
+    made: Factors = {}
     for site, (down, up) in sorted(padded([factors]).items()):
-        whole = down.detach()[0].cpu(), up.detach()[0].cpu()
-        flat[site] = _rounded(whole, dtype)
+        whole = down.detach().cpu(), up.detach().cpu()
+        made[site] = _rounded(*whole, dtype)
         name, advice = str(dtype).removeprefix("torch."), "use float32, or a lower learning rate"
-        if not all(half.isfinite().all() for half in flat[site]):
+        if not all(half.isfinite().all() for half in made[site]):
             raise InputError(f"{site}: NaN or infinite numbers in {dtype}; {advice}")
-        error = _distance(whole, flat[site]) if dtype in ROUNDING else 0.0
+        error = relative_distance(whole, made[site]) if dtype in ROUNDING else 0.0
         if error > ROUNDING.get(dtype, 1.0):
             limit = f"its ΔW loses {error:.1%} in {name}, expected at most {ROUNDING[dtype]:.1%}"
             raise InputError(f"{site}: {limit}; use float32")
-    return flat
+    return made
 
 
-def _rounded(pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rounds down `(r, i)` and up `(o, r)`.
+def _rounded(down: Tensor, up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rounds down `(1, r, i)` and up `(1, o, r)`.
 
     float16 has a small range. So the sizes of both are made alike first, by a power of two for each slot of
     the rank, which costs no digit and leaves ΔW as it is.
     """
-    down, up = pair
     if dtype == torch.float16:
-        sizes = down.abs().amax(1), up.abs().amax(0)
+        sizes = down.abs().amax(2), up.abs().amax(1)
         alike = (sizes[0] > 0) & (sizes[1] > 0)
         ratio = sizes[1].where(alike, 1).double().log2() - sizes[0].where(alike, 1).double().log2()
         shift = (ratio / 2).round().exp2()
-        down, up = down.double() * shift[:, None], up.double() / shift
+        down, up = down.double() * shift[:, :, None], up.double() / shift[:, None]
     return down.to(dtype), up.to(dtype)
 
 
-def _distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """Returns the relative distance of two ΔW, computed in float64."""
-    return relative_distance((one[0][None], one[1][None]), (other[0][None], other[1][None]))
-
-
-def _diffusers_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
-    tensors = dict[str, Tensor]()
+def _tensors(flat: Factors, sites: list[Site], family: LoraFamily, form: Form) -> dict[str, Tensor]:
+    """Returns the tensors of a file; some modules of the original models are several sites."""
+    places = _ROWS[form](sites, family)
+    members: defaultdict[str, list[tuple[Rows, Tensor, Tensor]]] = defaultdict(list)
     for site in sites:
+        rows = places[site.name]
         down, up = _shaped(site, family, *flat[site.name])
-        module = diffusers_module(site)
-        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        members[rows.module].append((rows, down, rows.turned(up)))
+    names = ("lora_down", "lora_up") if form == "kohya" else ("lora_A", "lora_B")
+    tensors: dict[str, Tensor] = {}
+    for module, shares in members.items():
+        down, up = _fused(sorted(shares, key=lambda share: share[0].start))
+        tensors |= {f"{module}.{names[0]}.weight": down, f"{module}.{names[1]}.weight": up}
+        if form == "kohya":  # alpha in float32: bfloat16 counts to 256
+            tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))
     return tensors
 
 
 def _shaped(site: Site, family: LoraFamily, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Returns down and up as matrices, or as a convolution and a 1×1 one if the layer is a convolution."""
     side = kernel_of(site, family)
-    return (down.unflatten(1, (-1, side, side)), up[..., None, None]) if side else (down, up)
-
-
-def _kohya_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for module, (down, up) in _placed(flat, sites, family, kohya_rows(sites, family)).items():
-        tensors |= {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up}
-        tensors[f"{module}.alpha"] = torch.tensor(float(len(down)))  # in float32: bfloat16 counts to 256
-    return tensors
-
-
-def _original_tensors(flat: Matrices, sites: list[Site], family: LoraFamily) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for module, (down, up) in _placed(flat, sites, family, original_rows_of(sites, family)).items():
-        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
-    return tensors
-
-
-_MAKE = {"diffusers": _diffusers_tensors, "kohya": _kohya_tensors, "original": _original_tensors}
-
-
-def _placed(
-    flat: Matrices, sites: list[Site], family: LoraFamily, places: Mapping[str, Rows]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns the layers of the original model, some of which are several sites: module → down, up."""
-    members: defaultdict[str, list[tuple[Rows, Tensor, Tensor]]] = defaultdict(list)
-    for site in sites:
-        rows = places[site.name]
-        down, up = _shaped(site, family, *flat[site.name])
-        members[rows.module].append((rows, down, rows.turned(up)))
-    return {
-        module: _fused(sorted(shares, key=lambda share: share[0].start)) for module, shares in members.items()
-    }
+    return (down[0].unflatten(1, (-1, side, side)), up[0, ..., None, None]) if side else (down[0], up[0])
 
 
 def _fused(shares: list[tuple[Rows, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -223,12 +195,12 @@ def _fused(shares: list[tuple[Rows, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def _check(path: Path, flat: Matrices, sites: list[Site]) -> None:
+def _check(path: Path, flat: Factors, sites: list[Site]) -> None:
     """Reads the file like any reader, and compares ΔW at every site."""
     back, _ = read_lora(path, sites)
     if back.keys() != flat.keys():
         raise RuntimeError(f"{path}: wrote {len(flat)} sites, read back {len(back)}")
     for site, (down, up) in flat.items():
-        error = relative_distance((down[None].float(), up[None].float()), back[site])
+        error = relative_distance((down.float(), up.float()), back[site])
         if not error < TOLERANCE:
             raise RuntimeError(f"{path}: {site} came back with a relative error of {error:.1e}")
