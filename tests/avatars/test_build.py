@@ -20,6 +20,7 @@ CONFIG = BuildConfig(
     vae=TINY,
     base=TINY,
     wide=TINY,
+    decoder=TINY,
     identity=TINY,
     attributes=TINY,
     encoder=TINY,
@@ -35,7 +36,7 @@ def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
 def test_a_stage_needs_its_predecessor(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run the stage vae first"):
         build("wide", tmp_path, CONFIG)
-    with pytest.raises(InputError, match="run the stage wide first"):
+    with pytest.raises(InputError, match="run the stage decoder first"):
         build("base", tmp_path, CONFIG)
 
 

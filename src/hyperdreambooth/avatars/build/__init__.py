@@ -1,4 +1,4 @@
 """The recipe of the avatars' models: VAE, base, scorers and encoder, stage by stage from seeds."""
 
-STAGES = ("vae", "wide", "encoder", "base", "scorers")
+STAGES = ("vae", "wide", "decoder", "encoder", "base", "scorers")
 """The stages in order; each needs the ones before it."""

@@ -1,7 +1,7 @@
 """The avatars' VAE: 128 pixels → 16×16×24 latents, trained on crops.
 
 It learns twelve channels first, and then twelve more. At the end all are scaled to one precision, so that an
-error of the base is worth the same in every channel.
+error of the base is worth the same in every channel. `decoder.py` sharpens it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import Tensor
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers
+from hyperdreambooth.files import load_tensors, save_tensors
+from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
 
 CROP = 64
@@ -104,6 +106,27 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
     return wide
 
 
+@torch.no_grad()
+def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
+    """Returns scaled latents `(m, c, 16, 16)` float16 of all pictures, from `file` if it exists."""
+    if file.is_file():
+        return load_tensors(file)[0]["latents"]
+    parts: list[Tensor] = []
+    for rows in torch.arange(len(pictures)).split(64):
+        with autocast("bf16", torch.device(device)):
+            mode = vae.encode(pictures.batch(rows).to(device)).latent_dist.mode()
+        parts.append((mode * vae.config.scaling_factor).half().cpu())
+    latents = torch.cat(parts)
+    save_tensors(file, {"latents": latents})
+    return latents
+
+
+def cut(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
+    """Cuts a square out of each picture `(b, c, h, w)`, from its corner `(b, 2)` on."""
+    places = zip(pictures, corners.tolist(), strict=True)
+    return torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in places])
+
+
 def _kl(posterior: Any) -> Tensor:
     return posterior.kl().float().mean() / posterior.mean[0].numel()
 
@@ -113,8 +136,8 @@ def crops(pictures: Pictures, config: StageConfig, step: int) -> Tensor:
     generator = rng("vae", config.seed, step)
     rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
     pixels = pictures.batch(rows)
-    corners = torch.randint(0, pixels.shape[-1] - CROP + 1, (config.batch, 2), generator=generator).tolist()
-    return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(pixels, corners, strict=True)])
+    corners = torch.randint(0, pixels.shape[-1] - CROP + 1, (config.batch, 2), generator=generator)
+    return cut(pixels, corners, CROP)
 
 
 @torch.no_grad()

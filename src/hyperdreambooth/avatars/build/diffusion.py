@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from hyperdreambooth.avatars.build.autoencoder import latents_of
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers, transformers
@@ -124,21 +125,6 @@ def features_of(encoder: Any, pictures: Pictures, file: Path, device: str) -> Te
     features -= features.mean(dim=(0, 2, 3), keepdim=True, dtype=torch.float32).half()
     save_tensors(file, {"features": features})
     return features
-
-
-@torch.no_grad()
-def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
-    """Returns scaled latents `(m, c, 16, 16)` float16 of all pictures, from `file` if it exists."""
-    if file.is_file():
-        return load_tensors(file)[0]["latents"]
-    parts: list[Tensor] = []
-    for rows in torch.arange(len(pictures)).split(64):
-        with autocast("bf16", torch.device(device)):
-            mode = vae.encode(pictures.batch(rows).to(device)).latent_dist.mode()
-        parts.append((mode * vae.config.scaling_factor).half().cpu())
-    latents = torch.cat(parts)
-    save_tensors(file, {"latents": latents})
-    return latents
 
 
 def train_base(

@@ -19,6 +19,7 @@ from torch import nn
 
 from hyperdreambooth.avatars.build import STAGES, diffusion, measure
 from hyperdreambooth.avatars.build.autoencoder import psnr, train_vae, train_wide_vae
+from hyperdreambooth.avatars.build.decoder import train_decoder
 from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures, pictures
 from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
@@ -34,6 +35,7 @@ class BuildConfig(BaseModel):
     Attributes:
         vae: trains the VAE with half of its channels.
         wide: doubles the VAE's channels.
+        decoder: sharpens what the VAE draws.
         encoder: the hypernetwork's image encoder, with which the base is aligned, too.
         base: trains UNet and text encoder.
         judged_people: validation people that the figures are measured on.
@@ -42,6 +44,7 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
+    decoder: StageConfig = StageConfig(steps=4000, batch=16, lr=6e-4, people=8000)
     base: StageConfig = StageConfig(steps=16000, batch=64, lr=1.5e-3, people=8000)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
@@ -89,8 +92,11 @@ class _Stages:
     def wide(self) -> dict[str, Any]:
         return self._save_vae("wide", train_wide_vae(self._load_vae("vae"), *self._training("wide")))
 
+    def decoder(self) -> dict[str, Any]:
+        return self._save_vae("decoder", train_decoder(self._load_vae("wide"), *self._training("decoder")))
+
     def base(self) -> dict[str, Any]:
-        pipe = diffusion.assemble(self._load_vae("wide"), self.config.base.seed)
+        pipe = diffusion.assemble(self._load_vae("decoder"), self.config.base.seed)
         encoder = transformers.ResNetModel.from_pretrained(self._built("encoder")).float()
         diffusion.train_base(pipe, encoder.to(self.device).eval(), *self._training("base"))
         sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
