@@ -24,6 +24,7 @@ CONFIG = BuildConfig(
     identity=TINY,
     attributes=TINY,
     encoder=TINY,
+    unlabelled=TINY,
     judged_people=4,
 )
 
@@ -56,7 +57,8 @@ def test_the_whole_world_is_built_and_packed(tmp_path: Path) -> None:
     assert set(identity.config.calibration) == {"same", "stranger"}
     reader = AutoModelForImageClassification.from_pretrained(base / "scorers" / "attributes")
     assert reader.config.phrases["eyewear:sunglasses"]
-    assert AutoModel.from_pretrained(tmp_path / "work" / "encoder").config.image_size == 128
+    for encoder in ("encoder", "unlabelled"):
+        assert AutoModel.from_pretrained(tmp_path / "work" / encoder).config.image_size == 128
     assert read_json(tmp_path / "pack" / "logs" / "vae.json")["psnr_db"] > 0
     for file in (tmp_path / "pack").rglob("*.json"):
         json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # -Infinity is no JSON

@@ -23,7 +23,7 @@ from hyperdreambooth.avatars.build.looks import (
     train_evenness,
 )
 from hyperdreambooth.avatars.build.pictures import Pictures, from_bytes, to_bytes
-from hyperdreambooth.avatars.build.selfsup import features, gentle, train_selfsup
+from hyperdreambooth.avatars.build.selfsup import features, gentle, strong, train_selfsup
 from hyperdreambooth.avatars.draw.skew import skewed_parts
 from hyperdreambooth.runs import rng
 
@@ -128,3 +128,11 @@ def test_a_gentle_view_keeps_every_edge() -> None:
         gain = (new[:, -1] - new[:, 0]) / (old[:, -1] - old[:, 0])
         torch.testing.assert_close(new, new[:, :1] + gain[:, None] * (old - old[:, :1]), atol=1e-5, rtol=0)
         assert ((gain >= 0.85) & (gain <= 1.15)).all()
+
+
+def test_a_strong_view_is_a_part_of_the_picture_again_and_again() -> None:
+    pixels = torch.rand(6, 3, 32, 32, generator=rng("pixels")) * 2 - 1
+    views = strong(pixels, rng("views"))
+    assert views.shape == pixels.shape and views.isfinite().all()
+    assert torch.equal(views, strong(pixels, rng("views")))
+    assert (views - pixels).abs().mean() > 0.1

@@ -48,7 +48,9 @@ def build(
         Option(help="The working folder for photos, runs and finished models."),
         Check(checks.output_folder),
     ],
-    stage: Annotated[str, Option(help="vae, wide, decoder, encoder, base, scorers or all.")] = "all",
+    stage: Annotated[
+        str, Option(help="vae, wide, decoder, encoder, base, scorers, unlabelled or all.")
+    ] = "all",
     pack: Annotated[
         Path | None, Option(help="Also copy the models that are shipped into this folder.")
     ] = None,

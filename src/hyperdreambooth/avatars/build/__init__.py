@@ -1,4 +1,4 @@
-"""The recipe of the avatars' models: VAE, base, scorers and encoder, stage by stage from seeds."""
+"""The recipe of the avatars' models: VAE, base, scorers and encoders, stage by stage from seeds."""
 
-STAGES = ("vae", "wide", "decoder", "encoder", "base", "scorers")
-"""The stages in order; each needs the ones before it."""
+STAGES = ("vae", "wide", "decoder", "encoder", "base", "scorers", "unlabelled")
+"""The stages in order; each needs some of those before it."""

@@ -11,10 +11,17 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
 
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
-from hyperdreambooth.avatars.build.readers import EMBEDDING, contrastive, new_reader, people_and_pictures
+from hyperdreambooth.avatars.build.readers import (
+    EMBEDDING,
+    blemish,
+    contrastive,
+    new_reader,
+    people_and_pictures,
+)
 
 SHIFT = 8  # pixels that a gentle view moves at most
 
@@ -35,6 +42,24 @@ def gentle(pixels: Tensor, generator: torch.Generator) -> Tensor:
     gain = 1 + 0.15 * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
     lift = 0.15 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
     return views * gain + lift
+
+
+def strong(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Cuts out a part of pictures `(b, 3, h, w)`, at least half as wide, and mirrors, tints and blemishes it.
+
+    What is left is what a person looks like; colours shift little, because skin and hair have them.
+    """
+    count = len(pixels)
+    mirrored = 1 - 2 * torch.randint(0, 2, (count,), generator=generator)
+    scale = 0.5 + 0.5 * torch.rand(count, generator=generator)
+    place = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - scale[:, None])
+    cut = torch.zeros(count, 2, 3)
+    cut[:, 0, 0], cut[:, 1, 1], cut[:, :, 2] = scale * mirrored, scale, place
+    parts = grid_sample(
+        pixels, affine_grid(cut, list(pixels.shape), align_corners=False), align_corners=False
+    )
+    gain = 1 + 0.15 * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
+    return blemish(parts * gain, generator)
 
 
 def features(resnet: Any, pixels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hyperdreambooth.avatars.build.decoder import train_decoder
 from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures, pictures
 from hyperdreambooth.avatars.build.readers import train_attributes, train_encoder, train_identity
+from hyperdreambooth.avatars.build.selfsup import strong, train_selfsup
 from hyperdreambooth.avatars.build.untyped import diffusers, transformers
 from hyperdreambooth.avatars.draw.people import ATTRIBUTES
 from hyperdreambooth.files import InputError, read_json, whole_folder, write_json
@@ -38,6 +39,7 @@ class BuildConfig(BaseModel):
         decoder: sharpens what the VAE draws.
         encoder: the hypernetwork's image encoder, with which the base is aligned, too.
         base: trains UNet and text encoder.
+        unlabelled: an image encoder that nobody tells what is on a picture, to compare with `encoder`.
         judged_people: validation people that the figures are measured on.
     """
 
@@ -49,6 +51,7 @@ class BuildConfig(BaseModel):
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
+    unlabelled: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=8000)
     judged_people: int = 200
 
 
@@ -123,6 +126,13 @@ class _Stages:
         figures = measure.encoder_figures(encoder, self._validation(album=True), self.device)
         _save(self.out / "encoder", encoder.resnet.cpu().half().save_pretrained)
         return figures
+
+    def unlabelled(self) -> dict[str, Any]:
+        drawn, config, folder, device = self._training("unlabelled")
+        # each picture on its own: that some show the same person would be a label
+        encoder = train_selfsup(replace(drawn, each=1), config, folder, device, strong)
+        _save(self.out / "unlabelled", encoder.cpu().half().save_pretrained)
+        return {"parameters": _size(encoder)}
 
     def _training(self, name: str, album: bool = False) -> tuple[Pictures, StageConfig, Path, str]:
         """Returns what a training takes: pictures, config, run folder, device.
