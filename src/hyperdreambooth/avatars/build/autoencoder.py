@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit, read_all
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers
-from hyperdreambooth.files import load_tensors, save_tensors
-from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
 
 CROP = 64
@@ -106,19 +104,13 @@ def train_wide_vae(vae: Any, pictures: Pictures, config: StageConfig, folder: Pa
     return wide
 
 
-@torch.no_grad()
 def latents_of(vae: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
     """Returns scaled latents `(m, c, 16, 16)` float16 of all pictures, from `file` if it exists."""
-    if file.is_file():
-        return load_tensors(file)[0]["latents"]
-    parts: list[Tensor] = []
-    for rows in torch.arange(len(pictures)).split(64):
-        with autocast("bf16", torch.device(device)):
-            mode = vae.encode(pictures.batch(rows).to(device)).latent_dist.mode()
-        parts.append((mode * vae.config.scaling_factor).half().cpu())
-    latents = torch.cat(parts)
-    save_tensors(file, {"latents": latents})
-    return latents
+
+    def read(pixels: Tensor) -> Tensor:
+        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+    return read_all(pictures, read, file, device)
 
 
 def cut(pictures: Tensor, corners: Tensor, side: int) -> Tensor:

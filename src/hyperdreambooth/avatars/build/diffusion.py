@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from hyperdreambooth.avatars.build.autoencoder import latents_of
-from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit, read_all
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.untyped import diffusers, transformers
 from hyperdreambooth.avatars.captions import caption, described, names, words
-from hyperdreambooth.files import load_tensors, save_tensors
-from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import rng
 
 TRIGGER = "sks"
@@ -25,6 +23,7 @@ MAX_TOKENS = 40
 WIDTH = 128
 FOCUS = 4.0  # how much more the error counts in the middle of a picture, where faces are
 ALIGN = 0.5  # weight of the alignment with the encoder's features
+NOISY = 0.6  # exponent of the timesteps' draws while shapes are learned: a fifth of them are below 400
 # Half of the captions call the person by a name or the trigger. The trigger stands for so many people that it
 # means an ordinary face until an adapter is worn. Names keep the text encoder from overlooking what it is.
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
@@ -111,78 +110,115 @@ def scheduler() -> Any:
     )
 
 
-@torch.no_grad()
 def features_of(encoder: Any, pictures: Pictures, file: Path, device: str) -> Tensor:
-    """Returns the encoder's 8×8 maps `(m, c, 8, 8)` float16, less their mean, from `file` if it exists."""
-    if file.is_file():
-        return load_tensors(file)[0]["features"]
-    parts: list[Tensor] = []
-    for rows in torch.arange(len(pictures)).split(64):
-        with autocast("bf16", torch.device(device)):
-            maps = encoder(pictures.batch(rows).to(device), output_hidden_states=True).hidden_states
-        parts.append(maps[-2].half().cpu())
-    features = torch.cat(parts)
-    features -= features.mean(dim=(0, 2, 3), keepdim=True, dtype=torch.float32).half()
-    save_tensors(file, {"features": features})
-    return features
+    """Returns the encoder's 8×8 maps `(m, c, 8, 8)` float16 of all pictures, from `file` if it exists."""
+
+    def read(pixels: Tensor) -> Tensor:
+        return encoder(pixels, output_hidden_states=True).hidden_states[-2]
+
+    return read_all(pictures, read, file, device)
 
 
 def train_base(
     pipe: Any, encoder: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str
 ) -> None:
-    """Trains UNet and text encoder together on rendered pictures and their captions, in place.
+    """Trains UNet and text encoder from nothing, in place, at all noise levels alike.
 
-    The loss is the squared error of v = √ᾱ ε - √(1-ᾱ) x_0 (progressive distillation, arXiv 2202.00512,
-    appendix D) at all noise levels alike. Besides, what the UNet knows in its middle is drawn towards what an
-    encoder sees in the clean picture (representation alignment, arXiv 2410.06940): it learns sooner what a
-    picture shows.
+    What the UNet knows in its middle is drawn towards what an encoder sees in the clean picture
+    (representation alignment, arXiv 2410.06940): it learns sooner what a picture shows.
 
     Args:
         pipe: from `assemble`.
         encoder: a frozen ResNet; it judges no picture.
     """
-    vae, tokenizer = pipe.vae, pipe.tokenizer
-    latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
     features = features_of(encoder, pictures, folder / "features.safetensors", device)
+    # less what all places of all pictures have in common, which would make all of them alike
+    features = features - features.mean(dim=(0, 2, 3), keepdim=True, dtype=torch.float32).half()
     middle, seen = pipe.unet.up_blocks[0], dict[str, Tensor]()
     width = pipe.unet.config.block_out_channels[-1]
     aligned = nn.Sequential(nn.Conv2d(width, 256, 1), nn.SiLU(), nn.Conv2d(256, features.shape[1], 1))
-    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "aligned": aligned}
-    model = nn.ModuleDict(parts).float().to(device)
-    alphas = scheduler().alphas_cumprod.to(device)
-    weight = _middle(latents.shape[-1], FOCUS).to(device)
+    task = Denoising("base", pipe, pictures, config, folder, device)
 
     def batch_of(step: int) -> Tensors:
-        generator = rng("base", config.seed, step)
-        rows = torch.randint(0, len(pictures), (config.batch,), generator=generator)
-        timesteps = torch.randint(0, 1000, (config.batch,), generator=generator)
-        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator)
-        texts = [training_caption(pictures, row, config.seed, step) for row in rows.tolist()]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return {
-            "latents": latents[rows], "features": features[rows], "timesteps": timesteps, "noise": noise,
-            "tokens": tokens,
-        }  # fmt: skip
+        batch = task.batch_of(step)
+        return {**batch, "features": features[batch["rows"]]}
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
-        timesteps, noise = batch["timesteps"], batch["noise"]
-        square = alphas[timesteps].view(-1, 1, 1, 1)
-        signal, sigma, clean = square.sqrt(), (1 - square).sqrt(), batch["latents"].float()
-        noisy, target = signal * clean + sigma * noise, signal * noise - sigma * clean
-        hidden = model["text_encoder"](batch["tokens"])[0]
-        answer = model["unet"](noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0].float()
-        error = ((answer - target).square() * weight).mean()
-        apart = (
-            1 - cosine_similarity(model["aligned"](seen["middle"]).float(), batch["features"], dim=1).mean()
-        )
+        error = task.error_of(batch)
+        seen_here = aligned(seen["middle"]).float()
+        apart = 1 - cosine_similarity(seen_here, batch["features"], dim=1).mean()
         return {"loss": error + ALIGN * apart, "error": error, "apart": apart}
 
     def see(_: nn.Module, __: Any, answer: Tensor) -> None:
         seen["middle"] = answer
 
     hook = middle.register_forward_hook(see)
-    fit("base", model, batch_of, loss_of, config, folder, device)
+    model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder, "aligned": aligned})
+    fit("base", model.float().to(device), batch_of, loss_of, config, folder, device)
     hook.remove()
+
+
+def train_shapes(pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> None:
+    """Goes on with a trained base, in place, more often at noisy timesteps, where shapes form.
+
+    The alignment would be in the way by now (arXiv 2505.16792).
+    """
+    task = Denoising("shapes", pipe, pictures, config, folder, device, bias=NOISY)
+    model = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).float().to(device)
+    fit("shapes", model, task.batch_of, lambda batch: {"loss": task.error_of(batch)}, config, folder, device)
+
+
+class Denoising:
+    """What a base learns: v = √ᾱ ε - √(1-ᾱ) x_0 (progressive distillation, arXiv 2202.00512, appendix D).
+
+    Args:
+        name: of the stage, for its draws.
+        pipe: whose UNet and text encoder learn.
+        pictures: `m` of them, with captions drawn anew at every step.
+        config: seed and batch.
+        folder: keeps the latents.
+        device: where the pipe computes.
+        bias: exponent of the timesteps' draws in [0, 1]; below 1, more of them are noisy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pipe: Any,
+        pictures: Pictures,
+        config: StageConfig,
+        folder: Path,
+        device: str,
+        bias: float = 1.0,
+    ) -> None:
+        self.name, self.pipe, self.pictures, self.config, self.bias = name, pipe, pictures, config, bias
+        self.latents = latents_of(pipe.vae, pictures, folder / "latents.safetensors", device)
+        self.alphas = scheduler().alphas_cumprod.to(device)
+        self.weight = _middle(self.latents.shape[-1], FOCUS).to(device)
+
+    def batch_of(self, step: int) -> Tensors:
+        """Returns rows, latents, timesteps, noise and tokens of a step, on the CPU."""
+        seed, count = self.config.seed, self.config.batch
+        generator = rng(self.name, seed, step)
+        rows = torch.randint(0, len(self.pictures), (count,), generator=generator)
+        timesteps = (1000 * torch.rand(count, generator=generator) ** self.bias).long()
+        noise = torch.randn(count, *self.latents.shape[1:], generator=generator)
+        texts = [training_caption(self.pictures, row, seed, step) for row in rows.tolist()]
+        tokens = self.pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        return {
+            "rows": rows, "latents": self.latents[rows], "timesteps": timesteps, "noise": noise,
+            "tokens": tokens.input_ids,
+        }  # fmt: skip
+
+    def error_of(self, batch: Tensors) -> Tensor:
+        """Returns the mean squared error of v; it counts more in the middle of a picture."""
+        timesteps, noise, clean = batch["timesteps"], batch["noise"], batch["latents"].float()
+        square = self.alphas[timesteps].view(-1, 1, 1, 1)
+        signal, sigma = square.sqrt(), (1 - square).sqrt()
+        noisy, target = signal * clean + sigma * noise, signal * noise - sigma * clean
+        hidden = self.pipe.text_encoder(batch["tokens"])[0]
+        answer = self.pipe.unet(noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
+        return ((answer.float() - target).square() * self.weight).mean()
 
 
 def _middle(side: int, focus: float) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from hyperdreambooth.avatars.build.pictures import Pictures
+from hyperdreambooth.base.captured import Captured
+from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import Run
@@ -59,31 +62,42 @@ def fit(
         name: shown on the progress bar.
         model: trained in place.
         batch_of: step → tensors on the CPU; must depend on nothing but the step.
-        loss_of: those tensors on the device → named losses; `loss` is minimised, the others are logged.
+        loss_of: those tensors on the device → named losses; `loss` is minimised, the others are logged. A
+            GPU records it with the step's other work, so it reads nothing back.
         folder: run folder with config, log and checkpoints; the same call continues an interrupted one.
     """
-    run = Run(folder, config)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    run, cuda = Run(folder, config), torch.device(device).type == "cuda"
+    # a tensor, because a recorded step reads it anew; CPUs take float64, so that no digit of it is lost
+    rate = torch.zeros((), device=device, dtype=None if cuda else torch.float64)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=cuda
+    )
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     first = 0
     if found := run.latest():
         first, state = found
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        optimizer.param_groups[0]["lr"] = rate  # loading replaces it
         average = {k: v.to(device) for k, v in state["average"].items()}
     model.train()
+
+    def take(batch: Tensors) -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(config.precision, torch.device(device)):
+            losses = loss_of(batch)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    taken = Captured(take, torch.device(device))
     with Progress(name, config.steps) as bar:
         bar.update(first)
         for step, batch in enumerate(batches(batch_of, first, config.steps, device), first):
-            rate = learning_rate(0.95 * config.lr, step, config.steps, warmup=config.steps // 50)
-            for group in optimizer.param_groups:
-                group["lr"] = 0.05 * config.lr + rate
-            with autocast(config.precision, torch.device(device)):
-                losses = loss_of({k: v.to(device, non_blocking=True) for k, v in batch.items()})
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            warm = learning_rate(0.95 * config.lr, step, config.steps, warmup=config.steps // 50)
+            rate.fill_(0.05 * config.lr + warm)
+            losses = taken({k: v.to(device, non_blocking=True) for k, v in batch.items()})
             _follow(average, model, min(config.ema, (step + 1) / (step + 10)))
             bar.update(1)
             done, last = step + 1, step + 1 == config.steps
@@ -105,6 +119,27 @@ def batches(batch_of: Callable[[int], Tensors], first: int, steps: int, device: 
     loader: Any = DataLoader  # a range has all that a Dataset needs
     how = {"pin_memory": True, "multiprocessing_context": "fork"} if fed else {}
     return loader(range(first, steps), batch_size=None, collate_fn=batch_of, num_workers=workers, **how)
+
+
+@torch.no_grad()
+def read_all(pictures: Pictures, read: Callable[[Tensor], Tensor], file: Path, device: str) -> Tensor:
+    """Returns what a network reads from all pictures, float16, from `file` if it exists.
+
+    Args:
+        pictures: `m` of them.
+        read: pixels `(b, 3, h, w)` on the device → `(b, …)`.
+        file: holds the answers from then on.
+        device: where the network is.
+    """
+    if file.is_file():
+        return load_tensors(file)[0]["read"]
+    rows, parts = torch.arange(len(pictures)).split(64), list[Tensor]()
+    for batch in batches(lambda k: {"pixels": pictures.batch(rows[k])}, 0, len(rows), device):
+        with autocast("bf16", torch.device(device)):
+            parts.append(read(batch["pixels"].to(device)).half().cpu())
+    answers = torch.cat(parts)
+    save_tensors(file, {"read": answers})
+    return answers
 
 
 @torch.no_grad()

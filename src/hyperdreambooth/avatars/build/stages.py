@@ -39,6 +39,7 @@ class BuildConfig(BaseModel):
         decoder: sharpens what the VAE draws.
         encoder: the hypernetwork's image encoder, with which the base is aligned, too.
         base: trains UNet and text encoder.
+        shapes: trains them further, mostly at noisy timesteps.
         unlabelled: an image encoder that nobody tells what is on a picture, to compare with `encoder`.
         judged_people: validation people that the figures are measured on.
     """
@@ -48,6 +49,7 @@ class BuildConfig(BaseModel):
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
     decoder: StageConfig = StageConfig(steps=4000, batch=16, lr=6e-4, people=8000)
     base: StageConfig = StageConfig(steps=16000, batch=64, lr=1.5e-3, people=8000)
+    shapes: StageConfig = StageConfig(steps=16000, batch=64, lr=1e-3, people=8000, seed=1)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
@@ -102,10 +104,15 @@ class _Stages:
         pipe = diffusion.assemble(self._load_vae("decoder"), self.config.base.seed)
         encoder = transformers.ResNetModel.from_pretrained(self._built("encoder")).float()
         diffusion.train_base(pipe, encoder.to(self.device).eval(), *self._training("base"))
-        sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
-        pipe.to("cpu", torch.float16)
-        _save(self.out / "base", lambda folder: _write_pipeline(pipe, folder))
-        return {"parameters": sizes}
+        return self._save_base("base", pipe)
+
+    def shapes(self) -> dict[str, Any]:
+        pipe = diffusion.assemble(self._load_vae("decoder"), self.config.shapes.seed)
+        for part in ("unet", "text_encoder"):
+            network = getattr(pipe, part)
+            network.load_state_dict(type(network).from_pretrained(self._built("base") / part).state_dict())
+        diffusion.train_shapes(pipe, *self._training("shapes"))
+        return self._save_base("shapes", pipe)
 
     def scorers(self) -> dict[str, Any]:
         validation = self._validation()
@@ -158,6 +165,12 @@ class _Stages:
         vae = diffusers.AutoencoderKL.from_pretrained(self._built(name))
         return vae.requires_grad_(False).to(self.device).eval()
 
+    def _save_base(self, stage: str, pipe: Any) -> dict[str, Any]:
+        sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
+        pipe.to("cpu", torch.float16)
+        _save(self.out / stage, lambda folder: _write_pipeline(pipe, folder))
+        return {"parameters": sizes}
+
     def _save_vae(self, stage: str, vae: Any) -> dict[str, Any]:
         _save(self.out / stage, vae.save_pretrained)
         return {"psnr_db": round(psnr(vae, self._validation(), self.device), 2), "parameters": _size(vae)}
@@ -194,7 +207,7 @@ def _save(folder: Path, write: Callable[[Path], Any]) -> None:
 def pack(out: Path, pack_folder: Path) -> None:
     """Copies base and scorers, and figures and logs, from the working folder into `base/` and `logs/`."""
     with whole_folder(pack_folder / "base") as part:
-        shutil.copytree(out / "base", part, dirs_exist_ok=True)
+        shutil.copytree(out / "shapes", part, dirs_exist_ok=True)
         shutil.copytree(out / "scorers", part / "scorers")
     with whole_folder(pack_folder / "logs") as part:
         for run in sorted((out / "runs").iterdir()):
