@@ -50,6 +50,7 @@ from hyperdreambooth.training.warm import Warm
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 MEASURED = ("SD 1.5", "SDXL", "SD 3.5 medium", "Flux dev")
 PROMPT = "a photo of a [V] person"
+PROFILED = 3  # steps
 KINDS = {
     "attention": r"attention|flash|softmax",
     "convolutions": r"conv",
@@ -185,11 +186,15 @@ class Rows:
 
     def finetune(self, people: int) -> dict[str, Any]:
         """People from their photos on, side by side, the recording included; nothing is kept."""
+        began = waited(self.base)
+        self._finetune(people, self.steps)
+        return self._seconds(began, people)
+
+    def _finetune(self, people: int, steps: int) -> None:
         adapters = [self._person(k) for k in range(people)]
         photos = [[self.photos[k % len(self.photos)]] for k in range(people)]
-        began = waited(self.base)
-        finetune_adapters(self.base, adapters, photos, self._config())
-        return self._seconds(began, people)
+        config = self._config().model_copy(update={"steps": steps})
+        finetune_adapters(self.base, adapters, photos, config)
 
     def kernel_by_kernel(self) -> dict[str, Any]:
         """One person without a graph."""
@@ -197,14 +202,14 @@ class Rows:
             return self.finetune(1)
 
     def by_kind(self) -> dict[str, Any]:
-        """The share of each kind of kernel in the device's time for a person, launched one by one.
+        """The share of each kind of kernel in the device's time for a few steps, launched one by one.
 
-        The recorded step has the same kernels.
+        The recorded step has the same kernels. A profile of many steps would take minutes to read.
         """
         cuda = self.base.device.type == "cuda"
         watched = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
         with not_recorded(), profile(activities=watched) as seen:
-            figures = self.finetune(1)
+            self._finetune(1, PROFILED)
         spent = dict.fromkeys([*KINDS, "element by element"], 0.0)
         for one in seen.key_averages():
             if one.key.startswith("aten::"):  # kernels have entries of their own besides
@@ -213,7 +218,7 @@ class Rows:
                 spent[next(fits, "element by element")] += micros
         total = sum(spent.values())
         shares = {kind: round(micros / total, 3) for kind, micros in spent.items()}
-        return {**figures, "share": shares}
+        return {"steps": PROFILED, "seconds": round(total / 1e6, 3), "share": shares}
 
     def warm_person(self) -> dict[str, Any]:
         """The third person of a warm process, from photo to saved file."""
