@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py                     # SD 1.5, SDXL, SD 3.5 medium and Flux dev, random weights
     python benchmarks/gpu.py "SD 1.5" --minutes 4
+    python benchmarks/gpu.py --page              # the table of docs/families.md from the last results
 
 A row that fails is a row with the reason, and the others go on. Rows that no longer fit into `--minutes` are
-left out and named. Results go to benchmarks/results/gpu.json, which docs/families.md is written from.
+left out and named. Results go to benchmarks/results/gpu.json.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ from hyperdreambooth.plan import sample_flops
 from hyperdreambooth.runs import environment
 from hyperdreambooth.training.warm import Warm
 
-RESULTS = Path(__file__).parent / "results" / "gpu.json"
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "gpu.json", ROOT / "docs" / "families.md"
+MARK = re.compile(r"(<!-- gpu -->\n)(?P<table>.*?)(<!-- /gpu -->)", re.DOTALL)
 MEASURED = ("SD 1.5", "SDXL", "SD 3.5 medium", "Flux dev")
 PROMPT = "a photo of a [V] person"
+PROFILED = 3  # steps
+SAVED = "seconds_to_the_saved_file"
 KINDS = {
     "attention": r"attention|flash|softmax",
     "convolutions": r"conv",
@@ -185,11 +190,15 @@ class Rows:
 
     def finetune(self, people: int) -> dict[str, Any]:
         """People from their photos on, side by side, the recording included; nothing is kept."""
+        began = waited(self.base)
+        self._finetune(people, self.steps)
+        return self._seconds(began, people)
+
+    def _finetune(self, people: int, steps: int) -> None:
         adapters = [self._person(k) for k in range(people)]
         photos = [[self.photos[k % len(self.photos)]] for k in range(people)]
-        began = waited(self.base)
-        finetune_adapters(self.base, adapters, photos, self._config())
-        return self._seconds(began, people)
+        config = self._config().model_copy(update={"steps": steps})
+        finetune_adapters(self.base, adapters, photos, config)
 
     def kernel_by_kernel(self) -> dict[str, Any]:
         """One person without a graph."""
@@ -197,14 +206,14 @@ class Rows:
             return self.finetune(1)
 
     def by_kind(self) -> dict[str, Any]:
-        """The share of each kind of kernel in the device's time for a person, launched one by one.
+        """The share of each kind of kernel in the device's time for a few steps, launched one by one.
 
-        The recorded step has the same kernels.
+        The recorded step has the same kernels. A profile of many steps would take minutes to read.
         """
         cuda = self.base.device.type == "cuda"
         watched = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
         with not_recorded(), profile(activities=watched) as seen:
-            figures = self.finetune(1)
+            self._finetune(1, PROFILED)
         spent = dict.fromkeys([*KINDS, "element by element"], 0.0)
         for one in seen.key_averages():
             if one.key.startswith("aten::"):  # kernels have entries of their own besides
@@ -213,7 +222,7 @@ class Rows:
                 spent[next(fits, "element by element")] += micros
         total = sum(spent.values())
         shares = {kind: round(micros / total, 3) for kind, micros in spent.items()}
-        return {**figures, "share": shares}
+        return {"steps": PROFILED, "seconds": round(total / 1e6, 3), "share": shares}
 
     def warm_person(self) -> dict[str, Any]:
         """The third person of a warm process, from photo to saved file."""
@@ -224,7 +233,7 @@ class Rows:
             made = finetune_adapters(self.base, [person], [self.photos[k]], self._config(), warm=self.warm)[0]
             figures = self._seconds(began)
             made.save(self.folder / "person.safetensors", "kohya")
-            figures["seconds_to_the_saved_file"] = round(waited(self.base) - began, 3)
+            figures[SAVED] = round(waited(self.base) - began, 3)
         self.warm.forget()
         return figures
 
@@ -285,12 +294,48 @@ def card() -> dict[str, Any]:
     return {**dict(zip(asked.split(","), values, strict=False)), "cuda": torch.version.cuda or ""}
 
 
+def table(results: dict[str, Any]) -> str:
+    """Returns the table of the page: a row for each thing that was measured on any base."""
+    bases: dict[str, dict[str, Any]] = results["bases"]
+    names = list(dict.fromkeys(name for rows in bases.values() for name in rows))
+    lines = [["", *bases], ["---"] * (len(bases) + 1)]
+    for name in names:
+        cells = [_cell(rows.get(name)) for rows in bases.values()]
+        if any(cells):
+            lines.append([name, *cells])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _cell(row: Any) -> str:
+    """Returns the time of a row, or nothing if it has none."""
+    if not isinstance(row, dict):
+        return ""
+    if "ms_a_step" in row:
+        step = row["ms_a_step"] / row["people"]
+        people = " a person" if row["people"] > 1 else ""
+        saved = f"; {row[SAVED]:.2f} s to the file" if SAVED in row else ""
+        return f"{step:.0f} ms{people}{saved}"
+    if "samples_a_second" in row:
+        return f"{row['samples_a_second']:.0f} samples a second"
+    return f"{row['seconds']:.2f} s" if "pictures" in row else row.get("failed", "")[:40]
+
+
+def page(text: str, results: dict[str, Any]) -> str:
+    """Returns the page with the table of these results between its markers."""
+    return MARK.sub(lambda match: match[1] + table(results) + match[3], text)
+
+
 def main() -> None:
     """Measures the bases one after the other, and writes after each of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bases", nargs="*", default=MEASURED, help=f"some of {', '.join(BASES)}")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--page", action="store_true", help="write the table, and measure nothing")
     asked = parser.parse_args()
+    if asked.page:
+        text = page(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text()))
+        PAGE.write_text(text, encoding="utf-8")
+        return
     began, results = time.monotonic(), {"environment": environment(), "card": card(), "bases": {}}
     for k, name in enumerate(asked.bases, start=1):
         print(name, flush=True)

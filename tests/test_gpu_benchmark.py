@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,22 @@ def test_wearing_costs_at_most_eight_kernels_a_site(monkeypatch: pytest.MonkeyPa
 
     made = launches.rows(load_base(None, "cpu", "bfloat16"))
     assert {name: row["all"] for name, row in made.items() if row["all"] > 8} == {}
+
+
+def test_the_page_has_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import gpu
+
+    left_out = {"left out": "no time"}
+    one = {"tflop_a_sample": 1.7, "people, 8": {"ms_a_step": 80.0, "people": 8}, "pictures, 1": left_out}
+    warm = {"ms_a_step": 32.2, "people": 1, gpu.SAVED: 1.477}
+    other = {"ours, warm": warm, "people, 8": {"failed": "OutOfMemoryError"}, "pictures, 1": left_out}
+    made = gpu.table({"bases": {"one": one, "other": other}})
+    assert made.splitlines() == [
+        "|  | one | other |",
+        "| --- | --- | --- |",
+        "| people, 8 | 10 ms a person | OutOfMemoryError |",
+        "| ours, warm |  | 32 ms; 1.48 s to the file |",
+    ]
+    text = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    assert gpu.page(text, json.loads(gpu.RESULTS.read_text())) == text
