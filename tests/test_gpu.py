@@ -110,8 +110,9 @@ def test_a_stage_of_the_world_is_fed_the_same_batches() -> None:
 
 def test_the_world_is_built(tmp_path: Path) -> None:
     tiny = StageConfig(steps=4, batch=8, people=4, each=4)
-    stages = {name: tiny for name, field in BuildConfig.model_fields.items() if field.annotation is StageConfig}
-    config = BuildConfig(**stages, judged_people=4)
+    fields = BuildConfig.model_fields.items()
+    stages = {name: tiny for name, field in fields if field.annotation is StageConfig}
+    config = BuildConfig.model_validate({**stages, "judged_people": 4})
     figures = build("all", tmp_path, config, "cuda")
     assert figures["vae"]["psnr_db"] > 0
     assert load_tensors(tmp_path / "encoder" / "model.safetensors")[0]

@@ -23,6 +23,7 @@ CONFIG = BuildConfig(
     decoder=TINY,
     identity=TINY,
     attributes=TINY,
+    shapes=TINY,
     encoder=TINY,
     unlabelled=TINY,
     judged_people=4,

@@ -64,8 +64,8 @@ def pictures(split: str, people: int, each: int, cache: Path, album: bool) -> Pi
         album: makes every second picture a plain one, the first included, as in a photo folder.
     """
     drawn = [
-        (persons.identity(person), persons.photo_context(person, number, album=album))
-        for person in SPLITS[split][:people]
+        (who, persons.photo_context(who.seed, number, album=album))
+        for who in map(persons.identity, SPLITS[split][:people])
         for number in range(each)
     ]
     maps = in_chunks(drawn, render, cache, f"{split}-{each}-{'album' if album else 'any'}")
