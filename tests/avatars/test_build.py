@@ -16,18 +16,9 @@ from hyperdreambooth.avatars.build.stages import BuildConfig, build, pack
 from hyperdreambooth.files import InputError, read_json
 
 TINY = StageConfig(steps=2, batch=8, people=4, each=4, precision="float32")
-CONFIG = BuildConfig(
-    vae=TINY,
-    base=TINY,
-    wide=TINY,
-    decoder=TINY,
-    identity=TINY,
-    attributes=TINY,
-    shapes=TINY,
-    encoder=TINY,
-    unlabelled=TINY,
-    judged_people=4,
-)
+FIELDS = BuildConfig.model_fields.items()
+STAGED = {name: TINY for name, field in FIELDS if field.annotation is StageConfig}
+CONFIG = BuildConfig.model_validate({**STAGED, "judged_people": 4})
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
