@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import RecordedGraph
 from torch import Tensor, nn
 
+from graphs import RecordedGraph
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.base import captured
 from hyperdreambooth.runs import rng
