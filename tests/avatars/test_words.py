@@ -37,12 +37,15 @@ def test_names_are_names_of_nothing_else() -> None:
     assert not {*names()} & {*words(), TRIGGER}
 
 
-def test_captions_call_known_people_by_name_and_others_by_the_trigger() -> None:
-    person = SPLITS["base"][0]
-    scenes = [photo_context(person, 0, album=False)] * (KNOWN + 1)
-    pictures = Pictures([], [identity(person)] * (KNOWN + 1), scenes, each=1)
-    for row, own in ((0, names()[0]), (1, names()[1]), (KNOWN, TRIGGER)):
+def test_captions_call_known_people_by_name_and_one_by_the_trigger() -> None:
+    person, count = SPLITS["base"][0], KNOWN + 2
+    scenes = [photo_context(person, 0, album=False)] * count
+    pictures = Pictures([], [identity(person)] * count, scenes, each=1)
+    for row, own in ((0, names()[0]), (1, names()[1]), (KNOWN, TRIGGER), (KNOWN + 1, None)):
         texts = [training_caption(pictures, row, 0, step).split() for step in range(60)]
-        assert {*names(), TRIGGER} & {word for text in texts for word in text} == {own}
+        called = {*names(), TRIGGER} & {word for text in texts for word in text}
+        assert called == ({own} if own else set())
+        assert not any("[V]" in text for text in texts)
         assert any(not text for text in texts)  # for guidance
-        assert 0.3 < np.mean([own in text for text in texts]) < 0.7
+        if own:
+            assert 0.3 < np.mean([own in text for text in texts]) < 0.7

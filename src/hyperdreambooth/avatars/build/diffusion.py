@@ -24,8 +24,9 @@ WIDTH = 128
 FOCUS = 4.0  # how much more the error counts in the middle of a picture, where faces are
 ALIGN = 0.5  # weight of the alignment with the encoder's features
 NOISY = 0.6  # exponent of the timesteps' draws while shapes are learned: a fifth of them are below 400
-# Half of the captions call the person by a name or the trigger. The trigger stands for so many people that it
-# means an ordinary face until an adapter is worn. Names keep the text encoder from overlooking what it is.
+# Half of the captions of known people call them by name. The trigger is one of these names, so that the text
+# encoder tells it apart from no name at all. A trigger that anybody may have means nothing to the base, and then
+# no adapter can part the person from "face" (docs/LOG.md, 2026-11-28).
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
@@ -232,8 +233,8 @@ def _middle(side: int, focus: float) -> Tensor:
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     """Returns the caption, with some traits named and parts left out at random.
 
-    The first people of the pictures have names, and the trigger stands for all others. Every tenth caption is
-    empty, for classifier-free guidance.
+    The first people of the pictures have names, the trigger is the next one's, and nobody else has any. Every
+    tenth caption is empty, for classifier-free guidance.
     """
     generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
@@ -242,8 +243,8 @@ def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     scene, person = pictures.contexts[row], pictures.identities[row]
     subject = described(person, scene, SUBJECTS[choice % len(SUBJECTS)], variant)
     text = caption(scene, subject=subject, drop=0.15, seed=variant)
-    known, number = names(), row // pictures.each
-    return text.replace("[V]", known[number] if number < len(known) else TRIGGER)
+    known, number = (*names(), TRIGGER), row // pictures.each
+    return text.replace("[V]", known[number]) if number < len(known) else text.replace("[V] ", "")
 
 
 def assemble(vae: Any, seed: int) -> Any:
