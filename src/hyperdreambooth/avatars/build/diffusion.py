@@ -25,8 +25,8 @@ FOCUS = 4.0  # how much more the error counts in the middle of a picture, where 
 ALIGN = 0.5  # weight of the alignment with the encoder's features
 NOISY = 0.6  # exponent of the timesteps' draws while shapes are learned: a fifth of them are below 400
 # Half of the captions of known people call them by name. The trigger is one of these names, so that the text
-# encoder tells it apart from no name at all. A trigger that anybody may have means nothing to the base, and then
-# no adapter can part the person from "face" (docs/LOG.md, 2026-11-28).
+# encoder tells it apart from no name at all. A trigger that anybody may have means nothing to the base, and
+# then no adapter can part the person from "face" (docs/LOG.md, 2026-11-28).
 SUBJECTS = ("[V] face", "[V] face", "face", "person")
 
 
