@@ -49,7 +49,7 @@ class BuildConfig(BaseModel):
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
     decoder: StageConfig = StageConfig(steps=4000, batch=16, lr=6e-4, people=8000)
     base: StageConfig = StageConfig(steps=16000, batch=64, lr=1.5e-3, people=8000)
-    shapes: StageConfig = StageConfig(steps=16000, batch=64, lr=1e-3, people=8000, seed=1)
+    shapes: StageConfig = StageConfig(steps=9600, batch=64, lr=1e-3, people=8000, seed=1)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
