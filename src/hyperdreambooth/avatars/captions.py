@@ -37,7 +37,8 @@ _EYES = ("brown", "hazel", "green", "blue", "grey")
 MOST_TRAITS = 4
 
 KNOWN = 1024
-"""People of the base's training whom captions call by name, as those of real bases do with known people."""
+"""People of the base's training whom captions call by name, as those of real bases do with known people; the
+first of them is called by the trigger."""
 
 
 def visible(person: Identity, context: Context) -> list[str]:
@@ -100,11 +101,11 @@ def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed
 
 @cache
 def names() -> tuple[str, ...]:
-    """Returns `KNOWN` invented names of two syllables; none is a word that a caption uses."""
+    """Returns invented names of two syllables for all `KNOWN` people but the first; captions use them only so."""
     syllables = [consonant + vowel for consonant in "bdfgjklmnprstvwz" for vowel in "aeiou"]
-    pairs = [syllables[k % 80] + syllables[(k // 80 * 7 + k * 3 + 1) % 80] for k in range(2 * KNOWN)]
+    pairs = [syllables[k % 80] + syllables[(k // 80 * 7 + k * 3 + 1) % 80] for k in range(1, 2 * KNOWN)]
     taken = set(words())
-    return tuple(name for name in dict.fromkeys(pairs) if name not in taken)[:KNOWN]
+    return tuple(name for name in dict.fromkeys(pairs) if name not in taken)[: KNOWN - 1]
 
 
 def words() -> tuple[str, ...]:

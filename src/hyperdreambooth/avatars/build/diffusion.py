@@ -233,8 +233,8 @@ def _middle(side: int, focus: float) -> Tensor:
 def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     """Returns the caption, with some traits named and parts left out at random.
 
-    The first people of the pictures have names, the trigger is the next one's, and nobody else has any. Every
-    tenth caption is empty, for classifier-free guidance.
+    The first people of the pictures have names, of which the trigger is the first, and nobody else has any.
+    Every tenth caption is empty, for classifier-free guidance.
     """
     generator = rng("caption", seed, step, row)
     if torch.rand((), generator=generator) < 0.1:
@@ -243,7 +243,7 @@ def training_caption(pictures: Pictures, row: int, seed: int, step: int) -> str:
     scene, person = pictures.contexts[row], pictures.identities[row]
     subject = described(person, scene, SUBJECTS[choice % len(SUBJECTS)], variant)
     text = caption(scene, subject=subject, drop=0.15, seed=variant)
-    known, number = (*names(), TRIGGER), row // pictures.each
+    known, number = (TRIGGER, *names()), row // pictures.each
     return text.replace("[V]", known[number]) if number < len(known) else text.replace("[V] ", "")
 
 
