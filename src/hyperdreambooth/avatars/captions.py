@@ -101,7 +101,7 @@ def caption(context: Context, subject: str = "[V] face", drop: float = 0.0, seed
 
 @cache
 def names() -> tuple[str, ...]:
-    """Returns invented names of two syllables for all `KNOWN` people but the first; captions use them only so."""
+    """Returns invented names of two syllables for all `KNOWN` people but the first; nothing else has them."""
     syllables = [consonant + vowel for consonant in "bdfgjklmnprstvwz" for vowel in "aeiou"]
     pairs = [syllables[k % 80] + syllables[(k // 80 * 7 + k * 3 + 1) % 80] for k in range(1, 2 * KNOWN)]
     taken = set(words())
