@@ -189,7 +189,7 @@ class Rows:
         }
 
     def finetune(self, people: int) -> dict[str, Any]:
-        """People from their photos on, side by side; their adapters and the recording are part of the time."""
+        """People from their photos on, side by side; making adapters and the recording count."""
         began = waited(self.base)
         self._finetune(people, self.steps)
         return self._seconds(began, people)
