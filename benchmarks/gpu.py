@@ -50,7 +50,7 @@ from hyperdreambooth.training.warm import Warm
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "gpu.json", ROOT / "docs" / "families.md"
-MARK = re.compile(r"(<!-- gpu -->\n)(?P<table>.*?)(<!-- /gpu -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
 MEASURED = ("SD 1.5", "SDXL", "SD 3.5 medium", "Flux dev")
 PROMPT = "a photo of a [V] person"
 PROFILED = 3  # steps
@@ -189,7 +189,7 @@ class Rows:
         }
 
     def finetune(self, people: int) -> dict[str, Any]:
-        """People from their photos on, side by side, the recording included; nothing is kept."""
+        """People from their photos on, side by side; making adapters and the recording count."""
         began = waited(self.base)
         self._finetune(people, self.steps)
         return self._seconds(began, people)
@@ -322,7 +322,7 @@ def _cell(row: Any) -> str:
 
 def page(text: str, results: dict[str, Any]) -> str:
     """Returns the page with the table of these results between its markers."""
-    return MARK.sub(lambda match: match[1] + table(results) + match[3], text)
+    return MARK.sub(lambda match: match[1] + table(results) + match[2], text)
 
 
 def main() -> None:
