@@ -13,7 +13,7 @@ world=() train=()
 people=20000
 if [ "$SETTING" = short ]; then
   people=200
-  for stage in vae wide decoder encoder base shapes identity attributes unlabelled; do
+  for stage in vae wide encoder base shapes decoder identity attributes unlabelled; do
     world+=(--set "$stage.steps=60" --set "$stage.people=200" --set "$stage.checkpoint_every=20")
   done
   train+=(--set steps=60 --set batch=8 --set validate_every=60)

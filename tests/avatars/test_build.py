@@ -29,7 +29,7 @@ def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
 def test_a_stage_needs_its_predecessor(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run the stage vae first"):
         build("wide", tmp_path, CONFIG)
-    with pytest.raises(InputError, match="run the stage decoder first"):
+    with pytest.raises(InputError, match="run the stage wide first"):
         build("base", tmp_path, CONFIG)
 
 

@@ -49,7 +49,7 @@ def build(
         Check(checks.output_folder),
     ],
     stage: Annotated[
-        str, Option(help="vae, wide, decoder, encoder, base, scorers, unlabelled or all.")
+        str, Option(help="vae, wide, encoder, base, shapes, decoder, scorers, unlabelled or all.")
     ] = "all",
     pack: Annotated[
         Path | None, Option(help="Also copy the models that are shipped into this folder.")

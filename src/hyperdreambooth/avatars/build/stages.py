@@ -36,10 +36,10 @@ class BuildConfig(BaseModel):
     Attributes:
         vae: trains the VAE with half of its channels.
         wide: doubles the VAE's channels.
-        decoder: sharpens what the VAE draws.
         encoder: the hypernetwork's image encoder, with which the base is aligned, too.
         base: trains UNet and text encoder.
         shapes: trains them further, mostly at noisy timesteps.
+        decoder: the VAE's decoder learns to mend what the base draws.
         unlabelled: an image encoder that nobody tells what is on a picture, to compare with `encoder`.
         judged_people: validation people that the figures are measured on.
     """
@@ -47,9 +47,9 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vae: StageConfig = StageConfig(steps=8000, batch=16, lr=2e-3, people=2000)
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
-    decoder: StageConfig = StageConfig(steps=4000, batch=16, lr=6e-4, people=8000)
     base: StageConfig = StageConfig(steps=16000, batch=64, lr=1.5e-3, people=8000)
     shapes: StageConfig = StageConfig(steps=9600, batch=64, lr=1e-3, people=8000, seed=1)
+    decoder: StageConfig = StageConfig(steps=6000, batch=16, lr=6e-4, people=8000)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
@@ -97,22 +97,27 @@ class _Stages:
     def wide(self) -> dict[str, Any]:
         return self._save_vae("wide", train_wide_vae(self._load_vae("vae"), *self._training("wide")))
 
-    def decoder(self) -> dict[str, Any]:
-        return self._save_vae("decoder", train_decoder(self._load_vae("wide"), *self._training("decoder")))
-
     def base(self) -> dict[str, Any]:
-        pipe = diffusion.assemble(self._load_vae("decoder"), self.config.base.seed)
+        pipe = diffusion.assemble(self._load_vae("wide"), self.config.base.seed)
         encoder = transformers.ResNetModel.from_pretrained(self._built("encoder")).float()
         diffusion.train_base(pipe, encoder.to(self.device).eval(), *self._training("base"))
         return self._save_base("base", pipe)
 
     def shapes(self) -> dict[str, Any]:
-        pipe = diffusion.assemble(self._load_vae("decoder"), self.config.shapes.seed)
+        pipe = diffusion.assemble(self._load_vae("wide"), self.config.shapes.seed)
         for part in ("unet", "text_encoder"):
             network = getattr(pipe, part)
             network.load_state_dict(type(network).from_pretrained(self._built("base") / part).state_dict())
         diffusion.train_shapes(pipe, *self._training("shapes"))
         return self._save_base("shapes", pipe)
+
+    def decoder(self) -> dict[str, Any]:
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(self._built("shapes"))
+        pipe.to(self.device, torch.float32)
+        pipe.vae.requires_grad_(False).eval()
+        train_decoder(pipe, *self._training("decoder"))
+        figures = {"psnr_db": self._psnr(pipe.vae)}
+        return {**figures, **self._save_base("decoder", pipe)}
 
     def scorers(self) -> dict[str, Any]:
         validation = self._validation()
@@ -173,7 +178,10 @@ class _Stages:
 
     def _save_vae(self, stage: str, vae: Any) -> dict[str, Any]:
         _save(self.out / stage, vae.save_pretrained)
-        return {"psnr_db": round(psnr(vae, self._validation(), self.device), 2), "parameters": _size(vae)}
+        return {"psnr_db": self._psnr(vae), "parameters": _size(vae)}
+
+    def _psnr(self, vae: Any) -> float:
+        return round(psnr(vae, self._validation(), self.device), 2)
 
 
 def _write_pipeline(pipe: Any, folder: Path) -> None:
@@ -207,7 +215,7 @@ def _save(folder: Path, write: Callable[[Path], Any]) -> None:
 def pack(out: Path, pack_folder: Path) -> None:
     """Copies base and scorers, and figures and logs, from the working folder into `base/` and `logs/`."""
     with whole_folder(pack_folder / "base") as part:
-        shutil.copytree(out / "shapes", part, dirs_exist_ok=True)
+        shutil.copytree(out / "decoder", part, dirs_exist_ok=True)
         shutil.copytree(out / "scorers", part / "scorers")
     with whole_folder(pack_folder / "logs") as part:
         for run in sorted((out / "runs").iterdir()):
