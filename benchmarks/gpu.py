@@ -31,8 +31,8 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViTConfig, ViTModel
 
+from hyperdreambooth import captured
 from hyperdreambooth.adapter import Adapter
-from hyperdreambooth.base import captured
 from hyperdreambooth.base.denoise import denoise_loss, sample_noises
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes everything that ships from seeds, stage by stage: base, scorers, encoder -> hypernetwork -> a demo.
-# Every stage can resume: run the same command again to continue. It takes about seven hours on two cores.
+# Every stage can resume: run the same command again to continue. It takes about ten hours on two cores.
 #     SETTING=short   shortens every stage: weaker weights, in about six minutes on two cores
 #     OUT, PACK       name other folders than out/ and the package itself
 set -euo pipefail

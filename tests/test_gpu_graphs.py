@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyperdreambooth import captured
 from hyperdreambooth.adapter import Adapter
 from hyperdreambooth.avatars.folder import photo
-from hyperdreambooth.base import captured
 from hyperdreambooth.base.conditioning import Conditioner
 from hyperdreambooth.base.load import Base, load_base
 from hyperdreambooth.evaluate.base_scorers import load_base_scorers

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from graphs import RecordedGraph
+from hyperdreambooth import captured
 from hyperdreambooth.adapter import Adapter
-from hyperdreambooth.base import captured
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.generate import generate_images
 from hyperdreambooth.lora.relax import fresh

@@ -26,7 +26,7 @@ PROMPT = "a photo of a [V] face, wearing sunglasses, on a beach"
 def test_the_pack_is_small_and_holds_no_pickles() -> None:
     files = [file for file in PACK.rglob("*") if file.is_file()]
     sizes = {file: file.stat().st_size for file in files}
-    assert sum(sizes.values()) < 40e6
+    assert sum(sizes.values()) < 45e6
     assert max(sizes.values()) < 15 * 2**20
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".jsonl", ".txt", ".md"}
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from hyperdreambooth.adapter import Adapter, check_wearable
 from hyperdreambooth.base.alone import alone
-from hyperdreambooth.base.captured import GRAPHS, Captured
 from hyperdreambooth.base.conditioning import mentions, read_part
 from hyperdreambooth.base.load import PLACEHOLDER, Base
+from hyperdreambooth.captured import GRAPHS, Captured
 from hyperdreambooth.files import InputError
 from hyperdreambooth.lora.inject import Worn, wear
 from hyperdreambooth.lora.relax import padded

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from graphs import RecordedGraph
+from hyperdreambooth import captured
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
-from hyperdreambooth.base import captured
 from hyperdreambooth.runs import rng
 
 CONFIG = StageConfig(steps=12, batch=4, precision="float32", checkpoint_every=5)

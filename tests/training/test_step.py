@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from graphs import RecordedGraph
+from hyperdreambooth import captured
 from hyperdreambooth.adapter import Adapter
-from hyperdreambooth.base import captured
 from hyperdreambooth.base.denoise import denoise_loss, sample_noises
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.faces.dataset import Photo, read_person

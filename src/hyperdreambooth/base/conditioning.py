@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.fingerprint import weights_fingerprint
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.base.readers import readers_of
 from hyperdreambooth.base.text import REMEMBERED
 from hyperdreambooth.cache import cached_rows
+from hyperdreambooth.captured import sent
 from hyperdreambooth.storage import Store
 
 _TOGETHER = 32  # captions encoded in one call

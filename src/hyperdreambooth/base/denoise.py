@@ -8,10 +8,10 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.config import LossConfig, Weighting
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.captured import sent
 from hyperdreambooth.runs import rng
 
 Key: TypeAlias = tuple[int | str, ...]

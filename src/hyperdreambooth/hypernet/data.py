@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.conditioning import Conditioner, class_caption, warn_captions
 from hyperdreambooth.base.config import LossConfig
 from hyperdreambooth.base.denoise import Key, sampled_loss
 from hyperdreambooth.base.family import Conditioning
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.captured import sent
 from hyperdreambooth.faces.dataset import Photo
 from hyperdreambooth.faces.frame import photo_masks
 from hyperdreambooth.faces.latents import cached_photos, encoder_key

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hyperdreambooth.base.alone import alone
-from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.denoise import sampled_answer
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.captured import sent
 from hyperdreambooth.files import InputError
 from hyperdreambooth.hypernet.config import HypernetConfig
 from hyperdreambooth.hypernet.data import (

@@ -9,9 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from hyperdreambooth.base.captured import sent
 from hyperdreambooth.base.denoise import Draw, Key, draw_of
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.captured import sent
 from hyperdreambooth.runs import rng
 from hyperdreambooth.training.config import TrainConfig
 from hyperdreambooth.training.shots import Shots

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from hyperdreambooth.base.captured import Captured, sent
 from hyperdreambooth.base.conditioning import Conditioner
 from hyperdreambooth.base.denoise import Draw, draw_loss, sample_draw
 from hyperdreambooth.base.load import Base
+from hyperdreambooth.captured import Captured, sent
 from hyperdreambooth.precision import autocast
 from hyperdreambooth.runs import Run
 from hyperdreambooth.schedule import learning_rate

@@ -1,4 +1,4 @@
-"""The last stage of the avatars' base: the decoder learns crisp lines from latents that the base has drawn."""
+"""The last stage of the avatars' base: its decoder learns to mend what the base has drawn."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def train_decoder(pipe: Any, pictures: Pictures, config: StageConfig, folder: Pa
         made = model["decoder"](model["post_quant_conv"](batch["latents"])).float()
         squared = (made - pixels).square().mean(dim=(1, 2, 3))
         decibel = (10 * torch.log10(4 / squared)).mean()
-        edges = sum((made - pixels).diff(dim=dim).abs().mean() for dim in (2, 3))
+        edges = torch.stack([(made - pixels).diff(dim=dim).abs().mean() for dim in (2, 3)]).sum()
         real, fake = model["critic"](pixels), model["critic"](Opposed.apply(made))
         critic = relu(1 - real).mean() + relu(1 + fake).mean()
         loss = EDGE * edges + CRITIC * critic - DECIBEL * decibel

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from hyperdreambooth.avatars.build.pictures import Pictures
-from hyperdreambooth.base.captured import Captured
+from hyperdreambooth.captured import Captured
 from hyperdreambooth.files import load_tensors, save_tensors
 from hyperdreambooth.precision import Precision, autocast
 from hyperdreambooth.progress import Progress
