@@ -1,7 +1,7 @@
 """How well a base draws avatars: distances to rendered pictures, evenness of faces, attributes, and a sheet.
 
     python benchmarks/looks.py                                            # the base that ships
-    python benchmarks/looks.py --base out/full/world/details --out new.json
+    python benchmarks/looks.py --base out/full/world/decoder --out new.json
     python benchmarks/looks.py --count 200 --out quick.json               # a quick look
 
 Two small networks judge (avatars/build/looks.py). They are trained if `--work` does not have them, and bases
