@@ -152,6 +152,17 @@ def test_latents_of_another_encoder_are_another_key() -> None:
     assert len({*keys, encoder_key("base", vae)}) == 4
 
 
+def test_latents_outlive_another_decoder_and_drawn_pictures_do_not() -> None:
+    parts = ("encoder", "quant_conv", "decoder", "post_quant_conv")
+    vae = torch.nn.ModuleDict({part: torch.nn.Linear(2, 2) for part in parts})
+    latents, drawn = encoder_key("base", vae), encoder_key("base", vae, decodes=True)
+    for part in parts:
+        next(vae[part].parameters()).data.fill_(1.0)
+        assert (encoder_key("base", vae) == latents) == (part in ("decoder", "post_quant_conv")), part
+        assert encoder_key("base", vae, decodes=True) != drawn
+        latents, drawn = encoder_key("base", vae), encoder_key("base", vae, decodes=True)
+
+
 def killed_at(number: int, folder: Path) -> None:
     """Fills the cache and dies by -9 before the disk is changed for the n-th time: a rename or a removal."""
     cache.BATCHES, count = 1, 0

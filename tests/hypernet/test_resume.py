@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from small_train import assert_same, lines, settings
 
 from hyperdreambooth.base.load import Base
 from hyperdreambooth.files import InputError
+from hyperdreambooth.hypernet import setup
 from hyperdreambooth.hypernet import train as module
 from hyperdreambooth.hypernet.predictor import load_hypernet, load_info
 from hyperdreambooth.hypernet.train import train_hypernet
@@ -65,6 +67,8 @@ def test_run_again_when_finished_trains_no_more(
 ) -> None:
     train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye))
     monkeypatch.setattr(module, "step_loss", lambda *_: pytest.fail("trained again"))
+    shutil.rmtree(tmp_path / "h" / "cache")
+    monkeypatch.setattr(setup, "load_faces", lambda *_: pytest.fail("encoded photos again"))
     assert train_hypernet(micro_base, micro_photos, tmp_path / "h", settings(eye)).info.training["step"] == 6
 
 

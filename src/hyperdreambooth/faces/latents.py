@@ -19,19 +19,26 @@ from hyperdreambooth.files import InputError
 from hyperdreambooth.storage import Store
 
 FORMAT = 3  # raise it when open_photo or to_pixels change
+_DECODER = ("decoder.", "post_quant_conv.")  # the parts of a VAE that latents of photos do not depend on
 
 
-def encoder_key(fingerprint: str, encoder: nn.Module) -> str:
+def encoder_key(fingerprint: str, vae: nn.Module, decodes: bool = False) -> str:
     """Returns the part of a cache folder's name for the base and its VAE, of which weights and config count.
 
     The base's fingerprint only covers the parts that adapters change.
+
+    Args:
+        fingerprint: of the base.
+        vae: of the base.
+        decodes: whether the decoder counts too, as it does for what the base has drawn.
     """
-    config: dict[str, Any] = dict(getattr(encoder, "config", {}))
+    config: dict[str, Any] = dict(getattr(vae, "config", {}))
     settings = {name: value for name, value in config.items() if not name.startswith("_")}  # no paths
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(vae.state_dict().items()):
+        if decodes or not name.startswith(_DECODER):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"{fingerprint}-{digest.hexdigest()[:16]}"
 
 

@@ -52,6 +52,19 @@ class Wearable(nn.Module):
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What was read and checked before any photo is encoded; `trained` and `held` are places in `people`."""
+
+    people: dict[str, tuple[Photo, ...]]
+    trained: list[int]
+    held: list[int]
+    targets: Targets
+    encoder: Encoder
+    text_worn: bool
+    run: Run
+
+
+@dataclass(frozen=True)
 class Training:
     """What stays the same during a training; `trained` and `held` are identities of `faces`."""
 
@@ -128,11 +141,10 @@ def end_accelerate(accelerator: Accelerator) -> None:
     AcceleratorState._reset_state(reset_partial_state=alone)  # pyright: ignore[reportPrivateUsage]
 
 
-def set_up(
-    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Bank | None, accelerator: Accelerator,
-    sample: PersonSampler | None, score: Score | None,
-) -> tuple[Training, State]:  # fmt: skip
-    """Reads and checks all inputs, encodes the photos, and builds the network of step 0."""
+def check_inputs(
+    base: Base, photos: Path, out: Path, config: HypernetConfig, bank: Bank | None, accelerator: Accelerator
+) -> Inputs:
+    """Reads and checks all inputs, and opens the run in `out`, which must be of the same ones."""
     people = read_faces(photos)
     trained, held = hold_out(len(people), config.validation, config.seed)
     targets = read_targets(base, config, tuple(people), held, bank)
@@ -142,11 +154,22 @@ def set_up(
     inputs = {"photos": shown, "encoder": encoder.fingerprint, "targets": compared, **base.run_inputs}
     with accelerator.main_process_first():
         run = Run(out / "run", config.deciding(), inputs=inputs)
-        classes = config.class_weight > 0
-        faces = load_faces(people, base, encoder, config.prompt, out / "cache", text_worn, classes)
+    return Inputs(people, trained, held, targets, encoder, text_worn, run)
+
+
+def set_up(
+    base: Base, inputs: Inputs, out: Path, config: HypernetConfig, accelerator: Accelerator,
+    sample: PersonSampler | None, score: Score | None,
+) -> tuple[Training, State]:  # fmt: skip
+    """Encodes the photos, and builds the network of step 0."""
+    encoder, classes = inputs.encoder, config.class_weight > 0
+    with accelerator.main_process_first():
+        faces = load_faces(
+            inputs.people, base, encoder, config.prompt, out / "cache", inputs.text_worn, classes
+        )
     training = Training(
-        base, config, faces, trained, held, targets, encoder, familiar_faces(faces), accelerator, run, out,
-        sample, score,
+        base, config, faces, inputs.trained, inputs.held, inputs.targets, encoder, familiar_faces(faces),
+        accelerator, inputs.run, out, sample, score,
     )  # fmt: skip
     return training, _initial_state(training)
 

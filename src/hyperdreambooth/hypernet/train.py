@@ -30,7 +30,15 @@ from hyperdreambooth.hypernet.data import (
 from hyperdreambooth.hypernet.decoder import HyperNetwork
 from hyperdreambooth.hypernet.loss import size_loss, weight_loss
 from hyperdreambooth.hypernet.predictor import HypernetInfo, Predictor, load_hypernet
-from hyperdreambooth.hypernet.setup import State, Training, end_accelerate, finished, set_up, start_accelerate
+from hyperdreambooth.hypernet.setup import (
+    State,
+    Training,
+    check_inputs,
+    end_accelerate,
+    finished,
+    set_up,
+    start_accelerate,
+)
 from hyperdreambooth.hypernet.validate import PersonSampler, Score, pictures, tell_apart
 from hyperdreambooth.lidb.bank import Bank
 from hyperdreambooth.lidb.weights import factors
@@ -72,12 +80,12 @@ def train_hypernet(
     bank = bank if isinstance(bank, Bank | None) else Bank.open(bank)
     accelerator = start_accelerate(base, config)
     try:
-        training, state = set_up(base, Path(photos), out, config, bank, accelerator, sample, score)
+        inputs = check_inputs(base, Path(photos), out, config, bank, accelerator)
         if not finished(out, config):
-            _wear_and_train(training, state)
+            _wear_and_train(*set_up(base, inputs, out, config, accelerator, sample, score))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and finished(out, config):
-            training.run.clear()
+            inputs.run.clear()
             _update_info(out, config)
         accelerator.wait_for_everyone()
     finally:

@@ -55,8 +55,9 @@ def _folder_name(base: Base, caption: str, seed: int) -> str:
     """Returns a name of all that the images depend on, so that another base never gets this one's."""
     pipe = base.pipe
     scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    drawn_by = encoder_key(base.fingerprint, pipe.vae, decodes=True)
     return digest((
-        encoder_key(base.fingerprint, pipe.vae), type(pipe.scheduler).__name__, sorted(scheduler.items()),
+        drawn_by, type(pipe.scheduler).__name__, sorted(scheduler.items()),
         base.parts,  # some can be left out
         base.resolution, caption, seed, _FORMAT, *([base.quantize] if base.quantize else []),
     ))  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import normalize
 
-from hyperdreambooth.avatars.build.autoencoder import CROP, DECIBEL, cut, latents_of
+from hyperdreambooth.avatars.build.autoencoder import DECIBEL, latents_of
 from hyperdreambooth.avatars.build.diffusion import scheduler, training_caption
 from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
 from hyperdreambooth.avatars.build.pictures import Pictures
@@ -18,32 +18,12 @@ from hyperdreambooth.precision import autocast
 from hyperdreambooth.progress import Progress
 from hyperdreambooth.runs import rng
 
-EDGE, CRITIC = 0.1, 0.02  # weights of the losses besides the signal-to-noise ratio
+EDGE, LOOK = 0.1, 0.2  # weights of the losses besides the signal-to-noise ratio
+MAPS = 4  # of the encoder, from the finest on, that say how a picture looks
 NOISE = 0.2  # at most, in latents of mean square 1
 REDRAWN, PART = 3000, 100  # pictures that the base draws, and how many of them together
 STEPS, GUIDANCE = 25, (1.5, 2.5, 4.0)
 FIRST = range(11, 23)  # the steps that they begin with, at timesteps 559 to 119
-
-
-class Opposed(torch.autograd.Function):
-    """Passes values on, and turns their gradient round: who made them wants the opposite."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return -gradients[0]
-
-
-def new_critic(seed: int) -> nn.Module:
-    """Returns a network that says of each part of a picture how real it looks, `(b, 1, h/4 - 2, w/4 - 2)`."""
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = [nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2)]
-    for width, stride in ((32, 2), (64, 1)):
-        layers += [nn.Conv2d(width, 2 * width, 4, stride, 1), nn.GroupNorm(8, 2 * width), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Conv2d(128, 1, 4, 1, 1))
 
 
 @torch.no_grad()
@@ -98,50 +78,54 @@ def _drawn(pipe: Any, texts: list[str], clean: Tensor, noise: Tensor, first: int
     return latents.half().cpu()
 
 
-def train_decoder(pipe: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str) -> None:
+# Zhang et al., arXiv 1801.03924, equation 1, with all channels alike
+def perceptual(encoder: Any, one: Tensor, other: Tensor) -> Tensor:
+    """Returns how differently pictures `(b, 3, h, w)` look to an encoder, 0 to `4 * MAPS`."""
+    seen = [encoder(pixels, output_hidden_states=True).hidden_states[:MAPS] for pixels in (one, other)]
+    unit = [[normalize(of.float(), dim=1) for of in maps] for maps in seen]
+    off = [(a - b).square().sum(dim=1).mean() for a, b in zip(*unit, strict=True)]
+    return torch.stack(off).sum()
+
+
+def train_decoder(
+    pipe: Any, encoder: Any, pictures: Pictures, config: StageConfig, folder: Path, device: str
+) -> None:
     """Trains the decoder of a trained base alone, so that latents stay what they are.
 
     Half of the latents are of rendered pictures, with a little noise; the others the base has drawn, and the
-    decoder learns to mend its mistakes. A critic learns to tell crops from what the decoder makes of them,
-    and the decoder to deceive it (hinge loss on parts of pictures, arXiv 2012.09841, section 3.1). One
-    backward pass serves both.
+    decoder learns to mend its mistakes. It sees whole pictures: what a drawn eye should look like, the other
+    eye may tell. Pixels alone would make it blur what it cannot know, so an encoder's maps count too.
+
+    Args:
+        pipe: the base.
+        encoder: a frozen ResNet; it judges no picture.
+        pictures, config, folder, device: as in `fit`.
     """
     vae = pipe.vae
     latents = latents_of(vae, pictures, folder / "latents.safetensors", device)
     drawn = redrawn(pipe, pictures, latents, config, folder / "redrawn.safetensors")
-    parts = {
-        "decoder": vae.decoder,
-        "post_quant_conv": vae.post_quant_conv,
-        "critic": new_critic(config.seed),
-    }
+    parts = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
     model = nn.ModuleDict(parts).float().requires_grad_(True).to(device)
-    side, scale = CROP // 8, pictures.pixels[0].shape[1] // latents.shape[-1]
 
     def batch_of(step: int) -> Tensors:
-        generator, count = rng("decoder", config.seed, step), config.batch
-
-        def chosen(below: int, *shape: int) -> Tensor:
-            return torch.randint(0, below, shape, generator=generator)
-
-        own, theirs = chosen(len(pictures), count), chosen(len(drawn["rows"]), count)
-        corners = chosen(latents.shape[-1] - side + 1, 2 * count, 2)
-        off = NOISE * torch.rand(count, 1, 1, 1, generator=generator)
+        generator, count = rng("decoder", config.seed, step), config.batch // 2
+        own = torch.randint(0, len(pictures), (count,), generator=generator)
+        theirs = torch.randint(0, len(drawn["rows"]), (count,), generator=generator)
         seen = latents[own].float()
+        off = NOISE * torch.rand(count, 1, 1, 1, generator=generator)
         noisy = seen + off * torch.randn(seen.shape, generator=generator)
         pixels = pictures.batch(torch.cat([own, drawn["rows"][theirs]]))
-        both = torch.cat([noisy, drawn["latents"][theirs].float()])
-        return {"latents": cut(both, corners, side), "pixels": cut(pixels, corners * scale, CROP)}
+        return {"latents": torch.cat([noisy, drawn["latents"][theirs].float()]), "pixels": pixels}
 
     def loss_of(batch: Tensors) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         made = model["decoder"](model["post_quant_conv"](batch["latents"])).float()
-        squared = (made - pixels).square().mean(dim=(1, 2, 3))
-        decibel = (10 * torch.log10(4 / squared)).mean()
+        decibels = 10 * torch.log10(4 / (made - pixels).square().mean(dim=(1, 2, 3)))
+        rendered, mended = (half.mean() for half in decibels.chunk(2))
         edges = torch.stack([(made - pixels).diff(dim=dim).abs().mean() for dim in (2, 3)]).sum()
-        real, fake = model["critic"](pixels), model["critic"](Opposed.apply(made))
-        critic = relu(1 - real).mean() + relu(1 + fake).mean()
-        loss = EDGE * edges + CRITIC * critic - DECIBEL * decibel
-        return {"loss": loss, "decibel": decibel, "edges": edges, "critic": critic}
+        look = perceptual(encoder, made, pixels)
+        loss = EDGE * edges + LOOK * look - DECIBEL * (rendered + mended) / 2
+        return {"loss": loss, "rendered": rendered, "mended": mended, "edges": edges, "look": look}
 
     fit("decoder", model, batch_of, loss_of, config, folder, device)
     vae.requires_grad_(False)

@@ -49,7 +49,7 @@ class BuildConfig(BaseModel):
     wide: StageConfig = StageConfig(steps=10600, batch=16, lr=1.5e-3, people=2000, seed=1)
     base: StageConfig = StageConfig(steps=16000, batch=64, lr=1.5e-3, people=8000)
     shapes: StageConfig = StageConfig(steps=9600, batch=64, lr=1e-3, people=8000, seed=1)
-    decoder: StageConfig = StageConfig(steps=6000, batch=16, lr=6e-4, people=8000)
+    decoder: StageConfig = StageConfig(steps=6000, batch=8, lr=1e-3, people=8000)
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
@@ -99,8 +99,7 @@ class _Stages:
 
     def base(self) -> dict[str, Any]:
         pipe = diffusion.assemble(self._load_vae("wide"), self.config.base.seed)
-        encoder = transformers.ResNetModel.from_pretrained(self._built("encoder")).float()
-        diffusion.train_base(pipe, encoder.to(self.device).eval(), *self._training("base"))
+        diffusion.train_base(pipe, self._load_encoder(), *self._training("base"))
         return self._save_base("base", pipe)
 
     def shapes(self) -> dict[str, Any]:
@@ -115,7 +114,7 @@ class _Stages:
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(self._built("shapes"))
         pipe.to(self.device, torch.float32)
         pipe.vae.requires_grad_(False).eval()
-        train_decoder(pipe, *self._training("decoder"))
+        train_decoder(pipe, self._load_encoder(), *self._training("decoder"))
         figures = {"psnr_db": self._psnr(pipe.vae)}
         return {**figures, **self._save_base("decoder", pipe)}
 
@@ -169,6 +168,10 @@ class _Stages:
     def _load_vae(self, name: str) -> Any:
         vae = diffusers.AutoencoderKL.from_pretrained(self._built(name))
         return vae.requires_grad_(False).to(self.device).eval()
+
+    def _load_encoder(self) -> Any:
+        encoder = transformers.ResNetModel.from_pretrained(self._built("encoder")).float()
+        return encoder.requires_grad_(False).to(self.device).eval()
 
     def _save_base(self, stage: str, pipe: Any) -> dict[str, Any]:
         sizes = {"unet": _size(pipe.unet), "text_encoder": _size(pipe.text_encoder)}
