@@ -32,7 +32,11 @@ KEPT = (
     "missing", "seconds", "environment",
 )  # fmt: skip
 """The fields of a report that its result keeps."""
-COLUMNS = ("identity", "leak", "prompt", "background_copied", "diversity")
+COLUMNS = ("identity", "copy_paste", "leak", "prompt", "diversity")
+
+
+ALONE = 3  # people who are also made one at a time, for the seconds that it takes then
+PROMPT = "a photo of a [V] {class_word}"
 
 
 def hdb(*words: object) -> None:
@@ -45,8 +49,19 @@ def recipe_of(name: str) -> dict[str, Any]:
     return tomllib.loads((HERE / "experiments" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
+def evaluated(
+    out: Path, folder: str, recipe: dict[str, Any], people: int, settings: dict[str, Any], words: list[str]
+) -> dict[str, Any]:
+    """Evaluates some people of a recipe into a folder, and returns the report."""
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    network = ["--hypernet", recipe["hypernet"]] if "hypernet" in recipe else []
+    where = ["--out", out / folder, "--identities", people]
+    hdb("evaluate", out / "photos", "--preset", recipe["preset"], *where, *network, *chosen, *words)
+    return json.loads((out / folder / "report.json").read_text(encoding="utf-8"))
+
+
 def run(name: str, out: Path, words: list[str]) -> Path:
-    """Renders the people, evaluates, and keeps the figures.
+    """Renders the people, evaluates, times some people alone, and keeps the figures.
 
     Args:
         name: of a file in experiments/.
@@ -58,17 +73,19 @@ def run(name: str, out: Path, words: list[str]) -> Path:
     """
     recipe = recipe_of(name)
     photos = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
-    chosen = [f"{key}={json.dumps(value)}" for key, value in recipe["set"].items()]
-    settings = [word for setting in chosen for word in ("--set", setting)]
     hdb("avatars", "render", "--out", out / "photos", *photos)
-    evaluation = ["--out", out / "evaluation", "--identities", recipe["photos"]["identities"]]
-    if "hypernet" in recipe:
-        evaluation += ["--hypernet", recipe["hypernet"]]
-    hdb("evaluate", out / "photos", "--preset", recipe["preset"], *evaluation, *settings, *words)
-    report = json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    report = evaluated(out, "evaluation", recipe, recipe["photos"]["identities"], recipe["set"], words)
+    side_by_side = [name for name, row in report["rows"].items() if row["cost"].get("together", 1) > 1]
+    shortly = {"prompts": recipe["set"].get("prompts", [PROMPT])[:1], "seeds": [0], "together": 1}
+    some = {**recipe["set"], **shortly, "rows": [name for name in side_by_side if name != "base"]}
+    for row, made in evaluated(out, "alone", recipe, ALONE, some, [])["rows"].items():
+        report["rows"][row]["cost"]["seconds_alone"] = made["cost"]["seconds"]
     result = {"experiment": name, "machine": machine(), **{key: report[key] for key in KEPT}}
+    made, docs = out / "evaluation", HERE.parent / "docs"
     for row in recipe.get("sheets", ()):
-        shutil.copy(out / "evaluation" / "sheets" / f"{row}.jpg", HERE.parent / "docs" / f"{name}-{row}.jpg")
+        shutil.copy(made / "sheets" / f"{row}.jpg", docs / f"{name}-{row}.jpg")
+    for plot in recipe.get("plots", ()):
+        shutil.copy(made / f"{plot}.png", docs / f"{name}-{plot}.png")
     file = HERE / "results" / f"{name}.json"
     file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
@@ -117,11 +134,13 @@ def table(result: dict[str, Any]) -> str:
 
     rows = result["rows"]
     columns = [c for c in COLUMNS if any(row["scores"].get(c) for row in rows.values())]
-    lines = [["method", "steps", *columns, "seconds a person"]]
+    lines = [["method", "steps", *columns, "seconds, together", "seconds, alone"]]
     for name, row in rows.items():
         cost, values = row["cost"], [cell(row["scores"].get(column)) for column in columns]
-        seconds = f"{cost['seconds']:.3g}" if cost.get("seconds") else "–"
-        lines.append([name, f"{cost['steps']:.4g}" if cost else "–", *values, seconds])
+        together = cost.get("seconds") if cost.get("together", 1) > 1 else None
+        alone = cost.get("seconds_alone") if together else cost.get("seconds")
+        seconds = [f"{value:.3g}" if value else "–" for value in (together, alone)]
+        lines.append([name, f"{cost['steps']:.4g}" if cost else "–", *values, *seconds])
     return "\n".join([markdown_table(lines), "", " ".join(sentences(result)), ""])
 
 
@@ -132,11 +151,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
     pictures = len(result["prompts"]) * len(result["seeds"])
     people = f"{n} people that no training has seen, {pictures} pictures each"
     found = [f"{people}; mean and 95 % interval over people."]
-    together = {name: row["cost"]["together"] for name, row in rows.items() if row["cost"].get("seconds")}
-    if (most := max(together.values())) > 1:
-        alone = [name for name, count in together.items() if count == 1]
-        others = f"; {', '.join(alone)} train one at a time" if alone else ""
-        found.append(f"Seconds are a person's share when {most} people are made together{others}.")
+    if (most := max(row["cost"].get("together", 1) for row in rows.values())) > 1:
+        found.append(f"Together: a person's share of the seconds when {most} people are made together.")
     found += recipe_of(result["experiment"]).get("notes", ())
     found.append(f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}.")
     if of_other_weights(result):

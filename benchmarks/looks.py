@@ -221,14 +221,16 @@ def main(arguments: Sequence[str] | None = None, config: LooksConfig = CONFIG) -
         "--count", type=int, default=2000, help="pictures; Fréchet distances of few are too large"
     )
     parser.add_argument("--work", type=Path, default=WORK, help="networks and pictures, which are kept")
-    parser.add_argument("--out", type=Path, default=RESULT, help="a JSON file; the sheet is beside it, a PNG")
+    parser.add_argument(
+        "--out", type=Path, default=RESULT, help="a JSON file; the sheet is beside it, a JPEG"
+    )
     asked = parser.parse_args(arguments)
     figures, shown = measure(asked.base, asked.count, asked.work, config)
     print(json.dumps(figures, indent=2))
     if asked.count < 2000:
         print("Fréchet distances of few pictures are too large: compare equal counts, or kernel distances.")
     write_json(asked.out, figures)
-    shown.save(asked.out.with_suffix(".png"))
+    shown.save(asked.out.with_suffix(".jpg"), quality=88)
 
 
 if __name__ == "__main__":

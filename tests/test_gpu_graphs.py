@@ -38,7 +38,7 @@ SUMS = 1e-5
 # a fifteenth of one step of lr. Adam divides each gradient by its own size: of some thousand numbers a few
 # have a gradient a thousand times below the others, where SUMS is 1 % of a step, in some of the twelve steps
 TWELVE_STEPS: dict[str, float] = {"rtol": 0, "atol": 2e-4}
-# half of what 25 steps add to the prediction's likeness (.876 to .936, README): less is lost in rounding only
+# two thirds of what 25 steps add to the likeness (.976 to 1.021, README): less is lost in rounding only
 LIKENESS = 0.03
 # three standard deviations (.08, from README's interval over 64 people) below the mean of finetuned people
 ALIKE = 0.7

@@ -29,7 +29,7 @@ def test_the_command_measures_a_base(
     assert set(found["evenness"]) == {"drawn", "rendered", "others", "others, VAE"}
     assert set(found["reader_right"]) == {"rendered", "skewed", "rendered, VAE", "skewed, VAE"}
     assert found["attributes"]["rendered"]["prompt"] > 0.9 and found["attributes"]["drawn"]["prompt"] > 0.6
-    with Image.open(tmp_path / "looks.png") as sheet:
+    with Image.open(tmp_path / "looks.jpg") as sheet:
         assert sheet.size == (8 * 130 + 6, 130 + 6)
     assert "of few pictures are too large" in capsys.readouterr().out
 

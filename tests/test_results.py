@@ -53,11 +53,13 @@ def test_a_table_of_other_weights_or_another_training_says_so(experiment: Module
     assert {"network", "training"} <= set(experiment.KEPT)
 
 
-def test_a_table_says_how_many_people_its_seconds_are_shared_by(experiment: ModuleType) -> None:
+def test_a_table_has_the_seconds_of_a_person_made_together_and_alone(experiment: ModuleType) -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "paper-alone.json").read_text())
-    assert "when 16 people are made together; dreambooth, dreambooth-agg-400, " in experiment.table(result)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "when 16 people are made together. The hypernetwork's image encoder was trained to" in readme
+    made = experiment.table(result)
+    assert "a person's share of the seconds when 16 people are made together" in made
+    cells = {line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-2:] for line in made.splitlines()}
+    assert cells["| dreambooth"][0] == "–" and float(cells["| dreambooth"][1]) > 100
+    assert float(cells["| hyperdreambooth"][0]) < 10
 
 
 def test_a_table_that_differs_is_seen(experiment: ModuleType) -> None:
@@ -77,14 +79,15 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
     }
     for recipe in recipes.values():
-        needed, optional = {"preset", "photos", "set"}, {"sheets", "hypernet", "notes"}
+        needed, optional = {"preset", "photos", "set"}, {"sheets", "plots", "hypernet", "notes"}
         assert needed <= recipe.keys() <= needed | optional
         preset = tomllib.loads((PRESETS / f"{recipe['preset']}.toml").read_text())
         assert methods_of(load_config(EvaluateConfig, **{**preset["evaluate"], **recipe["set"]}))
         RenderConfig(**recipe["photos"])
     assert recipes["paper"]["set"]["prompts"] == recipes["paper-alone"]["set"]["prompts"]  # one experiment
     sheets = [f"{name}-{row}.jpg" for name, recipe in recipes.items() for row in recipe.get("sheets", ())]
-    assert all((ROOT / "docs" / sheet).is_file() for sheet in sheets)
+    plots = [f"{name}-{plot}.png" for name, recipe in recipes.items() for plot in recipe.get("plots", ())]
+    assert all((ROOT / "docs" / picture).is_file() for picture in sheets + plots)
     for file in (ROOT / "benchmarks" / "results").glob("*.json"):
         result = json.loads(file.read_text())
         if name := result.get("experiment"):

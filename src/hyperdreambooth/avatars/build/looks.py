@@ -50,7 +50,7 @@ class LooksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     evenness: StageConfig = StageConfig(
-        steps=1500, batch=64, lr=1.5e-3, ema=0.99, people=4000, each=EACH, checkpoint_every=100
+        steps=5000, batch=64, lr=1.5e-3, ema=0.99, people=8000, each=EACH, checkpoint_every=100
     )
     features: StageConfig = StageConfig(
         steps=600, batch=48, lr=2e-3, ema=0.99, people=4000, each=EACH, seed=1, checkpoint_every=100
