@@ -61,7 +61,7 @@ def test_a_base_without_mistakes_draws_the_same_pictures(tmp_path: Path) -> None
 
 
 def test_pictures_look_alike_only_if_they_are() -> None:
-    encoder = new_reader(["unused"], 0).resnet.eval()
+    encoder = new_reader(["unused"], 0).resnet.requires_grad_(False).eval()
     pixels = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     made = pixels.flip(3).requires_grad_(True)
     apart = perceptual(encoder, made, pixels)
