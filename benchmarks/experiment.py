@@ -33,8 +33,6 @@ KEPT = (
 )  # fmt: skip
 """The fields of a report that its result keeps."""
 COLUMNS = ("identity", "copy_paste", "leak", "prompt", "diversity")
-
-
 ALONE = 3  # people who are also made one at a time, for the seconds that it takes then
 PROMPT = "a photo of a [V] {class_word}"
 
@@ -78,14 +76,14 @@ def run(name: str, out: Path, words: list[str]) -> Path:
     side_by_side = [name for name, row in report["rows"].items() if row["cost"].get("together", 1) > 1]
     shortly = {"prompts": recipe["set"].get("prompts", [PROMPT])[:1], "seeds": [0], "together": 1}
     some = {**recipe["set"], **shortly, "rows": [name for name in side_by_side if name != "base"]}
-    for row, made in evaluated(out, "alone", recipe, ALONE, some, [])["rows"].items():
-        report["rows"][row]["cost"]["seconds_alone"] = made["cost"]["seconds"]
+    for method, row in evaluated(out, "alone", recipe, ALONE, some, [])["rows"].items():
+        report["rows"][method]["cost"]["seconds_alone"] = row["cost"]["seconds"]
     result = {"experiment": name, "machine": machine(), **{key: report[key] for key in KEPT}}
-    made, docs = out / "evaluation", HERE.parent / "docs"
+    drawn, docs = out / "evaluation", HERE.parent / "docs"
     for row in recipe.get("sheets", ()):
-        shutil.copy(made / "sheets" / f"{row}.jpg", docs / f"{name}-{row}.jpg")
+        shutil.copy(drawn / "sheets" / f"{row}.jpg", docs / f"{name}-{row}.jpg")
     for plot in recipe.get("plots", ()):
-        shutil.copy(made / f"{plot}.png", docs / f"{name}-{plot}.png")
+        shutil.copy(drawn / f"{plot}.png", docs / f"{name}-{plot}.png")
     file = HERE / "results" / f"{name}.json"
     file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
