@@ -34,7 +34,6 @@ KEPT = (
 """The fields of a report that its result keeps."""
 COLUMNS = ("identity", "copy_paste", "leak", "prompt", "diversity")
 ALONE = 3  # people who are also made one at a time, for the seconds that it takes then
-PROMPT = "a photo of a [V] {class_word}"
 
 
 def hdb(*words: object) -> None:
@@ -69,12 +68,14 @@ def run(name: str, out: Path, words: list[str]) -> Path:
     Returns:
         The result's file.
     """
+    from hyperdreambooth.evaluate.config import PROMPTS
+
     recipe = recipe_of(name)
     photos = [word for key, value in recipe["photos"].items() for word in (f"--{key}", value)]
     hdb("avatars", "render", "--out", out / "photos", *photos)
     report = evaluated(out, "evaluation", recipe, recipe["photos"]["identities"], recipe["set"], words)
     side_by_side = [name for name, row in report["rows"].items() if row["cost"].get("together", 1) > 1]
-    shortly = {"prompts": recipe["set"].get("prompts", [PROMPT])[:1], "seeds": [0], "together": 1}
+    shortly = {"prompts": recipe["set"].get("prompts", PROMPTS)[:1], "seeds": [0], "together": 1}
     some = {**recipe["set"], **shortly, "rows": [name for name in side_by_side if name != "base"]}
     for method, row in evaluated(out, "alone", recipe, ALONE, some, [])["rows"].items():
         report["rows"][method]["cost"]["seconds_alone"] = row["cost"]["seconds"]
