@@ -6,9 +6,13 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
 
+# Pillow's warnings name no file, and what is wrong with a photo is told by us. A process ignores them from its start:
+# `warnings.catch_warnings` around every photo would change the filters of all threads, and lose other warnings.
+PILLOW = r"PIL\."
 _MOST_ON_WINDOWS = 61  # one call there cannot wait for more processes, so the pool refuses more
 
 
@@ -25,6 +29,7 @@ def pool(count: int) -> ProcessPoolExecutor:
 
 def begin() -> None:
     """Makes a worker ignore Ctrl-C, which the parent handles, and end at once when its parent is killed."""
+    warnings.filterwarnings("ignore", module=PILLOW)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -35,6 +35,7 @@ def tiny(line: str, bases: dict[str, Path], eye: Path) -> list[str]:
     return [*words, *(part for setting in own.split() for part in ("--set", setting))]
 
 
+@pytest.mark.filterwarnings("ignore:.*after the end of what is read")  # 16 tokens
 def test_the_recipe_runs_line_by_line(
     micro_photos: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +321,20 @@ def test_a_bomb_is_not_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "bomb.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bomb\.png.*more than 80 million pixels"):
         open_photo(tmp_path / "bomb.png")
+
+
+def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+    """`warnings.catch_warnings` in threads would restore each other's filters, and lose warnings for good."""
+    split().save(tmp_path / "a.png")
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(open_photo, [tmp_path / "a.png"] * 400))
+        assert warnings.filters == before
+    finally:
+        sys.setswitchinterval(interval)
+        warnings.filters[:] = before
 
 
 def test_too_small(tmp_path: Path) -> None:

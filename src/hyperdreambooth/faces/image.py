@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -44,12 +43,11 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
         what = "expected a photo, found a folder" if path.is_dir() else "no such photo"
         raise InputError(f"{path}: {what}")
     try:
-        with warnings.catch_warnings(), path.open("rb") if content is None else io.BytesIO(content) as file:
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures before our check refuses them
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
             return _opened(path, file)
     except InputError:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} million pixels; scale it down") from None
     except Image.UnidentifiedImageError:
         raise InputError(f"{path}: not a {KINDS} picture; convert it first") from None
