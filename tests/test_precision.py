@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import pytest
@@ -41,6 +43,17 @@ def test_weights_in_half_precision_need_no_autocast(weights: torch.dtype) -> Non
             assert torch.is_autocast_enabled("cpu") == needed
             expected = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision] if needed else weights
             assert compute_dtype(CPU, weights) == expected
+
+
+@pytest.mark.parametrize("has", ["AVX2", "AVX512"])
+def test_bf16_that_a_processor_imitates_causes_a_warning(monkeypatch: pytest.MonkeyPatch, has: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: has)
+    with pytest.warns(UserWarning, match="no instructions for bf16") if has == "AVX2" else nullcontext():
+        assert resolved("bf16", CPU) == "bf16"
+    for precision, device in (("auto", CPU), ("float32", CPU), ("bf16", CUDA)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            resolved(precision, device)
 
 
 def test_what_is_named_is_taken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,13 +19,19 @@ def resolved(precision: Precision, device: torch.device) -> Literal["float32", "
     """Returns the number format that `auto` stands for on a device, or the precision itself.
 
     CPUs get float32, so that a training comes out the same on all of them. On those with bf16 instructions
-    (AMX, AVX-512 BF16) a step takes half the time in bf16; on other CPUs it takes 1.4 times the time
-    (docs/LOG.md).
+    (AMX, AVX-512 BF16) a step takes half the time in bf16. On others it takes 1.4 times the time, and 8 times
+    on those that have AVX2 alone, where bf16 causes a warning (docs/LOG.md).
     """
-    if precision != "auto":
-        return precision
     import torch
 
+    if precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        warnings.warn(
+            "precision: this CPU has no instructions for bf16, so a step takes many times as long; "
+            "use precision=float32",
+            stacklevel=1,
+        )
+    if precision != "auto":
+        return precision
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if fast else "float32"
 

@@ -10,8 +10,8 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
 
-# Pillow's warnings name no file, and what is wrong with a photo is told by us. A process ignores them from its start:
-# `warnings.catch_warnings` around every photo would change the filters of all threads, and lose other warnings.
+# Pillow's warnings name no file, and we tell what is wrong with a photo. A process ignores them from its
+# start: `warnings.catch_warnings` around a photo would change the filters of all threads, and lose warnings.
 PILLOW = r"PIL\."
 _MOST_ON_WINDOWS = 61  # one call there cannot wait for more processes, so the pool refuses more
 
