@@ -2,7 +2,7 @@
 
     python benchmarks/experiment.py avatars-small                  # benchmarks/results/avatars-small.json
     python benchmarks/experiment.py avatars --identities 16        # fewer people first; run again for all
-    python benchmarks/experiment.py --tables                       # only rewrites the tables
+    python benchmarks/experiment.py --tables                       # only rewrites the tables and plots
 
 It is `hdb avatars render` and `hdb evaluate` with a preset, so the same command continues an interrupted run.
 """
@@ -20,6 +20,7 @@ import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -83,8 +84,6 @@ def run(name: str, out: Path, words: list[str]) -> Path:
     drawn, docs = out / "evaluation", HERE.parent / "docs"
     for row in recipe.get("sheets", ()):
         shutil.copy(drawn / "sheets" / f"{row}.jpg", docs / f"{name}-{row}.jpg")
-    for plot in recipe.get("plots", ()):
-        shutil.copy(drawn / f"{plot}.png", docs / f"{name}-{plot}.png")
     file = HERE / "results" / f"{name}.json"
     file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
@@ -173,15 +172,30 @@ def tables(text: str) -> str:
     return MARK.sub(fill, text)
 
 
+def draw_plots(name: str) -> None:
+    """Draws the plots that a recipe asks for from its result, if there is one, into docs/."""
+    from hyperdreambooth.evaluate.plots import write_plots
+
+    recipe, file = recipe_of(name), HERE / "results" / f"{name}.json"
+    if not recipe.get("plots") or not file.is_file():
+        return
+    result = json.loads(file.read_text(encoding="utf-8"))
+    rows = {row: result["rows"][row] for row in recipe.get("plotted", result["rows"])}
+    with TemporaryDirectory() as folder:
+        made = write_plots({**result, "rows": rows}, Path(folder))
+        for plot in {f"{plot}.png" for plot in recipe["plots"]} & set(made):
+            shutil.copy(Path(folder) / plot, HERE.parent / "docs" / f"{name}-{plot}")
+
+
 def main() -> None:
-    """Runs the experiment, then rewrites the pages' tables."""
+    """Runs the experiment, then rewrites the pages' tables and plots."""
     known = sorted(file.stem for file in (HERE / "experiments").glob("*.toml"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?", choices=known)
     parser.add_argument("--out", type=Path, help="photos and pictures [out/experiments/NAME]")
-    parser.add_argument("--tables", action="store_true", help="rewrite the tables and stop")
+    parser.add_argument("--tables", action="store_true", help="rewrite tables and plots, and stop")
     chosen, words = parser.parse_known_args()
     if not chosen.tables:
         if chosen.name is None:
@@ -189,6 +203,8 @@ def main() -> None:
         print(run(chosen.name, chosen.out or Path("out/experiments") / chosen.name, words))
     for page in PAGES:
         page.write_text(tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in known:
+        draw_plots(name)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_every_experiment_names_a_preset_and_every_result_an_experiment() -> Non
         file.stem: tomllib.loads(file.read_text()) for file in (ROOT / "benchmarks/experiments").iterdir()
     }
     for recipe in recipes.values():
-        needed, optional = {"preset", "photos", "set"}, {"sheets", "plots", "hypernet", "notes"}
+        needed, optional = {"preset", "photos", "set"}, {"sheets", "plots", "plotted", "hypernet", "notes"}
         assert needed <= recipe.keys() <= needed | optional
         preset = tomllib.loads((PRESETS / f"{recipe['preset']}.toml").read_text())
         assert methods_of(load_config(EvaluateConfig, **{**preset["evaluate"], **recipe["set"]}))
