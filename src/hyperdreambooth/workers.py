@@ -10,9 +10,6 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
 
-# Pillow's warnings name no file, and we tell what is wrong with a photo. A process ignores them from its
-# start: `warnings.catch_warnings` around a photo would change the filters of all threads, and lose warnings.
-PILLOW = r"PIL\."
 _MOST_ON_WINDOWS = 61  # one call there cannot wait for more processes, so the pool refuses more
 
 
@@ -28,8 +25,10 @@ def pool(count: int) -> ProcessPoolExecutor:
 
 
 def begin() -> None:
-    """Makes a worker ignore Ctrl-C, which the parent handles, and end at once when its parent is killed."""
-    warnings.filterwarnings("ignore", module=PILLOW)
+    """Makes a worker leave Ctrl-C to its parent, end when that is killed, and ignore Pillow's warnings."""
+    # Pillow's warnings name no file, and we tell what is wrong with a photo. `catch_warnings` around a photo
+    # would change the filters of all threads, which restore each other's and lose warnings for good.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -31,7 +31,6 @@ from hyperdreambooth.apps import (
     watch,
 )
 from hyperdreambooth.files import DiskFull, InputError
-from hyperdreambooth.workers import PILLOW
 
 UsageError: Any = typer.BadParameter.__base__  # typer carries its own click from 0.29 on
 _interrupts: list[int] = []  # signals that came: an import may turn a KeyboardInterrupt into any error
@@ -159,5 +158,5 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, _interrupt)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
-    warnings.filterwarnings("ignore", module=PILLOW)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # why here: `workers.begin`
     app()
