@@ -47,7 +47,7 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
             return _opened(path, file)
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter under `python -W error`
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the second with `-W error`
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} million pixels; scale it down") from None
     except Image.UnidentifiedImageError:
         raise InputError(f"{path}: not a {KINDS} picture; convert it first") from None
