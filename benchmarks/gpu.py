@@ -221,7 +221,7 @@ class Rows:
                 micros = one.self_device_time_total if cuda else one.self_cpu_time_total
                 spent[next(fits, "element by element")] += micros
         total = sum(spent.values())
-        shares = {kind: round(micros / total, 3) for kind, micros in spent.items()}
+        shares = {kind: round(micros / total, 6) for kind, micros in spent.items()}
         return {"steps": PROFILED, "seconds": round(total / 1e6, 3), "share": shares}
 
     def warm_person(self) -> dict[str, Any]:
