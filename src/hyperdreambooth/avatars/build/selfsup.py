@@ -47,17 +47,18 @@ def gentle(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def strong(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Cuts out a part of pictures `(b, 3, h, w)`, at least half as wide, and mirrors, tints and blemishes it.
 
-    What is left is what a person looks like; colours shift little, because skin and hair have them.
+    What is left is what a person looks like; colours shift little, because skin and hair have them. Parts
+    have three quarters of the picture's sides. A face is then about as large in them as in the whole pictures
+    that the encoder reads later (arXiv 1906.06423), and a step takes less time.
     """
-    count = len(pixels)
+    count, height, width = len(pixels), *(side * 3 // 4 for side in pixels.shape[2:])
     mirrored = 1 - 2 * torch.randint(0, 2, (count,), generator=generator)
     scale = 0.5 + 0.5 * torch.rand(count, generator=generator)
     place = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - scale[:, None])
     cut = torch.zeros(count, 2, 3)
     cut[:, 0, 0], cut[:, 1, 1], cut[:, :, 2] = scale * mirrored, scale, place
-    parts = grid_sample(
-        pixels, affine_grid(cut, list(pixels.shape), align_corners=False), align_corners=False
-    )
+    places = affine_grid(cut, [count, 3, height, width], align_corners=False)
+    parts = grid_sample(pixels, places, align_corners=False)
     gain = 1 + 0.15 * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
     return blemish(parts * gain, generator)
 

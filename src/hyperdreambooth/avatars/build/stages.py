@@ -53,7 +53,7 @@ class BuildConfig(BaseModel):
     identity: StageConfig = StageConfig(steps=1400, batch=64, lr=2e-3, ema=0.99)
     attributes: StageConfig = StageConfig(steps=2200, batch=64, lr=2e-3, ema=0.99)
     encoder: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=16000, each=2)
-    unlabelled: StageConfig = StageConfig(steps=5000, batch=64, lr=1e-3, ema=0.99, people=8000)
+    unlabelled: StageConfig = StageConfig(steps=3000, batch=64, lr=1e-3, ema=0.99, people=8000)
     judged_people: int = 200
 
 
