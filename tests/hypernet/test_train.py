@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,12 @@ def test_begins_with_the_weights_of_another_training(
         "weight_decay": 0.0,
     }
     second = train_hypernet(micro_base, micro_photos, tmp_path / "b", settings(eye, **fields))
+    next_base = replace(micro_base, fingerprint="0123456789abcdef")  # of the same layers
+    third = train_hypernet(next_base, micro_photos, tmp_path / "next", settings(eye, **fields))
+    assert third.info.base_fingerprint == next_base.fingerprint != second.info.base_fingerprint
     pixels = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(second.predict(pixels), first.predict(pixels))
+    for other in (second, third):
+        torch.testing.assert_close(other.predict(pixels), first.predict(pixels))
     with pytest.raises(InputError, match=r"start_from.*network shape"):
         train_hypernet(
             micro_base, micro_photos, tmp_path / "c", settings(eye, width=8, start_from=str(tmp_path / "a"))

@@ -37,7 +37,8 @@ class HypernetConfig(LossConfig):
         draws: noise samples for each held-out identity at a validation.
         prompts: of validation pictures, used in turn.
         max_minutes: stop cleanly after this time; the same command continues.
-        start_from: a hypernetwork folder of the same shape whose weights to start from.
+        start_from: a hypernetwork folder of the same shape whose weights to start from. Its base may be
+            another one with the same layers, such as a fine-tuned version.
         finetune: settings of a finetune (`lr`, `steps`, `rank`, …) that become its defaults.
         stored: the format of exported weights; float16 changes predictions by less than a hundredth.
         strength: the factor of the predictions. One photo leaves much open, and the loss is lowest for a

@@ -213,9 +213,11 @@ def _optimizer(network: HyperNetwork, config: HypernetConfig) -> torch.optim.Opt
 
 
 def _start_from(network: HyperNetwork, training: Training, source: str) -> None:
-    """Loads another training's weights and scales, which must be of the same base, encoder and shape."""
+    """Loads another training's weights and scales, which must be of the same encoder and shape.
+
+    Its base may be another one with the same layers: what was learned for a base is a start for the next.
+    """
     other = load_hypernet(source, training.base.device)
-    other.check_fits(training.base.fingerprint)
     same = {
         "layout": network.layout == other.layout,
         "network shape": network.shape == other.network.shape,
