@@ -135,7 +135,7 @@ def read_all(pictures: Pictures, read: Callable[[Tensor], Tensor], file: Path, d
         return load_tensors(file)[0]["read"]
     rows, parts = torch.arange(len(pictures)).split(64), list[Tensor]()
     for batch in batches(lambda k: {"pixels": pictures.batch(rows[k])}, 0, len(rows), device):
-        with autocast("bf16", torch.device(device)):
+        with autocast("auto", torch.device(device)):
             parts.append(read(batch["pixels"].to(device)).half().cpu())
     answers = torch.cat(parts)
     save_tensors(file, {"read": answers})
