@@ -1,16 +1,19 @@
-"""The training loop of the embedded world: resumed = uninterrupted, and recorded = plain."""
+"""The training of the embedded world: resumed = uninterrupted, recorded = plain, pictures are read once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from graphs import RecordedGraph
 from hyperdreambooth import captured
-from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit
+from hyperdreambooth.avatars.build.fit import StageConfig, Tensors, fit, read_all
+from hyperdreambooth.avatars.build.pictures import Pictures
+from hyperdreambooth.avatars.draw.people import context, identity
 from hyperdreambooth.runs import rng
 
 CONFIG = StageConfig(steps=12, batch=4, precision="float32", checkpoint_every=5)
@@ -58,3 +61,19 @@ def test_a_recorded_step_is_a_plain_one(tmp_path: Path, monkeypatch: pytest.Monk
         trained(tmp_path / "killed", stop=7)
     resumed = trained(tmp_path / "killed")
     assert all(torch.equal(value, plain[name]) for name, value in resumed.items())
+
+
+def test_pictures_are_read_once_and_in_float32_on_a_cpu(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    pictures = Pictures([pixels], [identity(k) for k in range(3)], [context(k) for k in range(3)], each=1)
+    read: list[bool] = []
+
+    def mean(pixels: Tensor) -> Tensor:
+        read.append(torch.is_autocast_enabled("cpu"))
+        return pixels.mean(dim=(2, 3))
+
+    made = read_all(pictures, mean, tmp_path / "means.safetensors", "cpu")
+    again = read_all(pictures, mean, tmp_path / "means.safetensors", "cpu")  # from the file
+    assert read == [False] and torch.equal(made, again)
+    expected = pictures.batch(torch.arange(3)).mean(dim=(2, 3))
+    torch.testing.assert_close(made.float(), expected, rtol=0, atol=1e-3)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperdreambooth.avatars.build.autoencoder import new_vae
 from hyperdreambooth.avatars.build.decoder import perceptual, redrawn, train_decoder
 from hyperdreambooth.avatars.build.diffusion import assemble, scheduler
-from hyperdreambooth.avatars.build.fit import StageConfig, read_all
+from hyperdreambooth.avatars.build.fit import StageConfig
 from hyperdreambooth.avatars.build.pictures import Pictures
 from hyperdreambooth.avatars.build.readers import new_reader
 from hyperdreambooth.avatars.draw.people import context, identity
@@ -68,18 +68,3 @@ def test_pictures_look_alike_only_if_they_are() -> None:
     apart.backward()
     assert float(perceptual(encoder, pixels, pixels)) == 0 < apart.item() and made.grad is not None
     assert bool(made.grad.isfinite().all())
-
-
-def test_pictures_are_read_once_and_in_float32_on_a_cpu(tmp_path: Path) -> None:
-    read: list[bool] = []
-
-    def mean(pixels: Tensor) -> Tensor:
-        read.append(torch.is_autocast_enabled("cpu"))
-        return pixels.mean(dim=(2, 3))
-
-    pictures, file = drawn(3), tmp_path / "means.safetensors"
-    made = read_all(pictures, mean, file, "cpu")
-    again = read_all(pictures, mean, file, "cpu")  # from the file
-    assert read == [False] and torch.equal(made, again)
-    expected = pictures.batch(torch.arange(3)).mean(dim=(2, 3))
-    torch.testing.assert_close(made.float(), expected, rtol=0, atol=1e-3)
