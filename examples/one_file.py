@@ -51,7 +51,9 @@ def main(photo: Path | None, out: Path, steps: int | None = None, draw_steps: in
     # Any diffusion tool loads the file. Plain diffusers needs the trigger in place of [V].
     pipe = DiffusionPipeline.from_pretrained(EMBEDDED)
     pipe.load_lora_weights(out)
-    plain = pipe(me.base.prompt(PROMPTS[0]), num_inference_steps=draw_steps, guidance_scale=4.0).images
+    plain = pipe(
+        me.base.prompt(PROMPTS[0]), num_inference_steps=draw_steps, guidance_scale=4.0, guidance_rescale=0.7
+    ).images
     pictures = grid([*rows.values(), plain], cell=me.base.resolution, gap=0, margin=0)
     pictures.save(out / "pictures.png")
     print(f"{out / 'pictures.png'}: {', '.join(rows)}, and one picture by plain diffusers")

@@ -59,6 +59,20 @@ def test_it_is_the_pipelines_own_answer(micro_base: Base) -> None:
     assert worst(ours, theirs) == 0
 
 
+def test_guidance_is_rescaled_where_sampling_starts_from_noise_alone(micro_base: Base) -> None:
+    own = micro_base.pipe.scheduler.config
+    micro_base.pipe.scheduler = DDIMScheduler.from_config(own, rescale_betas_zero_snr=True)
+    ours = generate_images(micro_base, "a face", seed=3, steps=3, guidance=6.0)
+    plain, rescaled = (
+        micro_base.pipe(
+            "a face", num_inference_steps=3, guidance_scale=6.0, guidance_rescale=rescale,
+            generator=rng(3, "generate", "a face", 0),
+        ).images
+        for rescale in (0.0, 0.7)
+    )  # fmt: skip
+    assert worst(ours, rescaled) == 0 < worst(ours, plain)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_a_person_for_each_prompt_equals_one_by_one(micro_base: Base, guidance: float) -> None:
     factors = people(micro_base, 3)

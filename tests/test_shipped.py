@@ -42,6 +42,14 @@ def test_the_base_is_a_plain_pipeline() -> None:
     assert pipe("a sks face", num_inference_steps=1).images[0].size == (128, 128)
 
 
+def test_drawing_starts_from_noise_alone() -> None:
+    """If training left a trace of the picture, the base would read brightness from it and find none here."""
+    sampler = DiffusionPipeline.from_pretrained(EMBEDDED).scheduler
+    sampler.set_timesteps(25)
+    assert sampler.timesteps[0] == 999
+    assert sampler.alphas_cumprod[-1].sqrt() < 1e-3
+
+
 def test_the_hypernetwork_belongs_to_the_base() -> None:
     load_hypernet(EMBEDDED_HYPERNET).check_fits(load_base(device="cpu").fingerprint)
 

@@ -166,6 +166,8 @@ def test_begins_with_the_weights_of_another_training(
     pixels = torch.rand(2, 3, 32, 32)
     for other in (second, third):
         torch.testing.assert_close(other.predict(pixels), first.predict(pixels))
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("a", "b")]
+    assert "| 2 steps |" in cards[0] and "| 1 steps, after those of another network |" in cards[1]
     with pytest.raises(InputError, match=r"start_from.*network shape"):
         train_hypernet(
             micro_base, micro_photos, tmp_path / "c", settings(eye, width=8, start_from=str(tmp_path / "a"))

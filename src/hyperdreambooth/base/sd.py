@@ -16,6 +16,7 @@ TEXT_ENCODERS = ("text_encoder",)
 SITES = ATTENTION
 NOISING = Diffusion()
 PATCH = 1
+RESCALE = 0.7  # the value of arXiv 2305.08891, section 3.4
 
 
 def tokenize(pipe: Any, prompts: list[str]) -> Tensor:
@@ -34,8 +35,15 @@ def predict(pipe: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condition
 
 
 def sampling(pipe: Any, prompts: list[str], negative: list[str] | None, guidance: float) -> dict[str, Any]:
-    """Returns the arguments for classifier-free guidance, with or without a negative prompt."""
-    return {"prompt": prompts, "negative_prompt": negative, "guidance_scale": guidance}
+    """Returns the arguments for classifier-free guidance, with or without a negative prompt.
+
+    If sampling starts from noise alone, guidance makes light and colours too strong. Then it is rescaled
+    (arXiv 2305.08891, section 3.4).
+    """
+    options = {"prompt": prompts, "negative_prompt": negative, "guidance_scale": guidance}
+    if pipe.scheduler.config.get("rescale_betas_zero_snr"):
+        options["guidance_rescale"] = RESCALE
+    return options
 
 
 def resolution(pipe: Any) -> int:

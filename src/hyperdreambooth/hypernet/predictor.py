@@ -57,7 +57,7 @@ Reads a photo of a person and writes the LoRA of that person for one base model.
 | predicts | {layout.size:,} numbers a person, rank {layout.rank}, at {sites} sites |
 | aux bases | `{basis}` |
 | image encoder | `{encoder}` |
-| trained | {step:,} steps |
+| trained | {trained} |
 | finetune | {finetune} |
 
 ```python
@@ -81,7 +81,7 @@ class HypernetInfo:
     trigger: str  # the rare word of its captions
     class_word: str  # the word for a person in its captions
     resolution: int  # the side in pixels to which photos are cropped
-    training: dict[str, Any] = field(default_factory=dict[str, Any])  # figures; only `step` is used
+    training: dict[str, Any] = field(default_factory=dict[str, Any])  # figures, and its config
     finetune: dict[str, Any] = field(default_factory=dict[str, Any])  # the defaults of a finetune
     strength: float = 1.0  # the factor of predicted ΔW, see `HypernetConfig.strength`
 
@@ -237,8 +237,14 @@ class Predictor:
         return _CARD.format(
             info=info, layout=layout, sites=len(layout.sites),
             basis=self.basis.source, encoder="encoder/" if self._copied else self.encoder.source,
-            step=int(info.training.get("step", 0)), finetune=finetune or "with the defaults",
+            trained=_trained(info.training), finetune=finetune or "with the defaults",
         )  # fmt: skip
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    steps = f"{training.get('step', 0):,} steps"
+    begun = training.get("config", {}).get("start_from")
+    return f"{steps}, after those of another network" if begun else steps
 
 
 def load_hypernet(

@@ -98,8 +98,9 @@ def scheduler() -> Any:
     """Returns Stable Diffusion's noise schedule with DPM-Solver++ (arXiv 2211.01095) as the sampler.
 
     The base predicts v, as Stable Diffusion 2 does: where noise prevails, an error in ε would be many times
-    as large in the picture. With "trailing" spacing, sampling starts at the last timestep, as it should
-    (arXiv 2305.08891).
+    as large in the picture. The last timestep is noise alone, and with "trailing" spacing sampling starts
+    there (arXiv 2305.08891). If a trace of the picture were left, the base would learn to read its brightness
+    from it, and would find none in the noise that sampling starts with.
     """
     return diffusers.DPMSolverMultistepScheduler(
         beta_start=0.00085,
@@ -108,6 +109,7 @@ def scheduler() -> Any:
         prediction_type="v_prediction",
         steps_offset=1,
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
     )
 
 

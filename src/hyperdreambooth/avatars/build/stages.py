@@ -31,7 +31,9 @@ from hyperdreambooth.runs import environment
 
 
 class BuildConfig(BaseModel):
-    """The config of `hdb avatars build`; its defaults made the shipped world.
+    """The config of `hdb avatars build`. Its defaults make a world like the shipped one.
+
+    The shipped base learned most of what it knows with another noise schedule (docs/LOG.md).
 
     Attributes:
         vae: trains the VAE with half of its channels.
