@@ -242,8 +242,8 @@ class Predictor:
 
 
 def _trained(training: Mapping[str, Any]) -> str:
-    steps = f"{training.get('step', 0):,} steps"
-    begun = training.get("config", {}).get("start_from")
+    steps = f"{int(training.get('step', 0)):,} steps"
+    begun = (training.get("config") or {}).get("start_from")
     return f"{steps}, after those of another network" if begun else steps
 
 
