@@ -177,7 +177,7 @@ def measure(folder: Path, count: int, work: Path, config: LooksConfig) -> tuple[
     prompts = [caption(scene, "face") for scene in scenes(PROMPTS, count)]
     name = files_fingerprint([folder / part for part in ("text_encoder", "unet", "vae")])
     sets = {
-        "drawn": drawn(base, prompts, work / "drawn" / name),
+        "drawn": drawn(base, prompts, work / "drawn" / f"{name}-{STEPS}-{GUIDANCE:g}"),
         "rendered": rendered(RENDERED, count, work / "rendered"),
         "others": rendered(OTHERS, count, work / "rendered"),
     }

@@ -57,7 +57,7 @@ def alone(stage: Stage, people: People) -> Tensor:
     "fields",
     [
         {},
-        {"photos_per_step": 2, "rank": 2, "background": 0.2},
+        {"batch": 2, "rank": 2, "background": 0.2},
         {"text_encoder": False, "size_weight": 0.1, "photo_order": "turns"},
     ],
 )
@@ -87,7 +87,7 @@ def test_together_is_alone_after_a_hundred_steps(micro_base: Base, micro_photos:
 
 def test_a_step_is_plain_adam_on_the_written_loss(micro_base: Base, micro_photos: Path) -> None:
     """An oracle that wears nothing: ΔW is added to the weights, as in the paper's equations."""
-    settings = config(steps=2, warmup=0, clip=1e-3, photos_per_step=2, timestep_bias=2, size_weight=3.0)
+    settings = config(steps=2, warmup=0, clip=1e-3, batch=2, timestep_bias=2, size_weight=3.0)
     stage, people = crowd(micro_base, micro_photos, settings)
     (person,) = people[1]
     numbers = stage.start[None].clone().requires_grad_()
@@ -309,11 +309,6 @@ def test_config_errors_are_one_line(sets: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         load_config(PreoptConfig, None, sets)
     assert "\n" not in str(caught.value)
-
-
-def test_both_names_of_the_batch_are_read() -> None:
-    assert load_config(PreoptConfig, None, ["photos_per_step=3"]).batch == 3
-    assert load_config(PreoptConfig, None, ["batch=3"]).batch == 3
 
 
 def test_a_killed_group_goes_on_from_its_checkpoint(

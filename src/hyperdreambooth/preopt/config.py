@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
 from hyperdreambooth.schedule import Shape
 from hyperdreambooth.training.config import TrainConfig
@@ -19,7 +19,7 @@ class PreoptConfig(TrainConfig):
         up_dim: the columns `d` of the bases for up; fewer at sites with fewer outputs.
         basis_seed: the seed of the aux bases.
         identities_per_batch: the people who are trained together; only speed and memory depend on it.
-        batch: the samples of a person in each step; also called `photos_per_step`.
+        batch: the samples of a person in each step.
         text_encoder: whether the text encoders are adapted too; if not, each caption is encoded once.
     """
 
@@ -31,7 +31,7 @@ class PreoptConfig(TrainConfig):
     schedule: Shape = "cosine"
     warmup: int = Field(default=10, ge=0)
     identities_per_batch: int = Field(default=32, ge=1)
-    batch: int = Field(default=1, ge=1, validation_alias=AliasChoices("photos_per_step", "batch"))
+    batch: int = Field(default=1, ge=1)
     photo_order: Literal["turns", "shuffled"] = "shuffled"
     text_encoder: bool = True
     prompt: str = "a [V] {class_word}"
