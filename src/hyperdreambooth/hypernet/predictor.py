@@ -242,6 +242,7 @@ class Predictor:
 
 
 def _trained(training: Mapping[str, Any]) -> str:
+    """Says how long the network was trained, and whether it began with another one's weights."""
     steps = f"{int(training.get('step', 0)):,} steps"
     begun = (training.get("config") or {}).get("start_from")
     return f"{steps}, after those of another network" if begun else steps
