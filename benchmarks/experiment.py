@@ -156,8 +156,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     if of_other_weights(result):
         found.append("**With that commit's weights, not today's.**")
     if of_other_training(result):
-        old = "Made when the people of a batch still shared their training noise"
-        found.append(f"**{old}; to be made anew with noise of their own.**")
+        found.append("**The same settings would train other weights today.**")
     return found
 
 
