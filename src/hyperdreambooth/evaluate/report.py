@@ -162,7 +162,7 @@ def cell(value: Interval | None, difference: bool = False) -> str:
 
 def short(value: float) -> str:
     """Formats a figure with three places and without a leading zero, as the paper does."""
-    text = f"{value:.3f}"
+    text = f"{value:z.3f}"  # z: no minus before a zero
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
 
 
