@@ -81,7 +81,7 @@ def test_differences_are_taken_person_by_person() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.4531, ".453"), (-0.02, "-.020"), (1.25, "1.250"), (0.9999, "1.000"), (0.0, ".000"), (-0.0004, ".000")],
+    [(0.4531, ".453"), (-0.02, "-.020"), (1.25, "1.250"), (0.9999, "1.000"), (-0.0004, ".000")],
 )
 def test_figures_are_written_as_in_the_paper(value: float, text: str) -> None:
     assert short(value) == text
