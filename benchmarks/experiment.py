@@ -97,7 +97,7 @@ def machine() -> str:
     found = re.search(r"model name\s*: (.*)", info)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [found[1] if found else platform.processor(), f"{os.cpu_count()} cores", f"{memory:.0f} GiB"]
-    parts += [f"threads: {torch.get_num_threads()}"]
+    parts += [torch.backends.cpu.get_cpu_capability(), f"threads: {torch.get_num_threads()}"]
     return ", ".join(parts + ([torch.cuda.get_device_name()] if torch.cuda.is_available() else []))
 
 
@@ -152,7 +152,9 @@ def sentences(result: dict[str, Any]) -> list[str]:
     if (most := max(row["cost"].get("together", 1) for row in rows.values())) > 1:
         found.append(f"Together: a person's share of the seconds when {most} people are made together.")
     found += recipe_of(result["experiment"]).get("notes", ())
-    found.append(f"{result['machine']}; commit {result['environment'].get('commit', 'unknown')[:12]}.")
+    commit, _, dirty = result["environment"].get("commit", "unknown").partition("-")
+    changed = " with uncommitted changes" if dirty else ""
+    found.append(f"{result['machine']}; commit {commit[:12]}{changed}.")
     if of_other_weights(result):
         found.append("**With that commit's weights, not today's.**")
     if of_other_training(result):
